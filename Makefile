@@ -1,0 +1,31 @@
+# The commands of the README. `make demo` and `make test` set up everything they need.
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-full check clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /\t/'
+
+demo: .venv/installed  ## install, run the whole pipeline on the shipped sample, show the report
+	$(BIN)/kdedge run-all --data sample --out artifacts/demo --allow-undecided
+
+test: .venv/installed  ## run the tests that need nothing but pip
+	$(BIN)/pytest -m "not browser and not npm and not qemu"
+
+test-full: .venv/installed  ## run every test; needs chromium, npm and qemu-user
+	$(BIN)/pytest
+
+check: .venv/installed  ## lint, check the format and the types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove what the commands above made
+	rm -rf .venv artifacts/demo dist
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@

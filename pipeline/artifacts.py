@@ -1,0 +1,341 @@
+"""Run directories: where stages leave their files, and when a stage may be skipped.
+
+A stage writes into ``RUN/.<stage>.partial`` and the directory is renamed to ``RUN/<stage>`` when it is
+complete, so a killed run leaves the old artifact or the new one, never a mixture. ``manifest.json`` holds what
+decided the result (configuration, SHA-256 of every input) and what came out (SHA-256 of every output). A stage
+is skipped only if all three still match.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pipeline import __version__
+from pipeline.errors import InputError, KdedgeError, StageError
+from pipeline.progress import format_duration, log
+
+__all__ = [
+    "MANIFEST",
+    "StageSpec",
+    "file_sha256",
+    "git_commit",
+    "load_json",
+    "load_manifest",
+    "lock_run",
+    "run_stage",
+    "versions",
+    "write_atomic",
+    "write_json",
+]
+
+MANIFEST = "manifest.json"
+MANIFEST_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage of the pipeline.
+
+    Attributes:
+        name: Name of the stage and of its directory inside the run directory.
+        reads: Names of the stages whose directories it reads.
+        run: ``run(config, inputs, out_dir)``: reads ``inputs[stage]``, writes into ``out_dir``, returns the
+            facts worth keeping (accuracies, chosen layers …) as a JSON-ready mapping; ``earlier_s`` among
+            them is the time in seconds that interrupted attempts had spent.
+        key: ``key(config)``: the part of the configuration that decides the result, JSON-ready.
+        data: ``data(config)``: SHA-256 of each part of the data set that the stage reads.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    run: Callable[[Any, Mapping[str, Path], Path], dict[str, Any]]
+    key: Callable[[Any], dict[str, Any]]
+    data: Callable[[Any], dict[str, str]]
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that after a crash either the old or the new content is there.
+
+    Raises:
+        StageError: The disk is full or the file cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    with _disk_errors(path):
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON with a final newline, atomically."""
+    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def load_manifest(stage_dir: Path) -> dict[str, Any]:
+    """Read ``manifest.json`` of a finished stage.
+
+    Raises:
+        InputError: There is none, or it is damaged.
+    """
+    path = stage_dir / MANIFEST
+    command = f"run `kdedge {stage_dir.name} --out {stage_dir.parent}` first"
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{stage_dir} holds no finished stage: {MANIFEST} is missing", command) from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged: {error}", command) from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != MANIFEST_SCHEMA:
+        raise InputError(f"{path} is not a kdedge manifest of schema {MANIFEST_SCHEMA}", command)
+    return manifest
+
+
+def load_json(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Read a JSON object that must have ``keys``.
+
+    Raises:
+        InputError: The file is missing, damaged, or lacks a key.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}", "make it again with the stage that wrote it") from error
+    missing = [key for key in keys if not isinstance(value, dict) or key not in value]
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing)}", "make it again with the stage that wrote it")
+    result: dict[str, Any] = value
+    return result
+
+
+@contextmanager
+def lock_run(run_dir: Path) -> Iterator[None]:
+    """Hold the lock of a run directory, creating the directory if needed.
+
+    Raises:
+        InputError: The directory cannot be written, or another kdedge is using it.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run_dir / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"{run_dir} is in use by another kdedge process", "wait for it to end, or give another --out"
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {run_dir}: {error.strerror or error}", "give a writable directory with --out"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = False) -> bool:
+    """Run one stage unless its directory already holds what it would produce.
+
+    Args:
+        spec: The stage.
+        config: The resolved configuration of the run.
+        run_dir: The run directory; must be locked by the caller.
+        force: Run again even if everything matches.
+
+    Returns:
+        Whether the stage ran (False: it was skipped).
+
+    Raises:
+        InputError: A stage that it reads is missing or damaged, or its own input is bad.
+        StageError: It could not do its work.
+    """
+    target = run_dir / spec.name
+    partial = run_dir / f".{spec.name}.partial"
+    _recover(target)
+    inputs = {name: run_dir / name for name in spec.reads}
+    wanted = {"config": spec.key(config), "inputs": _input_hashes(inputs, spec.data(config))}
+    reason = "--force was given" if force else _why_rerun(target, wanted)
+    if not reason:
+        log(f"{spec.name}: up to date, skipped")
+        return False
+    log(f"{spec.name}: running ({reason})")
+    _prepare_partial(partial, wanted, force=force)
+    start = time.monotonic()
+    try:
+        with _disk_errors(partial):
+            facts = spec.run(config, inputs, partial)
+    except KdedgeError as error:
+        error.args = (f"stage {spec.name}: {error}",)
+        raise
+    elapsed_s = time.monotonic() - start + facts.pop("earlier_s", 0.0)
+    (partial / "wanted.json").unlink()
+    outputs = {
+        path.relative_to(partial).as_posix(): file_sha256(path)
+        for path in sorted(partial.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    manifest = {
+        "schema": MANIFEST_SCHEMA,
+        "stage": spec.name,
+        **wanted,
+        "outputs": outputs,
+        "facts": facts,
+        "commit": git_commit(),
+        "versions": versions(),
+        "wall_s": round(elapsed_s, 2),
+    }
+    write_json(partial / MANIFEST, manifest)
+    _replace_dir(partial, target)
+    log(f"{spec.name}: done in {format_duration(manifest['wall_s'])}")
+    return True
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of python, kdedge and the packages that decide results (None: not installed)."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "kdedge": __version__}
+    for name in ("torch", "torchvision", "onnx", "onnxruntime", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    if found["onnxruntime"] is None:
+        try:
+            found["onnxruntime"] = metadata.version("onnxruntime-gpu")
+        except metadata.PackageNotFoundError:
+            pass
+    return found
+
+
+def git_commit() -> str | None:
+    """Return the commit of the kdedge checkout (with ``-dirty`` if changed), or None outside one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"],
+            cwd=root, capture_output=True, text=True, check=False, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None
+
+
+def _input_hashes(inputs: Mapping[str, Path], data: Mapping[str, str]) -> dict[str, str]:
+    """Check every input directory against its manifest and return the hashes of what is in it."""
+    hashes = {f"data/{part}": digest for part, digest in data.items()}
+    for stage, directory in inputs.items():
+        for name, digest in load_manifest(directory)["outputs"].items():
+            path = directory / name
+            if not path.is_file() or file_sha256(path) != digest:
+                state = "was altered" if path.is_file() else "is missing"
+                raise InputError(
+                    f"{path} {state} since stage {stage} wrote it",
+                    f"run `kdedge {stage} --out {directory.parent}` to make it again",
+                )
+            hashes[f"{stage}/{name}"] = digest
+    return hashes
+
+
+def _why_rerun(target: Path, wanted: Mapping[str, Any]) -> str:
+    """Return why a stage must run, or an empty string if its directory is up to date."""
+    if not target.exists():
+        return "no result yet"
+    try:
+        manifest = load_manifest(target)
+    except InputError as error:
+        return str(error)
+    changes = [f"{part} {key}" for part in ("config", "inputs") for key in _changed(manifest[part], wanted[part])]
+    if changes:
+        return "changed: " + ", ".join(changes[:4]) + (" …" if len(changes) > 4 else "")
+    for name, digest in manifest["outputs"].items():
+        path = target / name
+        if not path.is_file() or file_sha256(path) != digest:
+            return f"output {name} {'was altered' if path.is_file() else 'is missing'}"
+    return ""
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """List the dotted keys whose values differ between two nested mappings."""
+    changed = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            changed += [f"{key}.{inner}" for inner in _changed(before, after)]
+        elif before != after:
+            changed.append(key)
+    return changed
+
+
+def _prepare_partial(partial: Path, wanted: Mapping[str, Any], *, force: bool) -> None:
+    """Keep the work of an interrupted run of the same stage, or start with an empty directory."""
+    note = partial / "wanted.json"
+    if partial.exists():
+        try:
+            unfinished = json.loads(note.read_text())
+        except (OSError, ValueError):
+            unfinished = None
+        if unfinished == wanted and not force:
+            return
+        if isinstance(unfinished, dict) and not force:
+            changed = [f"{part} {key}" for part in wanted for key in _changed(unfinished[part], wanted[part])]
+            if changed and all(key.startswith("config runtime.") for key in changed):
+                names = ", ".join(key.removeprefix("config runtime.") for key in changed)
+                raise InputError(
+                    f"{partial} holds unfinished work made with another {names}; continuing would change its bits",
+                    "run with the same --threads, --precision and --device on the same kind of CPU, "
+                    "or start this stage over with --force",
+                )
+            log(f"starting over: changed since the interrupted run: {', '.join(changed[:4])}")
+        shutil.rmtree(partial)
+    with _disk_errors(partial):
+        partial.mkdir(parents=True)
+    write_json(note, wanted)
+
+
+def _replace_dir(new: Path, target: Path) -> None:
+    """Put ``new`` in the place of ``target``; `_recover` finishes the exchange after a crash."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(target: Path) -> None:
+    """Undo an exchange of directories that was interrupted between its two renames."""
+    old = target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():
+        old.rename(target)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turn operating-system errors while writing under ``path`` into errors for the user."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and not str(error.filename).startswith(str(path.parent)):
+            raise
+        reason = error.strerror or str(error)
+        raise StageError(f"cannot write {path}: {reason}", "free some space or give another --out") from error

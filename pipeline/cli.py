@@ -1,0 +1,273 @@
+"""The ``kdedge`` command: parses, calls a stage, prints.
+
+Every field of `pipeline.config` becomes a flag here; nothing heavy is imported before a command needs it. Progress and
+log lines go to stderr, results to stdout.
+
+    kdedge run-all --data sample --out artifacts/demo
+"""
+
+import dataclasses
+import functools
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.config import PRESETS, Config, build_config, load_config_file
+from pipeline.errors import KdedgeError
+from pipeline.progress import console, log, set_quiet
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="From a data set to a small INT8 model that is proven on the edge, in one command.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog="Start with: kdedge run-all --data sample --out artifacts/demo",
+)
+
+TRAINING_STAGES = ("teacher", "distill")
+
+_SECTIONS: dict[str, Any] = {
+    item.name: item.default_factory for item in dataclasses.fields(Config) if item.name != "preset"
+}
+_COMMON: dict[str, tuple[Any, Any]] = {
+    "out": (Annotated[Path, typer.Option("--out", help="Run directory.")], Path("artifacts/run")),
+    "config": (Annotated[Path | None, typer.Option("--config", help="TOML file with a table per section.")], None),
+    "preset": (Annotated[str, typer.Option("--preset", help=f"Named settings: {', '.join(PRESETS)}.")], ""),
+    "force": (Annotated[bool, typer.Option("--force", help="Run again even if everything is up to date.")], False),
+    "quiet": (Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and warnings.")], False),
+}
+
+
+def _reported(function: Callable[..., None]) -> Callable[..., None]:
+    """Show a `KdedgeError` as one message with what to do next, and end with its exit code."""
+
+    @functools.wraps(function)
+    def wrapper(**arguments: Any) -> None:
+        set_quiet(arguments.get("quiet", False))
+        try:
+            function(**arguments)
+        except KdedgeError as error:
+            console.print(f"error: {error}", style="red" if console.is_terminal else None, markup=False)
+            if error.hint:
+                console.print(f"  -> {error.hint}", markup=False)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            console.print("interrupted; the same command goes on where it stopped", markup=False)
+            raise typer.Exit(130) from None
+
+    return wrapper
+
+
+def _stage_command(
+    name: str, sections: tuple[str, ...], help: str
+) -> Callable[[Callable[[Config, Path, bool], None]], None]:
+    """Register a command whose flags are the fields of ``sections``; the decorated function gets the configuration."""
+
+    def register(function: Callable[[Config, Path, bool], None]) -> None:
+        @_reported
+        def command(**arguments: Any) -> None:
+            common = {key: arguments.pop(key) for key in _COMMON}
+            config = _resolve(name, common, _sections_from_flags(arguments))
+            function(config, common["out"], common["force"])
+
+        parameters = [
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+            for key, (annotation, default) in {**_COMMON, **_section_options(sections)}.items()
+        ]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        app.command(name, help=help)(command)
+
+    return register
+
+
+def _section_options(sections: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
+    """Return (annotation, default) of a Typer option for every field of these sections, by ``section__field``."""
+    options: dict[str, tuple[Any, Any]] = {}
+    for section in sections:
+        for item in dataclasses.fields(_SECTIONS[section]):
+            flag = item.metadata["flag"]
+            if not flag:
+                continue
+            kind = type(item.default)
+            names = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
+            text = f"{item.metadata['help']} [{_describe_default(item)}]"
+            declared = typer.Option(
+                *names, help=text, rich_help_panel=section, show_default=False, metavar=None if kind is bool else kind.__name__
+            )
+            options[f"{section}__{item.name}"] = (Annotated[kind | None, declared], None)
+    return options
+
+
+def _describe_default(item: "dataclasses.Field[Any]") -> str:
+    parts = [f"default: {item.default if item.default != '' else 'none'}"]
+    if item.metadata["choices"]:
+        parts.insert(0, "|".join(item.metadata["choices"]))
+    least, most = item.metadata["least"], item.metadata["most"]
+    if least is not None:
+        parts.insert(0, f"{least:g} to {most:g}" if most is not None else f"at least {least:g}")
+    return "; ".join(parts)
+
+
+def _sections_from_flags(arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    layer: dict[str, dict[str, Any]] = {}
+    for key, value in arguments.items():
+        if value is not None:
+            section, _, name = key.partition("__")
+            layer.setdefault(section, {})[name] = value
+    return layer
+
+
+def _resolve(command: str, common: dict[str, Any], flags: dict[str, dict[str, Any]]) -> Config:
+    """Build the configuration of a command: recorded run (stage commands), preset, ``--config`` file, flags."""
+    from pipeline.stages import recorded_config
+
+    recorded = recorded_config(common["out"])
+    file = load_config_file(common["config"]) if common["config"] else {}
+    # What begins a run states its options; the later stages go on with those of the run.
+    base = recorded if command not in ("run-all", "data", "teacher") and not common["preset"] else {}
+    config = build_config(base, file, flags, preset=common["preset"])
+    if command == "run-all" or command in TRAINING_STAGES:
+        from pipeline.runtime import resolve
+
+        config = dataclasses.replace(config, runtime=resolve(config.runtime, recorded.get("runtime")))
+    return config
+
+
+def _run(names: tuple[str, ...], config: Config, out: Path, force: bool) -> bool:
+    from pipeline.artifacts import lock_run
+    from pipeline.stages import run_stages
+
+    with lock_run(out):
+        return run_stages(names, config, out, force=force)
+
+
+@_stage_command("run-all", tuple(_SECTIONS), "Run every stage in order: data set to verified bundle.")
+def run_all(config: Config, out: Path, force: bool) -> None:
+    """Run the pipeline and print the summary."""
+    from pipeline.stages import STAGES
+
+    names = tuple(STAGES)
+    try:
+        if not _run(names, config, out, force):
+            log(f"nothing to do: every stage of {out} is up to date (--force runs them again)")
+    finally:
+        _print_report(out)
+    print(f"bundle: {out / 'bundle'}\n  kdedge verify {out / 'bundle'}\n  kdedge predict {out / 'bundle'} IMAGE")
+
+
+@_stage_command("data", ("data", "runtime"), "Fetch and check the data set; print what it holds.")
+def data(config: Config, out: Path, force: bool) -> None:
+    """Print the data set as one JSON line."""
+    from pipeline.data import open_dataset, split_train_val
+
+    dataset = open_dataset(config.data, config.runtime.seed)
+    train, val = split_train_val(dataset.train(), config.data.val_fraction, config.runtime.seed, config.data.train_size)
+    facts = {
+        "data": dataset.name,
+        "classes": list(dataset.class_names),
+        "image_size": dataset.image_size,
+        "train": len(train.labels),
+        "val": len(val.labels),
+        "train_sha256": dataset.train_sha256(),
+        "test_sha256": dataset.test_sha256(),
+    }
+    print(json.dumps(facts))
+
+
+@_stage_command("teacher", ("data", "teacher", "runtime"), "Fine-tune the teacher.")
+def teacher(config: Config, out: Path, force: bool) -> None:
+    """Run the teacher stage."""
+    _run(("teacher",), config, out, force)
+    print(out / "teacher")
+
+
+@_stage_command("distill", ("data", "distill", "runtime"), "Distill the teacher into the student.")
+def distill(config: Config, out: Path, force: bool) -> None:
+    """Run the distillation stage."""
+    _run(("distill",), config, out, force)
+    print(out / "distill")
+
+
+@_stage_command("export", ("export",), "Export the student to ONNX and check parity.")
+def export(config: Config, out: Path, force: bool) -> None:
+    """Run the export stage."""
+    _run(("export",), config, out, force)
+    print(out / "export" / "student.onnx")
+
+
+@_stage_command("quantize", ("data", "quantize"), "Quantize the ONNX model to INT8, calibrated on training images.")
+def quantize(config: Config, out: Path, force: bool) -> None:
+    """Run the quantization stage."""
+    _run(("quantize",), config, out, force)
+    print(out / "quantize" / "student.int8.onnx")
+
+
+@_stage_command("bundle", ("data", "bundle"), "Write the bundle, if the gate passed.")
+def bundle(config: Config, out: Path, force: bool) -> None:
+    """Run the bundle stage."""
+    _run(("bundle",), config, out, force)
+    print(out / "bundle")
+
+
+@app.command(help="Check a bundle: every file's SHA-256 and the golden outputs.")
+@_reported
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Bundle directory.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
+) -> None:
+    """Verify a bundle; a mismatch ends with exit code 1."""
+    from export.verify import verify_bundle
+
+    result = verify_bundle(bundle)
+    print(json.dumps(result) if as_json else f"verified: {bundle}")
+
+
+@app.command(help="Classify images with a bundle.")
+@_reported
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="Bundle directory.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, folders of images, or .npy files.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per image.")] = False,
+) -> None:
+    """Print the label and its probability for each image."""
+    from export.predict import predict as predict_images
+
+    for row in predict_images(bundle, images):
+        if as_json:
+            print(json.dumps(row))
+        else:
+            print(f"{row['label']:<16} {100 * row['probability']:6.2f} %  {row['file']}")
+
+
+@app.command(help="Show what this host can do: devices, instruction sets, execution providers.")
+@_reported
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """Print the host's capabilities."""
+    from benchmarks.host import doctor as examine
+    from benchmarks.host import format_doctor
+
+    facts = examine()
+    print(json.dumps(facts) if as_json else format_doctor(facts))
+
+
+def _print_report(out: Path) -> None:
+    """Print the summary of a run's report, if the benchmark has written one."""
+    path = out / "benchmark" / "report.json"
+    if path.exists():
+        from benchmarks.report import print_summary
+
+        print_summary(json.loads(path.read_text()))
+        print(f"report: {out / 'benchmark' / 'report.html'}")
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,289 @@
+"""The configuration of a run: every option once, with its default, unit and range.
+
+One frozen dataclass per section. The command line makes a flag of every field (``flag`` in its metadata), a TOML
+file has a table per section and a key per field; precedence is flag, then ``--config`` file, then preset, then the
+default here. `build_config` reports all problems at once.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError
+
+__all__ = [
+    "PRESETS",
+    "BenchmarkConfig",
+    "BundleConfig",
+    "Config",
+    "DataConfig",
+    "DistillConfig",
+    "ExportConfig",
+    "QuantizeConfig",
+    "RuntimeConfig",
+    "TeacherConfig",
+    "build_config",
+    "load_config_file",
+]
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    flag: str,
+    least: float | None = None,
+    most: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """Declare a field with the help text, the flag and the inclusive range (or the choices) of its value."""
+    meta = {"help": help, "flag": flag, "least": least, "most": most, "choices": choices}
+    return field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how the training images are split."""
+
+    source: str = option("cifar10", "Data set: cifar10, sample, or folder:PATH.", flag="--data")
+    dir: str = option("", "Folder with CIFAR-10 in an official format (empty: cache or download).", flag="--data-dir")
+    image_size: int = option(32, "Side length of the images in pixels.", flag="--image-size", least=16, most=512)
+    val_fraction: float = option(
+        0.1, "Share of the training images held out for validation.", flag="--val-fraction", least=0.01, most=0.5
+    )
+    test_fraction: float = option(
+        0.2, "Share of test images for a folder without train/ and test/.", flag="--test-fraction", least=0.05, most=0.5
+    )
+    train_size: int = option(
+        0, "Train on a stratified subset of so many images (0: all).", flag="--train-size", least=0
+    )
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The teacher network and its fine-tuning."""
+
+    arch: str = option("resnet18", "Any torchvision classifier by name.", flag="--teacher")
+    weights: str = option(
+        "auto",
+        "Initial weights: auto (imagenet if they can be had, else none), imagenet, none, or a safetensors/.pth file.",
+        flag="--teacher-weights",
+    )
+    stem: str = option(
+        "auto",
+        "ResNet stem: imagenet (7x7/2 + pool), cifar (3x3), cifar-pool (3x3 + 2x2 pool), or auto.",
+        flag="--teacher-stem",
+        choices=("auto", "imagenet", "cifar", "cifar-pool"),
+    )
+    epochs: int = option(7, "Epochs of fine-tuning (0: use the weights as they are).", flag="--teacher-epochs", least=0)
+    batch_size: int = option(128, "Images per step.", flag="--teacher-batch-size", least=2, most=4096)
+    lr: float = option(0.1, "Peak learning rate (SGD, one cycle).", flag="--teacher-lr", least=1e-6, most=10)
+    weight_decay: float = option(5e-4, "Weight decay.", flag="--teacher-weight-decay", least=0, most=1)
+    label_smoothing: float = option(0.1, "Label smoothing.", flag="--teacher-label-smoothing", least=0, most=0.9)
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """The student and how it learns: loss = alpha * KD + beta * hint + gamma * CE."""
+
+    student: str = option("lite", "Student architecture from the registry.", flag="--student")
+    method: str = option(
+        "selective",
+        "How the student learns.",
+        flag="--method",
+        choices=("ce", "kd", "static", "adaptive", "selective"),
+    )
+    epochs: int = option(20, "Epochs of distillation.", flag="--distill-epochs", least=1)
+    batch_size: int = option(128, "Images per step.", flag="--distill-batch-size", least=2, most=4096)
+    optimizer: str = option("sgd", "Optimizer.", flag="--optimizer", choices=("sgd", "adam"))
+    schedule: str = option("one-cycle", "Learning-rate schedule.", flag="--schedule", choices=("one-cycle", "constant"))
+    lr: float = option(0.2, "Peak learning rate.", flag="--lr", least=1e-6, most=10)
+    weight_decay: float = option(5e-4, "Weight decay.", flag="--weight-decay", least=0, most=1)
+    temperature: float = option(4.0, "Softmax temperature T of the KD term.", flag="--temperature", least=0.1, most=100)
+    alpha: float = option(0.9, "Weight of the KD term.", flag="--alpha", least=0, most=1000)
+    beta: float = option(250.0, "Initial beta, the weight of the hint term.", flag="--beta", least=0, most=1e6)
+    gamma: float = option(0.1, "Weight of the cross-entropy term.", flag="--gamma", least=0, most=1000)
+    beta_patience: int = option(
+        2, "Epochs without a better validation KD loss before beta is halved.", flag="--beta-patience", least=1
+    )
+    hint_loss: str = option(
+        "normalised",
+        "normalised (variance unexplained, beta relative to its start) or raw (plain MSE, beta as given).",
+        flag="--hint-loss",
+        choices=("normalised", "raw"),
+    )
+    hint_layers: int = option(3, "Teacher blocks that selective hints choose.", flag="--hint-layers", least=1, most=8)
+    hint_epochs: int = option(
+        -1, "Hint-only epochs at the start (-1: 5 for static, 0 for the others).", flag="--hint-epochs", least=-1
+    )
+    scan_batches: int = option(10, "Batches of the activation-variance scan.", flag="--scan-batches", least=1)
+    shift: int = option(2, "Random shift of training images in pixels.", flag="--shift", least=0, most=16)
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """The ONNX export."""
+
+    opset: int = option(20, "ONNX opset.", flag="--opset", least=18, most=20)
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """INT8 quantization after training."""
+
+    calibration_images: int = option(
+        512, "Training images used for calibration.", flag="--calibration-images", least=16, most=100_000
+    )
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Accuracy, gate and latency."""
+
+    limit_pp: float = option(
+        0.5, "Gate: the INT8 loss that is refused, in percentage points.", flag="--limit-pp", least=0.01, most=100
+    )
+    threads: str = option("1", "Intra-op thread counts to measure, comma-separated.", flag="--latency-threads")
+    batches: str = option("1,8,32", "Batch sizes to measure, comma-separated.", flag="--latency-batches")
+    seconds: float = option(
+        3.0, "Measuring time per model, batch and thread count.", flag="--latency-seconds", least=0.05, most=600
+    )
+
+
+@dataclass(frozen=True)
+class BundleConfig:
+    """What is shipped."""
+
+    allow_undecided: bool = option(
+        False, "Ship a bundle although too few test images decide the gate.", flag="--allow-undecided"
+    )
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Where and how exactly to compute. These decide the bits of the trained weights."""
+
+    seed: int = option(0, "Seed of everything random.", flag="--seed", least=0, most=2**31 - 1)
+    device: str = option("auto", "Training device.", flag="--device", choices=("auto", "cpu", "cuda"))
+    threads: int = option(0, "CPU threads for training (0: all cores of this process).", flag="--threads", least=0)
+    precision: str = option(
+        "auto", "Training precision: bf16 autocast or fp32 (auto: the faster).", flag="--precision",
+        choices=("auto", "fp32", "bf16"),
+    )  # fmt: skip
+    isa: str = option("auto", "Instruction set of the CPU that trains (recorded, not chosen).", flag="")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration; each attribute is a table of the TOML file."""
+
+    preset: str = "default"
+    data: DataConfig = field(default_factory=DataConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    bundle: BundleConfig = field(default_factory=BundleConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {},
+    "reference": {"teacher": {"epochs": 30}, "distill": {"epochs": 40}},
+}
+
+
+def load_config_file(path: Path) -> dict[str, Any]:
+    """Read a TOML configuration file (tables as in `Config`) or the ``config.json`` of a run.
+
+    Raises:
+        InputError: The file cannot be read or parsed.
+    """
+    import json
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise InputError(f"cannot read the configuration {path}: {error.strerror}", "check --config") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not valid {path.suffix.lstrip('.').upper() or 'TOML'}: {error}") from error
+
+
+def build_config(*layers: Mapping[str, Any], preset: str = "") -> Config:
+    """Merge configuration layers over the preset, later layers winning.
+
+    Args:
+        layers: Nested mappings ``{section: {key: value}}``; a layer may name its ``preset``.
+        preset: Name of the preset; empty: the last layer that names one, else ``default``.
+
+    Raises:
+        InputError: Unknown sections, keys or choices, wrong types, values out of range: all in one message.
+    """
+    problems: list[str] = []
+    for layer in layers:
+        preset = preset or str(layer.get("preset", ""))
+    preset = preset or "default"
+    if preset not in PRESETS:
+        raise InputError(f"unknown preset {preset!r}{_closest(preset, PRESETS)}", f"presets: {', '.join(PRESETS)}")
+    merged: dict[str, dict[str, Any]] = {}
+    for layer in (PRESETS[preset], *layers):
+        for section, values in layer.items():
+            if section == "preset":
+                continue
+            if section not in _SECTIONS:
+                problems.append(f"unknown section [{section}]{_closest(section, _SECTIONS)}")
+            elif not isinstance(values, Mapping):
+                problems.append(f"{section} = {values!r}: expected a table [{section}]")
+            else:
+                merged.setdefault(section, {}).update(values)
+    sections = {}
+    for section, values in merged.items():
+        cls = _SECTIONS[section]
+        known = {item.name: item for item in dataclasses.fields(cls)}
+        clean = {}
+        for key, value in values.items():
+            if key not in known:
+                problems.append(f"unknown key {key!r} in [{section}]{_closest(key, known)}")
+                continue
+            clean[key] = _check(section, known[key], value, problems)
+        sections[section] = cls(**clean)
+    if problems:
+        text = problems[0] if len(problems) == 1 else "\n".join(["several problems:", *(f"  - {p}" for p in problems)])
+        raise InputError(text, "see `kdedge run-all --help` for every option and its range")
+    return Config(preset=preset, **sections)
+
+
+_SECTIONS: dict[str, Any] = {
+    item.name: item.default_factory for item in dataclasses.fields(Config) if item.name != "preset"
+}
+
+
+def _check(section: str, item: "dataclasses.Field[Any]", value: Any, problems: list[str]) -> Any:
+    """Return ``value`` in the type of the field; append what is wrong with it to ``problems``."""
+    name = f"{item.metadata['flag'] or item.name} ([{section}] {item.name})"
+    wanted = type(item.default)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not wanted:
+        problems.append(f"{name} = {value!r}: expected {wanted.__name__}")
+        return value
+    least, most, choices = (item.metadata[key] for key in ("least", "most", "choices"))
+    if choices and value not in choices:
+        problems.append(f"{name} = {value!r}{_closest(value, choices)}: expected one of {', '.join(choices)}")
+    # Written so that NaN fails too.
+    if (least is not None and not value >= least) or (most is not None and not value <= most):
+        bounds = f"at least {least:g}" if most is None else f"between {least:g} and {most:g}"
+        problems.append(f"{name} = {value!r} is out of range: expected {bounds}")
+    return value
+
+
+def _closest(name: str, known: Any) -> str:
+    """Return a suggestion for a misspelled name, or an empty string."""
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""

@@ -1,0 +1,43 @@
+"""Adaptive beta: the weight of the hint term is halved when the validation KD loss stops improving."""
+
+from typing import Any
+
+__all__ = ["BetaSchedule"]
+
+
+class BetaSchedule:
+    """Halves beta after ``patience`` epochs without a better validation KD loss.
+
+    Args:
+        start: Initial beta.
+        patience: Epochs without improvement before beta is halved.
+        warmup_epochs: Epochs at the start that do not count.
+        adaptive: False keeps beta at its start.
+    """
+
+    def __init__(self, start: float, *, patience: int, warmup_epochs: int, adaptive: bool) -> None:
+        self.beta = start
+        self._patience = patience
+        self._warmup_epochs = warmup_epochs
+        self._adaptive = adaptive
+        self._best = float("inf")
+        self._stale_epochs = 0
+
+    def update(self, epoch: int, val_kd: float) -> None:
+        """Take note of the validation KD loss after epoch number ``epoch`` (from 0)."""
+        if not self._adaptive or epoch < self._warmup_epochs:
+            return
+        if val_kd < self._best:
+            self._best, self._stale_epochs = val_kd, 0
+            return
+        self._stale_epochs += 1
+        if self._stale_epochs == self._patience:
+            self.beta, self._stale_epochs = self.beta / 2, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        return {"beta": self.beta, "best": self._best, "stale_epochs": self._stale_epochs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.beta, self._best, self._stale_epochs = state["beta"], state["best"], state["stale_epochs"]

@@ -1,0 +1,218 @@
+"""Hints: which teacher blocks the student imitates, with which of its own blocks, and through which adapters.
+
+`scan_variance` ranks the teacher's blocks, `choose_blocks` applies a method's rule, `pair_blocks` finds the student
+block for each, `HintAdapters` maps student maps to teacher maps while training. `measure_similarity` judges any
+student, also one that never saw a hint, through least-squares adapters.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.distill.losses import hint_loss
+from pipeline.models.teacher import FeatureTap, Teacher, hint_candidates
+
+__all__ = [
+    "HintAdapters",
+    "HintPair",
+    "choose_blocks",
+    "measure_similarity",
+    "pair_blocks",
+    "scan_variance",
+    "stage_ends",
+]
+
+
+@dataclass(frozen=True)
+class HintPair:
+    """A teacher block and the student block that learns to predict it.
+
+    Attributes:
+        teacher_block: Name from `pipeline.models.teacher.hint_candidates`.
+        student_block: Index of the student block, 0-4.
+        teacher_channels: Channels of the teacher map.
+        student_channels: Channels of the student map.
+    """
+
+    teacher_block: str
+    student_block: int
+    teacher_channels: int
+    student_channels: int
+
+
+@torch.no_grad()
+def scan_variance(teacher: Teacher, batches: Iterable[Tensor]) -> dict[str, float]:
+    """Return the activation variance of every hint candidate, over N, C, H and W, averaged over the batches.
+
+    Args:
+        teacher: In eval mode.
+        batches: float32 ``[N, 3, S, S]`` in 0..1.
+    """
+    names = tuple(hint_candidates(teacher))
+    sums = dict.fromkeys(names, 0.0)
+    count = 0
+    with FeatureTap(teacher, names) as tap:
+        for pixels in batches:
+            teacher(pixels)
+            for name in names:
+                sums[name] += tap.maps[name].float().var(correction=0).item()
+            count += 1
+    return {name: total / count for name, total in sums.items()}
+
+
+def choose_blocks(variances: dict[str, float], count: int) -> tuple[str, ...]:
+    """Return the ``count`` blocks of the highest variance, in depth order (the order of ``variances``)."""
+    ranked = sorted(variances, key=lambda name: -variances[name])[:count]
+    return tuple(name for name in variances if name in ranked)
+
+
+def stage_ends(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the last block of each stage: of each prefix before the last dot, or every name if there is none.
+
+    >>> stage_ends(["layer1.0", "layer1.1", "layer2.0", "layer2.1"])
+    ('layer1.1', 'layer2.1')
+    """
+    last = {name.rpartition(".")[0]: name for name in names}
+    return tuple(last.values())
+
+
+def pair_blocks(
+    teacher_shapes: dict[str, tuple[int, int]], student_shapes: Sequence[tuple[int, int]]
+) -> tuple[HintPair, ...]:
+    """Pair teacher blocks with student blocks in depth order at the nearest resolution.
+
+    Of all assignments that keep the depth order (each student block once, as long as there are enough), the one with
+    the smallest sum of |log2(teacher side / student side)| wins; of equals, the deepest.
+
+    Args:
+        teacher_shapes: (channels, side length) of the chosen teacher blocks, in depth order.
+        student_shapes: (channels, side length) of the student's blocks.
+    """
+    sides = [side for _, side in teacher_shapes.values()]
+    indices = range(len(student_shapes))
+    pick = itertools.combinations if len(sides) <= len(student_shapes) else itertools.combinations_with_replacement
+    best = min(
+        pick(indices, len(sides)),
+        key=lambda choice: (
+            sum(abs(math.log2(side / student_shapes[index][1])) for side, index in zip(sides, choice, strict=True)),
+            [-index for index in choice],
+        ),
+    )
+    return tuple(
+        HintPair(name, index, channels, student_shapes[index][0])
+        for (name, (channels, _)), index in zip(teacher_shapes.items(), best, strict=True)
+    )
+
+
+def _to_common_size(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tensor]:
+    """Pool the larger of two maps to the side of the smaller."""
+    side = min(student_map.shape[-1], teacher_map.shape[-1])
+    return (
+        functional.adaptive_avg_pool2d(student_map, side) if student_map.shape[-1] > side else student_map,
+        functional.adaptive_avg_pool2d(teacher_map, side) if teacher_map.shape[-1] > side else teacher_map,
+    )
+
+
+class HintAdapters(nn.Module):
+    """1x1 convolution and batch norm per pair, from student to teacher channels. Trained with the student, not shipped.
+
+    Args:
+        pairs: The pairs.
+        normalised: Divide each loss by the variance of its teacher map, which `calibrate` measures.
+    """
+
+    variances: Tensor
+
+    def __init__(self, pairs: tuple[HintPair, ...], *, normalised: bool) -> None:
+        super().__init__()
+        self.pairs = pairs
+        self.normalised = normalised
+        self.adapters = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(pair.student_channels, pair.teacher_channels, 1, bias=False),
+                nn.BatchNorm2d(pair.teacher_channels),
+            )
+            for pair in pairs
+        )
+        self.register_buffer("variances", torch.ones(len(pairs)))
+
+    def forward(self, student_maps: Sequence[Tensor], teacher_maps: dict[str, Tensor]) -> Tensor:
+        """Return the hint loss, a scalar: the mean over the pairs.
+
+        Args:
+            student_maps: Outputs ``[N, C, H, W]`` of all student blocks.
+            teacher_maps: Maps ``[N, C, H, W]`` of the teacher by block name.
+        """
+        losses = []
+        for index, (pair, adapter) in enumerate(zip(self.pairs, self.adapters, strict=True)):
+            student_map, target = _to_common_size(student_maps[pair.student_block], teacher_maps[pair.teacher_block])
+            losses.append(hint_loss(adapter(student_map), target, self.variances[index]))
+        return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def calibrate(self, student_maps: Sequence[Tensor], teacher_maps: dict[str, Tensor]) -> None:
+        """Take the variance of each (pooled) teacher map around its channel means as the unit of its loss."""
+        for index, pair in enumerate(self.pairs):
+            _, target = _to_common_size(student_maps[pair.student_block], teacher_maps[pair.teacher_block])
+            if self.normalised:
+                self.variances[index] = target.float().var(dim=(0, 2, 3), correction=0).mean().clamp_min(1e-12)
+
+
+@torch.no_grad()
+def measure_similarity(
+    pairs: tuple[HintPair, ...],
+    fit: tuple[Sequence[Tensor], dict[str, Tensor]],
+    score: tuple[Sequence[Tensor], dict[str, Tensor]],
+) -> tuple[float, float]:
+    """Measure how well the student's maps predict the teacher's through the best linear adapters.
+
+    For each pair a 1x1 convolution with bias is fitted by ridge regression on one set of images and scored on
+    another, so that students trained with and without hints are judged alike.
+
+    Args:
+        pairs: The pairs.
+        fit: (student maps, teacher maps by name), each ``[N, C, H, W]``, of the images to fit on.
+        score: The same of the images to score on.
+
+    Returns:
+        (NaN, NaN) without pairs; else (fraction of the teacher's variance that stays unexplained, cosine similarity between predicted and true
+        vectors at each place after removing the channel means), both averaged over the pairs.
+    """
+    if not pairs:
+        return math.nan, math.nan
+    unexplained, cosine = [], []
+    for pair in pairs:
+        x, y = _rows(pair, fit)
+        x_mean, y_mean = x.mean(0), y.mean(0)
+        x = x - x_mean
+        gram = x.T @ x
+        ridge = 1e-4 * gram.diagonal().mean().clamp_min(1e-12)
+        weights = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), x.T @ (y - y_mean))
+        x, y = _rows(pair, score)
+        predicted, y = (x - x_mean) @ weights, y - y_mean
+        unexplained.append(((predicted - y).square().mean() / y.square().mean().clamp_min(1e-12)).item())
+        cosine.append(functional.cosine_similarity(predicted, y, dim=1).mean().item())
+    return sum(unexplained) / len(pairs), sum(cosine) / len(pairs)
+
+
+def _rows(pair: HintPair, maps: tuple[Sequence[Tensor], dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return the two maps of a pair as float64 matrices ``[N * H * W, C]``, on the CPU."""
+    student_map, teacher_map = _to_common_size(maps[0][pair.student_block], maps[1][pair.teacher_block])
+    return tuple(m.movedim(1, -1).flatten(0, -2).double().cpu() for m in (student_map, teacher_map))  # type: ignore[return-value]
+
+
+def probe_shapes(
+    teacher: Teacher, student_features: Callable[[Tensor], list[Tensor]], pixels: Tensor
+) -> tuple[dict[str, tuple[int, int]], list[tuple[int, int]]]:
+    """Return (channels, side length) of every hint candidate and of every student block for these images."""
+    names = tuple(hint_candidates(teacher))
+    with torch.no_grad(), FeatureTap(teacher, names) as tap:
+        teacher(pixels)
+        teacher_shapes = {name: (tap.maps[name].shape[1], tap.maps[name].shape[-1]) for name in names}
+        student_shapes = [(m.shape[1], m.shape[-1]) for m in student_features(pixels)]
+    return teacher_shapes, student_shapes

@@ -1,0 +1,43 @@
+"""The terms of the distillation loss alpha * KD + beta * hint + gamma * CE."""
+
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["hint_loss", "kd_loss"]
+
+
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Return T^2 * KL(teacher || student) at temperature T, averaged over the batch.
+
+    Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network" (arXiv:1503.02531), section 2: the factor
+    T^2 keeps the size of the gradient independent of T.
+
+    Args:
+        student_logits: float ``[N, C]``.
+        teacher_logits: float ``[N, C]``.
+        temperature: T > 0.
+
+    Returns:
+        A scalar: sum over classes, mean over images (``batchmean``).
+    """
+    student = functional.log_softmax(student_logits.float() / temperature, dim=1)
+    teacher = functional.log_softmax(teacher_logits.float() / temperature, dim=1)
+    return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def hint_loss(predicted: Tensor, target: Tensor, variance: Tensor | float) -> Tensor:
+    """Return the mean squared error between an adapted student map and a teacher map, divided by ``variance``.
+
+    Romero et al., "FitNets: Hints for Thin Deep Nets" (arXiv:1412.6550), eq. 3, with the mean in place of the sum.
+    With the variance of the teacher map the result is the fraction of variance unexplained: 0 is a perfect copy, 1 is
+    no better than predicting the mean. With 1.0 it is the plain MSE.
+
+    Args:
+        predicted: float ``[N, C, H, W]``.
+        target: float ``[N, C, H, W]``.
+        variance: Scalar > 0.
+
+    Returns:
+        A scalar, mean over all elements.
+    """
+    return functional.mse_loss(predicted.float(), target.float()) / variance

@@ -1,0 +1,1 @@
+"""The networks: the teacher (any torchvision classifier) and the registry of students."""

@@ -1,0 +1,235 @@
+"""The teacher: a torchvision classifier with its input normalisation inside and its hint features within reach.
+
+`Teacher` takes pixels/255; what the backbone was trained with (mean and deviation) is part of the module. `FeatureTap`
+captures the maps that hints can aim at: pre-ReLU ends of residual blocks, or the stages of ``features``.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from pipeline.errors import InputError, StageError
+from pipeline.progress import warn
+
+__all__ = ["FeatureTap", "Teacher", "build_teacher", "hint_candidates", "load_initial_weights"]
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Teacher(nn.Module):
+    """A classifier on pixels in 0..1; normalises, then runs the backbone."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``[N, num_classes]`` for ``x`` float32 ``[N, 3, S, S]`` in 0..1."""
+        logits: Tensor = self.backbone((x - self.mean) / self.std)
+        return logits
+
+
+def build_teacher(arch: str, num_classes: int, stem: str) -> Teacher:
+    """Build a torchvision classifier with random weights.
+
+    Args:
+        arch: Name in ``torchvision.models``.
+        num_classes: Number of classes.
+        stem: ``imagenet`` (as in torchvision), ``cifar`` (3x3 convolution, no pooling; 555 MMAC for ResNet-18 at
+            32 pixels) or ``cifar-pool`` (3x3 convolution and 2x2 max-pool; 140 MMAC). The last two are for ResNets.
+
+    Raises:
+        InputError: Unknown architecture, or a stem that it cannot have.
+    """
+    import difflib
+
+    import torchvision
+
+    names = torchvision.models.list_models(module=torchvision.models)
+    if arch not in names:
+        close = difflib.get_close_matches(arch, names, n=1)
+        raise InputError(
+            f"unknown teacher {arch!r}" + (f" (did you mean {close[0]!r}?)" if close else ""),
+            "--teacher takes any torchvision classifier: resnet18, mobilenet_v3_small, …",
+        )
+    options: dict[str, Any] = {"num_classes": num_classes}
+    if arch in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "init_weights": True}
+    backbone = torchvision.models.get_model(arch, weights=None, **options)
+    if stem != "imagenet":
+        if not isinstance(backbone, torchvision.models.ResNet):
+            raise InputError(f"--teacher-stem {stem} is for ResNets, not for {arch}", "use --teacher-stem imagenet")
+        backbone.conv1 = nn.Conv2d(3, backbone.conv1.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
+        backbone.maxpool = nn.MaxPool2d(2) if stem == "cifar-pool" else nn.Identity()
+    for module in backbone.modules():
+        # Blocks reuse one in-place ReLU, which would overwrite what a hook has captured.
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    return Teacher(backbone)
+
+
+def load_initial_weights(teacher: Teacher, arch: str, source: str) -> str:
+    """Load initial weights into ``teacher`` in place and return where they came from.
+
+    Args:
+        teacher: The module that `build_teacher` made.
+        arch: Its torchvision name.
+        source: ``none``; ``imagenet`` (torchvision's download); ``auto`` (imagenet, or none with a warning); or the
+            path of a ``.safetensors`` or ``.pth`` file with the weights of a backbone or of a kdedge teacher.
+
+    Returns:
+        ``none``, ``imagenet`` or ``file:<sha256>``.
+
+    Raises:
+        InputError: The file is missing, damaged, or of another architecture or class count.
+        StageError: ``imagenet`` was asked for and cannot be downloaded.
+    """
+    if source == "none":
+        return "none"
+    if source not in ("auto", "imagenet"):
+        return _load_file(teacher, arch, Path(source))
+    try:
+        state = _download_imagenet(arch)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = f"ImageNet weights for {arch} cannot be had ({str(error).splitlines()[0] if str(error) else error!r})"
+        if source == "imagenet":
+            raise StageError(reason, "check the network, or give --teacher-weights FILE or none") from error
+        warn(f"{reason}; the teacher is trained from scratch")
+        return "none"
+    _load_backbone(teacher, state, f"ImageNet weights of {arch}", new_head=True)
+    return "imagenet"
+
+
+def _download_imagenet(arch: str) -> dict[str, Tensor]:
+    """Fetch torchvision's default ImageNet weights of an architecture."""
+    import torchvision
+
+    weights: Any = torchvision.models.get_model_weights(arch).DEFAULT  # type: ignore[attr-defined]
+    state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
+    return state
+
+
+def _load_file(teacher: Teacher, arch: str, path: Path) -> str:
+    from pipeline.artifacts import file_sha256
+    from pipeline.weights import load_weights
+
+    state = load_weights(path)
+    if any(name.startswith("backbone.") for name in state):
+        own = teacher.state_dict()
+        wrong = sorted(n for n in own.keys() | state.keys() if n not in own or n not in state)
+        wrong = wrong or [n for n in own if own[n].shape != state[n].shape]
+        if wrong:
+            raise _mismatch(str(path), arch, wrong[0], own, state)
+        teacher.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()})
+    else:
+        _load_backbone(teacher, state, str(path), new_head=True)
+    return f"file:{file_sha256(path)}"
+
+
+def _load_backbone(teacher: Teacher, state: dict[str, Tensor], what: str, *, new_head: bool) -> None:
+    """Load backbone weights; a replaced stem and, with ``new_head``, a head of another class count stay random."""
+    own = teacher.backbone.state_dict()
+    free = set()
+    if new_head:
+        head = list(own)[-1].rpartition(".")[0]
+        free = {name for name in own if name.startswith(head) and (name not in state or state[name].shape != own[name].shape)}
+    if "conv1.weight" in own and "conv1.weight" in state and state["conv1.weight"].shape != own["conv1.weight"].shape:
+        free.add("conv1.weight")
+    usable = {name: value for name, value in state.items() if name in own and name not in free}
+    wrong = [n for n in own if n not in free and (n not in usable or usable[n].shape != own[n].shape)]
+    if wrong:
+        raise _mismatch(what, type(teacher.backbone).__name__, wrong[0], own, state)
+    teacher.backbone.load_state_dict({**{name: own[name] for name in free}, **usable})
+
+
+def _mismatch(what: str, arch: str, name: str, own: dict[str, Tensor], state: dict[str, Tensor]) -> InputError:
+    expected = tuple(own[name].shape) if name in own else "nothing"
+    found = tuple(state[name].shape) if name in state else "nothing"
+    return InputError(
+        f"{what} does not fit a {arch} teacher: {name} is {found}, expected {expected}",
+        "give the weights of the same --teacher, --teacher-stem and number of classes",
+    )
+
+
+def hint_candidates(teacher: Teacher) -> dict[str, nn.Module]:
+    """Return the places whose maps hints can aim at, in depth order, by name.
+
+    For ResNets these are the residual blocks (``layer1.0`` … ``layer4.1`` for ResNet-18); for other classifiers the
+    top-level children of ``features``; where there is neither, nothing.
+    """
+    import torchvision
+
+    backbone = teacher.backbone
+    if isinstance(backbone, torchvision.models.ResNet):
+        return {
+            f"layer{stage}.{index}": block
+            for stage in range(1, 5)
+            for index, block in enumerate(getattr(backbone, f"layer{stage}"))
+        }
+    features = getattr(backbone, "features", None)
+    if not isinstance(features, nn.Sequential):
+        return {}
+    return {f"features.{name}": module for name, module in features.named_children()}
+
+
+class FeatureTap:
+    """Captures feature maps of a teacher during its forward pass; removes its hooks when the block ends.
+
+    For residual blocks the map is the sum before the last ReLU, elsewhere the module's output.
+
+    Args:
+        teacher: The teacher.
+        names: Names from `hint_candidates`.
+
+    Raises:
+        InputError: A name is unknown.
+    """
+
+    def __init__(self, teacher: Teacher, names: tuple[str, ...]) -> None:
+        candidates = hint_candidates(teacher)
+        unknown = [name for name in names if name not in candidates]
+        if unknown:
+            raise InputError(f"the teacher has no block {unknown[0]!r}; it has {', '.join(candidates)}")
+        self._modules = {name: candidates[name] for name in names}
+        self._handles: list[RemovableHandle] = []
+        self.maps: dict[str, Tensor] = {}
+
+    def __enter__(self) -> "FeatureTap":
+        for name, module in self._modules.items():
+            relu = getattr(module, "relu", None)
+            if isinstance(relu, nn.ReLU):
+                # The block calls one ReLU several times; the last call overwrites the earlier captures.
+                self._handles.append(relu.register_forward_pre_hook(self._on_input(name)))
+            else:
+                self._handles.append(module.register_forward_hook(self._on_output(name)))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.maps = {}
+
+    def _on_input(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self.maps[name] = args[0]
+
+        return keep
+
+    def _on_output(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            self.maps[name] = output
+
+        return keep

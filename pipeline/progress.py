@@ -1,0 +1,109 @@
+"""What the user sees while work goes on: log lines and progress bars, all on stderr.
+
+On a terminal `track` draws a rich bar with the time left; elsewhere it prints a plain line at most every
+ten seconds. `set_quiet(True)` silences both; warnings and errors are always shown.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+__all__ = ["console", "log", "set_quiet", "track", "warn"]
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+_quiet = False
+_PLAIN_LINE_INTERVAL_S = 10.0
+
+
+def set_quiet(quiet: bool) -> None:
+    """Silence `log` and `track` (True) or let them speak (False) in this process."""
+    global _quiet
+    _quiet = quiet
+
+
+def log(message: str) -> None:
+    """Print one line of information to stderr unless quiet."""
+    if not _quiet:
+        console.print(message, markup=False)
+
+
+def warn(message: str) -> None:
+    """Print one warning line to stderr, also when quiet."""
+    console.print(f"warning: {message}", style="yellow" if console.is_terminal else None, markup=False)
+
+
+class Tracker(Protocol):
+    """What `track` yields."""
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Count ``steps`` as done; ``note`` replaces the text at the end of the line."""
+
+
+class _Silent:
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        pass
+
+
+class _Bar:
+    def __init__(self, progress: Progress, task: "int") -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        from rich.progress import TaskID
+
+        task = TaskID(self._task)
+        if note:
+            self._progress.update(task, note=note)
+        self._progress.advance(task, steps)
+
+
+class _Lines:
+    def __init__(self, title: str, total: int) -> None:
+        self._title, self._total, self._done = title, total, 0
+        self._start = self._last = time.monotonic()
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self._done += steps
+        now = time.monotonic()
+        if now - self._last < _PLAIN_LINE_INTERVAL_S:
+            return
+        self._last = now
+        left_s = (now - self._start) / self._done * (self._total - self._done) if self._done else 0.0
+        log(f"{self._title}: {self._done}/{self._total}, {format_duration(left_s)} left {note}".rstrip())
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration in seconds as ``12 s``, ``3 min 05 s`` or ``1 h 02 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+@contextmanager
+def track(title: str, total: int) -> Iterator[Tracker]:
+    """Show the progress of ``total`` steps with the time left until the block ends."""
+    if _quiet:
+        yield _Silent()
+    elif not sys.stderr.isatty():
+        yield _Lines(title, total)
+    else:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=console, transient=True) as progress:
+            yield _Bar(progress, progress.add_task(title, total=total, note=""))

@@ -1,0 +1,118 @@
+"""Where training computes: device, threads, precision, instruction set; resolved once and written to the run.
+
+All four change the bits of the trained weights. `resolve` fills in the ``auto`` values; what a run resolved earlier
+on the same kind of CPU is kept, so that an interrupted run goes on as it began.
+"""
+
+import ctypes
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import RuntimeConfig
+from pipeline.errors import InputError
+from pipeline.progress import log
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["autocast", "cpu_isa", "prepare", "resolve"]
+
+# From the most to the least capable; the first that the CPU has names its instruction set.
+_ISA_LEVELS = ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "sve", "bf16", "asimd", "neon")
+
+
+def resolve(wanted: RuntimeConfig, earlier: Mapping[str, Any] | None) -> RuntimeConfig:
+    """Replace ``auto`` and 0 by what this machine has.
+
+    Args:
+        wanted: As the user gave it.
+        earlier: The ``runtime`` table that the same run resolved before, if any.
+
+    Raises:
+        InputError: ``cuda`` was asked for and is not there.
+    """
+    isa = cpu_isa()
+    known = earlier if earlier and earlier.get("isa") == isa else {}
+    device = wanted.device if wanted.device != "auto" else known.get("device", "")
+    if device in ("", "cuda"):
+        import torch
+
+        if device == "cuda" and not torch.cuda.is_available():
+            raise InputError("--device cuda: this PyTorch sees no CUDA device", "see `kdedge doctor`; use --device cpu")
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    threads = wanted.threads or known.get("threads", 0) or available_cores()
+    precision = wanted.precision if wanted.precision != "auto" else known.get("precision", "")
+    if not precision or (device != known.get("device", device) and wanted.precision == "auto"):
+        precision = "bf16" if device == "cuda" else _faster_precision(threads)
+    return dataclasses.replace(wanted, device=device, threads=threads, precision=precision, isa=isa)
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+@cache
+def cpu_isa() -> str:
+    """Return the name of the most capable instruction set of this CPU that matters for training."""
+    import cpuinfo
+
+    flags = set(cpuinfo.get_cpu_info().get("flags", ()))
+    return next((level for level in _ISA_LEVELS if level in flags), "baseline")
+
+
+def prepare(runtime: RuntimeConfig) -> "torch.device":
+    """Set up PyTorch for a training stage: threads, deterministic kernels, the allocator, the seed."""
+    import torch
+
+    torch.set_num_threads(runtime.threads)
+    torch.manual_seed(runtime.seed)
+    torch.use_deterministic_algorithms(True, warn_only=runtime.device == "cuda")
+    torch.backends.cudnn.benchmark = runtime.device == "cuda"
+    if sys.platform == "linux" and runtime.device == "cpu":
+        # glibc returns big buffers to the kernel after every step and faults them in again (-3: M_MMAP_THRESHOLD,
+        # -1: M_TRIM_THRESHOLD); keeping them is worth 25 % of the training speed. musl has no mallopt.
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(-3, 1 << 30)
+            mallopt(-1, (1 << 31) - 1)
+    return torch.device(runtime.device)
+
+
+def autocast(runtime: RuntimeConfig) -> "torch.autocast":
+    """Return the autocast context of a training step."""
+    import torch
+
+    return torch.autocast(runtime.device, torch.bfloat16, enabled=runtime.precision == "bf16")
+
+
+def _faster_precision(threads: int) -> str:
+    """Time a convolution's training step in both precisions on this CPU.
+
+    The CPU's flags do not tell: some that have the bf16 instructions run them at half the fp32 rate.
+    """
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(threads)
+    conv = nn.Conv2d(128, 128, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
+    x = torch.rand(32, 128, 16, 16).to(memory_format=torch.channels_last).requires_grad_()
+    best_s = {}
+    for _ in range(2):  # the first round warms up the primitives
+        for precision in ("fp32", "bf16"):
+            times = []
+            for _ in range(5):
+                start = time.perf_counter()
+                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                    out = conv(x)
+                out.float().sum().backward()
+                times.append(time.perf_counter() - start)
+            best_s[precision] = min(times)
+    choice = min(best_s, key=lambda name: best_s[name])
+    log(f"precision: {choice} (a step takes {best_s['fp32'] * 1e3:.1f} ms in fp32, {best_s['bf16'] * 1e3:.1f} in bf16)")
+    return choice

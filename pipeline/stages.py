@@ -1,0 +1,132 @@
+"""The stages in their order: what each reads, and what decides its result.
+
+    data -> teacher -> distill -> export -> quantize -> benchmark -> bundle
+
+A stage's code is imported when it runs, so that looking at a finished run needs no PyTorch.
+"""
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import StageSpec, run_stage, write_json
+from pipeline.config import Config
+from pipeline.errors import InputError
+
+__all__ = ["STAGES", "recorded_config", "run_stages"]
+
+CONFIG = "config.json"
+
+
+def run_stages(names: tuple[str, ...], config: Config, run_dir: Path, *, force: bool = False) -> bool:
+    """Run stages in order in a locked run directory; return whether any of them ran.
+
+    Raises:
+        KdedgeError: The first stage that fails.
+    """
+    write_json(run_dir / CONFIG, dataclasses.asdict(config))
+    # A list, not a generator: every stage must run, also after one that was skipped.
+    return any([run_stage(STAGES[name], config, run_dir, force=force) for name in names])
+
+
+def recorded_config(run_dir: Path) -> dict[str, Any]:
+    """Return the configuration that a run directory was last used with (empty: none).
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    path = run_dir / CONFIG
+    if not path.exists():
+        return {}
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}", f"delete it and give the options again: rm {path}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} is not a kdedge configuration", f"delete it and give the options again: rm {path}")
+    return config
+
+
+def _lazy(target: str) -> Callable[[Config, Mapping[str, Path], Path], dict[str, Any]]:
+    """Return a stage function that is imported on its first call; ``target`` is ``module:function``."""
+    module, _, function = target.partition(":")
+
+    def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
+        try:
+            imported = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            extra = "cpu" if error.name == "onnxruntime" else "train"
+            raise InputError(
+                f"this stage needs {error.name}, which is not installed", f"pip install 'kdedge[{extra}]'"
+            ) from error
+        facts: dict[str, Any] = getattr(imported, function)(config, inputs, out_dir)
+        return facts
+
+    return run
+
+
+def _key(*sections: str) -> Callable[[Config], dict[str, Any]]:
+    """Return a function that takes these sections of a configuration as plain data."""
+
+    def key(config: Config) -> dict[str, Any]:
+        return {section: _section(config, section) for section in sections}
+
+    return key
+
+
+def _section(config: Config, name: str) -> dict[str, Any]:
+    if name == "seed":
+        return {"seed": config.runtime.seed}
+    values = dataclasses.asdict(getattr(config, name))
+    if name == "data":
+        # Where the files lie and how test images were told apart is not what they hold: their hash is an input.
+        del values["dir"], values["test_fraction"]
+    return values
+
+
+def _host_key(config: Config) -> dict[str, Any]:
+    """Return the benchmark's key: its options and the machine that it measures."""
+    from benchmarks.host import host_record
+
+    host = host_record()
+    return {**_key("benchmark", "data", "seed")(config), "host": {"cpu": host["cpu"], "cores": host["cores"]}}
+
+
+@cache
+def _data_sha256(config: Config, part: str) -> str:
+    from pipeline.data import open_dataset
+
+    dataset = open_dataset(config.data, config.runtime.seed)
+    return dataset.train_sha256() if part == "train" else dataset.test_sha256()
+
+
+def _data(*parts: str) -> Callable[[Config], dict[str, str]]:
+    return lambda config: {part: _data_sha256(config, part) for part in parts}
+
+
+STAGES = {
+    spec.name: spec
+    for spec in (
+        StageSpec("teacher", (), _lazy("pipeline.teacher:run"), _key("data", "teacher", "runtime"), _data("train")),
+        StageSpec(
+            "distill", ("teacher",), _lazy("pipeline.distill.stage:run"), _key("data", "distill", "runtime"),
+            _data("train"),
+        ),
+        StageSpec("export", ("distill",), _lazy("export.onnx_export:run"), _key("export"), _data()),
+        StageSpec(
+            "quantize", ("export",), _lazy("export.quantize:run"), _key("quantize", "data", "seed"), _data("train")
+        ),
+        StageSpec(
+            "benchmark", ("teacher", "distill", "export", "quantize"), _lazy("pipeline.evaluate:run"), _host_key,
+            _data("test"),
+        ),
+        StageSpec(
+            "bundle", ("teacher", "distill", "export", "quantize", "benchmark"), _lazy("export.bundle:run"),
+            _key("bundle", "data", "seed"), _data("train"),
+        ),
+    )
+}  # fmt: skip

@@ -1,0 +1,126 @@
+"""The teacher stage: fine-tune a torchvision classifier on the training images.
+
+Reads the training images (not the test images), writes ``teacher.safetensors`` (fp32), ``teacher.json`` (what is
+needed to build it again) and ``metrics.csv`` (one row per epoch).
+
+    kdedge teacher --out artifacts/run --teacher-epochs 7
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.artifacts import load_json, write_json
+from pipeline.config import Config
+from pipeline.data import open_dataset, split_train_val
+from pipeline.models.teacher import Teacher, build_teacher, load_initial_weights
+from pipeline.runtime import autocast, prepare
+from pipeline.training import Batches, EpochLoop, learning_rate, predict_logits
+from pipeline.weights import load_module, save_module
+
+__all__ = ["load_teacher", "run"]
+
+WEIGHTS = "teacher.safetensors"
+DESCRIPTION = "teacher.json"
+
+
+def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
+    """Fine-tune the teacher; see `pipeline.artifacts.StageSpec`.
+
+    Raises:
+        InputError: Bad weights, architecture or data.
+        StageError: The loss diverges, or weights cannot be downloaded.
+    """
+    settings = config.teacher
+    device = prepare(config.runtime)
+    dataset = open_dataset(config.data, config.runtime.seed)
+    stem = _resolve_stem(settings.stem, settings.arch, config.data.image_size, config.runtime.device)
+    teacher = build_teacher(settings.arch, len(dataset.class_names), stem)
+    weights = load_initial_weights(teacher, settings.arch, settings.weights)
+    train, val = split_train_val(
+        dataset.train(), config.data.val_fraction, config.runtime.seed, config.data.train_size
+    )
+    teacher.to(device, memory_format=torch.channels_last)
+    batches = Batches(train, settings.batch_size, config.runtime.seed, shift=2, device=device)
+    # Pretrained weights are tuned gently: a tenth of the rate that trains from scratch.
+    peak = settings.lr if weights == "none" else settings.lr / 10
+    optimizer = torch.optim.SGD(
+        teacher.parameters(), lr=peak, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay
+    )
+
+    def step(pixels: Tensor, labels: Tensor, epoch: int, progress: float) -> dict[str, Tensor]:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(progress, peak, "one-cycle")
+        teacher.train()
+        with autocast(config.runtime):
+            logits = teacher(pixels)
+        loss = functional.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return {"loss": loss, "ce": loss}
+
+    def validate(epoch: int) -> dict[str, float]:
+        return {"val_top1_pct": _top1_pct(teacher, val.images, val.labels, config, device)}
+
+    loop = EpochLoop(
+        title="teacher",
+        epochs=settings.epochs,
+        batches=batches,
+        state={"model": teacher, "optimizer": optimizer},
+        step=step,
+        finish_epoch=validate,
+        out_dir=out_dir,
+        csv_name="metrics.csv",
+    )
+    rows, earlier_s = loop.run()
+    save_module(teacher, out_dir / WEIGHTS)
+    write_json(
+        out_dir / DESCRIPTION,
+        {"arch": settings.arch, "stem": stem, "num_classes": len(dataset.class_names), "weights": weights},
+    )
+    reloaded = load_teacher(out_dir).to(device, memory_format=torch.channels_last)
+    val_top1_pct = _top1_pct(reloaded, val.images, val.labels, config, device)
+    return {
+        "arch": settings.arch,
+        "stem": stem,
+        "params": sum(parameter.numel() for parameter in teacher.parameters()),
+        "weights": weights,
+        "epochs": len(rows),
+        "train_images": len(train.labels),
+        "val_images": len(val.labels),
+        "val_top1_pct": val_top1_pct,
+        "earlier_s": earlier_s,
+    }
+
+
+def load_teacher(teacher_dir: Path) -> Teacher:
+    """Load the teacher of a finished stage, in eval mode.
+
+    Raises:
+        InputError: The directory or a file in it is missing or damaged.
+    """
+    description = load_json(teacher_dir / DESCRIPTION, ("arch", "stem", "num_classes"))
+    teacher = build_teacher(description["arch"], description["num_classes"], description["stem"])
+    load_module(teacher, teacher_dir / WEIGHTS, f"a {description['arch']} with {description['num_classes']} classes")
+    return teacher.eval()
+
+
+def _resolve_stem(stem: str, arch: str, image_size: int, device: str) -> str:
+    """Choose the ResNet stem that suits the image size; the cheap one on CPUs."""
+    if stem != "auto":
+        return stem
+    if image_size > 64 or not arch.startswith(("resnet", "resnext", "wide_resnet")):
+        return "imagenet"
+    return "cifar" if device == "cuda" else "cifar-pool"
+
+
+def _top1_pct(teacher: Teacher, images: Any, labels: Any, config: Config, device: torch.device) -> float:
+    teacher.eval()
+    with autocast(config.runtime):
+        logits = predict_logits(teacher, images, device)
+    return round(100 * float((logits.argmax(1).numpy() == labels).mean()), 4)

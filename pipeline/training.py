@@ -1,0 +1,275 @@
+"""What every training stage shares: batches, views, the learning rate, the epoch loop with its checkpoints.
+
+Nothing random has a state: the order of an epoch derives from (seed, epoch), the view of an image from
+(seed, epoch, image index). A checkpoint after every epoch therefore needs weights, optimizer and epoch alone to go
+on to the same bits.
+"""
+
+import csv
+import io
+import math
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.data import Split
+from pipeline.errors import InputError, StageError
+from pipeline.progress import Tracker, format_duration, log, track
+
+__all__ = ["Batches", "EpochLoop", "StepMeans", "learning_rate", "predict_logits", "to_pixels", "views"]
+
+CHECKPOINT = "checkpoint.pt"
+
+
+class Stateful(Protocol):
+    """Anything with a state that a checkpoint must hold."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """Restore the state."""
+
+
+def to_pixels(images: Tensor, device: torch.device) -> Tensor:
+    """Turn uint8 ``[N, S, S, 3]`` into float32 ``[N, 3, S, S]`` in 0..1, channels last in memory."""
+    return images.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+
+
+def views(images: Tensor, indices: NDArray[np.int64], *, seed: int, epoch: int, shift: int) -> Tensor:
+    """Flip and shift each image as the hash of (seed, epoch, index) says.
+
+    Args:
+        images: uint8 ``[N, S, S, 3]``.
+        indices: int64 ``[N]``, the images' places in the training set.
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 0.
+        shift: Largest shift in pixels, in both axes; what moves in is black.
+
+    Returns:
+        uint8 ``[N, S, S, 3]``.
+    """
+    bits = _hash(seed, epoch, indices)
+    count, size = images.shape[0], images.shape[1]
+    span = 2 * shift + 1
+    flip = torch.from_numpy((bits & np.uint64(1)).astype(bool))
+    rows = torch.from_numpy(((bits >> np.uint64(8)) % np.uint64(span)).astype(np.int64))
+    columns = torch.from_numpy(((bits >> np.uint64(32)) % np.uint64(span)).astype(np.int64))
+    line = torch.arange(size)
+    source_columns = torch.where(flip[:, None], size - 1 - line, line) + columns[:, None]
+    source_rows = line + rows[:, None]
+    padded = torch.zeros(count, size + 2 * shift, size + 2 * shift, 3, dtype=torch.uint8)
+    padded[:, shift : shift + size, shift : shift + size] = images
+    return padded[torch.arange(count)[:, None, None], source_rows[:, :, None], source_columns[:, None, :]]
+
+
+def _hash(seed: int, epoch: int, indices: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Hash (seed, epoch, index) to 64 well-mixed bits with SplitMix64 (Steele et al., OOPSLA 2014)."""
+    mask = (1 << 64) - 1
+    start = np.uint64(((seed * 0x9E3779B97F4A7C15) ^ (epoch * 0xD1B54A32D192ED03)) & mask)
+    z = start + indices.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Shuffled, augmented batches of a training set.
+
+    Attributes:
+        split: The training images and labels.
+        batch_size: Images per batch; the ragged rest of an epoch is left out (the order changes every epoch).
+        seed: Seed of the run.
+        shift: Largest random shift in pixels.
+        device: Where the batches go.
+    """
+
+    split: Split
+    batch_size: int
+    seed: int
+    shift: int
+    device: torch.device
+
+    @property
+    def size(self) -> int:
+        """Images per batch: ``batch_size``, or the whole set if it is smaller."""
+        return min(self.batch_size, len(self.split.labels))
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return len(self.split.labels) // self.size
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (pixels float32 ``[B, 3, S, S]`` in 0..1, labels int64 ``[B]``) of one epoch."""
+        images, labels = torch.from_numpy(self.split.images), torch.from_numpy(self.split.labels)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(labels))
+        for start in range(0, len(self) * self.size, self.size):
+            indices = order[start : start + self.size]
+            batch = views(images[indices], indices, seed=self.seed, epoch=epoch, shift=self.shift)
+            yield to_pixels(batch, self.device), labels[indices].to(self.device)
+
+
+def learning_rate(progress: float, peak: float, schedule: str) -> float:
+    """Return the learning rate at ``progress`` in 0..1.
+
+    ``one-cycle`` rises linearly from peak/20 over the first fifth and falls linearly to 0 (after Smith & Topin,
+    arXiv:1708.07120); ``constant`` stays at the peak.
+    """
+    if schedule == "constant":
+        return peak
+    rise = 0.2
+    if progress < rise:
+        return peak * (0.05 + 0.95 * progress / rise)
+    return peak * (1 - progress) / (1 - rise)
+
+
+@torch.no_grad()
+def predict_logits(
+    model: Callable[[Tensor], Tensor], images: NDArray[np.uint8], device: torch.device, batch_size: int = 250
+) -> Tensor:
+    """Return float32 logits ``[N, C]`` on the CPU for uint8 images ``[N, S, S, 3]``; the model must be in eval mode."""
+    pixels = torch.from_numpy(images)
+    return torch.cat([model(to_pixels(part, device)).float().cpu() for part in pixels.split(batch_size)])
+
+
+@dataclass
+class StepMeans:
+    """Running means of named losses over an epoch, kept on the device until they are asked for."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+
+    def add(self, losses: Mapping[str, Tensor]) -> None:
+        """Add the losses of one step (scalars)."""
+        for name, value in losses.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps += 1
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each loss over the steps so far."""
+        return {name: (total / self.steps).item() for name, total in self.sums.items()}
+
+
+@dataclass
+class EpochLoop:
+    """Runs epochs with a checkpoint after each; resumes where an interrupted run stopped.
+
+    Attributes:
+        title: What is trained, for the progress bar.
+        epochs: How many epochs.
+        batches: Where the batches come from.
+        state: Everything that a checkpoint holds, by name.
+        step: ``step(pixels, labels, epoch, progress)`` trains on one batch and returns its named losses (scalars);
+            ``loss`` must be among them. ``progress`` in 0..1 runs over the whole training.
+        finish_epoch: ``finish_epoch(epoch)`` evaluates and returns more columns for the epoch's row.
+        out_dir: Where the checkpoint and the CSV go.
+        csv_name: Name of the CSV with one row per epoch.
+    """
+
+    title: str
+    epochs: int
+    batches: Batches
+    state: Mapping[str, Stateful]
+    step: Callable[[Tensor, Tensor, int, float], dict[str, Tensor]]
+    finish_epoch: Callable[[int], dict[str, float]]
+    out_dir: Path
+    csv_name: str
+
+    def run(self) -> tuple[list[dict[str, float]], float]:
+        """Train and return (one row per epoch, seconds that earlier attempts spent).
+
+        Raises:
+            StageError: The loss is not finite or diverges; the last good checkpoint is kept.
+            InputError: The checkpoint is damaged.
+        """
+        rows, earlier_s = self._resume()
+        start = time.monotonic()
+        steps = len(self.batches)
+        with track(self.title, (self.epochs - len(rows)) * steps) as tracker:
+            for epoch in range(len(rows), self.epochs):
+                epoch_start = time.monotonic()
+                means = self._train_epoch(epoch, steps, tracker)
+                row = {"epoch": epoch + 1, **{f"train_{name}": value for name, value in means.items()}}
+                self._check_divergence(row, rows)
+                row |= self.finish_epoch(epoch)
+                row["seconds"] = round(time.monotonic() - epoch_start, 2)
+                rows.append(row)
+                self._save(rows, earlier_s + time.monotonic() - start)
+                log(f"{self.title}: epoch {epoch + 1}/{self.epochs} {_summary(row)}")
+        self._write_csv(rows)
+        (self.out_dir / CHECKPOINT).unlink(missing_ok=True)
+        return rows, earlier_s
+
+    def _train_epoch(self, epoch: int, steps: int, tracker: Tracker) -> dict[str, float]:
+        means = StepMeans()
+        for index, (pixels, labels) in enumerate(self.batches.epoch(epoch)):
+            losses = self.step(pixels, labels, epoch, (epoch * steps + index) / (self.epochs * steps))
+            means.add(losses)
+            tracker.advance(1)
+            # Reading a loss waits for the GPU, so it is done now and then; the epoch's mean catches the rest.
+            if index % 20 == 0 and not math.isfinite(losses["loss"].item()):
+                break
+        result = means.means()
+        if not all(math.isfinite(value) for value in result.values()):
+            raise self._diverged(f"a loss became {next(v for v in result.values() if not math.isfinite(v))}", epoch)
+        return result
+
+    def _check_divergence(self, row: dict[str, float], rows: list[dict[str, float]]) -> None:
+        """Refuse an epoch whose mean loss is ten times that of the first."""
+        if rows and row["train_ce"] > 10 * max(rows[0]["train_ce"], 0.1):
+            raise self._diverged(f"the cross-entropy rose from {rows[0]['train_ce']:.2f} to {row['train_ce']:.2f}", len(rows))
+
+    def _diverged(self, what: str, epoch: int) -> StageError:
+        kept = f"the state after epoch {epoch} is kept" if epoch else "no epoch was complete"
+        return StageError(f"{self.title} diverged in epoch {epoch + 1}: {what} ({kept})", "lower the learning rate")
+
+    def _resume(self) -> tuple[list[dict[str, float]], float]:
+        path = self.out_dir / CHECKPOINT
+        if not path.exists():
+            return [], 0.0
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            for name, target in self.state.items():
+                target.load_state_dict(saved["state"][name])
+        except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
+            raise InputError(f"the checkpoint {path} is damaged: {error}", "start the stage over with --force") from error
+        rows: list[dict[str, float]] = saved["rows"]
+        log(f"{self.title}: resumed after epoch {len(rows)} ({format_duration(saved['seconds'])} of work kept)")
+        return rows, saved["seconds"]
+
+    def _save(self, rows: list[dict[str, float]], seconds: float) -> None:
+        path = self.out_dir / CHECKPOINT
+        partial = path.with_suffix(".partial")
+        state = {name: target.state_dict() for name, target in self.state.items()}
+        with partial.open("wb") as file:
+            torch.save({"rows": rows, "seconds": seconds, "state": state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        self._write_csv(rows)
+
+    def _write_csv(self, rows: list[dict[str, float]]) -> None:
+        text = io.StringIO()
+        if rows:
+            writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        (self.out_dir / self.csv_name).write_text(text.getvalue())
+
+
+def _summary(row: Mapping[str, float]) -> str:
+    shown = [f"{k.removeprefix('train_')} {row[k]:.3f}" for k in ("train_loss",) if k in row]
+    if "val_top1_pct" in row:
+        shown.append(f"val top-1 {row['val_top1_pct']:.2f} %")
+    return ", ".join([*shown, format_duration(row["seconds"])])

@@ -1,0 +1,67 @@
+"""Weight files: safetensors for everything that is kept, ``weights_only`` for checkpoints. No pickle is executed."""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from pipeline.artifacts import write_atomic
+from pipeline.errors import InputError
+
+__all__ = ["load_module", "load_weights", "save_module"]
+
+
+def save_module(module: nn.Module, path: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write a module's state dict as safetensors, floats converted to ``dtype`` if given."""
+    state = {}
+    for name, value in module.state_dict().items():
+        value = value.detach().cpu().contiguous()
+        state[name] = value.to(dtype) if dtype is not None and value.is_floating_point() else value
+    write_atomic(path, save(state))
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read a ``.safetensors`` file, or a ``.pth``/``.pt`` file without executing what it holds.
+
+    Raises:
+        InputError: The file is missing, truncated, or holds anything but tensors.
+    """
+    if not path.is_file():
+        raise InputError(f"weights {path} do not exist", "check the path")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
+        raise InputError(
+            f"{path} ({os.path.getsize(path)} bytes) is damaged or holds more than tensors",
+            "give a complete .safetensors file, or a .pth file with a plain state dict",
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path} is not a state dict of tensors", "save it with torch.save(model.state_dict(), …)")
+    return state
+
+
+def load_module(module: nn.Module, path: Path, what: str) -> None:
+    """Load a safetensors file into ``module``, strictly.
+
+    Raises:
+        InputError: The file is missing or damaged, or is of another architecture or class count.
+    """
+    state = load_weights(path)
+    own = module.state_dict()
+    for name in sorted(own.keys() | state.keys()):
+        expected = tuple(own[name].shape) if name in own else None
+        found = tuple(state[name].shape) if name in state else None
+        if expected != found:
+            raise InputError(
+                f"{path} does not fit {what}: {name} is {found or 'missing'}, expected {expected or 'no such tensor'}",
+                "it is of another architecture or class count; make it again, or give the matching options",
+            )
+    module.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()})
