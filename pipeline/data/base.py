@@ -1,0 +1,151 @@
+"""What every data set is, and how its training images are divided into train and validation."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError
+
+__all__ = ["Dataset", "Split", "hold_out", "split_train_val"]
+
+# Streams of the run's seed, so that the two kinds of split do not draw the same permutations.
+TEST_STREAM = 1
+VAL_STREAM = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Decoded images with their labels.
+
+    Attributes:
+        images: Pixels as decoded, [N, S, S, 3] uint8 RGB.
+        labels: Class of each image, an index into the class names, [N] int64.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Dataset(Protocol):
+    """A data set whose files were found and checked."""
+
+    @property
+    def name(self) -> str:
+        """Short name for reports, such as ``cifar10``."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels."""
+        ...
+
+    @property
+    def image_size(self) -> int:
+        """Side length S of the images in pixels."""
+        ...
+
+    def train(self) -> Split:
+        """Decode all training images, before they are divided into train and validation."""
+        ...
+
+    def test(self) -> Split:
+        """Decode the test images. Only the benchmark may call this."""
+        ...
+
+    def train_sha256(self) -> str:
+        """Return the SHA-256 that identifies what `train` returns, as 64 hexadecimal digits."""
+        ...
+
+    def test_sha256(self) -> str:
+        """Return the SHA-256 that identifies what `test` returns, as 64 hexadecimal digits."""
+        ...
+
+
+def split_train_val(split: Split, val_fraction: float, seed: int, train_size: int = 0) -> tuple[Split, Split]:
+    """Divide training images into train and validation, stratified by class.
+
+    The result depends on the labels and the arguments alone. Both parts keep the order of ``split``. The validation
+    part is the same for every ``train_size``.
+
+    Args:
+        split: All training images.
+        val_fraction: Share of the images of each class that is held out for validation, 0..1.
+        seed: Seed of the run.
+        train_size: Keep only a stratified subset of so many training images (0: all).
+
+    Returns:
+        The training and the validation part; each has at least one image of every class.
+
+    Raises:
+        InputError: A class has fewer than two images, or ``train_size`` is more than there is or leaves a class
+            without an image.
+    """
+    rng = np.random.default_rng([seed, VAL_STREAM])
+    train, val = hold_out(split.labels, val_fraction, rng)
+    if train_size:
+        train = _subset(split.labels, train, train_size, rng)
+    return _take(split, train), _take(split, val)
+
+
+def hold_out(
+    labels: NDArray[np.int64], fraction: float, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Hold out a share of every class.
+
+    Args:
+        labels: Class of each image, [N] int64.
+        fraction: Share to hold out, rounded per class, but at least one image and never all.
+        rng: Source of the permutations, one per class in ascending order.
+
+    Returns:
+        Indices that are kept and indices that are held out, both ascending int64.
+
+    Raises:
+        InputError: A class has fewer than two images.
+    """
+    kept, held = [], []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        if len(members) < 2:
+            raise InputError(
+                f"class number {label} has 1 image, expected at least 2 to divide", "add images of that class"
+            )
+        count = min(max(round(len(members) * fraction), 1), len(members) - 1)
+        held.append(members[:count])
+        kept.append(members[count:])
+    return np.sort(np.concatenate(kept)), np.sort(np.concatenate(held))
+
+
+def _subset(
+    labels: NDArray[np.int64], indices: NDArray[np.int64], size: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw exactly ``size`` of the indices, each class in proportion (largest remainder), ascending."""
+    total = len(indices)
+    if size > total:
+        raise InputError(
+            f"--train-size {size} is more than the {total} training images left after the validation split",
+            f"give at most --train-size {total}, or 0 for all",
+        )
+    classes, counts = np.unique(labels[indices], return_counts=True)
+    quotas, remainders = np.divmod(counts * size, total)
+    most_wanting = np.argsort(-remainders, kind="stable")[: size - int(quotas.sum())]
+    quotas[most_wanting] += 1
+    if quotas.min() == 0:
+        enough = -(-total // int(counts.min()))
+        raise InputError(
+            f"--train-size {size} leaves class number {classes[quotas.argmin()]} without an image",
+            f"give at least --train-size {enough}, or 0 for all",
+        )
+    parts = [
+        rng.permutation(indices[labels[indices] == label])[:quota] for label, quota in zip(classes, quotas, strict=True)
+    ]
+    return np.sort(np.concatenate(parts))
+
+
+def _take(split: Split, indices: NDArray[np.int64]) -> Split:
+    return Split(split.images[indices], split.labels[indices])

@@ -1,0 +1,211 @@
+"""CIFAR-10 from a folder in one of its two official formats.
+
+Either ``cifar-10-batches-bin`` (a label byte and 3 × 1024 bytes of R, G and B per image) or ``cifar-10-batches-py``
+(pickled batches). The official MD5 of every file is checked when the folder is opened and once more over the
+bytes that are decoded, so an altered pickle is never loaded. Source: Krizhevsky, "Learning Multiple Layers of
+Features from Tiny Images", 2009.
+"""
+
+import hashlib
+import io
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.base import Split
+from pipeline.data.images import resize_images
+from pipeline.errors import InputError
+
+__all__ = ["BINARY", "CLASS_NAMES", "PICKLE", "Cifar10", "Format", "find_damage", "md5_hex", "open_cifar10"]
+
+CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+_SIZE = 32
+_HINT = "give a complete copy with --data-dir, or leave it out to fetch one, or use `--data sample`"
+
+
+@dataclass(frozen=True)
+class Format:
+    """One official format of the data set.
+
+    Attributes:
+        folder: Name of the folder in the official archive.
+        train_md5: MD5 of each file with training images, by name, in order.
+        test_md5: MD5 of each file with test images, by name.
+        decode: Turns the bytes of one file into images and labels.
+    """
+
+    folder: str
+    train_md5: dict[str, str]
+    test_md5: dict[str, str]
+    decode: Callable[[bytes], Split]
+
+    @property
+    def md5(self) -> dict[str, str]:
+        """MD5 of every file, by name."""
+        return self.train_md5 | self.test_md5
+
+
+def _decode_binary(data: bytes) -> Split:
+    rows = np.frombuffer(data, np.uint8).reshape(-1, 1 + 3 * _SIZE * _SIZE)
+    return _from_planes(rows[:, 1:], rows[:, 0].astype(np.int64))
+
+
+def _decode_pickle(data: bytes) -> Split:
+    batch = _BatchUnpickler(io.BytesIO(data), encoding="bytes").load()
+    return _from_planes(batch[b"data"], np.asarray(batch[b"labels"], np.int64))
+
+
+def _from_planes(planes: NDArray[np.uint8], labels: NDArray[np.int64]) -> Split:
+    """Turn [N, 3072] uint8 colour planes into [N, 32, 32, 3] images."""
+    return Split(np.ascontiguousarray(planes.reshape(-1, 3, _SIZE, _SIZE).transpose(0, 2, 3, 1)), labels)
+
+
+class _BatchUnpickler(pickle.Unpickler):
+    """Reads the official batches and nothing else: it knows how to build NumPy arrays, no other object."""
+
+    # The function is private to NumPy and has moved; an array names it wherever it is.
+    _KNOWN: dict[tuple[str, str], Any] = {  # noqa: RUF012 (never changed)
+        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        try:
+            return self._KNOWN[module_name, global_name]
+        except KeyError:
+            message = f"{module_name}.{global_name} has no place in a CIFAR-10 batch"
+            raise pickle.UnpicklingError(message) from None
+
+
+# MD5s of the binary files: computed from the official cifar-10-binary.tar.gz; of the pickled ones: as torchvision
+# (datasets/cifar.py) publishes them.
+BINARY = Format(
+    "cifar-10-batches-bin",
+    {
+        "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
+        "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
+        "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
+        "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
+        "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
+    },
+    {"test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d"},
+    _decode_binary,
+)
+PICKLE = Format(
+    "cifar-10-batches-py",
+    {
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    },
+    {"test_batch": "40351d587109b95175f43aff81a1287e"},
+    _decode_pickle,
+)
+
+
+@dataclass(frozen=True)
+class Cifar10:
+    """CIFAR-10: 50,000 training and 10,000 test images of ten classes, 32 × 32 before resizing."""
+
+    folder: Path
+    format: Format
+    image_size: int
+    name: str = "cifar10"
+    class_names: tuple[str, ...] = CLASS_NAMES
+
+    def train(self) -> Split:
+        """Decode the five training batches."""
+        return self._read(self.format.train_md5)
+
+    def test(self) -> Split:
+        """Decode the test batch."""
+        return self._read(self.format.test_md5)
+
+    def train_sha256(self) -> str:
+        """Identify the training images: the same for both formats, since their MD5s pin the same content."""
+        return self._fingerprint(BINARY.train_md5)
+
+    def test_sha256(self) -> str:
+        """Identify the test images: the same for both formats, since their MD5s pin the same content."""
+        return self._fingerprint(BINARY.test_md5)
+
+    def _read(self, md5s: dict[str, str]) -> Split:
+        batches = []
+        for name, md5 in md5s.items():
+            path = self.folder / name
+            # Checked again on the very bytes that are decoded: the file may have changed since it was opened.
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise InputError(f"{path} {_reason(error)}", _HINT) from error
+            if md5_hex(data) != md5:
+                raise InputError(f"{path} {_damaged(data, md5)}", _HINT)
+            batches.append(self.format.decode(data))
+        images = np.concatenate([batch.images for batch in batches])
+        labels = np.concatenate([batch.labels for batch in batches])
+        return Split(resize_images(images, self.image_size), labels)
+
+    def _fingerprint(self, md5s: dict[str, str]) -> str:
+        text = f"cifar10 {self.image_size} " + " ".join(md5s.values())
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def open_cifar10(folder: Path, image_size: int) -> Cifar10:
+    """Open a folder that holds CIFAR-10, or that holds the folder of an official archive.
+
+    Args:
+        folder: The folder.
+        image_size: Side length in pixels to which the images are resized.
+
+    Raises:
+        InputError: The folder or a file in it is missing, truncated or altered.
+    """
+    if not folder.is_dir():
+        state = "is not a folder" if folder.exists() else "does not exist"
+        raise InputError(f"the CIFAR-10 folder {folder} {state}", _HINT)
+    for form in (BINARY, PICKLE):
+        for place in (folder, folder / form.folder):
+            if any((place / name).exists() for name in form.md5):
+                if damage := find_damage(place, form):
+                    raise InputError(damage, _HINT)
+                return Cifar10(place, form, image_size)
+    raise InputError(
+        f"{folder} holds no CIFAR-10: expected {next(iter(BINARY.md5))} … test_batch.bin (binary format) "
+        f"or {next(iter(PICKLE.md5))} … test_batch (Python format)",
+        _HINT,
+    )
+
+
+def find_damage(folder: Path, form: Format) -> str:
+    """Return what is wrong with the first bad file of a format, or an empty string if all are official."""
+    for name, md5 in form.md5.items():
+        path = folder / name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            return f"{path} {_reason(error)}"
+        if md5_hex(data) != md5:
+            return f"{path} {_damaged(data, md5)}"
+    return ""
+
+
+def md5_hex(data: bytes) -> str:
+    """Return the MD5 of ``data`` as 32 hexadecimal digits: the checksum that the data set is published with."""
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def _damaged(data: bytes, md5: str) -> str:
+    return f"is truncated or altered: {len(data):,} bytes with MD5 {md5_hex(data)}, expected MD5 {md5}"
+
+
+def _reason(error: OSError) -> str:
+    return "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror or error}"

@@ -1,0 +1,189 @@
+"""The user's own images in class folders: ``--data folder:PATH``.
+
+Either ``PATH/train/CLASS/IMAGE`` and ``PATH/test/CLASS/IMAGE``, or ``PATH/CLASS/IMAGE`` (or only ``PATH/train/…``), which
+is then divided by seed. Classes are the folder names, sorted; hidden files, other kinds of files and folders inside
+class folders are ignored.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.base import TEST_STREAM, Split, hold_out
+from pipeline.data.images import EXTENSIONS, check_image, fill_images, for_each, read_image
+from pipeline.errors import InputError
+from pipeline.progress import log, track
+
+__all__ = ["Folder", "open_folder"]
+
+_LAYOUT = "expected PATH/CLASS/IMAGE, or PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE"
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One image file and the index of its class."""
+
+    path: Path
+    label: int
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Class folders whose files were listed and whose headers were checked."""
+
+    root: Path
+    class_names: tuple[str, ...]
+    image_size: int
+    train_items: tuple[_Item, ...]
+    test_items: tuple[_Item, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the folder."""
+        return f"folder:{self.root.resolve().name}"
+
+    def train(self) -> Split:
+        """Decode the training images; no file of the test part is opened."""
+        return self._decode(self.train_items, "reading training images")
+
+    def test(self) -> Split:
+        """Decode the test images; no file of the training part is opened."""
+        return self._decode(self.test_items, "reading test images")
+
+    def train_sha256(self) -> str:
+        """Hash image size, class names, relative names and bytes of the training files."""
+        return self._hash(self.train_items)
+
+    def test_sha256(self) -> str:
+        """Hash image size, class names, relative names and bytes of the test files."""
+        return self._hash(self.test_items)
+
+    def _decode(self, items: Sequence[_Item], title: str) -> Split:
+        images = np.empty((len(items), self.image_size, self.image_size, 3), np.uint8)
+        fill_images(images, lambda index: read_image(items[index].path, self.image_size), title)
+        return Split(images, _labels(items))
+
+    def _hash(self, items: Sequence[_Item]) -> str:
+        total = hashlib.sha256(repr((self.image_size, self.class_names)).encode("utf-8", "surrogateescape"))
+        with track("hashing images", len(items)) as progress:
+            for item in items:
+                try:
+                    with item.path.open("rb") as file:
+                        digest = hashlib.file_digest(file, "sha256").digest()
+                except OSError as error:
+                    message = f"cannot read the image {item.path}: {error.strerror or error}"
+                    raise InputError(message, "leave the folder as it is while kdedge runs") from error
+                # The digest of each file has a fixed length and a name holds no zero byte: no two sets look alike.
+                total.update(os.fsencode(item.path.relative_to(self.root).as_posix()) + b"\0" + digest)
+                progress.advance()
+        return total.hexdigest()
+
+
+def open_folder(root: Path, image_size: int, test_fraction: float, seed: int) -> Folder:
+    """List the images of class folders, check their headers and divide them into train and test.
+
+    Args:
+        root: Folder with class folders, or with ``train`` and ``test`` folders that have them.
+        image_size: Side length in pixels to which every image is resized.
+        test_fraction: Share of each class that becomes test images if there is no ``test`` folder, 0..1.
+        seed: Seed of that division.
+
+    Raises:
+        InputError: A folder is missing or empty, has fewer than two classes or too few images of a class, test and
+            training classes differ, or an image cannot be read.
+    """
+    if not root.is_dir():
+        raise InputError(f"the data folder {root} {'is not a folder' if root.exists() else 'does not exist'}", _LAYOUT)
+    train_root, test_root = _find_parts(root)
+    names, train = _list_classes(train_root)
+    if len(names) < 2:
+        raise InputError(f"{train_root} has one class folder ({names[0]}), expected at least two", _LAYOUT)
+    if test_root is None:
+        # One image each for train, validation and test.
+        _check_counts(train_root, names, train, least=3, parts="training, validation and test")
+        kept, held = hold_out(_labels(train), test_fraction, np.random.default_rng([seed, TEST_STREAM]))
+        train, test = [train[index] for index in kept], [train[index] for index in held]
+    else:
+        _check_counts(train_root, names, train, least=2, parts="training and validation")
+        test = _list_test(test_root, train_root, names)
+    items = train + test
+    for_each(len(items), lambda index: check_image(items[index].path), "checking images")
+    return Folder(root, tuple(names), image_size, tuple(train), tuple(test))
+
+
+def _find_parts(root: Path) -> tuple[Path, Path | None]:
+    """Return where the training classes are, and the test classes if they have a folder of their own."""
+    folders = _folders(root)
+    names = [folder.name for folder in folders]
+    train, test = root / "train", root / "test"
+    if "train" in names and "test" in names and _folders(train):
+        others = [name for name in names if name not in ("train", "test")]
+        if others:
+            log(f"{root}: using train and test, ignoring {', '.join(others)}")
+        return train, test
+    # A class may be called "train": it is a part only if it stands alone and has folders in it.
+    if names == ["train"] and _folders(train):
+        return train, None
+    return root, None
+
+
+def _list_classes(root: Path) -> tuple[list[str], list[_Item]]:
+    """List the class names and the images of a folder of class folders, sorted by name."""
+    folders = _folders(root)
+    if not folders:
+        raise InputError(f"{root} has no class folders", _LAYOUT)
+    items = []
+    for label, folder in enumerate(folders):
+        files = [path for path in _visible(folder) if path.suffix.lower() in EXTENSIONS and path.is_file()]
+        if not files:
+            raise InputError(
+                f"the class folder {folder} is empty: it has no image ({', '.join(sorted(EXTENSIONS))})",
+                "add images or remove that folder; " + _LAYOUT,
+            )
+        items += [_Item(path, label) for path in files]
+    return [folder.name for folder in folders], items
+
+
+def _list_test(test_root: Path, train_root: Path, names: list[str]) -> list[_Item]:
+    """List the test images, labelled as the training classes are."""
+    test_names, items = _list_classes(test_root)
+    unknown = [name for name in test_names if name not in names]
+    if unknown:
+        raise InputError(
+            f"{test_root} has the class {unknown[0]}, which {train_root} has not (it has {', '.join(names[:8])}"
+            f"{' …' if len(names) > 8 else ''})",
+            "give that class training images or remove it from the test folder",
+        )
+    return [_Item(item.path, names.index(test_names[item.label])) for item in items]
+
+
+def _check_counts(root: Path, names: list[str], items: list[_Item], least: int, parts: str) -> None:
+    """Refuse a class that is too small to have an image in every part."""
+    counts = np.bincount(_labels(items), minlength=len(names))
+    label = int(counts.argmin())
+    if counts[label] < least:
+        raise InputError(
+            f"the class folder {root / names[label]} has {counts[label]} image{'s' if counts[label] > 1 else ''}, "
+            f"too few to divide: expected at least {least} (for {parts})",
+            "add images to that class or remove it",
+        )
+
+
+def _labels(items: Sequence[_Item]) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    return np.array([item.label for item in items], np.int64)
+
+
+def _folders(root: Path) -> list[Path]:
+    return [path for path in _visible(root) if path.is_dir()]
+
+
+def _visible(folder: Path) -> list[Path]:
+    """List what a folder holds, sorted by name, without hidden entries."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"cannot read the folder {folder}: {error.strerror or error}", "check its permissions") from error
