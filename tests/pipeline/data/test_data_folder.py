@@ -1,0 +1,302 @@
+"""A user's own images in class folders: every kind of image, every layout, every mistake."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.config import DataConfig
+from pipeline.data import Dataset, open_dataset, split_train_val
+from pipeline.data.images import read_image
+from pipeline.errors import InputError
+
+
+def save(path: Path, colour: "int | tuple[int, ...]" = (200, 10, 10), size: tuple[int, int] = (20, 30)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def make_tree(root: Path, counts: dict[str, int]) -> Path:
+    """Class folders with images that all differ: the blue channel counts them."""
+    number = 0
+    for name, count in counts.items():
+        for index in range(count):
+            save(root / name / f"{index:03d}.png", (100, 50, number))
+            number += 1
+    return root
+
+
+def open_folder(root: Path, seed: int = 0, size: int = 16, test_fraction: float = 0.2) -> Dataset:
+    return open_dataset(DataConfig(source=f"folder:{root}", image_size=size, test_fraction=test_fraction), seed)
+
+
+def blues(dataset: Dataset) -> tuple[list[int], list[int]]:
+    return tuple(split.images[:, 0, 0, 2].tolist() for split in (dataset.train(), dataset.test()))  # type: ignore
+
+
+def failure(root: Path, match: str) -> InputError:
+    with pytest.raises(InputError, match=match) as caught:
+        open_folder(root)
+    assert caught.value.exit_code == 2
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_train_and_test_folders(tmp_path: Path) -> None:
+    make_tree(tmp_path / "train", {"dog": 3, "cat": 2, "ant": 2})
+    make_tree(tmp_path / "test", {"dog": 1, "cat": 2})
+    dataset = open_folder(tmp_path)
+    assert dataset.class_names == ("ant", "cat", "dog")
+    assert dataset.image_size == 16
+    assert dataset.name == f"folder:{tmp_path.name}"
+    train, test = dataset.train(), dataset.test()
+    assert train.labels.tolist() == [0, 0, 1, 1, 2, 2, 2]
+    assert test.labels.tolist() == [1, 1, 2]
+    assert train.images.shape == (7, 16, 16, 3)
+    assert train.images.dtype == np.uint8
+    assert train.labels.dtype == np.int64
+    assert train.images[0, 5, 5].tolist() == [100, 50, 5]
+
+
+def test_other_folders_beside_train_and_test_are_ignored_aloud(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("train", "test", "val"):
+        make_tree(tmp_path / part, {"a": 2, "b": 2})
+    assert len(open_folder(tmp_path).train()) == 4
+    assert "using train and test, ignoring val" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("inside", ["", "train"])
+def test_one_tree_is_divided_by_seed(tmp_path: Path, inside: str) -> None:
+    make_tree(tmp_path / inside, {"a": 20, "b": 10, "c": 3})
+    dataset = open_folder(tmp_path)
+    train, test = dataset.train(), dataset.test()
+    assert np.bincount(train.labels).tolist() == [16, 8, 2]
+    assert np.bincount(test.labels).tolist() == [4, 2, 1]
+    first, again, other = blues(dataset), blues(open_folder(tmp_path)), blues(open_folder(tmp_path, seed=1))
+    assert first == again
+    assert first[1] != other[1]
+    assert sorted(first[0] + first[1]) == list(range(33))
+    split_train_val(train, 0.1, seed=0)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    assert open_folder(make_tree(tmp_path, {"train": 3, "bus": 3})).class_names == ("bus", "train")
+
+
+def test_hidden_files_and_other_kinds_of_files_are_ignored(tmp_path: Path) -> None:
+    make_tree(tmp_path, {"a": 3, "b": 3, ".git": 1})
+    for name in ("notes.txt", ".hidden.png", "Thumbs.db"):
+        (tmp_path / "a" / name).write_text("no image")
+    (tmp_path / "a" / "folder.png").mkdir()
+    (tmp_path / "README.md").write_text("no class")
+    save(tmp_path / "b" / "upper.JPG")
+    dataset = open_folder(tmp_path)
+    assert dataset.class_names == ("a", "b")
+    assert len(dataset.train()) + len(dataset.test()) == 7
+
+
+def test_neither_part_opens_files_of_the_other(tmp_path: Path) -> None:
+    dataset = open_folder(make_tree(tmp_path, {"a": 10, "b": 10}))
+    train, train_sha = dataset.train(), dataset.train_sha256()
+    test, test_sha = dataset.test(), dataset.test_sha256()
+    files = {item.path: item.path.read_bytes() for item in dataset.test_items}  # type: ignore[attr-defined]
+    for path in files:
+        path.unlink()
+    assert (dataset.train().images == train.images).all()
+    assert dataset.train_sha256() == train_sha
+    for path, data in files.items():
+        path.write_bytes(data)
+    for item in dataset.train_items:  # type: ignore[attr-defined]
+        item.path.unlink()
+    assert (dataset.test().images == test.images).all()
+    assert dataset.test_sha256() == test_sha
+    with pytest.raises(InputError, match=r"cannot read the image .*png: No such file"):
+        dataset.train()
+    with pytest.raises(InputError, match=r"cannot read the image .*png: No such file"):
+        dataset.train_sha256()
+
+
+def test_hash_follows_names_bytes_size_and_nothing_else(tmp_path: Path) -> None:
+    make_tree(tmp_path / "train", {"a": 2, "b": 2})
+    make_tree(tmp_path / "test", {"a": 1})
+    first, test_first = open_folder(tmp_path).train_sha256(), open_folder(tmp_path).test_sha256()
+    assert len(first) == 64
+    assert first != test_first
+    os.utime(tmp_path / "train" / "a" / "000.png", (1, 1))
+    moved = tmp_path.with_name(tmp_path.name + "-moved")
+    tmp_path.rename(moved)
+    assert open_folder(moved).train_sha256() == first
+    assert open_folder(moved, size=17).train_sha256() != first
+    save(moved / "train" / "a" / "000.png", (0, 0, 0))
+    changed = open_folder(moved).train_sha256()
+    (moved / "train" / "a" / "000.png").rename(moved / "train" / "a" / "0.png")
+    renamed = open_folder(moved).train_sha256()
+    assert len({first, changed, renamed}) == 3
+    assert open_folder(moved).test_sha256() == test_first
+
+
+def test_missing_path(tmp_path: Path) -> None:
+    failure(tmp_path / "nowhere", "data folder .*nowhere does not exist")
+    (tmp_path / "file").write_bytes(b"")
+    failure(tmp_path / "file", "file is not a folder")
+
+
+def test_no_class_folders(tmp_path: Path) -> None:
+    save(tmp_path / "lonely.png")
+    assert "PATH/CLASS/IMAGE" in failure(tmp_path, "has no class folders").hint
+
+
+def test_one_class_is_not_enough(tmp_path: Path) -> None:
+    failure(make_tree(tmp_path, {"a": 5}), r"has one class folder \(a\), expected at least two")
+
+
+def test_empty_class_folder(tmp_path: Path) -> None:
+    make_tree(tmp_path, {"a": 3, "b": 3})
+    (tmp_path / "c").mkdir()
+    failure(tmp_path, "class folder .*c is empty")
+    (tmp_path / "c" / "notes.txt").write_text("still no image")
+    failure(tmp_path, "class folder .*c is empty")
+
+
+def test_one_level_too_deep(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        make_tree(tmp_path / part, {"a": 3, "b": 3})
+    assert "PATH/test/CLASS/IMAGE" in failure(tmp_path, "class folder .*train is empty").hint
+
+
+def test_empty_class_folder_in_the_test_part(tmp_path: Path) -> None:
+    make_tree(tmp_path / "train", {"a": 3, "b": 3})
+    (tmp_path / "test" / "a").mkdir(parents=True)
+    failure(tmp_path, "class folder .*test.a is empty")
+    (tmp_path / "test" / "a").rmdir()
+    failure(tmp_path, "test has no class folders")
+
+
+def test_test_class_without_training_images(tmp_path: Path) -> None:
+    make_tree(tmp_path / "train", {"a": 3, "b": 3})
+    make_tree(tmp_path / "test", {"a": 1, "zebra": 1})
+    failure(tmp_path, r"has the class zebra, which .*train has not \(it has a, b\)")
+
+
+def test_too_few_images_to_divide(tmp_path: Path) -> None:
+    failure(make_tree(tmp_path / "one", {"a": 5, "b": 2}), "one.b has 2 images, .*expected at least 3")
+    make_tree(tmp_path / "two" / "train", {"a": 5, "b": 1})
+    make_tree(tmp_path / "two" / "test", {"a": 5})
+    failure(tmp_path / "two", "train.b has 1 image, .*expected at least 2")
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_unreadable_images_are_found_at_once_in_both_parts(tmp_path: Path, part: str) -> None:
+    for name in ("train", "test"):
+        make_tree(tmp_path / name, {"a": 3, "b": 3})
+    bad = tmp_path / part / "b" / "bad.png"
+    bad.write_text("I am no image")
+    failure(tmp_path, f"cannot read the image .*{part}.b.bad.png: not an image in a known format")
+    bad.write_bytes(b"")
+    failure(tmp_path, "bad.png: not an image")
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(bad)
+    bad.write_bytes(bad.read_bytes()[:-2000])
+    failure(tmp_path, "cannot read the image .*bad.png: ")
+
+
+def test_encapsulated_postscript_never_reaches_ghostscript(tmp_path: Path) -> None:
+    make_tree(tmp_path, {"a": 3, "b": 3})
+    Image.new("RGB", (8, 8)).save(tmp_path / "a" / "trap.png", "EPS")
+    failure(tmp_path, "trap.png: not an image in a known format")
+
+
+def test_truncated_jpeg_is_named_when_it_is_decoded(tmp_path: Path) -> None:
+    path = make_tree(tmp_path, {"a": 3, "b": 3}) / "a" / "half.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    dataset = open_folder(tmp_path)
+    with pytest.raises(InputError, match=r"cannot read the image .*half.jpg: .*truncated") as caught:
+        dataset.train(), dataset.test()
+    assert caught.value.exit_code == 2
+
+
+def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tree(tmp_path, {"a": 3, "b": 3})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    failure(tmp_path, "cannot read the image .*decompression bomb")
+
+
+@pytest.mark.skipif(os.name == "nt" or getattr(os, "geteuid", lambda: 0)() == 0, reason="root reads everything")
+def test_folder_without_permission(tmp_path: Path) -> None:
+    make_tree(tmp_path, {"a": 3, "b": 3})
+    (tmp_path / "a").chmod(0)
+    try:
+        failure(tmp_path, "cannot read the folder .*a: Permission denied")
+    finally:
+        (tmp_path / "a").chmod(0o755)
+
+
+def decoded(path: Path, image: Image.Image, **options: object) -> list[int]:
+    """Save an image and return the pixel in the middle as kdedge reads it."""
+    image.save(path, **options)
+    pixels = read_image(path, 16)
+    assert pixels.shape == (16, 16, 3)
+    assert pixels.dtype == np.uint8
+    return [int(value) for value in pixels[8, 8]]
+
+
+def test_every_kind_of_image_becomes_rgb(tmp_path: Path) -> None:
+    png, tif, size = tmp_path / "x.png", tmp_path / "x.tif", (20, 10)
+    red = Image.new("RGB", size, (255, 0, 0))
+    assert decoded(png, red) == [255, 0, 0]
+    assert decoded(png, Image.new("L", size, 77)) == [77, 77, 77]
+    assert decoded(png, Image.new("1", size, 1)) == [255, 255, 255]
+    assert decoded(png, red.quantize(8)) == [255, 0, 0]
+    assert decoded(png, Image.new("RGBA", size, (0, 0, 255, 255))) == [0, 0, 255]
+    # Transparency is composited on white, however the format stores it.
+    assert decoded(png, Image.new("RGBA", size, (0, 0, 255, 0))) == [255, 255, 255]
+    assert decoded(png, Image.new("RGBA", size, (0, 0, 255, 51))) == [204, 204, 255]
+    assert decoded(png, Image.new("LA", size, (0, 0))) == [255, 255, 255]
+    assert decoded(png, red.quantize(8), transparency=0) == [255, 255, 255]
+    assert decoded(png, red, transparency=(255, 0, 0)) == [255, 255, 255]
+    assert decoded(tmp_path / "x.gif", red) == [255, 0, 0]
+    # 16 bits keep the high byte.
+    grey16 = Image.fromarray(np.full((10, 20), 0x1234, np.uint16))
+    assert decoded(png, grey16) == [0x12] * 3
+    assert decoded(tif, grey16) == [0x12] * 3
+    assert decoded(tif, Image.fromarray(np.full((10, 20), 0x1234, np.int32))) == [0x12] * 3
+    cmyk = decoded(tmp_path / "x.jpg", Image.new("CMYK", size, (0, 255, 255, 0)), quality=95)
+    assert np.abs(np.array(cmyk) - [255, 0, 0]).max() < 5
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (np.full((9, 9), 0.5, np.float32), "floating-point pixels"),
+        (np.full((9, 9), 1 << 20, np.int32), "32-bit pixels"),
+        (np.full((9, 9), -1, np.int32), "32-bit pixels"),
+    ],
+)
+def test_pixels_without_a_known_range(tmp_path: Path, values: np.ndarray, reason: str) -> None:
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    with pytest.raises(InputError, match=f"cannot read the image .*x.tif: {reason}"):
+        read_image(tmp_path / "x.tif", 16)
+
+
+def test_orientation_is_applied(tmp_path: Path) -> None:
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # To be turned by 90° clockwise: the top becomes the right.
+    Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
+    upright = read_image(tmp_path / "x.png", 16)
+    assert (upright[:, 8:] == 255).all()
+    assert (upright[:, :8] == 0).all()
+
+
+def test_any_size_is_squeezed_bilinearly(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 23, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    expected = Image.fromarray(pixels).resize((24, 24), Image.Resampling.BILINEAR)
+    assert (read_image(tmp_path / "x.png", 24) == np.asarray(expected)).all()

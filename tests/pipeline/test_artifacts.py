@@ -1,0 +1,184 @@
+import errno
+import json
+
+import pytest
+
+from pipeline import artifacts
+from pipeline.artifacts import StageSpec, load_manifest, lock_run, run_stage, write_atomic
+from pipeline.errors import InputError, StageError
+
+
+class Stage:
+    """A stage that writes one file and counts its runs."""
+
+    def __init__(self, name="first", reads=(), key=None, text="result"):
+        self.runs, self.text, self.settings = 0, text, key or {"runtime": {"threads": 1}, "epochs": 3}
+        self.spec = StageSpec(name, reads, self.run, lambda config: self.settings, lambda config: {"train": "abc"})
+
+    def run(self, config, inputs, out_dir):
+        self.runs += 1
+        (out_dir / "result.txt").write_text(self.text)
+        return {"runs": self.runs}
+
+
+def test_a_finished_stage_is_skipped_until_something_changes(tmp_path):
+    stage = Stage()
+    assert run_stage(stage.spec, None, tmp_path) is True
+    assert run_stage(stage.spec, None, tmp_path) is False
+    assert run_stage(stage.spec, None, tmp_path, force=True) is True
+    stage.settings = {**stage.settings, "epochs": 4}
+    assert run_stage(stage.spec, None, tmp_path) is True
+    assert stage.runs == 3
+
+
+def test_the_log_says_what_forced_a_rerun(tmp_path, capsys):
+    stage = Stage()
+    run_stage(stage.spec, None, tmp_path)
+    stage.settings = {**stage.settings, "epochs": 4}
+    run_stage(stage.spec, None, tmp_path)
+    assert "changed: config epochs" in capsys.readouterr().err
+
+
+def test_an_altered_or_missing_output_is_made_again(tmp_path):
+    stage = Stage()
+    run_stage(stage.spec, None, tmp_path)
+    output = tmp_path / "first" / "result.txt"
+    output.write_text("altered")
+    assert run_stage(stage.spec, None, tmp_path) is True
+    output.unlink()
+    assert run_stage(stage.spec, None, tmp_path) is True
+    assert output.read_text() == "result"
+
+
+def test_a_changed_input_reruns_what_follows(tmp_path):
+    first, second = Stage(), Stage("second", ("first",))
+    run_stage(first.spec, None, tmp_path)
+    run_stage(second.spec, None, tmp_path)
+    first.text = "other"
+    run_stage(first.spec, None, tmp_path, force=True)
+    assert run_stage(second.spec, None, tmp_path) is True
+
+
+def test_an_altered_input_is_refused_with_the_command_that_makes_it_again(tmp_path):
+    first, second = Stage(), Stage("second", ("first",))
+    run_stage(first.spec, None, tmp_path)
+    (tmp_path / "first" / "result.txt").write_text("altered")
+    with pytest.raises(InputError, match="was altered since stage first wrote it") as caught:
+        run_stage(second.spec, None, tmp_path)
+    assert f"kdedge first --out {tmp_path}" in caught.value.hint
+
+
+def test_a_missing_stage_is_named(tmp_path):
+    with pytest.raises(InputError, match="holds no finished stage"):
+        run_stage(Stage("second", ("first",)).spec, None, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 99}'])
+def test_a_damaged_manifest_is_refused(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(InputError):
+        load_manifest(tmp_path)
+
+
+def test_a_failed_stage_leaves_the_old_result(tmp_path):
+    stage = Stage()
+    run_stage(stage.spec, None, tmp_path)
+
+    def fail(config, inputs, out_dir):
+        (out_dir / "result.txt").write_text("half")
+        raise StageError("it broke")
+
+    broken = StageSpec("first", (), fail, stage.spec.key, stage.spec.data)
+    with pytest.raises(StageError, match="stage first: it broke"):
+        run_stage(broken, None, tmp_path, force=True)
+    assert (tmp_path / "first" / "result.txt").read_text() == "result"
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path):
+    def fail(config, inputs, out_dir):
+        raise OSError(errno.ENOSPC, "No space left on device", str(out_dir / "weights"))
+
+    with pytest.raises(StageError, match="No space left on device") as caught:
+        run_stage(StageSpec("first", (), fail, lambda c: {}, lambda c: {}), None, tmp_path)
+    assert caught.value.exit_code == 1
+
+
+def test_a_crash_between_the_two_renames_is_undone(tmp_path):
+    stage = Stage()
+    run_stage(stage.spec, None, tmp_path)
+    (tmp_path / "first").rename(tmp_path / ".first.old")
+    assert run_stage(stage.spec, None, tmp_path) is False
+    assert (tmp_path / "first" / "result.txt").exists()
+
+
+def interrupted(stage, run_dir):
+    def stop(config, inputs, out_dir):
+        (out_dir / "checkpoint").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(StageSpec("first", (), stop, stage.spec.key, stage.spec.data), None, run_dir)
+
+
+def test_unfinished_work_is_kept_for_the_same_configuration(tmp_path):
+    stage = Stage()
+    interrupted(stage, tmp_path)
+    seen = []
+    spec = StageSpec(
+        "first", (), lambda c, i, out: seen.append((out / "checkpoint").exists()) or {}, stage.spec.key, stage.spec.data
+    )
+    run_stage(spec, None, tmp_path)
+    assert seen == [True]
+
+
+def test_unfinished_work_of_another_configuration_is_dropped(tmp_path):
+    stage = Stage()
+    interrupted(stage, tmp_path)
+    stage.settings = {**stage.settings, "epochs": 9}
+    run_stage(stage.spec, None, tmp_path)
+    assert not (tmp_path / "first" / "checkpoint").exists()
+
+
+def test_going_on_with_another_thread_count_is_refused(tmp_path):
+    stage = Stage()
+    interrupted(stage, tmp_path)
+    stage.settings = {**stage.settings, "runtime": {"threads": 2}}
+    with pytest.raises(InputError, match="unfinished work made with another threads"):
+        run_stage(stage.spec, None, tmp_path)
+    assert run_stage(stage.spec, None, tmp_path, force=True) is True
+
+
+def test_a_run_directory_is_locked(tmp_path):
+    with lock_run(tmp_path), pytest.raises(InputError, match="in use by another kdedge"), lock_run(tmp_path):
+        pass
+    with lock_run(tmp_path):
+        pass
+
+
+def test_an_unwritable_run_directory_is_an_input_error(tmp_path):
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    with pytest.raises(InputError, match="cannot write to"), lock_run(blocker / "run"):
+        pass
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "value.json"
+    write_atomic(path, b"old")
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(artifacts.os, "fsync", full)
+    with pytest.raises(StageError, match="No space left"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+
+
+def test_the_manifest_holds_what_decided_the_result(tmp_path):
+    run_stage(Stage().spec, None, tmp_path)
+    manifest = json.loads((tmp_path / "first" / "manifest.json").read_text())
+    assert manifest["inputs"] == {"data/train": "abc"}
+    assert manifest["outputs"] == {"result.txt": artifacts.file_sha256(tmp_path / "first" / "result.txt")}
+    assert {"torch", "onnx", "onnxruntime", "numpy", "python"} <= manifest["versions"].keys()
+    assert manifest["wall_s"] >= 0

@@ -1,0 +1,185 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.distill.beta import BetaSchedule
+from pipeline.distill.hints import (
+    HintAdapters,
+    HintPair,
+    choose_blocks,
+    measure_similarity,
+    pair_blocks,
+    scan_variance,
+    stage_ends,
+)
+from pipeline.distill.losses import hint_loss, kd_loss
+from pipeline.models.student import STUDENTS, build_student
+from pipeline.models.teacher import FeatureTap, build_teacher, hint_candidates
+
+
+def test_kd_loss_equals_the_value_worked_out_by_hand():
+    # Teacher (3/4, 1/4), student (1/2, 1/2): KL = 3/4 ln(3/2) + 1/4 ln(1/2).
+    kl = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    teacher = torch.tensor([[math.log(3.0), 0.0]] * 5)
+    assert kd_loss(torch.zeros(5, 2), teacher, 1.0).item() == pytest.approx(kl, abs=1e-6)
+    # Logits twice as large at T = 2 give the same distributions, times T^2.
+    assert kd_loss(torch.zeros(5, 2), 2 * teacher, 2.0).item() == pytest.approx(4 * kl, abs=1e-6)
+
+
+def test_kd_loss_of_equal_logits_is_zero_and_its_gradient_does_not_scale_with_the_batch():
+    logits = torch.randn(4, 10)
+    assert kd_loss(logits, logits, 4.0).item() == pytest.approx(0, abs=1e-6)
+    other = torch.randn(4, 10)
+    once, twice = kd_loss(logits, other, 4.0), kd_loss(logits.repeat(2, 1), other.repeat(2, 1), 4.0)
+    assert once.item() == pytest.approx(twice.item(), rel=1e-5)
+
+
+def test_normalised_hint_loss_is_one_for_predicting_the_mean():
+    target = torch.randn(8, 4, 6, 6) * 7 + 3
+    mean = target.mean().expand_as(target)
+    assert hint_loss(mean, target, target.var(correction=0)).item() == pytest.approx(1, abs=1e-5)
+    assert hint_loss(torch.zeros(1, 1, 1, 2), torch.tensor([[[[1.0, 3.0]]]]), 1.0).item() == pytest.approx(5.0)
+
+
+def test_beta_is_halved_after_two_epochs_without_a_better_loss_counting_from_the_end_of_the_warmup():
+    schedule = BetaSchedule(250, patience=2, warmup_epochs=2, adaptive=True)
+    seen = []
+    for epoch, loss in enumerate([0.1, 0.1, 5.0, 4.0, 4.5, 4.0, 3.9, 4.1, 4.2, 4.3, 4.4]):
+        schedule.update(epoch, loss)
+        seen.append(schedule.beta)
+    assert seen == [250, 250, 250, 250, 250, 125, 125, 125, 62.5, 62.5, 31.25]
+
+
+def test_static_beta_stays():
+    schedule = BetaSchedule(250, patience=1, warmup_epochs=0, adaptive=False)
+    for epoch in range(5):
+        schedule.update(epoch, 1.0)
+    assert schedule.beta == 250
+
+
+def test_beta_goes_on_from_its_saved_state():
+    first = BetaSchedule(8, patience=2, warmup_epochs=0, adaptive=True)
+    for epoch, loss in enumerate([1.0, 2.0]):
+        first.update(epoch, loss)
+    second = BetaSchedule(8, patience=2, warmup_epochs=0, adaptive=True)
+    second.load_state_dict(first.state_dict())
+    second.update(2, 2.0)
+    assert second.beta == 4
+
+
+def test_blocks_of_the_highest_variance_are_chosen_in_depth_order():
+    variances = {"a": 5.0, "b": 1.0, "c": 9.0, "d": 7.0}
+    assert choose_blocks(variances, 3) == ("a", "c", "d")
+    assert stage_ends(["layer1.0", "layer1.1", "layer2.0"]) == ("layer1.1", "layer2.0")
+
+
+def test_pairs_follow_depth_at_the_nearest_resolution():
+    student = [(32, 32), (64, 16), (128, 8), (256, 4), (384, 4)]
+    pairs = pair_blocks({"t8": (128, 8), "t4": (256, 4), "t2": (512, 2)}, student)
+    assert [(p.teacher_block, p.student_block) for p in pairs] == [("t8", 2), ("t4", 3), ("t2", 4)]
+    assert pairs[0] == HintPair("t8", 2, 128, 128)
+    # One block at 4 x 4: both student blocks fit, the deeper is taken.
+    assert pair_blocks({"t4": (256, 4)}, student)[0].student_block == 4
+    # More teacher blocks than student blocks: blocks repeat, the order holds.
+    many = pair_blocks({f"t{i}": (8, 8) for i in range(8)}, student)
+    indices = [pair.student_block for pair in many]
+    assert indices == sorted(indices) and len(indices) == 8
+
+
+def test_variance_scan_equals_numpy_over_all_four_axes():
+    teacher = build_teacher("resnet18", 3, "cifar-pool").eval()
+    batches = [torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)]
+    scanned = scan_variance(teacher, batches)
+    assert list(scanned) == [f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2)]
+    expected = []
+    with torch.no_grad(), FeatureTap(teacher, ("layer2.1",)) as tap:
+        for batch in batches:
+            teacher(batch)
+            expected.append(np.var(tap.maps["layer2.1"].numpy()))
+    assert scanned["layer2.1"] == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_a_tap_captures_the_sum_before_the_last_relu_and_removes_its_hooks():
+    teacher = build_teacher("resnet18", 3, "cifar-pool").eval()
+    block = teacher.backbone.layer1[0]
+    x = torch.rand(2, 3, 16, 16)
+    with torch.no_grad(), FeatureTap(teacher, ("layer1.0",)) as tap:
+        teacher(x)
+        captured = tap.maps["layer1.0"]
+    backbone = teacher.backbone
+    with torch.no_grad():
+        stem = backbone.maxpool(backbone.relu(backbone.bn1(backbone.conv1((x - teacher.mean) / teacher.std))))
+        by_hand = block.bn2(block.conv2(block.relu(block.bn1(block.conv1(stem))))) + stem
+    torch.testing.assert_close(captured, by_hand)
+    assert captured.min() < 0
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in teacher.modules())
+
+
+def test_a_tap_removes_its_hooks_after_an_error():
+    teacher = build_teacher("resnet18", 3, "cifar-pool")
+    with pytest.raises(RuntimeError), FeatureTap(teacher, ("layer1.0",)):
+        raise RuntimeError
+    assert not any(module._forward_pre_hooks for module in teacher.modules())
+
+
+def test_other_classifiers_offer_their_feature_stages_or_nothing():
+    assert "features.3" in hint_candidates(build_teacher("mobilenet_v2", 2, "imagenet"))
+    assert hint_candidates(build_teacher("shufflenet_v2_x0_5", 2, "imagenet")) == {}
+
+
+def test_adapters_map_student_maps_to_teacher_maps_and_stay_out_of_the_student():
+    student = build_student("lite-xs", 3, 16)
+    before = set(student.state_dict())
+    pairs = (HintPair("t", 1, 20, 32),)
+    adapters = HintAdapters(pairs, normalised=True)
+    maps = student.features(torch.rand(4, 3, 16, 16))
+    target = {"t": torch.randn(4, 20, 8, 8)}
+    adapters.calibrate(maps, target)
+    loss = adapters(maps, target)
+    loss.backward()
+    assert adapters.variances.item() == pytest.approx(
+        torch.nn.functional.adaptive_avg_pool2d(target["t"], 4).var(dim=(0, 2, 3), correction=0).mean().item()
+    )
+    assert student.blocks[1].conv.weight.grad is not None
+    assert set(student.state_dict()) == before
+
+
+def test_similarity_of_a_linear_image_of_the_teacher_is_perfect_and_of_noise_is_none():
+    generator = torch.Generator().manual_seed(0)
+    pairs = (HintPair("t", 0, 6, 8),)
+
+    def maps(seed, linear):
+        generator.manual_seed(seed)
+        student_map = torch.randn(64, 8, 4, 4, generator=generator)
+        generator.manual_seed(99)
+        weight = torch.randn(6, 8, generator=generator)
+        teacher_map = torch.einsum("oc,nchw->nohw", weight, student_map) + 2
+        if not linear:
+            generator.manual_seed(seed + 50)
+            teacher_map = torch.randn(64, 6, 4, 4, generator=generator)
+        return [student_map], {"t": teacher_map}
+
+    unexplained, cosine = measure_similarity(pairs, maps(1, True), maps(2, True))
+    assert unexplained == pytest.approx(0, abs=1e-5)
+    assert cosine == pytest.approx(1, abs=1e-4)
+    unexplained, cosine = measure_similarity(pairs, maps(1, False), maps(2, False))
+    assert unexplained == pytest.approx(1, abs=0.05)
+    assert abs(cosine) < 0.05
+
+
+@pytest.mark.parametrize("name", sorted(STUDENTS))
+@pytest.mark.parametrize("size", [16, 32, 48, 64, 224])
+def test_students_have_five_convolutions_and_take_any_image_size(name, size):
+    student = build_student(name, 7, size).eval()
+    assert sum(isinstance(module, torch.nn.Conv2d) for module in student.modules()) == 5
+    with torch.no_grad():
+        assert student(torch.rand(2, 3, size, size)).shape == (2, 7)
+
+
+def test_the_default_student_keeps_to_its_budget_and_a_small_one_is_there():
+    params = {name: sum(p.numel() for p in build_student(name, 10, 32).parameters()) for name in STUDENTS}
+    assert 1.2e6 <= params["lite"] <= 1.35e6
+    assert min(params.values()) <= 0.1e6
+    assert len(params) >= 3
