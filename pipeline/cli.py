@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.config import PRESETS, Config, build_config, load_config_file
-from pipeline.errors import KdedgeError
+from pipeline.errors import GateError, KdedgeError
 from pipeline.progress import console, log, set_quiet
 
 __all__ = ["app"]
@@ -32,13 +32,14 @@ app = typer.Typer(
     epilog="Start with: kdedge run-all --data sample --out artifacts/demo",
 )
 
+DEFAULT_OUT = Path("artifacts/run")
 TRAINING_STAGES = ("teacher", "distill")
 
 _SECTIONS: dict[str, Any] = {
     item.name: item.default_factory for item in dataclasses.fields(Config) if item.name != "preset"
 }
 _COMMON: dict[str, tuple[Any, Any]] = {
-    "out": (Annotated[Path, typer.Option("--out", help="Run directory.")], Path("artifacts/run")),
+    "out": (Annotated[Path, typer.Option("--out", help="Run directory.")], DEFAULT_OUT),
     "config": (Annotated[Path | None, typer.Option("--config", help="TOML file with a table per section.")], None),
     "preset": (Annotated[str, typer.Option("--preset", help=f"Named settings: {', '.join(PRESETS)}.")], ""),
     "force": (Annotated[bool, typer.Option("--force", help="Run again even if everything is up to date.")], False),
@@ -67,20 +68,25 @@ def _reported(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _stage_command(
-    name: str, sections: tuple[str, ...], help: str
-) -> Callable[[Callable[[Config, Path, bool], None]], None]:
-    """Register a command whose flags are the fields of ``sections``; the decorated function gets the configuration."""
+    name: str, sections: tuple[str, ...], help: str, more: dict[str, tuple[Any, Any]] | None = None
+) -> Callable[[Callable[..., None]], None]:
+    """Register a command whose flags are the fields of ``sections``.
 
-    def register(function: Callable[[Config, Path, bool], None]) -> None:
+    The decorated function is called with the configuration, the run directory, whether to force, and ``more``.
+    """
+    extra = more or {}
+
+    def register(function: Callable[..., None]) -> None:
         @_reported
         def command(**arguments: Any) -> None:
             common = {key: arguments.pop(key) for key in _COMMON}
-            config = _resolve(name, common, _sections_from_flags(arguments))
-            function(config, common["out"], common["force"])
+            given = {key: arguments.pop(key) for key in extra}
+            config = _resolve(name, common, _sections_from_flags(arguments), given.get("bundle"))
+            function(config, common["out"], common["force"], **given)
 
         parameters = [
             inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
-            for key, (annotation, default) in {**_COMMON, **_section_options(sections)}.items()
+            for key, (annotation, default) in {**extra, **_COMMON, **_section_options(sections)}.items()
         ]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -126,11 +132,14 @@ def _sections_from_flags(arguments: dict[str, Any]) -> dict[str, dict[str, Any]]
     return layer
 
 
-def _resolve(command: str, common: dict[str, Any], flags: dict[str, dict[str, Any]]) -> Config:
-    """Build the configuration of a command: recorded run (stage commands), preset, ``--config`` file, flags."""
+def _resolve(
+    command: str, common: dict[str, Any], flags: dict[str, dict[str, Any]], bundle: Path | None = None
+) -> Config:
+    """Build the configuration of a command: recorded run or bundle, preset, ``--config`` file, flags."""
+    from pipeline.artifacts import load_manifest
     from pipeline.stages import recorded_config
 
-    recorded = recorded_config(common["out"])
+    recorded = recorded_config(common["out"]) if bundle is None else {"data": load_manifest(bundle)["config"]["data"]}
     file = load_config_file(common["config"]) if common["config"] else {}
     # What begins a run states its options; the later stages go on with those of the run.
     base = recorded if command not in ("run-all", "data", "teacher") and not common["preset"] else {}
@@ -155,12 +164,13 @@ def run_all(config: Config, out: Path, force: bool) -> None:
     """Run the pipeline and print the summary."""
     from pipeline.stages import STAGES
 
-    names = tuple(STAGES)
     try:
-        if not _run(names, config, out, force):
+        if not _run(tuple(STAGES), config, out, force):
             log(f"nothing to do: every stage of {out} is up to date (--force runs them again)")
-    finally:
-        _print_report(out)
+    except GateError:
+        _print_report(out / "benchmark")
+        raise
+    _print_report(out / "benchmark")
     print(f"bundle: {out / 'bundle'}\n  kdedge verify {out / 'bundle'}\n  kdedge predict {out / 'bundle'} IMAGE")
 
 
@@ -211,6 +221,42 @@ def quantize(config: Config, out: Path, force: bool) -> None:
     print(out / "quantize" / "student.int8.onnx")
 
 
+_BUNDLE = {
+    "bundle": (
+        Annotated[Path | None, typer.Argument(help="Bundle to measure on this host; without it the run at --out.")],
+        None,
+    )
+}
+
+
+@_stage_command(
+    "benchmark",
+    ("data", "benchmark", "bundle"),
+    "Measure accuracy and latency of a run, or of a bundle on this host, and judge it.",
+    _BUNDLE,
+)
+def benchmark(config: Config, out: Path, force: bool, bundle: Path | None) -> None:
+    """Measure, print the summary and end stdout with one JSON line."""
+    from pipeline.artifacts import lock_run
+
+    if bundle is None:
+        _run(("benchmark",), config, out, force)
+        report_dir = out / "benchmark"
+    else:
+        from pipeline.evaluate import benchmark_bundle
+
+        report_dir = out if out != DEFAULT_OUT else Path("artifacts/benchmark")
+        with lock_run(report_dir):
+            benchmark_bundle(config, bundle, report_dir)
+    report = _print_report(report_dir)
+    keys = ("accuracy", "gate", "size", "latency")
+    print(json.dumps({"report": str(report_dir / "report.json"), **{key: report[key] for key in keys}}))
+
+    from export.bundle import check_gate
+
+    check_gate(report, allow_undecided=config.bundle.allow_undecided)
+
+
 @_stage_command("bundle", ("data", "bundle"), "Write the bundle, if the gate passed.")
 def bundle(config: Config, out: Path, force: bool) -> None:
     """Run the bundle stage."""
@@ -259,14 +305,14 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
     print(json.dumps(facts) if as_json else format_doctor(facts))
 
 
-def _print_report(out: Path) -> None:
-    """Print the summary of a run's report, if the benchmark has written one."""
-    path = out / "benchmark" / "report.json"
-    if path.exists():
-        from benchmarks.report import print_summary
+def _print_report(report_dir: Path) -> dict[str, Any]:
+    """Print the summary of the report in a directory and return the report."""
+    from benchmarks.report import print_summary
 
-        print_summary(json.loads(path.read_text()))
-        print(f"report: {out / 'benchmark' / 'report.html'}")
+    report: dict[str, Any] = json.loads((report_dir / "report.json").read_text())
+    print_summary(report)
+    print(f"report: {report_dir / 'report.html'}")
+    return report
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ A stage's code is imported when it runs, so that looking at a finished run needs
 import dataclasses
 import importlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from pipeline.artifacts import StageSpec, run_stage, write_json
 from pipeline.config import Config
-from pipeline.errors import InputError
+from pipeline.errors import GateError, InputError
 
 __all__ = ["STAGES", "recorded_config", "run_stages"]
 
@@ -29,8 +30,13 @@ def run_stages(names: tuple[str, ...], config: Config, run_dir: Path, *, force: 
         KdedgeError: The first stage that fails.
     """
     write_json(run_dir / CONFIG, dataclasses.asdict(config))
-    # A list, not a generator: every stage must run, also after one that was skipped.
-    return any([run_stage(STAGES[name], config, run_dir, force=force) for name in names])
+    try:
+        # A list, not a generator: every stage must run, also after one that was skipped.
+        return any([run_stage(STAGES[name], config, run_dir, force=force) for name in names])
+    except GateError:
+        # The model that the old bundle holds is not the one that was just refused.
+        shutil.rmtree(run_dir / "bundle", ignore_errors=True)
+        raise
 
 
 def recorded_config(run_dir: Path) -> dict[str, Any]:

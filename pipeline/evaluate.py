@@ -1,0 +1,111 @@
+"""The benchmark stage of a run: hands the models, and what earlier stages know, to `benchmarks.stage`.
+
+`benchmarks` imports no PyTorch; where PyTorch is installed this module scores the PyTorch models on the same images.
+
+    kdedge benchmark --out artifacts/run
+"""
+
+import csv
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.stage import run_benchmark
+from pipeline.artifacts import load_json, load_manifest
+from pipeline.config import Config
+from pipeline.data import Split, open_dataset
+
+__all__ = ["benchmark_bundle", "run"]
+
+
+def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
+    """Measure accuracy and latency and write the report; see `pipeline.artifacts.StageSpec`.
+
+    The only stage that reads test images.
+    """
+    report = run_benchmark(
+        config,
+        inputs["export"] / "student.onnx",
+        inputs["quantize"] / "student.int8.onnx",
+        open_dataset(config.data, config.runtime.seed),
+        run_facts=_run_facts(inputs),
+        torch_top1=_TorchScores(inputs) if importlib.util.find_spec("torch") else None,
+        out_dir=out_dir,
+    )
+    return {key: report[key] for key in ("accuracy", "gate", "size")}
+
+
+def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, Any]:
+    """Verify a bundle, measure it on this host and write the report to ``out_dir``; return the report.
+
+    Needs no PyTorch.
+
+    Raises:
+        InputError: This is no bundle, or its data set is not to be had.
+        StageError: The bundle was altered, or computes other results here.
+    """
+    from export.verify import verify_bundle
+
+    verify_bundle(bundle)
+    known = load_json(bundle / "report.json", ("run", "teacher", "student"))
+    return run_benchmark(
+        config,
+        bundle / "student.onnx",
+        bundle / "student.int8.onnx",
+        open_dataset(config.data, config.runtime.seed),
+        run_facts={key: known.get(key) for key in ("run", "teacher", "student", "training")},
+        torch_top1=None,
+        out_dir=out_dir,
+    )
+
+
+def _run_facts(inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """Collect what the report says of the earlier stages."""
+    manifests = {stage: load_manifest(directory) for stage, directory in inputs.items()}
+    teacher, student, exported = (manifests[stage]["facts"] for stage in ("teacher", "distill", "export"))
+    log = inputs["distill"] / f"training_log_{student['method']}.csv"
+    with log.open(newline="") as file:
+        training = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    return {
+        "run": {
+            "wall_s": round(sum(manifest["wall_s"] for manifest in manifests.values()), 1),
+            "stage_wall_s": {stage: manifest["wall_s"] for stage, manifest in manifests.items()},
+            "stage_commits": {stage: manifest["commit"] for stage, manifest in manifests.items()},
+            "runtime": manifests["distill"]["config"]["runtime"],
+        },
+        "teacher": {key: teacher[key] for key in ("arch", "stem", "params", "weights", "epochs", "val_top1_pct")},
+        "student": {
+            **{key: student[key] for key in ("arch", "params", "method", "epochs", "val_top1_pct")},
+            "macs": exported["macs"],
+            "hint_pairs": student["hint_pairs"],
+            "block_variances": student["block_variances"],
+        },
+        "training": training,
+    }
+
+
+class _TorchScores:
+    """Scores the PyTorch teacher and student on a split."""
+
+    def __init__(self, inputs: Mapping[str, Path]) -> None:
+        self._inputs = inputs
+
+    def __call__(self, split: Split) -> dict[str, float | None]:
+        """Return the top-1 accuracies in percent."""
+        import torch
+
+        from pipeline.distill.stage import load_student
+        from pipeline.teacher import load_teacher
+        from pipeline.training import predict_logits
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        scores: dict[str, float | None] = {}
+        for name, model in (
+            ("teacher_test_top1_pct", load_teacher(self._inputs["teacher"])),
+            ("torch_fp32_top1_pct", load_student(self._inputs["distill"])),
+        ):
+            model.to(device, memory_format=torch.channels_last)
+            right = predict_logits(model, split.images, device).argmax(1).numpy() == split.labels
+            scores[name] = round(100 * float(right.mean()), 4)
+        return scores
