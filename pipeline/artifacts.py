@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -218,10 +218,8 @@ def versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[name] = None
     if found["onnxruntime"] is None:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found["onnxruntime"] = metadata.version("onnxruntime-gpu")
-        except metadata.PackageNotFoundError:
-            pass
     return found
 
 

@@ -107,7 +107,11 @@ def _section_options(sections: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
             names = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
             text = f"{item.metadata['help']} [{_describe_default(item)}]"
             declared = typer.Option(
-                *names, help=text, rich_help_panel=section, show_default=False, metavar=None if kind is bool else kind.__name__
+                *names,
+                help=text,
+                rich_help_panel=section,
+                show_default=False,
+                metavar=None if kind is bool else kind.__name__,
             )
             options[f"{section}__{item.name}"] = (Annotated[kind | None, declared], None)
     return options

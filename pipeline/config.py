@@ -251,17 +251,7 @@ def build_config(*layers: Mapping[str, Any], preset: str = "") -> Config:
                 problems.append(f"{section} = {values!r}: expected a table [{section}]")
             else:
                 merged.setdefault(section, {}).update(values)
-    sections = {}
-    for section, values in merged.items():
-        cls = _SECTIONS[section]
-        known = {item.name: item for item in dataclasses.fields(cls)}
-        clean = {}
-        for key, value in values.items():
-            if key not in known:
-                problems.append(f"unknown key {key!r} in [{section}]{_closest(key, known)}")
-                continue
-            clean[key] = _check(section, known[key], value, problems)
-        sections[section] = cls(**clean)
+    sections = {section: _build_section(section, values, problems) for section, values in merged.items()}
     if problems:
         text = problems[0] if len(problems) == 1 else "\n".join(["several problems:", *(f"  - {p}" for p in problems)])
         raise InputError(text, "see `kdedge run-all --help` for every option and its range")
@@ -271,6 +261,18 @@ def build_config(*layers: Mapping[str, Any], preset: str = "") -> Config:
 _SECTIONS: dict[str, Any] = {
     item.name: item.default_factory for item in dataclasses.fields(Config) if item.name != "preset"
 }
+
+
+def _build_section(section: str, values: Mapping[str, Any], problems: list[str]) -> Any:
+    """Build one section's dataclass; append what is wrong with its values to ``problems``."""
+    known = {item.name: item for item in dataclasses.fields(_SECTIONS[section])}
+    clean = {}
+    for key, value in values.items():
+        if key in known:
+            clean[key] = _check(section, known[key], value, problems)
+        else:
+            problems.append(f"unknown key {key!r} in [{section}]{_closest(key, known)}")
+    return _SECTIONS[section](**clean)
 
 
 def _check(section: str, item: "dataclasses.Field[Any]", value: Any, problems: list[str]) -> Any:
@@ -284,7 +286,7 @@ def _check(section: str, item: "dataclasses.Field[Any]", value: Any, problems: l
         return value
     least, most, choices = (item.metadata[key] for key in ("least", "most", "choices"))
     if choices and value not in choices:
-        problems.append(f"{name} = {value!r}{_closest(value, choices)}: expected one of {', '.join(choices)}")
+        problems.append(f"{name} = {value!r}{_closest(str(value), choices)}: expected one of {', '.join(choices)}")
     # Written so that NaN fails too.
     if (least is not None and not value >= least) or (most is not None and not value <= most):
         bounds = f"at least {least:g}" if most is None else f"between {least:g} and {most:g}"

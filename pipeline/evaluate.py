@@ -7,6 +7,7 @@
 
 import csv
 import importlib.util
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,14 @@ def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, A
 
     verify_bundle(bundle)
     known = load_json(bundle / "report.json", ("run", "teacher", "student"))
+    # The report is about this host: what was measured where the bundle was made stays in the bundle.
+    run = {key: value for key, value in known["run"].items() if key not in ("commit", "versions", "wall_s")}
     return run_benchmark(
         config,
         bundle / "student.onnx",
         bundle / "student.int8.onnx",
         open_dataset(config.data, config.runtime.seed),
-        run_facts={key: known.get(key) for key in ("run", "teacher", "student", "training")},
+        run_facts={"run": run, **{key: known.get(key) for key in ("teacher", "student", "training")}},
         torch_top1=None,
         out_dir=out_dir,
     )
@@ -66,7 +69,7 @@ def _run_facts(inputs: Mapping[str, Path]) -> dict[str, Any]:
     teacher, student, exported = (manifests[stage]["facts"] for stage in ("teacher", "distill", "export"))
     log = inputs["distill"] / f"training_log_{student['method']}.csv"
     with log.open(newline="") as file:
-        training = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        training = [{key: _number(text) for key, text in row.items()} for row in csv.DictReader(file)]
     return {
         "run": {
             "wall_s": round(sum(manifest["wall_s"] for manifest in manifests.values()), 1),
@@ -85,6 +88,12 @@ def _run_facts(inputs: Mapping[str, Path]) -> dict[str, Any]:
     }
 
 
+def _number(text: str) -> float | None:
+    """Read a cell of a training log; JSON knows no NaN."""
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
 class _TorchScores:
     """Scores the PyTorch teacher and student on a split."""
 
@@ -97,15 +106,15 @@ class _TorchScores:
 
         from pipeline.distill.stage import load_student
         from pipeline.teacher import load_teacher
-        from pipeline.training import predict_logits
+        from pipeline.training import place, predict_logits
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         scores: dict[str, float | None] = {}
-        for name, model in (
-            ("teacher_test_top1_pct", load_teacher(self._inputs["teacher"])),
-            ("torch_fp32_top1_pct", load_student(self._inputs["distill"])),
-        ):
-            model.to(device, memory_format=torch.channels_last)
-            right = predict_logits(model, split.images, device).argmax(1).numpy() == split.labels
+        models: dict[str, torch.nn.Module] = {
+            "teacher_test_top1_pct": load_teacher(self._inputs["teacher"]),
+            "torch_fp32_top1_pct": load_student(self._inputs["distill"]),
+        }
+        for name, model in models.items():
+            right = predict_logits(place(model, device), split.images, device).argmax(1).numpy() == split.labels
             scores[name] = round(100 * float(right.mean()), 4)
         return scores

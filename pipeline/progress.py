@@ -11,26 +11,33 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 __all__ = ["console", "log", "set_quiet", "track", "warn"]
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
-_quiet = False
+# What `set_quiet` silences; warnings and errors go to `console`.
+_log_console = Console(stderr=True, highlight=False, soft_wrap=True)
 _PLAIN_LINE_INTERVAL_S = 10.0
 
 
 def set_quiet(quiet: bool) -> None:
     """Silence `log` and `track` (True) or let them speak (False) in this process."""
-    global _quiet
-    _quiet = quiet
+    _log_console.quiet = quiet
 
 
 def log(message: str) -> None:
     """Print one line of information to stderr unless quiet."""
-    if not _quiet:
-        console.print(message, markup=False)
+    _log_console.print(message, markup=False)
 
 
 def warn(message: str) -> None:
@@ -51,16 +58,13 @@ class _Silent:
 
 
 class _Bar:
-    def __init__(self, progress: Progress, task: "int") -> None:
+    def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        from rich.progress import TaskID
-
-        task = TaskID(self._task)
         if note:
-            self._progress.update(task, note=note)
-        self._progress.advance(task, steps)
+            self._progress.update(self._task, note=note)
+        self._progress.advance(self._task, steps)
 
 
 class _Lines:
@@ -91,7 +95,7 @@ def format_duration(seconds: float) -> str:
 @contextmanager
 def track(title: str, total: int) -> Iterator[Tracker]:
     """Show the progress of ``total`` steps with the time left until the block ends."""
-    if _quiet:
+    if _log_console.quiet:
         yield _Silent()
     elif not sys.stderr.isatty():
         yield _Lines(title, total)
@@ -105,5 +109,5 @@ def track(title: str, total: int) -> Iterator[Tracker]:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        with Progress(*columns, console=console, transient=True) as progress:
+        with Progress(*columns, console=_log_console, transient=True) as progress:
             yield _Bar(progress, progress.add_task(title, total=total, note=""))

@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.data import open_dataset, split_train_val
 from pipeline.models.teacher import Teacher, build_teacher, load_initial_weights
 from pipeline.runtime import autocast, prepare
-from pipeline.training import Batches, EpochLoop, learning_rate, predict_logits
+from pipeline.training import Batches, EpochLoop, learning_rate, place, predict_logits
 from pipeline.weights import load_module, save_module
 
 __all__ = ["load_teacher", "run"]
@@ -41,10 +41,8 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     stem = _resolve_stem(settings.stem, settings.arch, config.data.image_size, config.runtime.device)
     teacher = build_teacher(settings.arch, len(dataset.class_names), stem)
     weights = load_initial_weights(teacher, settings.arch, settings.weights)
-    train, val = split_train_val(
-        dataset.train(), config.data.val_fraction, config.runtime.seed, config.data.train_size
-    )
-    teacher.to(device, memory_format=torch.channels_last)
+    train, val = split_train_val(dataset.train(), config.data.val_fraction, config.runtime.seed, config.data.train_size)
+    place(teacher, device)
     batches = Batches(train, settings.batch_size, config.runtime.seed, shift=2, device=device)
     # Pretrained weights are tuned gently: a tenth of the rate that trains from scratch.
     peak = settings.lr if weights == "none" else settings.lr / 10
@@ -60,7 +58,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
             logits = teacher(pixels)
         loss = functional.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return {"loss": loss, "ce": loss}
 
@@ -83,7 +81,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         out_dir / DESCRIPTION,
         {"arch": settings.arch, "stem": stem, "num_classes": len(dataset.class_names), "weights": weights},
     )
-    reloaded = load_teacher(out_dir).to(device, memory_format=torch.channels_last)
+    reloaded = place(load_teacher(out_dir), device)
     val_top1_pct = _top1_pct(reloaded, val.images, val.labels, config, device)
     return {
         "arch": settings.arch,

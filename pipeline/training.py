@@ -14,20 +14,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.data import Split
 from pipeline.errors import InputError, StageError
 from pipeline.progress import Tracker, format_duration, log, track
 
-__all__ = ["Batches", "EpochLoop", "StepMeans", "learning_rate", "predict_logits", "to_pixels", "views"]
+__all__ = ["Batches", "EpochLoop", "StepMeans", "learning_rate", "place", "predict_logits", "to_pixels", "views"]
 
 CHECKPOINT = "checkpoint.pt"
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class Stateful(Protocol):
@@ -38,6 +40,11 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
         """Restore the state."""
+
+
+def place(module: ModuleT, device: torch.device) -> ModuleT:
+    """Move a module to a device, its convolution weights channels last (the faster layout, see benchmarks/LOG.md)."""
+    return module.to(device).to(memory_format=torch.channels_last)
 
 
 def to_pixels(images: Tensor, device: torch.device) -> Tensor:
@@ -139,7 +146,7 @@ def predict_logits(
 ) -> Tensor:
     """Return float32 logits ``[N, C]`` on the CPU for uint8 images ``[N, S, S, 3]``; the model must be in eval mode."""
     pixels = torch.from_numpy(images)
-    return torch.cat([model(to_pixels(part, device)).float().cpu() for part in pixels.split(batch_size)])
+    return torch.cat([model(to_pixels(part, device)).float().cpu() for part in torch.split(pixels, batch_size)])
 
 
 @dataclass
@@ -151,8 +158,8 @@ class StepMeans:
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
         """Add the losses of one step (scalars)."""
-        for name, value in losses.items():
-            value = value.detach().float()
+        for name, loss in losses.items():
+            value = loss.detach().float()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.steps += 1
 
@@ -201,7 +208,7 @@ class EpochLoop:
                 epoch_start = time.monotonic()
                 means = self._train_epoch(epoch, steps, tracker)
                 row = {"epoch": epoch + 1, **{f"train_{name}": value for name, value in means.items()}}
-                self._check_divergence(row, rows)
+                self._check_divergence(row, epoch)
                 row |= self.finish_epoch(epoch)
                 row["seconds"] = round(time.monotonic() - epoch_start, 2)
                 rows.append(row)
@@ -225,10 +232,11 @@ class EpochLoop:
             raise self._diverged(f"a loss became {next(v for v in result.values() if not math.isfinite(v))}", epoch)
         return result
 
-    def _check_divergence(self, row: dict[str, float], rows: list[dict[str, float]]) -> None:
-        """Refuse an epoch whose mean loss is ten times that of the first."""
-        if rows and row["train_ce"] > 10 * max(rows[0]["train_ce"], 0.1):
-            raise self._diverged(f"the cross-entropy rose from {rows[0]['train_ce']:.2f} to {row['train_ce']:.2f}", len(rows))
+    def _check_divergence(self, row: dict[str, float], epoch: int) -> None:
+        """Refuse an epoch whose mean cross-entropy is ten times that of guessing, ln(number of classes)."""
+        guessing = math.log(int(self.batches.split.labels.max()) + 1)
+        if row["train_ce"] > 10 * guessing:
+            raise self._diverged(f"the cross-entropy is {row['train_ce']:.1f}; guessing has {guessing:.1f}", epoch)
 
     def _diverged(self, what: str, epoch: int) -> StageError:
         kept = f"the state after epoch {epoch} is kept" if epoch else "no epoch was complete"
@@ -243,7 +251,9 @@ class EpochLoop:
             for name, target in self.state.items():
                 target.load_state_dict(saved["state"][name])
         except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
-            raise InputError(f"the checkpoint {path} is damaged: {error}", "start the stage over with --force") from error
+            raise InputError(
+                f"the checkpoint {path} is damaged: {error}", "start the stage over with --force"
+            ) from error
         rows: list[dict[str, float]] = saved["rows"]
         log(f"{self.title}: resumed after epoch {len(rows)} ({format_duration(saved['seconds'])} of work kept)")
         return rows, saved["seconds"]

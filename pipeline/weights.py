@@ -20,8 +20,8 @@ __all__ = ["load_module", "load_weights", "save_module"]
 def save_module(module: nn.Module, path: Path, *, dtype: torch.dtype | None = None) -> None:
     """Write a module's state dict as safetensors, floats converted to ``dtype`` if given."""
     state = {}
-    for name, value in module.state_dict().items():
-        value = value.detach().cpu().contiguous()
+    for name, tensor in module.state_dict().items():
+        value = tensor.detach().cpu().contiguous()
         state[name] = value.to(dtype) if dtype is not None and value.is_floating_point() else value
     write_atomic(path, save(state))
 

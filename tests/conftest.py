@@ -1,30 +1,9 @@
-"""A tiny data set of class folders that a network learns in seconds, and the options that make every stage tiny."""
+"""Fixtures that tests of several packages share."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-
-TINY = (
-    "--image-size 16 --val-fraction 0.2 --teacher-epochs 2 --teacher-batch-size 16 --distill-epochs 3 "
-    "--distill-batch-size 16 --student lite-xs --scan-batches 2 --calibration-images 32 --threads 1 --precision fp32 "
-    "--teacher-weights none --latency-seconds 0.1 --latency-batches 1 --device cpu"
-).split()
-
-
-def make_folder(root: Path, train: int = 40, test: int = 15, size: int = 16) -> Path:
-    """Write noisy images of three hues, ``train`` and ``test`` per class."""
-    rng = np.random.default_rng(0)
-    for part, count in (("train", train), ("test", test)):
-        for label, name in enumerate(("blue", "green", "red")):
-            folder = root / part / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = rng.integers(0, 140, (size, size, 3))
-                pixels[..., 2 - label] += rng.integers(40, 110)
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index:03}.png")
-    return root
+from tiny import TINY, make_folder
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +11,6 @@ def folder_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("images"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_options(folder_data: Path) -> list[str]:
     return ["--data", f"folder:{folder_data}", *TINY]

@@ -180,8 +180,8 @@ def measure_similarity(
         score: The same of the images to score on.
 
     Returns:
-        (NaN, NaN) without pairs; else (fraction of the teacher's variance that stays unexplained, cosine similarity between predicted and true
-        vectors at each place after removing the channel means), both averaged over the pairs.
+        (fraction of the teacher's variance that stays unexplained, cosine similarity between predicted and true
+        vectors at each place after removing the channel means), both averaged over the pairs; NaN without pairs.
     """
     if not pairs:
         return math.nan, math.nan
@@ -203,7 +203,8 @@ def measure_similarity(
 def _rows(pair: HintPair, maps: tuple[Sequence[Tensor], dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
     """Return the two maps of a pair as float64 matrices ``[N * H * W, C]``, on the CPU."""
     student_map, teacher_map = _to_common_size(maps[0][pair.student_block], maps[1][pair.teacher_block])
-    return tuple(m.movedim(1, -1).flatten(0, -2).double().cpu() for m in (student_map, teacher_map))  # type: ignore[return-value]
+    x, y = (one.movedim(1, -1).flatten(0, -2).double().cpu() for one in (student_map, teacher_map))
+    return x, y
 
 
 def probe_shapes(

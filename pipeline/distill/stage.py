@@ -40,7 +40,7 @@ from pipeline.models.student import Student, build_student
 from pipeline.models.teacher import FeatureTap, Teacher
 from pipeline.runtime import autocast, prepare
 from pipeline.teacher import load_teacher
-from pipeline.training import Batches, EpochLoop, learning_rate, predict_logits, to_pixels
+from pipeline.training import Batches, EpochLoop, learning_rate, place, predict_logits, to_pixels
 from pipeline.weights import load_module, save_module
 
 __all__ = ["load_student", "run"]
@@ -65,8 +65,8 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     teacher = load_teacher(inputs["teacher"])
     _check_classes(inputs["teacher"], len(classes))
     train, val = split_train_val(dataset.train(), config.data.val_fraction, config.runtime.seed, config.data.train_size)
-    student.to(device, memory_format=torch.channels_last)
-    teacher.to(device, memory_format=torch.channels_last).requires_grad_(False)
+    place(student, device)
+    place(teacher, device).requires_grad_(False)
     batches = Batches(train, settings.batch_size, config.runtime.seed, settings.shift, device)
 
     variances = _scan(config, teacher, batches)
@@ -80,7 +80,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     if settings.method in ("static", "adaptive"):
         pairs = _pairs(stage_ends(list(variances)), teacher, student, train, device)
     trainer = _Trainer(config, teacher, student, pairs, batches)
-    judge = _Judge(config, teacher, student, selective, train, val, device)
+    judge = _Judge(config, teacher, student, selective, train=train, val=val, device=device)
 
     def finish_epoch(epoch: int) -> dict[str, float]:
         row = {"lr": trainer.optimizer.param_groups[0]["lr"], "beta": trainer.beta.beta, **judge.measure()}
@@ -106,7 +106,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     save_module(student, out_dir / WEIGHTS)
     description = {"arch": settings.student, "image_size": dataset.image_size, "classes": list(classes)}
     write_json(out_dir / DESCRIPTION, description)
-    judge.student = load_student(out_dir).to(device, memory_format=torch.channels_last)
+    judge.student = place(load_student(out_dir), device)
     return {
         **description,
         "params": sum(parameter.numel() for parameter in student.parameters()),
@@ -192,9 +192,8 @@ class _Trainer:
                 f"{self.hint_epochs} hint-only epochs leave none of {settings.epochs} for the labels",
                 "raise --distill-epochs or lower --hint-epochs",
             )
-        self.adapters = HintAdapters(
-            pairs if self.uses_hints else (), normalised=settings.hint_loss == "normalised"
-        ).to(batches.device, memory_format=torch.channels_last)
+        hinted = pairs if self.uses_hints else ()
+        self.adapters = place(HintAdapters(hinted, normalised=settings.hint_loss == "normalised"), batches.device)
         self.beta = BetaSchedule(
             settings.beta,
             patience=settings.beta_patience,
@@ -225,9 +224,7 @@ class _Trainer:
         self.student.train()
         self.adapters.train()
         hint_only = self.uses_hints and epoch < self.hint_epochs
-        terms = _Terms(
-            kd=self.settings.method != "ce" and not hint_only, hint=self.uses_hints, ce=not hint_only
-        )
+        terms = _Terms(kd=self.settings.method != "ce" and not hint_only, hint=self.uses_hints, ce=not hint_only)
         losses = self._losses(self.student, self.adapters, pixels, labels, terms)
         weights = {"kd": self.settings.alpha, "hint": self.hint_weight(self.beta.beta), "ce": self.settings.gamma}
         if self.settings.method == "ce":
@@ -235,7 +232,7 @@ class _Trainer:
         trained = [name for name in losses if getattr(terms, name)]
         loss = torch.stack([weights[name] * losses[name] for name in trained]).sum()
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return {"loss": loss, **losses}
 
@@ -281,6 +278,7 @@ class _Judge:
         teacher: Teacher,
         student: Student,
         pairs: tuple[HintPair, ...],
+        *,
         train: Split,
         val: Split,
         device: torch.device,

@@ -51,7 +51,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[N, in_channels, H, W]`` to ``[N, out_channels, H', W']``."""
-        out = self.relu(self.norm(self.conv(x)))
+        out: Tensor = self.relu(self.norm(self.conv(x)))
         if self.residual:
             out = out + x
         out = self.pool(out)

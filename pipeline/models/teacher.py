@@ -116,7 +116,7 @@ def _download_imagenet(arch: str) -> dict[str, Tensor]:
     """Fetch torchvision's default ImageNet weights of an architecture."""
     import torchvision
 
-    weights: Any = torchvision.models.get_model_weights(arch).DEFAULT  # type: ignore[attr-defined]
+    weights: Any = torchvision.models.get_model_weights(arch).DEFAULT
     state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
     return state
 
@@ -144,7 +144,11 @@ def _load_backbone(teacher: Teacher, state: dict[str, Tensor], what: str, *, new
     free = set()
     if new_head:
         head = list(own)[-1].rpartition(".")[0]
-        free = {name for name in own if name.startswith(head) and (name not in state or state[name].shape != own[name].shape)}
+        free = {
+            name
+            for name in own
+            if name.startswith(head) and (name not in state or state[name].shape != own[name].shape)
+        }
     if "conv1.weight" in own and "conv1.weight" in state and state["conv1.weight"].shape != own["conv1.weight"].shape:
         free.add("conv1.weight")
     usable = {name: value for name, value in state.items() if name in own and name not in free}

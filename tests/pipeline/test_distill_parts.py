@@ -85,7 +85,8 @@ def test_pairs_follow_depth_at_the_nearest_resolution():
     # More teacher blocks than student blocks: blocks repeat, the order holds.
     many = pair_blocks({f"t{i}": (8, 8) for i in range(8)}, student)
     indices = [pair.student_block for pair in many]
-    assert indices == sorted(indices) and len(indices) == 8
+    assert indices == sorted(indices)
+    assert len(indices) == 8
 
 
 def test_variance_scan_equals_numpy_over_all_four_axes():

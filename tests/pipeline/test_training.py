@@ -126,14 +126,14 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
         loop.run()
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(InputError, match="checkpoint .* is damaged") as caught:
+    with pytest.raises(InputError, match=r"checkpoint .* is damaged") as caught:
         make_loop(tmp_path)[1].run()
     assert "--force" in caught.value.hint
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, bad):
-    model, loop = make_loop(tmp_path)
+    _, loop = make_loop(tmp_path)
     honest = loop.step
 
     def step(pixels, labels, epoch, progress):
@@ -148,9 +148,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     assert all(torch.isfinite(value.float()).all() for value in saved["state"]["model"].values())
 
 
-def test_a_loss_that_grows_tenfold_is_divergence(tmp_path):
+def test_a_loss_ten_times_that_of_guessing_is_divergence(tmp_path):
     _, loop = make_loop(tmp_path)
     honest = loop.step
     loop.step = lambda p, t, epoch, g: {k: v + 100 * (epoch == 1) for k, v in honest(p, t, epoch, g).items()}
-    with pytest.raises(StageError, match="the cross-entropy rose"):
+    with pytest.raises(StageError, match=r"the cross-entropy is 10\d\.\d; guessing has 1.1"):
         loop.run()

@@ -1,0 +1,82 @@
+"""Top-1 accuracy of an ONNX model, over all images and per class. Never measured together with latency."""
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.runtime import Model
+from pipeline.progress import track
+
+__all__ = ["per_class_table", "predict_logits", "top1_pct", "wilson_interval_pct"]
+
+
+def predict_logits(
+    model: Model, images: npt.NDArray[np.uint8], *, batch_size: int = 256, title: str = "accuracy"
+) -> npt.NDArray[np.float32]:
+    """Run a model over many images with a progress bar.
+
+    Args:
+        model: The open model.
+        images: uint8 ``[N, S, S, 3]``, RGB.
+        batch_size: Images per call.
+        title: Text in front of the progress bar.
+
+    Returns:
+        Logits, float32 ``[N, C]``.
+    """
+    logits = np.empty((len(images), model.classes), np.float32)
+    with track(title, len(images)) as progress:
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            logits[start : start + len(batch)] = model.logits(batch)
+            progress.advance(len(batch))
+    return logits
+
+
+def top1_pct(right: npt.NDArray[np.bool_]) -> float:
+    """Return the share of right answers, ``[N]`` bool, in percent, rounded to 4 decimals."""
+    return round(100 * float(right.mean()), 4)
+
+
+def wilson_interval_pct(right: npt.NDArray[np.bool_], confidence: float = 0.95) -> list[float]:
+    """Return Wilson's score interval (1927) of the share of right answers, in percent: ``[lower, upper]``."""
+    n, share = len(right), float(right.mean())
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return [round(100 * (centre - half), 4), round(100 * (centre + half), 4)]
+
+
+def per_class_table(
+    labels: npt.NDArray[np.int64],
+    fp32_right: npt.NDArray[np.bool_],
+    int8_right: npt.NDArray[np.bool_],
+    class_names: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Return one row per class: images, top-1 of both models (None without images), and the discordant counts.
+
+    Args:
+        labels: ``[N]`` int64.
+        fp32_right: ``[N]`` bool.
+        int8_right: ``[N]`` bool.
+        class_names: Names of the C classes.
+    """
+    rows = []
+    for index, name in enumerate(class_names):
+        of_class = labels == index
+        fp32, int8 = fp32_right[of_class], int8_right[of_class]
+        rows.append(
+            {
+                "class": name,
+                "n": len(fp32),
+                "fp32_top1_pct": top1_pct(fp32) if len(fp32) else None,
+                "int8_top1_pct": top1_pct(int8) if len(int8) else None,
+                "fp32_only_right": int(np.count_nonzero(fp32 & ~int8)),
+                "int8_only_right": int(np.count_nonzero(int8 & ~fp32)),
+            }
+        )
+    return rows

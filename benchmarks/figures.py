@@ -1,0 +1,223 @@
+"""The figures of the report, drawn with matplotlib in two themes.
+
+`draw_figures` writes the light ones to ``figures/*.png`` and returns both for embedding into ``report.html``.
+Without matplotlib the report has tables and bars only.
+"""
+
+import importlib.util
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import write_atomic
+from pipeline.progress import log
+
+__all__ = ["Figure", "draw_figures", "number"]
+
+_FP32, _INT8, _GREY = "#8a94a6", "#2f7ed8", "#888888"
+_PALETTE = ("#2f7ed8", "#e07b39", "#3c9d6b", "#a25ddc", "#8a94a6")
+_MOST_CLASSES = 40
+_THEMES = {
+    "light": {"face": "#ffffff", "text": "#1c2530", "grid": "#e3e7ec"},
+    "dark": {"face": "#161b22", "text": "#d8dee6", "grid": "#2b333d"},
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn figure: name of its file without suffix, title, text for those who cannot see it, and both PNGs."""
+
+    name: str
+    title: str
+    alt: str
+    light: bytes
+    dark: bytes
+
+
+def draw_figures(report: Mapping[str, Any], out_dir: Path) -> list[Figure]:
+    """Draw what the report has data for.
+
+    Args:
+        report: The content of ``report.json``.
+        out_dir: Directory for the PNG files; created if needed.
+
+    Returns:
+        The figures in the order of the report; none without matplotlib.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        log("figures: skipped, matplotlib is not installed (pip install matplotlib)")
+        return []
+    training = report.get("training") or []
+    wanted: list[tuple[str, str, str, Callable[[Any], None], tuple[float, float]]] = []
+    if report["latency"]:
+        wanted.append(
+            ("latency", "Latency per image", "Bars: median latency per image of FP32 and INT8 by batch size",
+             lambda axes: _latency(axes, report["latency"]), (7.2, 3.4))
+        )  # fmt: skip
+    classes = [row for row in report.get("per_class") or [] if row["n"]]
+    if classes:
+        wanted.append(
+            ("per_class", "Top-1 accuracy per class", "Dots: top-1 accuracy of each class, FP32 and INT8",
+             lambda axes: _per_class(axes, classes), (7.2, 1.2 + 0.22 * min(len(classes), _MOST_CLASSES)))
+        )  # fmt: skip
+    if _series(training, "train_loss")[0] or _series(training, "val_top1_pct")[0]:
+        wanted.append(
+            ("training", "Training of the student", "Curves: loss terms and validation accuracy by epoch",
+             lambda axes: _training(axes, training), (7.2, 3.6))
+        )  # fmt: skip
+    if _series(training, "beta")[0]:
+        wanted.append(
+            ("beta", "Beta, the weight of the hints", "Steps: beta by epoch, with the cosine similarity of features",
+             lambda axes: _beta(axes, training), (7.2, 2.8))
+        )  # fmt: skip
+    figures = []
+    for name, title, alt, paint, size in wanted:
+        light, dark = (_render(paint, size, theme) for theme in ("light", "dark"))
+        out_dir.mkdir(parents=True, exist_ok=True)
+        write_atomic(out_dir / f"{name}.png", light)
+        figures.append(Figure(name, title, alt, light, dark))
+    return figures
+
+
+def number(value: Any) -> float | None:
+    """Return a cell of a training log as a float, or None if it is empty or no number."""
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        return None
+    return None if math.isnan(result) else result
+
+
+def _render(paint: Callable[[Any], None], size: tuple[float, float], theme: str) -> bytes:
+    """Draw one figure in one theme and return the PNG."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure as Canvas
+
+    colors = _THEMES[theme]
+    style: Any = {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "legend.frameon": False,
+        # Class names are the user's, and a dollar sign in one is no formula.
+        "text.parse_math": False,
+        **dict.fromkeys(("axes.facecolor", "figure.facecolor", "savefig.facecolor"), colors["face"]),
+        **dict.fromkeys(
+            ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), colors["text"]
+        ),
+        "grid.color": colors["grid"],
+    }
+    buffer = io.BytesIO()
+    # Figure without pyplot: no global state, no display.
+    with rc_context(style):
+        canvas = Canvas(figsize=size, dpi=150, layout="constrained")
+        paint(canvas.subplots())
+        # No Software key: the same data gives the same file whatever the version.
+        canvas.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _latency(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the median latency per image, FP32 beside INT8, for every provider, thread count and batch size."""
+    cases = list(dict.fromkeys((row["provider"], row["threads"], row["batch"]) for row in rows))
+    many_threads = len({row["threads"] for row in rows}) > 1
+    many_providers = len({row["provider"] for row in rows}) > 1
+    labels = []
+    for provider, threads, batch in cases:
+        parts = [f"batch {batch}"]
+        if many_threads:
+            parts.append(f"{threads} thread{'s' * (threads > 1)}")
+        if many_providers:
+            parts.append(str(provider).removesuffix("ExecutionProvider"))
+        labels.append("\n".join(parts))
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    by_key = {(row["provider"], row["threads"], row["batch"], row["model"]): row for row in rows}
+    width = 0.8 / len(models)
+    for index, model in enumerate(models):
+        found = [by_key.get((*case, model)) for case in cases]
+        heights = [row["p50_ms"] / row["batch"] if row else 0.0 for row in found]
+        spots = [position + (index - (len(models) - 1) / 2) * width for position in range(len(cases))]
+        color = {"fp32": _FP32, "int8": _INT8}.get(model, _PALETTE[index % len(_PALETTE)])
+        bars = axes.bar(spots, heights, width * 0.94, label=str(model).upper(), color=color)
+        texts = [f"{height:.3g}" if height >= 0.1 else f"{height:.2g}" for height in heights]
+        axes.bar_label(bars, texts, padding=2, fontsize=7)
+    axes.set_xticks(range(len(cases)), labels)
+    axes.set_ylabel("median ms per image")
+    axes.margins(y=0.12)
+    axes.grid(axis="y")
+    axes.legend()
+    # The picture must not travel without the verdict.
+    if any(row["trust"]["verdict"] != "steady" for row in rows):
+        axes.set_title("noisy: do not quote", fontsize=9, color="#d0453e", loc="left")
+
+
+def _per_class(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw FP32 and INT8 accuracy of each class as two dots on a line, the worst classes if there are many."""
+    known = sorted(rows, key=lambda row: row["int8_top1_pct"])[:_MOST_CLASSES]
+    spots = range(len(known))
+    fp32 = [row["fp32_top1_pct"] for row in known]
+    int8 = [row["int8_top1_pct"] for row in known]
+    axes.hlines(spots, fp32, int8, color=_GREY, linewidth=2, alpha=0.6)
+    axes.scatter(fp32, spots, label="FP32", s=42, facecolors="none", edgecolors=_FP32, linewidths=2, zorder=3)
+    axes.scatter(int8, spots, label="INT8", s=22, color=_INT8, zorder=4)
+    axes.set_yticks(spots, [str(row["class"]) for row in known])
+    axes.invert_yaxis()
+    chosen = f" (the {len(known)} worst of {len(rows)} classes)" if len(known) < len(rows) else ""
+    axes.set_xlabel(f"top-1 in %{chosen}")
+    axes.grid(axis="x")
+    axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
+
+
+def _training(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the loss terms on the left axis and validation accuracy on the right."""
+    names = {"train_loss": "loss", "train_kd": "KD", "train_hint": "hint", "train_ce": "CE"}
+    for index, (key, label) in enumerate(names.items()):
+        epochs, values = _series(rows, key)
+        if epochs:
+            style = "-" if key == "train_loss" else "--"
+            axes.plot(epochs, values, style, label=label, color=_PALETTE[(index + 1) % 5], linewidth=1.6)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("training loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(axis="y")
+    epochs, values = _series(rows, "val_top1_pct")
+    handles = axes.get_lines()
+    if epochs:
+        right = axes.twinx()
+        right.spines["right"].set_visible(True)
+        handles = [*handles, *right.plot(epochs, values, color=_INT8, linewidth=2, label="validation top-1")]
+        right.set_ylabel("validation top-1 in %")
+    axes.legend(handles=handles, ncols=len(handles), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
+
+
+def _beta(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw beta by epoch, marking where it was halved, and the cosine similarity on the right axis."""
+    epochs, values = _series(rows, "beta")
+    axes.step(epochs, values, where="mid", color=_PALETTE[1], linewidth=2, label="beta")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("beta")
+    axes.set_ylim(bottom=0, top=max(values) * 1.15 or 1)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(axis="y")
+    for epoch, before, after in zip(epochs[1:], values, values[1:], strict=False):
+        if after < before:
+            axes.annotate(f"{after:g}", (epoch, after), textcoords="offset points", xytext=(0, 5), fontsize=8)
+    handles = axes.get_lines()
+    epochs, values = _series(rows, "cosine_similarity")
+    if epochs:
+        right = axes.twinx()
+        right.spines["right"].set_visible(True)
+        handles = [*handles, *right.plot(epochs, values, color=_INT8, linewidth=1.6, label="cosine similarity")]
+        right.set_ylabel("cosine similarity")
+    axes.legend(handles=handles, ncols=len(handles), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
+
+
+def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """Return the epochs and the values of one column, leaving out rows without a number in it."""
+    points = [(number(row.get("epoch")), number(row.get(key))) for row in rows]
+    known = [(epoch, value) for epoch, value in points if epoch is not None and value is not None]
+    return [epoch for epoch, _ in known], [value for _, value in known]

@@ -1,0 +1,99 @@
+"""What the runtime really executes: integer or float kernels, and on which execution provider.
+
+A quantized file proves nothing: onnxruntime may leave a convolution in float between Dequantize and Quantize.
+So the model is run once with profiling on, and the kernels are counted as they ran. Needs no ``onnx`` package.
+"""
+
+import json
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.runtime import CPU, import_onnxruntime, open_model, session_options
+
+__all__ = ["int8_proof"]
+
+_INTEGER_CONVS = {"QLinearConv", "ConvInteger", "NhwcQLinearConv"}
+_FLOAT_CONVS = {"Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose"}
+_INTEGER_GEMMS = {"QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
+_FLOAT_GEMMS = {"Gemm", "FusedGemm", "MatMul", "FusedMatMul", "TransposeMatMul"}
+_BOUNDARIES = {"QuantizeLinear", "DequantizeLinear"}
+_FLOAT_TYPES = {"float", "float16", "double", "bfloat16"}
+
+
+def int8_proof(path: Path, *, provider: str = CPU) -> dict[str, Any]:
+    """Run a model once on one image and report its kernels.
+
+    Args:
+        path: The ONNX model.
+        provider: Execution provider.
+
+    Returns:
+        Counts ``integer_convs``, ``float_convs``, ``integer_gemms``, ``float_gemms``; ``ops_by_type``
+        (kernel to count); ``float_operators`` (names of the nodes that take and return floats, Quantize and
+        Dequantize aside); ``providers_by_node`` (node to execution provider).
+
+    Raises:
+        InputError: The file is not a model of kdedge (see `runtime.open_model`).
+        StageError: The execution provider could not be started.
+    """
+    ort = import_onnxruntime()
+    levels = ort.GraphOptimizationLevel
+    kernels = _profile(path, provider, levels.ORT_ENABLE_ALL)
+    ops = Counter(kernel["op"] for kernel in kernels)
+    left = [kernel["name"] for kernel in kernels if kernel["float"]]
+    if left:
+        # The last level only changes memory layouts, but renames float nodes on the way. Quantized operators are
+        # fused before it: the names are those of the level below.
+        left = [kernel["name"] for kernel in _profile(path, provider, levels.ORT_ENABLE_EXTENDED) if kernel["float"]]
+    return {
+        "integer_convs": _count(ops, _INTEGER_CONVS),
+        "float_convs": _count(ops, _FLOAT_CONVS),
+        "integer_gemms": _count(ops, _INTEGER_GEMMS),
+        "float_gemms": _count(ops, _FLOAT_GEMMS),
+        "ops_by_type": dict(sorted(ops.items())),
+        "float_operators": left,
+        "providers_by_node": {kernel["name"]: kernel["provider"] for kernel in kernels},
+    }
+
+
+def _profile(path: Path, provider: str, level: Any) -> list[dict[str, Any]]:
+    """Run a model once and return its kernels in order: name, op, provider, and whether it computes in float."""
+    options = session_options(1)
+    options.graph_optimization_level = level
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory(prefix="kdedge-") as directory:
+        options.profile_file_prefix = str(Path(directory) / "profile")
+        model = open_model(path, provider=provider, options=options)
+        model.logits(np.zeros((1, model.image_size, model.image_size, 3), np.uint8))
+        events = json.loads(Path(model.session.end_profiling()).read_text())
+    kernels = []
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            args = event["args"]
+            kernels.append(
+                {
+                    "name": event["name"].removesuffix("_kernel_time"),
+                    "op": args["op_name"],
+                    "provider": args["provider"],
+                    "float": args["op_name"] not in _BOUNDARIES and _takes_float(args) and _gives_float(args),
+                }
+            )
+    return kernels
+
+
+def _takes_float(args: dict[str, Any]) -> bool:
+    """Return whether the first input is float; later inputs of integer operators are scales, which are float."""
+    shapes = args.get("input_type_shape") or [{}]
+    return bool(_FLOAT_TYPES & shapes[0].keys())
+
+
+def _gives_float(args: dict[str, Any]) -> bool:
+    return any(_FLOAT_TYPES & shape.keys() for shape in args.get("output_type_shape") or [])
+
+
+def _count(ops: Counter[str], names: set[str]) -> int:
+    return sum(count for op, count in ops.items() if op in names)

@@ -1,0 +1,302 @@
+"""The report for people: ``report.html`` (one file, no network), ``report.md``, and the summary on the console.
+
+All three say the verdict first and show the same numbers; what makes a number doubtful stands beside it. The HTML
+and Markdown are templates in ``benchmarks/templates``; this module only prepares what they show.
+"""
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.figures import Figure, draw_figures, number
+from pipeline.artifacts import write_atomic, write_json
+from pipeline.progress import format_duration
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["print_summary", "render_html", "render_markdown", "write_report"]
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_HEADLINES = {
+    "passed": "Passed: INT8 keeps its accuracy",
+    "failed": "Failed: INT8 loses too much accuracy",
+    "undecided": "Undecided: too few test images to tell",
+}
+
+
+def write_report(report: Mapping[str, Any], out_dir: Path) -> None:
+    """Write ``report.json``, ``figures/*.png``, ``report.html`` and ``report.md``.
+
+    Args:
+        report: The content of ``report.json`` (see `stage.run_benchmark`).
+        out_dir: An existing directory.
+    """
+    write_json(out_dir / "report.json", report)
+    figures = draw_figures(report, out_dir / "figures")
+    write_atomic(out_dir / "report.html", render_html(report, figures).encode())
+    write_atomic(out_dir / "report.md", render_markdown(report, figures).encode())
+
+
+def render_html(report: Mapping[str, Any], figures: Sequence[Figure]) -> str:
+    """Return the report as one HTML file with the figures inside."""
+    embedded = [
+        {"title": figure.title, "alt": figure.alt, "light": _data_url(figure.light), "dark": _data_url(figure.dark)}
+        for figure in figures
+    ]
+    return _render("report.html.j2", {**_context(report), "figures": embedded})
+
+
+def render_markdown(report: Mapping[str, Any], figures: Sequence[Figure]) -> str:
+    """Return the report as Markdown that refers to ``figures/*.png`` beside it."""
+    files = [{"title": figure.title, "alt": figure.alt, "file": f"figures/{figure.name}.png"} for figure in figures]
+    return _render("report.md.j2", {**_context(report), "figures": files})
+
+
+def print_summary(report: Mapping[str, Any], console: "Console | None" = None) -> None:
+    """Print the result on one screen of 80 columns.
+
+    Args:
+        report: The content of ``report.json``.
+        console: Where to print; by default standard output.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = console or Console(width=80, highlight=False)
+    context = _context(report)
+    style = {"passed": "bold green", "failed": "bold red"}.get(report["gate"]["verdict"], "bold yellow")
+    console.print(Text(context["headline"], style=style))
+    console.print(report["gate"]["reason"], markup=False)
+    console.print()
+    facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for label, value in context["key_facts"]:
+        facts.add_row(label, value)
+    console.print(facts)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for title in ("provider", "model", "batch", "threads", "p50 ms", "p90 ms", "img/s", "trust"):
+        text = title in ("provider", "model", "trust")
+        table.add_column(title, justify="left" if text else "right", no_wrap=True)
+    for row in context["latency"]:
+        table.add_row(
+            row["provider"], row["model"], str(row["batch"]), str(row["threads"]), row["p50"], row["p90"],
+            row["throughput"], Text(row["verdict"].split(":")[0], style="" if row["steady"] else "yellow"),
+        )  # fmt: skip
+    console.print(table)
+    for reason in context["doubts"]:
+        console.print(f"noisy, do not quote: {reason}", markup=False)
+    for missing in report["unavailable"]:
+        console.print(f"{_short(missing['provider'])} not measured: {missing['reason']}", markup=False)
+
+
+def _context(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Prepare everything that the templates and the summary show, as text where numbers need rounding."""
+    latency = [_latency_row(row) for row in report["latency"]]
+    longest = max((row["per_image"] for row in latency), default=1.0)
+    for row in latency:
+        row["bar_pct"] = round(100 * row["per_image"] / longest, 1)
+    return {
+        "report": report,
+        "headline": _HEADLINES[report["gate"]["verdict"]],
+        "key_facts": _key_facts(report),
+        "accuracy": _accuracy_rows(report),
+        "per_class": [
+            {**row, "fp32": _pct(row["fp32_top1_pct"]), "int8": _pct(row["int8_top1_pct"])}
+            for row in report.get("per_class") or []
+        ],
+        "latency": latency,
+        "doubts": _doubts(latency),
+        "proof": _proof_rows(report["int8_proof"]),
+        "facts": _fact_rows(report),
+        "speedups": _speedups(report["latency"]),
+        "unavailable": [{**item, "provider": _short(item["provider"])} for item in report["unavailable"]],
+    }
+
+
+def _key_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the handful of numbers that stand on top."""
+    accuracy, size, proof = report["accuracy"], report["size"], report["int8_proof"]
+    low, high = accuracy["onnx_int8_ci95_pct"]
+    convs = proof["integer_convs"] + proof["float_convs"]
+    facts = [
+        ("INT8 top-1", f"{_pct(accuracy['onnx_int8_top1_pct'])}  (95 %: {low:.2f} to {high:.2f})"),
+        ("FP32 top-1", _pct(accuracy["onnx_fp32_top1_pct"])),
+        ("INT8 size", f"{_bytes(size['int8_bytes'])}, {size['ratio']:.2f}× smaller than FP32"),
+    ]
+    for speedup in _speedups(report["latency"])[:1]:
+        facts.append(("INT8 latency", speedup))
+    facts.append(("integer kernels", f"{proof['integer_convs']} of {convs} convolutions"))
+    return facts
+
+
+def _speedups(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence on INT8 against FP32 for every provider, batch and thread count that has both."""
+    by_key = {(row["provider"], row["batch"], row["threads"], row["model"]): row for row in rows}
+    sentences = []
+    for (provider, batch, threads, model), int8 in by_key.items():
+        fp32 = by_key.get((provider, batch, threads, "fp32"))
+        if model != "int8" or fp32 is None:
+            continue
+        steady = all(row["trust"]["verdict"] == "steady" for row in (fp32, int8))
+        sentences.append(
+            f"{_ms(int8['p50_ms'])} ms, {fp32['p50_ms'] / int8['p50_ms']:.2f}× as fast as FP32 "
+            f"({_short(provider)}, batch {batch}, {threads} thread{'s' * (threads > 1)}"
+            f"{'' if steady else '; noisy: do not quote'})"
+        )
+    return sentences
+
+
+def _accuracy_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return model, top-1 and 95 % interval for every model that was scored."""
+    accuracy = report["accuracy"]
+    arch = report["teacher"]["arch"]
+    rows = [
+        (f"teacher {arch or ''} (PyTorch)".replace("  ", " "), report["teacher"]["test_top1_pct"], None),
+        ("student FP32 (PyTorch)", accuracy["torch_fp32_top1_pct"], None),
+        ("student FP32 (ONNX)", accuracy["onnx_fp32_top1_pct"], accuracy.get("onnx_fp32_ci95_pct")),
+        ("student INT8 (ONNX)", accuracy["onnx_int8_top1_pct"], accuracy.get("onnx_int8_ci95_pct")),
+    ]
+    return [
+        (name, _pct(value), f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "")
+        for name, value, interval in rows
+        if value is not None
+    ]
+
+
+def _latency_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one row of the latency table as text."""
+    return {
+        "provider": _short(row["provider"]),
+        "model": row["model"].upper(),
+        "batch": row["batch"],
+        "threads": row["threads"],
+        **{key: _ms(row[f"{key}_ms"]) for key in ("p50", "p90", "p99", "mean", "load", "first_run")},
+        "throughput": f"{row['throughput_ips']:,.0f}",
+        "samples": f"{row['samples']:,}",
+        "steady": row["trust"]["verdict"] == "steady",
+        "verdict": row["trust"]["verdict"],
+        "reasons": row["trust"]["reasons"],
+        "per_image": row["p50_ms"] / row["batch"],
+        "per_image_text": _ms(row["p50_ms"] / row["batch"]),
+    }
+
+
+def _doubts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return each kind of evidence against the latencies once, with its highest number and how often it was found."""
+    kinds: dict[str, list[str]] = {}
+    for row in rows:
+        for reason in row["reasons"]:
+            kinds.setdefault(re.sub(r"\d+", "#", reason), []).append(reason)
+    return [f"{max(found, key=_first_number)} (in {len(found)} of {len(rows)} rows)" for found in kinds.values()]
+
+
+def _first_number(text: str) -> int:
+    match = re.search(r"\d+", text)
+    return int(match[0]) if match else 0
+
+
+def _proof_rows(proof: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ran as integers and what did not."""
+    providers = {_short(name) for name in proof["providers_by_node"].values()}
+    return {
+        "convs": f"{proof['integer_convs']} integer, {proof['float_convs']} float",
+        "gemms": f"{proof['integer_gemms']} integer, {proof['float_gemms']} float",
+        "float": ", ".join(proof.get("float_operators") or []) or "none",
+        "ops": ", ".join(f"{count} × {op}" for op, count in proof["ops_by_type"].items()),
+        "providers": ", ".join(sorted(providers)),
+    }
+
+
+def _fact_rows(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return the sections of facts about run, models and host, leaving out what is unknown."""
+    run, teacher, student, host, size = (report[key] for key in ("run", "teacher", "student", "host", "size"))
+    installed = {name: version for name, version in (run["versions"] or {}).items() if version}
+    sections: list[tuple[str, list[tuple[str, Any]]]] = [
+        (
+            "Run",
+            [
+                ("data", run["data"]), ("preset", run["preset"]), ("seed", run["seed"]), ("commit", run["commit"]),
+                ("wall time", None if run["wall_s"] is None else format_duration(run["wall_s"])),
+                ("versions", ", ".join(f"{name} {version}" for name, version in installed.items()) or None),
+            ],
+        ),
+        (
+            "Models",
+            [
+                ("teacher", teacher["arch"]),
+                ("teacher parameters", _count(teacher["params"])),
+                ("teacher's initial weights", teacher["weights"]),
+                ("student", student["arch"]),
+                ("student parameters", _count(student["params"])),
+                ("multiply-accumulates per image", _count(student["macs"])),
+                ("method", student["method"]),
+                ("epochs", student["epochs"]),
+                ("FP32 file", _bytes(size["fp32_bytes"])),
+                ("INT8 file", _bytes(size["int8_bytes"])),
+            ],
+        ),
+        (
+            "Host",
+            [
+                ("processor", host["cpu"]),
+                ("board", host.get("board")),
+                ("cores", host["cores"]),
+                ("instructions", ", ".join(host["isa"])),
+                ("memory", f"{host['memory_bytes'] / 2**30:.1f} GiB"),
+                ("system", host["os"]),
+                ("governor", host["governor"] or "not readable"),
+                ("GPU", host["gpu"] or "none"),
+                ("onnxruntime", host["onnxruntime"]),
+            ],
+        ),
+    ]  # fmt: skip
+    return [(title, [(k, str(v)) for k, v in rows if v not in (None, "")]) for title, rows in sections]
+
+
+def _render(template: str, context: Mapping[str, Any]) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=".html" in template,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    # Class names are the user's: a bar would end the cell of a Markdown table.
+    environment.filters["cell"] = lambda value: str(value).replace("|", "\\|")
+    return environment.get_template(template).render(context)
+
+
+def _data_url(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _short(provider: str) -> str:
+    return provider.removesuffix("ExecutionProvider")
+
+
+def _pct(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f} %"
+
+
+def _ms(value: float | None) -> str:
+    """Format milliseconds with three digits that count."""
+    return "–" if value is None else f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
+def _count(value: Any) -> str | None:
+    """Format a large count, such as parameters, with its unit prefix."""
+    amount = number(value)
+    if amount is None:
+        return None
+    return f"{amount / 1e6:.2f} M" if amount >= 1e6 else f"{amount:,.0f}"
+
+
+def _bytes(value: int) -> str:
+    return f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.1f} kB"

@@ -1,0 +1,157 @@
+"""The benchmark stage: accuracy, gate, kernels, latency and host of a pair of models, as ``report.json`` and pages.
+
+    report = run_benchmark(config, fp32_model, int8_model, dataset, run_facts=facts, torch_top1=None, out_dir=out)
+
+This is the only place that reads the test images, and it reads them once. It writes ``report.json``,
+``report.html``, ``report.md``, ``figures/*.png`` and ``latency_samples.json``. A failed gate is a result, not an
+error: who called decides what follows from it.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.accuracy import per_class_table, predict_logits, top1_pct, wilson_interval_pct
+from benchmarks.gate import judge
+from benchmarks.host import cuda_problem, host_record
+from benchmarks.latency import measure_latency, parse_counts, usable_cores
+from benchmarks.proof import int8_proof
+from benchmarks.report import write_report
+from benchmarks.runtime import CPU, CUDA, check_fits, open_model
+from pipeline.artifacts import git_commit, versions, write_atomic
+from pipeline.config import Config
+from pipeline.data import Dataset, Split
+from pipeline.errors import InputError, StageError
+from pipeline.progress import log
+
+__all__ = ["REPORT_SCHEMA", "TorchTop1", "run_benchmark"]
+
+REPORT_SCHEMA = 1
+
+TorchTop1 = Callable[[Split], Mapping[str, float | None]]
+"""Scores the PyTorch models on the test images: ``teacher_test_top1_pct`` and ``torch_fp32_top1_pct``, in percent."""
+
+_RUN = ("preset", "data", "seed", "commit", "wall_s", "versions")
+_TEACHER = ("arch", "params", "weights", "test_top1_pct")
+_STUDENT = ("arch", "params", "macs", "method", "epochs")
+
+
+def run_benchmark(
+    config: Config,
+    fp32_model: Path,
+    int8_model: Path,
+    dataset: Dataset,
+    *,
+    run_facts: Mapping[str, Any],
+    torch_top1: TorchTop1 | None,
+    out_dir: Path,
+) -> dict[str, Any]:
+    """Measure both models and write the report.
+
+    Args:
+        config: The configuration; ``benchmark`` decides what is measured.
+        fp32_model: ``student.onnx``.
+        int8_model: ``student.int8.onnx``.
+        dataset: Its `test` is called exactly once, after both models were found usable.
+        run_facts: What earlier stages know: the mappings ``run``, ``teacher`` and ``student`` with the keys of
+            ``report.json``, and ``training``, the rows of the training log. What is missing becomes null.
+        torch_top1: Scores the PyTorch models on the same images; None where torch is absent.
+        out_dir: Directory of the results; created if needed.
+
+    Returns:
+        The content of ``report.json``.
+
+    Raises:
+        InputError: A model is unusable or does not fit the data set; an option is wrong; there are no test images.
+    """
+    settings = config.benchmark
+    batches = parse_counts(settings.batches, "--latency-batches", 4096)
+    threads = parse_counts(settings.threads, "--latency-threads", 1024)
+    paths = {"fp32": fp32_model, "int8": int8_model}
+    models = {name: open_model(path, threads=usable_cores()) for name, path in paths.items()}
+    for model in models.values():
+        check_fits(model, dataset.class_names, dataset.image_size)
+
+    test = dataset.test()
+    if not len(test.labels):
+        raise InputError("the data set has no test images", "add images to its test folder")
+    right = {}
+    for name, model in models.items():
+        logits = predict_logits(model, test.images, title=f"accuracy {name.upper()}")
+        right[name] = logits.argmax(1) == test.labels
+    # Let go of the threads and memory of these sessions before anything is timed.
+    del models, model
+    scores = dict(torch_top1(test)) if torch_top1 else {}
+    teacher_pct = scores.get("teacher_test_top1_pct")
+    teacher_score = {} if teacher_pct is None else {"test_top1_pct": teacher_pct}
+    gate = judge(right["fp32"], right["int8"], settings.limit_pp)
+    log(f"gate {gate['verdict']}: {gate['reason']}")
+
+    latency, samples, unavailable = _latency_everywhere(paths, batches, threads, settings.seconds)
+    facts = {name: dict(run_facts.get(name) or {}) for name in ("run", "teacher", "student")}
+    sizes = {name: path.stat().st_size for name, path in paths.items()}
+    report = {
+        "schema": REPORT_SCHEMA,
+        "run": _complete(
+            {"preset": config.preset, "data": dataset.name, "seed": config.runtime.seed, "commit": git_commit(),
+             "versions": versions(), **facts["run"]},
+            _RUN,
+        ),
+        "teacher": _complete({**facts["teacher"], **teacher_score}, _TEACHER),
+        "student": _complete(facts["student"], _STUDENT),
+        "accuracy": {
+            "split": "test",
+            "n": len(test.labels),
+            "torch_fp32_top1_pct": scores.get("torch_fp32_top1_pct"),
+            "onnx_fp32_top1_pct": top1_pct(right["fp32"]),
+            "onnx_int8_top1_pct": top1_pct(right["int8"]),
+            "onnx_fp32_ci95_pct": wilson_interval_pct(right["fp32"]),
+            "onnx_int8_ci95_pct": wilson_interval_pct(right["int8"]),
+        },
+        "gate": gate,
+        "size": {
+            "fp32_bytes": sizes["fp32"],
+            "int8_bytes": sizes["int8"],
+            "ratio": round(sizes["fp32"] / sizes["int8"], 4),
+        },
+        "int8_proof": int8_proof(int8_model),
+        "latency": latency,
+        "unavailable": unavailable,
+        "host": host_record(),
+        "per_class": per_class_table(test.labels, right["fp32"], right["int8"], dataset.class_names),
+        "training": [dict(row) for row in run_facts.get("training") or []],
+    }  # fmt: skip
+    out_dir.mkdir(parents=True, exist_ok=True)
+    # One line a case: the raw samples are many.
+    lines = ",\n".join(json.dumps(case) for case in samples)
+    write_atomic(out_dir / "latency_samples.json", f"[\n{lines}\n]\n".encode())
+    write_report(report, out_dir)
+    return report
+
+
+def _latency_everywhere(
+    paths: Mapping[str, Path], batches: list[int], threads: list[int], seconds: float
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]]]:
+    """Measure on the CPU and, where it is there, on CUDA; return rows, raw samples and what is unavailable."""
+    rows, samples = measure_latency(paths, provider=CPU, batches=batches, threads=threads, seconds=seconds)
+    problem = cuda_problem()
+    if problem is None:
+        try:
+            # Threads of the CPU hardly matter to a GPU: one count is enough.
+            more = measure_latency(paths, provider=CUDA, batches=batches, threads=threads[:1], seconds=seconds)
+        except StageError as error:
+            # onnxruntime only finds out when it loads the libraries of CUDA.
+            problem = {
+                "provider": CUDA,
+                "reason": f"{error}: the CUDA or cuDNN libraries cannot be loaded",
+                "fix": "pip install 'onnxruntime-gpu[cuda,cudnn]'",
+            }
+        else:
+            rows, samples = rows + more[0], samples + more[1]
+    return rows, samples, [] if problem is None else [problem]
+
+
+def _complete(facts: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """Return the facts with every key of the contract, null where unknown; further keys follow."""
+    return {**{key: facts.get(key) for key in keys}, **{key: facts[key] for key in facts if key not in keys}}

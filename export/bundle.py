@@ -1,0 +1,198 @@
+"""The bundle stage: everything that a device needs, in one flat folder, behind the gate.
+
+    kdedge bundle --out RUN        # reads RUN/export, RUN/quantize and RUN/benchmark, writes RUN/bundle
+
+The folder runs with numpy and onnxruntime alone (``predict.py``) and can be checked anywhere (``kdedge verify``): it
+holds golden inputs with the logits that both models must give, and `pipeline.artifacts.run_stage` adds a manifest with
+the SHA-256 of every file. The golden inputs are validation images, never test images.
+"""
+
+import io
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.runtime import check_fits, open_model
+from export.runtime import run_model
+from pipeline.artifacts import load_json, load_manifest, write_atomic, write_json
+from pipeline.config import Config
+from pipeline.errors import GateError
+from pipeline.progress import log, warn
+
+__all__ = ["GOLDEN_IMAGES", "check_gate", "run"]
+
+GOLDEN_IMAGES = 16
+_MODELS = {"fp32": ("export", "student.onnx"), "int8": ("quantize", "student.int8.onnx")}
+
+
+def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
+    """Build the bundle in ``out_dir`` if the gate of ``inputs["benchmark"]/report.json`` allows it.
+
+    Returns:
+        Facts for the manifest: ``passed`` and ``history`` (teacher, student, method, data hashes, quantization, gate).
+
+    Raises:
+        GateError: The gate failed, or is undecided and that was not allowed.
+        InputError: The report or a model is damaged, or a model does not fit the data set.
+    """
+    report = load_json(
+        inputs["benchmark"] / "report.json",
+        ("run", "teacher", "student", "accuracy", "gate", "size", "latency", "host"),
+    )
+    check_gate(report, allow_undecided=config.bundle.allow_undecided)
+    passed = report["gate"]["verdict"] == "passed"
+    for stage, name in _MODELS.values():
+        shutil.copyfile(inputs[stage] / name, out_dir / name)
+    shutil.copyfile(inputs["benchmark"] / "report.json", out_dir / "report.json")
+    shutil.copyfile(Path(__file__).with_name("standalone.py"), out_dir / "predict.py")
+
+    golden, classes = _golden_inputs(config)
+    _save_array(out_dir / "golden_inputs.npy", golden)
+    size = golden.shape[1]
+    for kind, (_, name) in _MODELS.items():
+        model = open_model(out_dir / name)
+        check_fits(model, classes, size)
+        _save_array(out_dir / f"golden_{kind}_logits.npy", run_model(model, golden))
+    write_atomic(out_dir / "labels.txt", ("\n".join(classes) + "\n").encode())
+    write_json(
+        out_dir / "preprocessing.json",
+        {
+            "input": "pixels",
+            "layout": "NHWC",
+            "dtype": "uint8",
+            "color": "RGB",
+            "range": [0, 255],
+            "size": size,
+            "resize": "bilinear",
+            "output": "logits",
+        },
+    )
+    candidates = load_json(inputs["quantize"] / "candidates.json", ("chosen", "candidates", "calibration_images"))
+    history = _history(report, candidates, inputs)
+    write_atomic(out_dir / "MODEL_CARD.md", _model_card(report, candidates, classes, size).encode())
+    if not passed:
+        warn(f"the bundle is marked as not passed: {report['gate'].get('reason', 'the gate is undecided')}")
+    log(f"bundle: {sum(path.stat().st_size for path in out_dir.iterdir() if path.is_file()) / 1e6:.1f} MB")
+    return {"passed": passed, "history": history}
+
+
+def check_gate(report: Mapping[str, Any], *, allow_undecided: bool) -> None:
+    """Let a report through whose gate passed, or is undecided where that is allowed.
+
+    Raises:
+        GateError: It is not let through; the message has loss, interval, limit and what would decide.
+    """
+    gate = report["gate"]
+    verdict = gate["verdict"]
+    if verdict == "passed" or (verdict == "undecided" and allow_undecided):
+        return
+    lower = gate.get("loss_lower95_pp")
+    interval = f"{lower:.2f} to " if isinstance(lower, int | float) else "up to "
+    message = (
+        f"the gate {'failed' if verdict == 'failed' else 'is undecided'}: INT8 loses {gate['loss_pp']:.2f} pp on "
+        f"{report['accuracy']['n']} test images (95 % interval: {interval}{gate['loss_upper95_pp']:.2f} pp); "
+        f"the limit is {gate['limit_pp']:g} pp"
+    )
+    if verdict == "undecided":
+        needed = gate.get("images_to_decide")
+        message += f"; about {needed} test images would decide" if needed else "; more test images would decide"
+        raise GateError(message, "give more test images, or ship it as not passed with --allow-undecided")
+    raise GateError(message, "see candidates.json of the quantize stage for what was tried")
+
+
+def _golden_inputs(config: Config) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    """Return `GOLDEN_IMAGES` validation images (fewer if there are fewer), stratified, and the class names."""
+    from export.calibrate import pick_stratified
+    from pipeline.data import open_dataset, split_train_val
+
+    seed = config.runtime.seed
+    dataset = open_dataset(config.data, seed)
+    _, val = split_train_val(dataset.train(), config.data.val_fraction, seed, config.data.train_size)
+    images = val.images[pick_stratified(val.labels, GOLDEN_IMAGES, seed)]
+    return np.ascontiguousarray(images), list(dataset.class_names)
+
+
+def _history(report: Mapping[str, Any], candidates: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """Collect where the bundle comes from."""
+    hashes: dict[str, str] = {}
+    for directory in inputs.values():
+        hashes |= load_manifest(directory)["inputs"]
+    chosen = next(item for item in candidates["candidates"] if item["name"] == candidates["chosen"])
+    return {
+        "run": report["run"],
+        "teacher": report["teacher"],
+        "student": report["student"],
+        "data": {key: value for key, value in hashes.items() if key.startswith("data/")},
+        "weights": {key: value for key, value in hashes.items() if key.endswith(".safetensors")},
+        "quantization": {**chosen, "calibration_images": candidates["calibration_images"]},
+        "gate": report["gate"],
+    }
+
+
+def _model_card(report: Mapping[str, Any], candidates: Mapping[str, Any], classes: list[str], size: int) -> str:
+    """Write the model card from the numbers of the report."""
+    accuracy, gate, sizes, student, host = (report[key] for key in ("accuracy", "gate", "size", "student", "host"))
+    fp32, int8 = accuracy["onnx_fp32_top1_pct"], accuracy["onnx_int8_top1_pct"]
+    status = "passed" if gate["verdict"] == "passed" else f"**{gate['verdict']}: shipped although not passed**"
+    rows = [
+        f"| {row['model']} | {row['provider']} | {row['threads']} | {_ms(row['p50_ms'])} "
+        f"| {_ms(row['p99_ms'])} | {row['trust']['verdict']} |"
+        for row in report["latency"]
+        if row["batch"] == 1
+    ]
+    shown = ", ".join(classes[:20]) + (f", … ({len(classes)} in all, see labels.txt)" if len(classes) > 20 else "")
+    return f"""# Model card
+
+{student["arch"]}: an image classifier with {student["params"]:,} parameters and {student["macs"] / 1e6:.1f} million
+multiply-accumulates per image, distilled from {report["teacher"]["arch"]} (method `{student["method"]}`) and quantized
+to INT8 (`{candidates["chosen"]}`, {candidates["calibration_images"]} calibration images).
+
+- Input: `pixels`, uint8 RGB, `[N, {size}, {size}, 3]`, as a decoder gives them. Output: `logits`, float32.
+- Classes: {shown}
+- Trained on: {report["run"]["data"]}, seed {report["run"]["seed"]}
+
+## Numbers
+
+| | FP32 | INT8 |
+|---|---|---|
+| top-1 on {accuracy["n"]:,} test images | {fp32:.2f} % | {int8:.2f} % |
+| file | {sizes["fp32_bytes"]:,} bytes | {sizes["int8_bytes"]:,} bytes ({sizes["ratio"]:.2f} times smaller) |
+
+Gate: {status}; passed: {str(gate["verdict"] == "passed").lower()}. INT8 loses {gate["loss_pp"]:.2f} pp, at most
+{gate["loss_upper95_pp"]:.2f} pp with 95 % confidence; the limit is {gate["limit_pp"]:g} pp.
+
+Latency of one image on {host["cpu"]} ({host["cores"]} cores, onnxruntime {host["onnxruntime"]}):
+
+| model | provider | threads | p50 ms | p99 ms | trust |
+|---|---|---|---|---|---|
+{chr(10).join(rows)}
+
+## Use
+
+    python predict.py photo.jpg        # numpy and onnxruntime; Pillow for images, none for .npy
+    kdedge verify .                    # checks every file and recomputes the golden outputs
+
+## Limitations
+
+- It always answers with one of its classes, also for images that show none of them.
+- Accuracy holds for images like those it was trained and tested on, resized to {size} x {size}; no test of fairness,
+  of robustness to noise, or of another camera was made.
+- Latency holds for the host above. `report.json` has every number and how it was measured.
+- `golden_inputs.npy` holds {GOLDEN_IMAGES} images (at most) of the training data, for checking.
+"""
+
+
+def _ms(value: float | None) -> str:
+    """Format milliseconds; None where too few samples support a percentile."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _save_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write an array as ``.npy`` without pickles."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_atomic(path, buffer.getvalue())

@@ -1,0 +1,207 @@
+"""The export stage: the trained student as an ONNX model that takes raw pixels, with always-on parity.
+
+    kdedge export --out RUN        # reads RUN/distill, writes RUN/export/student.onnx
+
+The graph takes ``pixels`` uint8 ``[N, S, S, 3]`` with a dynamic N, scales and transposes them inside
+(Cast → Mul(1/255) → Transpose), and returns ``logits`` float32 ``[N, C]``; batch norm is folded into the convolutions.
+"""
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from torch import Tensor, nn
+
+from benchmarks.runtime import open_model
+from export.graph import count_macs
+from pipeline import __version__
+from pipeline.artifacts import load_json, write_atomic
+from pipeline.config import Config
+from pipeline.errors import StageError
+from pipeline.progress import log
+
+__all__ = ["MODEL_NAME", "PARITY_BOUND", "check_parity", "export_student", "run"]
+
+MODEL_NAME = "student.onnx"
+PARITY_BOUND = 1e-4
+PARITY_BATCHES = (1, 2, 64)
+_MAX_IR_VERSION = 10  # newer files do not load in the runtimes found on edge boards
+
+
+class _Deployed(nn.Module):
+    """The student behind the uint8 NHWC input of the deployed model."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map uint8 ``[N, S, S, 3]`` to logits ``[N, C]``."""
+        logits: Tensor = self.student((pixels.to(torch.float32) * (1 / 255)).permute(0, 3, 1, 2))
+        return logits
+
+
+def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
+    """Export the distilled student to ``out_dir/student.onnx`` and prove that it computes the same.
+
+    Returns:
+        Facts for the manifest: ``params``, ``macs``, ``conv_nodes``, ``parity_max_abs_diff``, …
+
+    Raises:
+        InputError: The student's files are missing, damaged, or of another architecture or class count.
+        StageError: The exporter failed, or the exported model computes something else.
+    """
+    from pipeline.distill.stage import load_student
+
+    module = load_student(inputs["distill"])
+    student = load_json(inputs["distill"] / "student.json", ("image_size", "classes"))
+    path = out_dir / MODEL_NAME
+    facts = export_student(module, student["image_size"], student["classes"], path, opset=config.export.opset)
+    facts |= check_parity(module, path)
+    log(
+        f"export: {facts['params']:,} parameters, {facts['macs'] / 1e6:.1f} MMAC, {facts['conv_nodes']} convolutions, "
+        f"largest logit difference {facts['parity_max_abs_diff']:.1e}"
+    )
+    return facts
+
+
+def export_student(
+    module: nn.Module, image_size: int, class_names: Sequence[str], path: Path, opset: int = 20
+) -> dict[str, Any]:
+    """Write a student as a deployed FP32 ONNX model.
+
+    Args:
+        module: Maps float32 ``[N, 3, S, S]`` in 0..1 to logits ``[N, C]``; not modified.
+        image_size: S in pixels.
+        class_names: The C class names in the order of the logits.
+        path: The file to write.
+        opset: ONNX opset, 18 to 20.
+
+    Returns:
+        ``params`` (of the module), ``macs`` (per image), ``conv_nodes``, ``opset``, ``bytes``.
+
+    Raises:
+        StageError: The exporter failed, or left a graph that breaks a promise of this module.
+    """
+    deployed = _Deployed(copy.deepcopy(module).to("cpu", torch.float32)).eval()
+    # Batch 2: an example batch of 1 would be baked into the graph (pytorch #157621).
+    example = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
+    with _quiet() as chatter:
+        try:
+            program = torch.onnx.export(
+                deployed, (example,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},),
+                opset_version=opset, external_data=False, input_names=["pixels"], output_names=["logits"],
+                verbose=False,
+            )  # fmt: skip
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+            detail = (chatter.getvalue().strip() or str(error).strip()).splitlines()
+            raise StageError(f"torch.onnx.export failed: {detail[-1] if detail else error}") from error
+    if program is None:
+        raise StageError("torch.onnx.export returned no model")
+    model = program.model_proto
+    _clean(model)
+    model.ir_version = min(model.ir_version, _MAX_IR_VERSION)
+    onnx.helper.set_model_props(
+        model,
+        {
+            "kdedge.version": __version__,
+            "kdedge.classes": json.dumps(list(class_names)),
+            "kdedge.image_size": str(image_size),
+            "kdedge.pixels": "uint8 RGB NHWC, 0..255",
+        },
+    )
+    onnx.checker.check_model(model, full_check=True)
+    if leftover := [node.name for node in model.graph.node if node.op_type == "BatchNormalization"]:
+        raise StageError(f"the exporter left batch norm unfolded in {', '.join(leftover)}; it cannot become INT8")
+    data = model.SerializeToString(deterministic=True)
+    write_atomic(path, data)
+    return {
+        "params": sum(parameter.numel() for parameter in module.parameters()),
+        "macs": count_macs(model),
+        "conv_nodes": sum(node.op_type == "Conv" for node in model.graph.node),
+        "opset": opset,
+        "bytes": len(data),
+    }
+
+
+def check_parity(module: nn.Module, path: Path) -> dict[str, Any]:
+    """Check at batch 1, 2 and 64 that the ONNX model computes what the torch module computes.
+
+    The largest absolute logit difference must stay below ``PARITY_BOUND`` (1e-4) times the largest absolute logit,
+    and every prediction must be the same.
+
+    Returns:
+        ``parity_max_abs_diff``, ``parity_logit_scale``, ``parity_batches``.
+
+    Raises:
+        StageError: It computes something else; the message has the numbers.
+    """
+    model = open_model(path)
+    reference = _Deployed(copy.deepcopy(module).to("cpu", torch.float32)).eval()
+    rng = np.random.default_rng(20)
+    largest = scale = 0.0
+    for batch in PARITY_BATCHES:
+        pixels = _test_pixels(rng, batch, model.image_size)
+        with torch.no_grad():
+            expected = reference(torch.from_numpy(pixels)).numpy()
+        got = model.logits(pixels)
+        if got.shape != expected.shape:
+            raise StageError(f"{path} returns logits {list(got.shape)} at batch {batch}, not {list(expected.shape)}")
+        diff, size = float(np.abs(got - expected).max()), float(np.abs(expected).max())
+        flips = int((got.argmax(1) != expected.argmax(1)).sum())
+        # Written so that NaN fails too.
+        if not diff <= PARITY_BOUND * size or flips:
+            raise StageError(
+                f"{path} does not compute what the torch student computes: at batch {batch} the largest logit "
+                f"difference is {diff:.3g} (allowed {PARITY_BOUND * size:.3g}) and {flips} predictions differ",
+                "this is a fault of the exporter: try another --opset or torch version",
+            )
+        largest, scale = max(largest, diff), max(scale, size)
+    return {"parity_max_abs_diff": largest, "parity_logit_scale": scale, "parity_batches": list(PARITY_BATCHES)}
+
+
+def _clean(model: onnx.ModelProto) -> None:
+    """Drop the exporter's notes, which hold paths of this machine, and name layers after their weights."""
+    graph = model.graph
+    del model.metadata_props[:], graph.metadata_props[:], graph.value_info[:]
+    model.doc_string = graph.doc_string = ""
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+    for node in graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+        if len(node.input) > 1 and node.input[1].endswith(".weight"):
+            node.name = node.input[1].removeprefix("student.").removesuffix(".weight")
+
+
+def _test_pixels(rng: np.random.Generator, count: int, size: int) -> npt.NDArray[np.uint8]:
+    """Return smooth random images with some noise, ``[count, size, size, 3] uint8``."""
+    blocks = rng.integers(0, 256, (count, 4, 4, 3))
+    index = np.arange(size) * 4 // size
+    noise = rng.normal(0, 20, (count, size, size, 3))
+    return np.clip(blocks[:, index][:, :, index] + noise, 0, 255).astype(np.uint8)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[io.StringIO]:
+    """Collect what the exporter prints instead of showing it."""
+    chatter = io.StringIO()
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(chatter), contextlib.redirect_stderr(chatter):
+            warnings.simplefilter("ignore")
+            yield chatter
+    finally:
+        logging.disable(before)

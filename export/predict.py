@@ -1,0 +1,137 @@
+"""Classify a user's images with a bundle.
+
+    kdedge predict BUNDLE IMAGE…       # images of any size and mode, folders of them, .npy files of uint8 pixels
+
+Needs numpy, onnxruntime and Pillow. Images are decoded and resized exactly as the training images were.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.runtime import open_model
+from export.runtime import run_model
+from pipeline.data.images import EXTENSIONS, read_image
+from pipeline.errors import InputError
+
+__all__ = ["predict"]
+
+_SUFFIXES = EXTENSIONS | {".npy"}
+_BATCH = 32
+
+
+def predict(bundle: Path, paths: Iterable[Path], *, top_k: int = 1, fp32: bool = False) -> Iterator[dict[str, Any]]:
+    """Classify images, yielding answers in order while later images are still unread.
+
+    Args:
+        bundle: Folder that ``kdedge bundle`` wrote.
+        paths: Image files, ``.npy`` files of uint8 ``[S, S, 3]`` or ``[N, S, S, 3]``, and folders of these.
+        top_k: How many classes to return per image, best first.
+        fp32: Use the FP32 model instead of INT8.
+
+    Yields:
+        ``file`` (``name[i]`` for image i of several in a ``.npy``), ``label``, ``index`` (of the class),
+        ``probability``, and ``top``, a list of ``top_k`` such triples, if ``top_k`` is more than 1.
+
+    Raises:
+        InputError: The bundle or a file is missing or unreadable, or a folder holds no images.
+    """
+    labels, size = _read_bundle(bundle)
+    if not 1 <= top_k <= len(labels):
+        raise InputError(f"top_k = {top_k} is out of range: expected between 1 and {len(labels)} classes")
+    model = open_model(bundle / ("student.onnx" if fp32 else "student.int8.onnx"))
+    if (model.image_size, model.classes) != (size, len(labels)):
+        raise InputError(
+            f"the model in {bundle} takes images of {model.image_size} pixels and knows {model.classes} classes; "
+            f"preprocessing.json says {size} pixels and labels.txt {len(labels)} classes",
+            f"run `kdedge verify {bundle}`",
+        )
+    names: list[str] = []
+    images: list[npt.NDArray[np.uint8]] = []
+    for name, image in _images(paths, size):
+        names.append(name)
+        images.append(image)
+        if len(images) == _BATCH:
+            yield from _answers(names, run_model(model, np.stack(images)), labels, top_k)
+            names, images = [], []
+    if images:
+        yield from _answers(names, run_model(model, np.stack(images)), labels, top_k)
+
+
+def _read_bundle(bundle: Path) -> tuple[list[str], int]:
+    """Return the labels and the image size of a bundle."""
+    try:
+        labels = (bundle / "labels.txt").read_text(encoding="utf-8").splitlines()
+        size = json.loads((bundle / "preprocessing.json").read_text(encoding="utf-8"))["size"]
+    except OSError as error:
+        raise InputError(
+            f"{bundle} is not a bundle: cannot read {error.filename}: {error.strerror}",
+            "give the folder that `kdedge bundle` wrote",
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"labels.txt or preprocessing.json in {bundle} is damaged", f"run `kdedge verify {bundle}`"
+        ) from error
+    return labels, int(size)
+
+
+def _images(paths: Iterable[Path], size: int) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
+    """Yield name and pixels ``[size, size, 3] uint8`` of every image."""
+    for path in _files(paths):
+        if path.suffix.lower() != ".npy":
+            yield str(path), read_image(path, size)
+            continue
+        pixels = _load_npy(path, size)
+        for number, image in enumerate(pixels):
+            yield str(path) if len(pixels) == 1 else f"{path}[{number}]", image
+
+
+def _files(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield the files, those of folders sorted by name."""
+    for path in paths:
+        if not path.is_dir():
+            if not path.exists():
+                raise InputError(f"{path} does not exist; expected an image, a .npy file or a folder", "check the path")
+            yield path
+            continue
+        found = sorted(item for item in path.rglob("*") if item.suffix.lower() in _SUFFIXES and item.is_file())
+        if not found:
+            raise InputError(f"{path} holds no images", f"expected files ending in {' '.join(sorted(_SUFFIXES))}")
+        yield from found
+
+
+def _load_npy(path: Path, size: int) -> npt.NDArray[np.uint8]:
+    """Load pixels ``[N, size, size, 3] uint8``."""
+    hint = "save RGB pixels with numpy.save"
+    try:
+        pixels: npt.NDArray[Any] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} is not a readable .npy file: {error}", hint) from error
+    if pixels.ndim == 3:
+        pixels = pixels[None]
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):
+        raise InputError(
+            f"{path} holds {pixels.dtype} {list(pixels.shape)}; expected uint8 [{size}, {size}, 3] or "
+            f"[N, {size}, {size}, 3]",
+            hint,
+        )
+    return pixels
+
+
+def _answers(
+    names: list[str], logits: npt.NDArray[np.float32], labels: list[str], top_k: int
+) -> Iterator[dict[str, Any]]:
+    """Turn logits ``[N, C]`` into one answer per image."""
+    exps = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = exps / exps.sum(axis=1, keepdims=True)
+    for name, row in zip(names, probabilities, strict=True):
+        order = np.argsort(-row, kind="stable")[:top_k]
+        top = [{"label": labels[i], "index": int(i), "probability": round(float(row[i]), 6)} for i in order]
+        answer: dict[str, Any] = {"file": name, **top[0]}
+        if top_k > 1:
+            answer["top"] = top
+        yield answer

@@ -1,0 +1,123 @@
+"""Check a bundle on the machine where it is to run: every file, and what both models compute.
+
+    kdedge verify BUNDLE
+
+Needs numpy and onnxruntime only. Files are compared with the SHA-256 in ``manifest.json``; then the golden inputs are
+run through both models and compared with the logits that came with them.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.runtime import open_model
+from export.runtime import run_model
+from pipeline.artifacts import MANIFEST, MANIFEST_SCHEMA, file_sha256
+from pipeline.errors import InputError, StageError
+
+__all__ = ["TOLERANCE", "verify_bundle"]
+
+# Of the largest absolute golden logit, for both models. FP32 sums differ in their order between CPUs (about 1e-6);
+# the portable INT8 format has the same integers everywhere and only scales them in float at the end.
+TOLERANCE = 1e-3
+_MODELS = {"fp32": "student.onnx", "int8": "student.int8.onnx"}
+_HINT = "do not use it: copy it again from its source, or build it again with `kdedge bundle`"
+
+
+def verify_bundle(path: Path) -> dict[str, Any]:
+    """Verify a bundle.
+
+    Returns:
+        ``bundle``, ``files`` and ``golden_images`` (counts), ``passed`` (whether its gate had passed), and for
+        ``fp32`` and ``int8`` the largest logit difference ``max_abs_diff``, absolute and relative to the largest logit
+        (``max_rel_diff``).
+
+    Raises:
+        InputError: There is no bundle at ``path``.
+        StageError: A file is altered, missing or extra, or a model gives other outputs; the message lists all.
+    """
+    manifest = _read_manifest(path)
+    problems = _check_files(path, manifest["outputs"])
+    if problems:
+        raise StageError(f"{path} is not what was built: {'; '.join(problems)}", _HINT)
+    result: dict[str, Any] = {
+        "bundle": str(path),
+        "files": len(manifest["outputs"]),
+        "passed": bool(manifest.get("facts", {}).get("passed", False)),
+    }
+    inputs = _load_array(path / "golden_inputs.npy")
+    result["golden_images"] = len(inputs)
+    for kind, name in _MODELS.items():
+        result[kind] = _check_outputs(path / name, inputs, _load_array(path / f"golden_{kind}_logits.npy"), problems)
+    if problems:
+        raise StageError(
+            f"{path} gives other outputs here than where it was built: {'; '.join(problems)}",
+            "this CPU or onnxruntime version computes it differently; see `kdedge doctor`",
+        )
+    return result
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """Read the manifest of a bundle."""
+    file = path / MANIFEST
+    hint = "give the folder that `kdedge bundle` wrote"
+    if not path.is_dir():
+        raise InputError(f"{path} is not a folder; expected a bundle", hint)
+    if not file.is_file():
+        raise InputError(f"{path} is not a bundle: {MANIFEST} is missing", hint)
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StageError(f"{file} cannot be read: {error}", _HINT) from error
+    outputs = manifest.get("outputs") if isinstance(manifest, dict) else None
+    if not isinstance(outputs, dict) or manifest.get("schema") != MANIFEST_SCHEMA:
+        raise StageError(f"{file} is not a kdedge manifest of schema {MANIFEST_SCHEMA} with outputs", _HINT)
+    if manifest.get("stage") != "bundle":
+        raise InputError(f"{path} holds the stage {manifest.get('stage')!r}, not a bundle", hint)
+    return dict(manifest)
+
+
+def _check_files(path: Path, expected: dict[str, str]) -> list[str]:
+    """Compare the files under ``path`` with the manifest; return what differs."""
+    present = {item.relative_to(path).as_posix() for item in path.rglob("*") if not item.is_dir()} - {MANIFEST}
+    required = {"golden_inputs.npy", *_MODELS.values(), *(f"golden_{kind}_logits.npy" for kind in _MODELS)}
+    problems = [f"{name} is missing from the manifest" for name in sorted(required - expected.keys())]
+    problems += [f"{name} is missing" for name in sorted(expected.keys() - present)]
+    problems += [f"{name} does not belong to it" for name in sorted(present - expected.keys())]
+    for name in sorted(present & expected.keys()):
+        file = path / name
+        if file.is_symlink() or not file.is_file():
+            problems.append(f"{name} is no regular file")
+        elif file_sha256(file) != expected[name]:
+            problems.append(f"{name} was altered")
+    return problems
+
+
+def _check_outputs(
+    model: Path, inputs: npt.NDArray[np.uint8], golden: npt.NDArray[np.float32], problems: list[str]
+) -> dict[str, float]:
+    """Run the golden inputs through a model; append what differs to ``problems``, return the differences."""
+    logits = run_model(open_model(model), inputs)
+    if logits.shape != golden.shape:
+        problems.append(f"{model.name}: logits {list(logits.shape)}, golden {list(golden.shape)}")
+        return {}
+    diff, scale = float(np.abs(logits - golden).max()), float(np.abs(golden).max())
+    flips = int((logits.argmax(1) != golden.argmax(1)).sum())
+    # Written so that NaN fails too.
+    if not diff <= TOLERANCE * scale:
+        problems.append(f"{model.name}: largest logit difference {diff:.3g}, allowed {TOLERANCE * scale:.3g}")
+    if flips:
+        problems.append(f"{model.name}: {flips} of {len(golden)} predictions differ")
+    return {"max_abs_diff": diff, "max_rel_diff": diff / scale if scale else 0.0}
+
+
+def _load_array(path: Path) -> npt.NDArray[Any]:
+    """Load a ``.npy`` file without pickles."""
+    try:
+        array: npt.NDArray[Any] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise StageError(f"{path} is not a readable .npy file: {error}", _HINT) from error
+    return array

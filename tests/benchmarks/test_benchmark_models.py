@@ -1,0 +1,156 @@
+"""Models that cannot be used, accuracy of those that can, and the proof of integer kernels."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from benchmarks.accuracy import per_class_table, predict_logits, top1_pct, wilson_interval_pct
+from benchmarks.proof import int8_proof
+from benchmarks.runtime import CUDA, check_fits, open_model
+from pipeline.errors import InputError, StageError
+
+
+def test_a_good_model_tells_its_format(models: dict[str, Path], dataset: Any) -> None:
+    model = open_model(models["fp32"], threads=2)
+    assert (model.image_size, model.classes, model.threads) == (16, 4, 2)
+    assert model.class_names == dataset.class_names
+    assert model.load_ms > 0
+    assert model.session.get_session_options().get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    check_fits(model, dataset.class_names, 16)
+
+
+@pytest.mark.parametrize("kept", [0, 100, 0.5])
+def test_truncated_files(models: dict[str, Path], tmp_path: Path, kept: float) -> None:
+    whole = models["int8"].read_bytes()
+    path = tmp_path / "cut.onnx"
+    path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+    with pytest.raises(InputError, match=r"cut\.onnx .* is not a usable ONNX model") as caught:
+        open_model(path)
+    assert "kdedge export" in caught.value.hint
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    path = tmp_path / "text.onnx"
+    path.write_text("this is not a model\n" * 20)
+    with pytest.raises(InputError, match="is not a usable ONNX model"):
+        open_model(path)
+
+
+@pytest.mark.parametrize("name", ["missing.onnx", "."])
+def test_no_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="no model at"):
+        open_model(tmp_path / name)
+
+
+def test_wrong_input_name(fp32_writer: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"takes image uint8 .* expected pixels uint8 \[N, S, S, 3\]"):
+        open_model(fp32_writer(tmp_path / "named.onnx", input_name="image"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "message"),
+    [
+        (["n", 16, 16, 3], TensorProto.FLOAT, "takes pixels float"),
+        (["n", 3, 16, 16], TensorProto.UINT8, "takes pixels uint8"),
+        (["n", 16, 8, 3], TensorProto.UINT8, "takes pixels uint8"),
+        ([1, 16, 16, 3], TensorProto.UINT8, "fixed batch 1"),
+    ],
+)
+def test_wrong_signatures(tmp_path: Path, shape: list[Any], kind: int, message: str) -> None:
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["pixels"], ["cast"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["cast"], ["mean"], keepdims=1),
+            helper.make_node("Flatten", ["mean"], ["logits"]),
+        ],
+        "other",
+        [helper.make_tensor_value_info("pixels", kind, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 1])],
+    )
+    path = tmp_path / "other.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    with pytest.raises(InputError, match=message):
+        open_model(path)
+
+
+def test_models_of_another_data_set(models: dict[str, Path], dataset: Any) -> None:
+    model = open_model(models["fp32"])
+    with pytest.raises(InputError, match="knows 4 classes, the data set has 10"):
+        check_fits(model, [str(index) for index in range(10)], 16)
+    with pytest.raises(InputError, match="calls class 0 'cat', the data set 'plane'"):
+        check_fits(model, ("plane", *dataset.class_names[1:]), 16)
+    with pytest.raises(InputError, match="takes images of 16x16 pixels, the data set gives 32x32"):
+        check_fits(model, dataset.class_names, 32)
+
+
+def test_class_names_are_optional_but_must_be_readable(fp32_writer: Callable[..., Path], tmp_path: Path) -> None:
+    assert open_model(fp32_writer(tmp_path / "bare.onnx", classes=None)).class_names is None
+    with pytest.raises(InputError, match=r"kdedge\.classes"):
+        open_model(fp32_writer(tmp_path / "few.onnx", classes=("one", "two")))
+
+
+def test_missing_provider(models: dict[str, Path]) -> None:
+    import onnxruntime
+
+    if CUDA in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    with pytest.raises(StageError, match="has no CUDAExecutionProvider"):
+        open_model(models["fp32"], provider=CUDA)
+
+
+def test_batches_do_not_change_the_answers(models: dict[str, Path], dataset: Any) -> None:
+    model = open_model(models["int8"])
+    images = dataset.test().images[:50]
+    whole = predict_logits(model, images, batch_size=64)
+    ragged = predict_logits(model, images, batch_size=7)
+    assert whole.shape == (50, 4)
+    assert whole.dtype == np.float32
+    np.testing.assert_array_equal(whole, ragged)
+
+
+def test_accuracy_by_class() -> None:
+    labels = np.array([0, 0, 0, 1])
+    fp32 = np.array([True, True, False, True])
+    int8 = np.array([True, False, True, True])
+    rows = per_class_table(labels, fp32, int8, ("a", "b", "c"))
+    assert rows[0] == {
+        "class": "a",
+        "n": 3,
+        "fp32_top1_pct": 66.6667,
+        "int8_top1_pct": 66.6667,
+        "fp32_only_right": 1,
+        "int8_only_right": 1,
+    }
+    assert (rows[2]["n"], rows[2]["fp32_top1_pct"]) == (0, None)
+    assert top1_pct(fp32) == 75.0
+    # Wilson (1927), 3 of 4: the value that R's binom.confint gives.
+    assert wilson_interval_pct(fp32) == pytest.approx([30.06, 95.44], abs=0.01)
+
+
+def test_proof_of_an_integer_model(models: dict[str, Path]) -> None:
+    proof = int8_proof(models["int8"])
+    assert (proof["integer_convs"], proof["float_convs"]) == (2, 0)
+    assert (proof["integer_gemms"], proof["float_gemms"]) == (1, 0)
+    assert proof["float_operators"] == []
+    assert proof["ops_by_type"]["QLinearConv"] == 2
+    assert set(proof["providers_by_node"].values()) == {"CPUExecutionProvider"}
+    assert len(proof["providers_by_node"]) == sum(proof["ops_by_type"].values())
+
+
+def test_proof_finds_a_float_convolution_by_name(models: dict[str, Path]) -> None:
+    proof = int8_proof(models["mixed"])
+    assert (proof["integer_convs"], proof["float_convs"]) == (1, 1)
+    assert "conv2" in proof["float_operators"]
+    assert "conv1" not in proof["float_operators"]
+
+
+def test_proof_of_a_float_model(models: dict[str, Path]) -> None:
+    proof = int8_proof(models["fp32"])
+    assert (proof["integer_convs"], proof["float_convs"]) == (0, 2)
+    assert (proof["integer_gemms"], proof["float_gemms"]) == (0, 1)
+    assert {"conv1", "conv2", "head"} <= set(proof["float_operators"])

@@ -1,0 +1,261 @@
+"""The whole stage on a tiny network: the contract of report.json, and the pages made from it."""
+
+import io
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from benchmarks import figures, stage
+from benchmarks.report import print_summary, render_html, render_markdown
+from benchmarks.stage import run_benchmark
+from pipeline.config import build_config
+from pipeline.errors import InputError, StageError
+
+# Schema 1 may gain keys, never lose one.
+CONTRACT: dict[str, set[str]] = {
+    "run": {"preset", "data", "seed", "commit", "wall_s", "versions"},
+    "teacher": {"arch", "params", "weights", "test_top1_pct"},
+    "student": {"arch", "params", "macs", "method", "epochs"},
+    "accuracy": {"split", "n", "torch_fp32_top1_pct", "onnx_fp32_top1_pct", "onnx_int8_top1_pct"},
+    "gate": {
+        "limit_pp", "loss_pp", "loss_upper95_pp", "fp32_only_right", "int8_only_right", "verdict", "passed", "reason",
+    },
+    "size": {"fp32_bytes", "int8_bytes", "ratio"},
+    "int8_proof": {
+        "integer_convs", "float_convs", "integer_gemms", "float_gemms", "ops_by_type", "providers_by_node",
+    },
+    "host": {"cpu", "cores", "isa", "memory_bytes", "os", "governor", "gpu", "onnxruntime"},
+}  # fmt: skip
+LATENCY = {
+    "provider", "model", "batch", "threads", "p50_ms", "p90_ms", "p99_ms", "mean_ms", "throughput_ips", "samples",
+    "load_ms", "first_run_ms", "trust",
+}  # fmt: skip
+TRAINING = [
+    {"epoch": "1", "train_loss": "2.5", "train_kd": "1.9", "train_hint": "1.0", "train_ce": "2.2", "beta": "250",
+     "val_top1_pct": "31.5", "cosine_similarity": "0.41"},
+    {"epoch": "2", "train_loss": "1.5", "train_kd": "0.9", "train_hint": "0.7", "train_ce": "1.2", "beta": "125",
+     "val_top1_pct": "55.0", "cosine_similarity": "0.52"},
+    {"epoch": "3", "train_loss": "1.1", "train_kd": "", "train_hint": "nan", "train_ce": "1.0", "beta": "125",
+     "val_top1_pct": "61.0", "cosine_similarity": ""},
+]  # fmt: skip
+FACTS = {
+    "run": {"preset": "default", "data": "made-up", "seed": 3, "wall_s": 4000.0, "extra": "kept"},
+    "teacher": {"arch": "resnet18", "params": 11_173_962, "weights": "none"},
+    "student": {"arch": "lite", "params": 1_290_000, "macs": 115_000_000, "method": "selective", "epochs": 3},
+    "training": TRAINING,
+}
+CONFIG = build_config({"benchmark": {"seconds": 0.05, "batches": "1,2"}})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) -> tuple[dict[str, Any], Path]:
+    """Run the stage once, with everything that it can be given."""
+    out = tmp_path_factory.mktemp("benchmark")
+    images = np.random.default_rng(1).integers(0, 256, (120, 16, 16, 3), np.uint8)
+    dataset = TestImages(images, np.arange(120) % 4)
+    seen = []
+
+    def torch_top1(split: Any) -> dict[str, float | None]:
+        seen.append(split)
+        return {"teacher_test_top1_pct": 77.5, "torch_fp32_top1_pct": 25.0}
+
+    report = run_benchmark(
+        CONFIG, models["fp32"], models["int8"], dataset, run_facts=FACTS, torch_top1=torch_top1, out_dir=out
+    )
+    assert dataset.reads == 1
+    assert [len(split.labels) for split in seen] == [120]
+    return report, out
+
+
+class TestImages:
+    """A data set with test images only; reading anything else fails."""
+
+    __test__ = False
+    name = "made-up"
+    class_names = ("cat", "dog | wolf", "<b>frog</b>", "ship")
+    image_size = 16
+
+    def __init__(self, images: Any, labels: Any) -> None:
+        from pipeline.data import Split
+
+        self._split, self.reads = Split(images, labels), 0
+
+    def test(self) -> Any:
+        self.reads += 1
+        return self._split
+
+
+def test_report_keeps_the_contract(finished: tuple[dict[str, Any], Path]) -> None:
+    report, out = finished
+    assert json.loads((out / "report.json").read_text()) == report
+    assert report["schema"] == 1
+    for section, keys in CONTRACT.items():
+        assert keys <= report[section].keys(), section
+    assert len(report["latency"]) == 4
+    for row in report["latency"]:
+        assert row.keys() >= LATENCY
+        assert row["trust"].keys() >= {"verdict", "reasons"}
+    for item in report["unavailable"]:
+        assert item.keys() >= {"provider", "reason"}
+
+
+def test_report_holds_what_was_measured(finished: tuple[dict[str, Any], Path], models: dict[str, Path]) -> None:
+    report, out = finished
+    accuracy, gate = report["accuracy"], report["gate"]
+    assert (accuracy["split"], accuracy["n"], accuracy["torch_fp32_top1_pct"]) == ("test", 120, 25.0)
+    assert report["teacher"]["test_top1_pct"] == 77.5
+    assert report["run"]["extra"] == "kept"
+    loss = accuracy["onnx_fp32_top1_pct"] - accuracy["onnx_int8_top1_pct"]
+    assert gate["loss_pp"] == pytest.approx(loss, abs=2e-4)
+    assert gate["verdict"] == "undecided"
+    assert gate["images_to_decide"] > 120
+    assert report["size"]["int8_bytes"] == models["int8"].stat().st_size
+    assert sum(row["n"] for row in report["per_class"]) == 120
+    samples = json.loads((out / "latency_samples.json").read_text())
+    assert [sum(map(len, case["windows_ms"])) for case in samples] == [row["samples"] for row in report["latency"]]
+
+
+def test_files_of_the_stage(finished: tuple[dict[str, Any], Path]) -> None:
+    _, out = finished
+    names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    drawn = {f"figures/{name}.png" for name in ("latency", "per_class", "training", "beta")}
+    assert names == {"report.json", "report.html", "report.md", "latency_samples.json"} | drawn
+    assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in drawn)
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced and collects addresses and text."""
+
+    VOID = frozenset({"meta", "img", "br", "source", "link", "hr", "input"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in {"src", "srcset", "href", "data"}]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_html_is_one_file_with_the_verdict_first(finished: tuple[dict[str, Any], Path]) -> None:
+    report, out = finished
+    html = (out / "report.html").read_text()
+    page = Page()
+    page.feed(html)
+    page.close()
+    assert page.open == []
+    assert len(page.addresses) == 8
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    without_images = re.sub(r"data:image/png;base64,[^\"]*", "", html)
+    assert not re.search(r"https?:|//\w|@import|url\(|<script", without_images)
+    body = html[html.index("<body>") :]
+    assert body.index("Undecided") < body.index(report["gate"]["reason"][:20]) < body.index("<h2>")
+    # Class names are the user's and must not become markup.
+    assert "&lt;b&gt;frog&lt;/b&gt;" in body
+    assert "<b>frog" not in body
+    for word in ("prefers-color-scheme: dark", "@media print", 'name="viewport"'):
+        assert word in html
+
+
+def test_markdown_tables_are_whole(finished: tuple[dict[str, Any], Path]) -> None:
+    report, out = finished
+    text = (out / "report.md").read_text()
+    assert text.startswith("# Undecided")
+    assert report["gate"]["reason"] in text
+    assert "dog \\| wolf" in text
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+    assert all((out / name).is_file() for name in re.findall(r"\]\((.+?)\)", text))
+
+
+def test_summary_fits_80_columns(finished: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    report, _ = finished
+    print_summary(report)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Undecided")
+    assert max(map(len, lines)) <= 80
+    assert any("INT8 top-1" in line for line in lines)
+    assert any("CUDA not measured" in line for line in lines) == bool(report["unavailable"])
+
+
+@pytest.mark.parametrize(("verdict", "headline"), [("passed", "Passed: "), ("failed", "Failed: ")])
+def test_other_verdicts(finished: tuple[dict[str, Any], Path], verdict: str, headline: str) -> None:
+    report = {**finished[0], "gate": {**finished[0]["gate"], "verdict": verdict, "passed": verdict == "passed"}}
+    buffer = io.StringIO()
+    print_summary(report, Console(file=buffer, width=80))
+    assert buffer.getvalue().startswith(headline)
+    assert f"<h1>{headline}" in render_html(report, [])
+    assert render_markdown(report, []).startswith(f"# {headline}")
+
+
+def test_without_torch_training_and_matplotlib(
+    models: dict[str, Path], dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures.importlib.util, "find_spec", lambda name: None)
+    out = tmp_path / "deep" / "benchmark"
+    report = run_benchmark(CONFIG, models["fp32"], models["int8"], dataset, run_facts={}, torch_top1=None, out_dir=out)
+    assert dataset.reads == ["test"]
+    assert report["accuracy"]["onnx_fp32_top1_pct"] == 90.0
+    assert report["accuracy"]["torch_fp32_top1_pct"] is None
+    assert report["teacher"] == {"arch": None, "params": None, "weights": None, "test_top1_pct": None}
+    for section, keys in CONTRACT.items():
+        assert keys <= report[section].keys(), section
+    assert not (out / "figures").exists()
+    assert "<picture>" not in (out / "report.html").read_text()
+    assert "None" not in re.sub(r"<style>.*?</style>", "", (out / "report.html").read_text(), flags=re.DOTALL)
+
+
+def test_bad_models_are_found_before_the_test_images_are_read(
+    models: dict[str, Path], dataset: Any, tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut.onnx"
+    cut.write_bytes(models["int8"].read_bytes()[:500])
+    with pytest.raises(InputError, match="not a usable ONNX model"):
+        run_benchmark(CONFIG, models["fp32"], cut, dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
+    dataset.class_names = ("a", "b")
+    with pytest.raises(InputError, match="knows 4 classes, the data set has 2"):
+        run_benchmark(CONFIG, models["fp32"], models["int8"], dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
+    assert dataset.reads == []
+
+
+def test_cuda_that_does_not_start_is_unavailable_with_its_fix(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(paths: Any, *, provider: str, **options: Any) -> Any:
+        if provider.startswith("CUDA"):
+            raise StageError("onnxruntime fell back")
+        return [{"provider": provider}], []
+
+    monkeypatch.setattr(stage, "cuda_problem", lambda: None)
+    monkeypatch.setattr(stage, "measure_latency", measure)
+    rows, _, unavailable = stage._latency_everywhere(models, [1], [1], 0.1)
+    assert [row["provider"] for row in rows] == ["CPUExecutionProvider"]
+    assert "libraries cannot be loaded" in unavailable[0]["reason"]
+    assert unavailable[0]["fix"].startswith("pip install")
+
+
+def test_the_package_imports_no_torch() -> None:
+    import subprocess
+
+    code = (
+        "import sys, benchmarks.stage, benchmarks.host as host; host.doctor(); "
+        "print([name for name in ('torch', 'onnx', 'matplotlib') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,98 @@
+import re
+from typing import Any
+
+import pytest
+
+from benchmarks import host
+from pipeline.errors import InputError
+
+
+class FakeRuntime:
+    __version__ = "9.9"
+
+    def __init__(self, *providers: str) -> None:
+        self._providers = [*(f"{name}ExecutionProvider" for name in providers), "CPUExecutionProvider"]
+
+    def get_available_providers(self) -> list[str]:
+        return self._providers
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, packages: set[str], gpu: str | None, *providers: str) -> None:
+    monkeypatch.setattr(host, "_version", lambda name: "1.0" if name in packages else None)
+    monkeypatch.setattr(host, "_gpu", lambda: gpu)
+    monkeypatch.setattr(host, "import_onnxruntime", lambda: FakeRuntime(*providers))
+
+
+def test_record_of_this_machine() -> None:
+    record = host.host_record()
+    assert record["cpu"]
+    assert record["cores"] >= 1
+    assert record["memory_bytes"] > 2**28
+    assert "CPUExecutionProvider" in record["providers"]
+    assert set(record["isa"]) <= set(host._ISA)
+
+
+def test_instruction_sets_have_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ["asimd", "asimddp", "i8mm", "avx512vnni", "sse2"]
+    monkeypatch.setattr(host, "_cpu", lambda: {"brand_raw": "Made-up", "flags": flags})
+    record = host.host_record()
+    assert record["cpu"] == "Made-up"
+    assert record["isa"] == ["avx512_vnni", "neon", "dotprod", "i8mm"]
+
+
+@pytest.mark.parametrize(
+    ("setup", "reason", "fix"),
+    [
+        (({"onnxruntime"}, None), "no NVIDIA GPU found .*CPU build", "with a GPU: pip uninstall"),
+        (({"onnxruntime"}, "H100"), "H100 is there, but .*CPU build", "pip install onnxruntime-gpu"),
+        (({"onnxruntime-gpu"}, None, "CUDA"), "no NVIDIA GPU found", "with a GPU"),
+        (({"onnxruntime", "onnxruntime-gpu"}, "H100", "CUDA"), "both installed", "&& pip install onnxruntime-gpu"),
+        (({"onnxruntime", "onnxruntime-gpu"}, None), "both installed", "&& pip install onnxruntime"),
+    ],
+)
+def test_why_cuda_is_missing(
+    monkeypatch: pytest.MonkeyPatch, setup: tuple[set[str], str | None], reason: str, fix: str
+) -> None:
+    pretend(monkeypatch, *setup)
+    problem = host.cuda_problem()
+    assert problem is not None
+    assert re.search(reason, problem["reason"])
+    assert fix in problem["fix"]
+
+
+def test_cuda_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {"onnxruntime-gpu"}, "H100", "CUDA")
+    assert host.cuda_problem() is None
+    checks = {check["name"]: check for check in host.doctor()["checks"]}
+    assert checks["CUDA provider"]["status"] == "ok"
+
+
+def test_doctor_fits_80_columns_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {"onnxruntime", "onnxruntime-gpu"}, None)
+    text = host.format_doctor(host.doctor())
+    assert max(map(len, text.splitlines())) <= 80
+    assert "broken" in text
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in " ".join(text.split())
+
+
+def test_doctor_works_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Any:
+        raise InputError("onnxruntime cannot be imported: no module", "pip install onnxruntime")
+
+    monkeypatch.setattr(host, "import_onnxruntime", missing)
+    facts = host.doctor()
+    assert facts["host"] is None
+    assert facts["checks"][0] == {
+        "name": "onnxruntime",
+        "status": "broken",
+        "detail": "onnxruntime cannot be imported: no module",
+        "fix": "pip install onnxruntime",
+    }
+    assert "pip install onnxruntime" in host.format_doctor(facts)
+
+
+def test_a_cpu_without_dot_products_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "_cpu", lambda: {"brand_raw": "Haswell", "flags": ["avx2"]})
+    checks = {check["name"]: check for check in host.doctor()["checks"]}
+    assert checks["INT8 instructions"]["status"] == "missing"
+    assert "saturate on AVX2" in checks["INT8 instructions"]["detail"]

@@ -1,0 +1,155 @@
+"""The export stage: what the graph promises, parity, and refusing files that do not fit."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.runtime import open_model
+from export import onnx_export
+from export.graph import count_macs
+from pipeline.config import Config
+from pipeline.errors import InputError, StageError
+
+
+@pytest.fixture
+def distilled(tmp_path: Path, tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A distill directory; `build_student` gives the tiny student."""
+    from pipeline.distill import stage
+
+    monkeypatch.setattr(stage, "build_student", lambda name, classes, size: tiny(classes, size))
+    save_file(tiny().state_dict(), tmp_path / "student.safetensors")
+    info = {"arch": "tiny", "image_size": 16, "classes": ["ant", "bee", "cat", "dog"]}
+    (tmp_path / "student.json").write_text(json.dumps(info))
+    return tmp_path
+
+
+def test_the_graph_keeps_its_promises(exported: Path) -> None:
+    model = onnx.load(exported / "student.onnx")
+    types = [node.op_type for node in model.graph.node]
+    assert types[:4] == ["Cast", "Mul", "Transpose", "Conv"]
+    assert types.count("Conv") == 5
+    assert "BatchNormalization" not in types
+    assert "AveragePool" in types
+    assert model.opset_import[0].version == 20
+    assert model.ir_version <= 10
+    assert not model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    props = {item.key: item.value for item in model.metadata_props}
+    assert json.loads(props["kdedge.classes"]) == ["ant", "bee", "cat", "dog"]
+    assert props["kdedge.image_size"] == "16"
+    assert props["kdedge.pixels"] == "uint8 RGB NHWC, 0..255"
+    assert set(props) == {"kdedge.classes", "kdedge.image_size", "kdedge.pixels", "kdedge.version"}
+
+
+def test_no_path_of_this_machine_is_left_in_the_file(exported: Path) -> None:
+    data = (exported / "student.onnx").read_bytes()
+    assert b".py" not in data
+    assert b"stack_trace" not in data
+
+
+def test_parity_numbers(student: Any, exported: Path) -> None:
+    facts = onnx_export.check_parity(student, exported / "student.onnx")
+    assert facts["parity_batches"] == [1, 2, 64]
+    assert facts["parity_max_abs_diff"] < 1e-4 * facts["parity_logit_scale"]
+
+
+def test_parity_failure_says_the_numbers(student: Any, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_export, "PARITY_BOUND", 1e-12)
+    with pytest.raises(StageError, match=r"at batch 1 the largest logit difference is .* \(allowed .*predictions"):
+        onnx_export.check_parity(student, exported / "student.onnx")
+
+
+def test_parity_finds_other_weights(tiny: Callable[..., Any], exported: Path) -> None:
+    with pytest.raises(StageError, match="does not compute what the torch student computes"):
+        onnx_export.check_parity(tiny(), exported / "student.onnx")
+
+
+def test_export_leaves_the_module_and_the_streams_alone(
+    tiny: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    module = tiny(width=4).train()
+    facts = onnx_export.export_student(module, 16, list("abcd"), tmp_path / "m.onnx", opset=18)
+    assert module.training
+    assert capfd.readouterr() == ("", "")
+    assert facts["params"] == sum(p.numel() for p in module.parameters())
+    model = onnx.load(tmp_path / "m.onnx")
+    assert model.opset_import[0].version == 18
+    # 3x3 kernels: 16x16 positions at 3->4, 8x8 at 4->4 and 4->8, 4x4 at 8->8 and 8->12; then 12->4.
+    expected = 9 * (256 * 3 * 4 + 64 * (4 * 4 + 4 * 8) + 16 * (8 * 8 + 8 * 12)) + 12 * 4
+    assert facts["macs"] == count_macs(model) == expected
+
+
+def test_exporter_failure_is_one_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    class Branching(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
+
+    with pytest.raises(StageError, match=r"torch\.onnx\.export failed"):
+        onnx_export.export_student(Branching(), 16, ["a", "b"], tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_stage_writes_the_model_and_its_facts(
+    distilled: Path, tmp_path_factory: pytest.TempPathFactory, config: Config
+) -> None:
+    out = tmp_path_factory.mktemp("out")
+    facts = onnx_export.run(config, {"distill": distilled}, out)
+    assert [path.name for path in out.iterdir()] == ["student.onnx"]
+    assert {"params", "macs", "conv_nodes", "parity_max_abs_diff"} <= facts.keys()
+    assert facts["conv_nodes"] == 5
+    json.dumps(facts)
+    logits = open_model(out / "student.onnx").logits(np.zeros((3, 16, 16, 3), np.uint8))
+    assert logits.shape == (3, 4)
+
+
+def test_truncated_weights(distilled: Path, config: Config) -> None:
+    path = distilled / "student.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"student\.safetensors .* is damaged"):
+        onnx_export.run(config, {"distill": distilled}, distilled)
+
+
+@pytest.mark.parametrize("name", ["student.safetensors", "student.json"])
+def test_missing_and_corrupt_files(distilled: Path, config: Config, name: str) -> None:
+    (distilled / name).write_bytes(b"PK\x03\x04 neither safetensors nor JSON")
+    with pytest.raises(InputError, match=name):
+        onnx_export.run(config, {"distill": distilled}, distilled)
+    (distilled / name).unlink()
+    with pytest.raises(InputError, match=name):
+        onnx_export.run(config, {"distill": distilled}, distilled)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"9.weight": (1,)}, r"9\.weight is \(1,\), expected no such tensor"),
+        ({"0.conv.weight": None}, r"0\.conv\.weight is missing"),
+        ({"7.weight": (10, 24), "7.bias": (10,)}, r"7\.bias is \(10,\), expected \(4,\)"),
+    ],
+)
+def test_weights_of_another_network(
+    distilled: Path, tiny: Callable[..., Any], config: Config, change: dict[str, Any], message: str
+) -> None:
+    weights = tiny().state_dict()
+    for key, shape in change.items():
+        weights.pop(key, None)
+        if shape:
+            weights[key] = torch.zeros(shape)
+    save_file(weights, distilled / "student.safetensors")
+    with pytest.raises(InputError, match=message) as caught:
+        onnx_export.run(config, {"distill": distilled}, distilled)
+    assert "'tiny' student with 4 classes" in str(caught.value)
+    assert caught.value.hint
+
+
+def test_export_is_reproducible(exported: Path, student: Any, tmp_path: Path) -> None:
+    shutil.copy(exported / "student.onnx", tmp_path / "first.onnx")
+    onnx_export.export_student(student, 16, ["ant", "bee", "cat", "dog"], tmp_path / "second.onnx")
+    assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()

@@ -1,0 +1,296 @@
+"""The quantize stage: integers from the pixel on, close to FP32, reproducible, calibrated on training images."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks.runtime import open_model
+from export import calibrate, quantize
+from export.graph import add_pixel_front, cut_pixel_front, read_model
+from export.proof import integer_proof, require_integer
+from export.quantize import Candidate, Quantizer, Score, choose, score
+from export.runtime import run_model
+from pipeline.config import Config, build_config
+from pipeline.errors import InputError, StageError
+
+
+@pytest.fixture(scope="module")
+def quantizer(exported: Path) -> Quantizer:
+    images = np.random.default_rng(0).integers(0, 256, (70, 16, 16, 3), dtype=np.uint8)
+    return Quantizer(read_model(exported / "student.onnx"), images)
+
+
+def test_stage(exported: Path, tmp_path: Path, config: Config, dataset: Any) -> None:
+    facts = quantize.run(config, {"export": exported}, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["candidates.json", "student.int8.onnx"]
+    record = json.loads((tmp_path / "candidates.json").read_text())
+    assert record["chosen"] == facts["candidate"]["name"]
+    assert record["rule"] == quantize.RULE
+    assert (record["calibration_images"], record["scored_images"]) == (64, 80)
+    assert [item["name"] for item in record["candidates"]] == [item.name for item in quantize.PORTABLE]
+    assert {"top1_pct", "loss_pp", "flips", "sqnr_db", "bytes", "per_channel"} <= record["candidates"][0].keys()
+    assert facts["proof"]["integer_convs"] == 5
+    assert facts["proof"]["integer_gemms"] == 1
+    json.dumps(facts)
+
+
+def test_int8_is_close_to_fp32(exported: Path, quantized: Path, dataset: Any) -> None:
+    images = dataset.train().images
+    fp32 = run_model(open_model(exported / "student.onnx"), images)
+    int8 = run_model(open_model(quantized / "student.int8.onnx"), images)
+    result = score(fp32, int8, dataset.train().labels)
+    assert result.sqnr_db > 25
+    assert result.flips <= len(images) * 0.03
+    assert result.top1_pct > 80
+
+
+def test_same_inputs_same_bytes(exported: Path, quantized: Path, tmp_path: Path, config: Config, dataset: Any) -> None:
+    quantize.run(config, {"export": exported}, tmp_path)
+    for name in ("student.int8.onnx", "candidates.json"):
+        assert (tmp_path / name).read_bytes() == (quantized / name).read_bytes()
+
+
+def test_deployed_graph(quantized: Path) -> None:
+    model = onnx.load(quantized / "student.int8.onnx")
+    types = [node.op_type for node in model.graph.node]
+    assert not {"Cast", "Mul", "BatchNormalization", "Relu"} & set(types)
+    pixels = model.graph.input[0]
+    assert (pixels.name, pixels.type.tensor_type.elem_type) == ("pixels", TensorProto.UINT8)
+    reader = next(node for node in model.graph.node if "pixels" in node.input)
+    constants = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    assert reader.op_type == "DequantizeLinear"
+    assert constants[reader.input[1]] == np.float32(1) / np.float32(255)
+    assert constants[reader.input[2]] == 0
+    assert "logits" in next(node for node in model.graph.node if node.op_type == "Gemm").output
+    props = {item.key: item.value for item in model.metadata_props}
+    assert json.loads(props["kdedge.classes"]) == ["ant", "bee", "cat", "dog"]
+    assert {"kdedge.pixels", "kdedge.image_size", "kdedge.version", "kdedge.quantization"} <= props.keys()
+    assert [item.domain for item in model.opset_import] == [""]
+    assert model.ir_version <= 10
+
+
+def test_weights_use_seven_bits(quantized: Path) -> None:
+    model = onnx.load(quantized / "student.int8.onnx")
+    weights = [item for item in model.graph.initializer if item.data_type == TensorProto.INT8 and len(item.dims) > 1]
+    assert len(weights) == 6
+    assert max(np.abs(numpy_helper.to_array(item).astype(int)).max() for item in weights) <= 64
+
+
+def test_calibration_sees_training_images_only(
+    exported: Path, tmp_path: Path, config: Config, dataset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # FakeDataset.test() raises; the validation images are the last 80 of its training images.
+    seen: list[Any] = []
+    original = quantize.Quantizer
+
+    def spy(model: Any, images: Any) -> Any:
+        seen.append(images)
+        return original(model, images)
+
+    monkeypatch.setattr(quantize, "Quantizer", spy)
+    quantize.run(config, {"export": exported}, tmp_path)
+    train = {image.tobytes() for image in dataset.train().images[:160]}
+    assert len(seen[0]) == 64
+    assert {image.tobytes() for image in seen[0]} <= train
+
+
+def test_too_few_training_images_are_all_used(
+    exported: Path, tmp_path: Path, dataset: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quantize.run(build_config({"quantize": {"calibration_images": 500}}), {"export": exported}, tmp_path)
+    assert json.loads((tmp_path / "candidates.json").read_text())["calibration_images"] == 160
+    captured = capsys.readouterr()
+    assert "only 160 training images are there" in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("name", [item.name for item in quantize.PORTABLE])
+def test_every_candidate_is_integer_from_the_pixel_on(quantizer: Quantizer, name: str) -> None:
+    candidate = next(item for item in quantize.PORTABLE if item.name == name)
+    proof = integer_proof(quantizer.build(candidate))
+    require_integer(proof)
+    assert (proof["integer_convs"], proof["integer_gemms"]) == (5, 1)
+    assert proof["before_first_conv"] == []
+    assert "QLinearAdd" in proof["ops_by_type"]
+    assert "QLinearAveragePool" in proof["ops_by_type"]
+    assert "QuantizeLinear" not in proof["ops_by_type"]
+
+
+def test_a_candidate_does_not_depend_on_those_before_it(quantizer: Quantizer, exported: Path) -> None:
+    fresh = Quantizer(read_model(exported / "student.onnx"), quantizer._images)
+    last = quantize.PORTABLE[-1]
+    for candidate in quantize.PORTABLE:
+        quantizer.build(candidate)
+    assert quantizer.build(last) == fresh.build(last)
+
+
+def test_classes_of_another_data_set(exported: Path, tmp_path: Path, config: Config, dataset: Any) -> None:
+    dataset.class_names = ("ant", "bee", "cat")
+    with pytest.raises(InputError, match="knows 4 classes, the data set has 3"):
+        quantize.run(config, {"export": exported}, tmp_path)
+
+
+# The proof -----------------------------------------------------------------------------------------------------------
+
+
+def test_float_convolution_is_named(exported: Path) -> None:
+    proof = integer_proof((exported / "student.onnx").read_bytes())
+    assert proof["integer_convs"] == 0
+    assert len(proof["float_convs"]) == 5
+    assert len(proof["float_gemms"]) == 1
+    with pytest.raises(StageError, match=r"runs these convolutions .* in float: 0\.conv"):
+        require_integer(proof)
+
+
+def test_one_convolution_left_in_float_is_found(quantized: Path) -> None:
+    model = onnx.load(quantized / "student.int8.onnx")
+    conv = [node for node in model.graph.node if node.op_type == "Conv"][3]
+    producer = {name: node for node in model.graph.node for name in node.output}
+    constants = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    dequantize = producer[conv.input[1]]
+    shape = constants[dequantize.input[0]].shape
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), "float_weight"))
+    conv.input[1] = "float_weight"
+    conv.name = "the_float_one"
+    proof = integer_proof(model.SerializeToString())
+    assert proof["integer_convs"] == 4
+    with pytest.raises(StageError, match="convolutions of the INT8 model in float: the_float_one"):
+        require_integer(proof)
+
+
+def test_an_operator_left_in_float_is_found(quantized: Path) -> None:
+    model = onnx.load(quantized / "student.int8.onnx")
+    gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
+    gemm.output[0] = "raw"
+    model.graph.node.append(helper.make_node("Softmax", ["raw"], ["logits"], name="left"))
+    with pytest.raises(StageError, match=r"operators of the INT8 model in float: left"):
+        require_integer(integer_proof(model.SerializeToString()))
+
+
+def test_float_preprocessing_in_front_is_found(quantizer: Quantizer) -> None:
+    proof = integer_proof(quantizer.build(quantize.PORTABLE[0]))
+    with pytest.raises(StageError, match="first integer convolution is preceded by QuantizeLinear"):
+        require_integer({**proof, "before_first_conv": ["QuantizeLinear"]})
+
+
+# Choosing ------------------------------------------------------------------------------------------------------------
+
+
+def made(right: list[int], sqnr_db: float) -> Score:
+    return Score(0.0, 0.0, 0, 0, 0, sqnr_db, np.array(right, bool))
+
+
+def test_noise_does_not_choose_but_sqnr_does() -> None:
+    # One image more right is no evidence; 3 dB is.
+    assert choose([made([1] * 99 + [0], 33.0), made([1] * 100, 30.0)]) == 0
+    assert choose([made([1] * 100, 30.0), made([1] * 99 + [0], 33.0)]) == 1
+
+
+def test_the_simplest_of_equals_is_chosen() -> None:
+    assert choose([made([1] * 100, 30.2), made([1] * 100, 31.0), made([1] * 100, 30.9)]) == 0
+
+
+def test_a_real_loss_is_refused_whatever_its_sqnr() -> None:
+    assert choose([made([0] * 20 + [1] * 80, 40.0), made([1] * 100, 30.0)]) == 1
+
+
+def test_score_by_hand() -> None:
+    fp32 = np.array([[2, 0], [2, 0], [0, 2], [2, 0]], np.float32)
+    int8 = np.array([[2, 0], [0, 2], [2, 0], [0, 2]], np.float32)
+    result = score(fp32, int8, np.array([0, 0, 0, 1]))
+    assert (result.fp32_only_right, result.int8_only_right, result.flips) == (1, 2, 3)
+    assert result.top1_pct == 75
+    assert result.loss_pp == -25
+    assert result.sqnr_db == pytest.approx(10 * np.log10(16 / 24))
+    assert score(fp32, fp32, np.zeros(4, np.int64)).sqnr_db == 200
+
+
+# Calibration ---------------------------------------------------------------------------------------------------------
+
+
+def test_pick_is_stratified_and_seeded() -> None:
+    labels = np.array([0] * 100 + [1] * 50 + [2] * 3)
+    picked = calibrate.pick_stratified(labels, 40, 5)
+    counts = np.bincount(labels[picked])
+    assert counts[2] == 3
+    assert abs(counts[0] - counts[1]) <= 1
+    assert len(set(picked)) == 40
+    assert (np.diff(picked) > 0).all()
+    assert (picked == calibrate.pick_stratified(labels, 40, 5)).all()
+    assert (picked != calibrate.pick_stratified(labels, 40, 6)).any()
+    assert len(calibrate.pick_stratified(labels, 1000, 5)) == 153
+
+
+def test_ranges_do_not_depend_on_the_last_ragged_batch(
+    quantizer: Quantizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "core.onnx"
+    onnx.save(quantizer._core, path)
+    images = quantizer._images
+    arguments = {"calibrator": "minmax", "percentile": 100.0}
+    whole = calibrate.tensor_ranges(path, images, ("Conv", "Gemm"), **arguments)
+    monkeypatch.setattr(calibrate, "batch_size", lambda size: 32)  # 70 = 32 + 32 + 6
+    parts = calibrate.tensor_ranges(path, images, ("Conv", "Gemm"), **arguments)
+    assert whole.data.keys() == parts.data.keys()
+    for name in whole.data:
+        np.testing.assert_allclose(parts.data[name].range_value, whole.data[name].range_value, rtol=1e-5)
+    clipped = calibrate.tensor_ranges(path, images, ("Conv", "Gemm"), calibrator="percentile", percentile=99.0)
+    assert clipped.data["logits"].range_value[1] < whole.data["logits"].range_value[1]
+    assert clipped.data["image"].range_value == (0, 1)
+
+
+# Files that do not fit -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [0, 50, 3000])
+def test_truncated_model(exported: Path, tmp_path: Path, config: Config, dataset: Any, length: int) -> None:
+    (tmp_path / "student.onnx").write_bytes((exported / "student.onnx").read_bytes()[:length])
+    with pytest.raises(InputError, match=r"student\.onnx is truncated or not an ONNX model"):
+        quantize.run(config, {"export": tmp_path}, tmp_path)
+
+
+def test_missing_model(tmp_path: Path, config: Config, dataset: Any) -> None:
+    with pytest.raises(InputError, match="cannot read the model"):
+        quantize.run(config, {"export": tmp_path}, tmp_path)
+
+
+def tiny_graph(input_name: str, nodes: list[Any], metadata: dict[str, str]) -> onnx.ModelProto:
+    pixels = helper.make_tensor_value_info(input_name, TensorProto.UINT8, ["batch", 16, 16, 3])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 16, 16, 3])
+    model = helper.make_model(helper.make_graph(nodes, "g", [pixels], [logits]))
+    helper.set_model_props(model, metadata)
+    return model
+
+
+def test_foreign_model(tmp_path: Path) -> None:
+    cast = helper.make_node("Cast", ["input"], ["logits"], to=TensorProto.FLOAT)
+    onnx.save(tiny_graph("input", [cast], {}), tmp_path / "m.onnx")
+    with pytest.raises(InputError, match=r"was not exported by kdedge: inputs \['input'\]"):
+        read_model(tmp_path / "m.onnx")
+
+
+def test_a_model_without_the_pixel_front(tmp_path: Path) -> None:
+    cast = helper.make_node("Cast", ["pixels"], ["logits"], to=TensorProto.FLOAT)
+    with pytest.raises(InputError, match=r"begins with \['Cast'\]"):
+        cut_pixel_front(tiny_graph("pixels", [cast], {"kdedge.classes": "[]"}))
+
+
+def test_the_pixel_front_needs_the_exact_scale(quantizer: Quantizer) -> None:
+    quantize_node = helper.make_node("QuantizeLinear", ["image", "s", "z"], ["logits"])
+    model = tiny_graph("image", [quantize_node], {})
+    model.graph.initializer.extend(
+        [numpy_helper.from_array(np.float32(0.004), "s"), numpy_helper.from_array(np.uint8(0), "z")]
+    )
+    with pytest.raises(ValueError, match="expected 1/255 and 0 uint8"):
+        add_pixel_front(model)
+
+
+def test_candidates_are_unique_and_portable() -> None:
+    assert len({item.name for item in quantize.PORTABLE}) == len(quantize.PORTABLE)
+    assert all(item.reduce_range and (item.activations, item.weights) == ("u8", "s8") for item in quantize.PORTABLE)
+    assert Candidate("x").per_channel

@@ -1,0 +1,129 @@
+"""What a user sees: help, exit codes, one clear message and never a traceback."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+
+NO_TEACHER = ("--teacher-weights", "none", "--teacher-epochs", "0")
+COMMANDS = [
+    "run-all",
+    "data",
+    "teacher",
+    "distill",
+    "export",
+    "quantize",
+    "benchmark",
+    "bundle",
+    "verify",
+    "predict",
+    "doctor",
+]
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "80"})
+
+
+def test_help_lists_every_command():
+    text = invoke("--help").output
+    assert all(command in text for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_that_fits_80_columns(command):
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert max(map(len, result.output.splitlines())) <= 80
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, typer.testing, pipeline.cli as c; typer.testing.CliRunner().invoke(c.app, ['run-all', '--help']);"
+        "print(sorted({'torch', 'onnx', 'onnxruntime', 'matplotlib', 'numpy'} & set(sys.modules)))"
+    )
+    start = time.monotonic()
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--distill-epochs", "0"], "--distill-epochs ([distill] epochs) = 0 is out of range: expected at least 1"),
+        (["--method", "selectiv"], "did you mean 'selective'"),
+        (["--data", "cifar100"], "unknown data set --data cifar100"),
+        (["--data", "folder:/does/not/exist"], "/does/not/exist"),
+        (["--data-dir", "/does/not/exist"], "/does/not/exist"),
+        (["--preset", "quick"], "unknown preset 'quick'"),
+        (["--config", "/does/not/exist.toml"], "cannot read the configuration /does/not/exist.toml"),
+        (["--data", "sample", "--teacher", "resnet19"], "unknown teacher 'resnet19' (did you mean"),
+        (["--data", "sample", "--teacher-weights", "/no.pth"], "weights /no.pth do not exist"),
+        (["--data", "sample", *NO_TEACHER, "--student", "huge"], "unknown student 'huge'"),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_one_clear_message_with_exit_code_2(arguments, message, tmp_path):
+    result = invoke("run-all", "--device", "cpu", "--precision", "fp32", "--out", tmp_path / "run", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+def test_cuda_where_there_is_none_is_refused(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = invoke("teacher", "--data", "sample", "--device", "cuda", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "sees no CUDA device" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("stage", "needs"), [("distill", "teacher"), ("export", "distill"), ("quantize", "export"), ("bundle", "teacher")]
+)
+def test_a_stage_without_the_one_before_it_names_the_command_to_run(stage, needs, tmp_path):
+    result = invoke(stage, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert f"kdedge {needs} --out {tmp_path / 'run'}" in " ".join(result.stderr.split())
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = invoke("data", "--data", "sample", "--out", tmp_path / "file")
+    assert result.exit_code == 0  # `data` writes nothing
+    result = invoke("teacher", "--data", "sample", "--out", tmp_path / "file" / "run", "--device", "cpu")
+    assert result.exit_code == 2
+    assert "cannot write to" in result.stderr
+
+
+def test_data_prints_what_there_is_as_json():
+    facts = json.loads(invoke("data", "--data", "sample").stdout)
+    assert (facts["train"], facts["val"]) == (3600, 400)
+    assert len(facts["classes"]) == 10
+
+
+def test_doctor_speaks_json_and_text():
+    assert invoke("doctor").exit_code == 0
+    facts = json.loads(invoke("doctor", "--json").stdout)
+    assert facts
+
+
+def test_a_damaged_recorded_configuration_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    result = invoke("export", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "is damaged" in result.stderr
+
+
+def test_verify_and_predict_refuse_what_is_no_bundle(tmp_path):
+    for command in (["verify", tmp_path], ["predict", tmp_path, tmp_path / "x.png"]):
+        result = invoke(*command)
+        assert result.exit_code == 2
+        assert "Traceback" not in result.output

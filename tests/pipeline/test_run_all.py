@@ -1,0 +1,215 @@
+"""The whole pipeline on a tiny data set: reuse, single stages, test-image discipline, kill and resume."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny import OPTIONS, TINY, make_folder
+from typer.testing import CliRunner
+
+from pipeline.artifacts import load_manifest
+from pipeline.cli import app
+from pipeline.data.folder import Folder
+
+STAGES = ("teacher", "distill", "export", "quantize", "benchmark", "bundle")
+TRAINED = {"teacher": "teacher.safetensors", "distill": "student.safetensors"}
+
+
+def kdedge(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def model_hashes(run_dir):
+    """SHA-256 of everything that does not hold a time."""
+    hashes = {}
+    for stage in ("teacher", "distill", "export", "quantize"):
+        for name, digest in load_manifest(run_dir / stage)["outputs"].items():
+            if not name.endswith(".csv"):
+                hashes[f"{stage}/{name}"] = digest
+    return hashes
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, folder_data):
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    result = kdedge("run-all", "--data", f"folder:{folder_data}", *TINY, "--out", run_dir, "--allow-undecided")
+    return run_dir, result
+
+
+def test_run_all_leaves_every_stage_with_exactly_its_files(finished):
+    run_dir, result = finished
+    files = {
+        "teacher": {"teacher.safetensors", "teacher.json", "metrics.csv"},
+        "distill": {"student.safetensors", "student.json", "training_log_selective.csv"},
+        "export": {"student.onnx"},
+        "quantize": {"student.int8.onnx", "candidates.json"},
+    }
+    for stage, names in files.items():
+        assert {path.name for path in (run_dir / stage).iterdir()} == names | {"manifest.json"}
+    assert not [path for path in run_dir.iterdir() if path.name.startswith(".") and path.name != ".lock"]
+    assert str(run_dir / "bundle") in result.stdout
+
+
+def test_the_log_of_a_distillation_has_every_term(finished):
+    header = (finished[0] / "distill" / "training_log_selective.csv").read_text().splitlines()
+    assert len(header) == 4
+    columns = set(header[0].split(","))
+    assert {"epoch", "train_kd", "train_hint", "train_ce", "beta", "cosine_similarity", "val_top1_pct"} <= columns
+
+
+def test_a_second_run_does_nothing_and_says_so(finished, folder_data):
+    run_dir, _ = finished
+    before = {path: path.stat().st_mtime_ns for stage in STAGES for path in (run_dir / stage).rglob("*")}
+    result = kdedge("run-all", "--data", f"folder:{folder_data}", *TINY, "--out", run_dir, "--allow-undecided")
+    assert "nothing to do" in result.stderr
+    assert before == {path: path.stat().st_mtime_ns for stage in STAGES for path in (run_dir / stage).rglob("*")}
+
+
+def test_changing_one_option_reruns_that_stage_and_what_follows(finished, folder_data, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    options = ["--calibration-images", "40", "--out", run_dir, "--allow-undecided"]
+    log = kdedge("run-all", "--data", f"folder:{folder_data}", *TINY, *options).stderr
+    for stage in ("teacher", "distill", "export"):
+        assert f"{stage}: up to date, skipped" in log
+    assert "quantize: running (changed: config quantize.calibration_images)" in log
+    assert "benchmark: running (changed: inputs quantize/" in log
+    assert "bundle: running (changed: inputs" in log
+
+
+def test_stages_one_by_one_give_the_same_hashes_as_run_all(finished, tiny_options, tmp_path):
+    run_dir = tmp_path / "single"
+
+    def some(*flags):
+        return [part for flag in flags for part in (flag, OPTIONS[flag])]
+
+    shared = [*tiny_options[:2], *some("--image-size", "--val-fraction", "--threads", "--precision", "--device")]
+    teacher = some("--teacher-epochs", "--teacher-batch-size", "--teacher-weights", "--teacher-lr")
+    kdedge("teacher", "--out", run_dir, *shared, *teacher)
+    kdedge(
+        "distill",
+        "--out",
+        run_dir,
+        *some("--distill-epochs", "--distill-batch-size", "--lr", "--student", "--scan-batches"),
+    )
+    kdedge("export", "--out", run_dir)
+    kdedge("quantize", "--out", run_dir, *some("--calibration-images"))
+    benchmark = kdedge(
+        "benchmark", "--out", run_dir, *some("--latency-seconds", "--latency-batches"), "--allow-undecided"
+    )
+    kdedge("bundle", "--out", run_dir, "--allow-undecided")
+    assert model_hashes(run_dir) == model_hashes(finished[0])
+    assert json.loads(benchmark.stdout.splitlines()[-1])["gate"]["verdict"] == "undecided"
+
+
+def test_only_the_benchmark_reads_test_images(tiny_options, tmp_path, monkeypatch):
+    readers = []
+    monkeypatch.setattr(Folder, "test", lambda self: readers.append("test") or pytest.fail("test images read"))
+    run_dir = tmp_path / "run"
+    kdedge("teacher", *tiny_options[:2], "--image-size", 16, "--teacher-epochs", 1, "--out", run_dir, "--threads", 1)
+    kdedge("distill", "--distill-epochs", 1, "--student", "lite-xs", "--out", run_dir)
+    kdedge("export", "--out", run_dir)
+    kdedge("quantize", "--calibration-images", 16, "--out", run_dir)
+    assert readers == []
+
+
+def test_other_test_images_change_nothing_that_was_chosen(finished, tmp_path):
+    data = make_folder(tmp_path / "data")
+    pictures = sorted((data / "test").rglob("*.png"))
+    for picture in pictures:
+        picture.write_bytes(pictures[0].read_bytes())
+    run_dir = tmp_path / "run"
+    kdedge("run-all", "--data", f"folder:{data}", *TINY, "--out", run_dir, "--allow-undecided")
+    assert model_hashes(run_dir) == model_hashes(finished[0])
+
+
+def test_an_undecided_gate_ends_with_3_leaves_a_report_and_no_bundle(finished, folder_data, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    result = kdedge("run-all", "--data", f"folder:{folder_data}", *TINY, "--out", run_dir, code=3)
+    assert "--allow-undecided" in result.stderr
+    assert (run_dir / "benchmark" / "report.json").exists()
+    assert not (run_dir / "bundle").exists()
+
+
+def test_the_bundle_verifies_predicts_and_can_be_measured_alone(finished, folder_data, tmp_path):
+    bundle = finished[0] / "bundle"
+    assert "verified" in kdedge("verify", bundle).stdout
+    image = next((folder_data / "test" / "red").iterdir())
+    row = json.loads(kdedge("predict", bundle, image, "--json").stdout)
+    assert row["label"] in {"red", "green", "blue"}
+    options = ["--latency-seconds", "0.1", "--latency-batches", "1", "--allow-undecided", "--out", tmp_path / "b"]
+    last = kdedge("benchmark", bundle, *options).stdout.splitlines()[-1]
+    assert json.loads(last)["accuracy"]["n"] == 45
+    (bundle / "labels.txt").write_text("other\n")
+    assert "labels.txt" in kdedge("verify", bundle, code=1).stderr
+
+
+@pytest.mark.parametrize("method", ["ce", "kd", "static", "adaptive"])
+def test_every_method_trains(finished, method, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    kdedge("distill", "--method", method, "--hint-epochs", "1", "--out", run_dir)
+    log = (run_dir / "distill" / f"training_log_{method}.csv").read_text().splitlines()
+    columns = log[0].split(",")
+    assert ("train_kd" in columns) == (method != "ce")
+    assert ("train_hint" in columns) == (method in ("static", "adaptive"))
+    assert {"val_kd", "val_hint", "cosine_similarity"} <= set(columns)
+
+
+@pytest.mark.parametrize("stage", ["teacher", "distill"])
+def test_kill_9_then_the_same_command_ends_in_the_same_weights(finished, folder_data, tmp_path, stage):
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-m", "pipeline.cli", "run-all", "--data", f"folder:{folder_data}", *TINY]
+    command += ["--out", str(run_dir), "--allow-undecided"]
+    checkpoint = run_dir / f".{stage}.partial" / "checkpoint.pt"
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "COLUMNS": "80"})
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run_dir / stage).exists(), "the stage was over before it could be killed"
+    result = kdedge(*command[3:])
+    assert f"{stage}: running" in result.stderr
+    assert model_hashes(run_dir) == model_hashes(finished[0])
+
+
+def test_two_runs_cannot_share_a_directory(tiny_options, tmp_path):
+    from pipeline.artifacts import lock_run
+
+    with lock_run(tmp_path):
+        assert "in use by another kdedge" in kdedge("teacher", *tiny_options[:2], "--out", tmp_path, code=2).stderr
+
+
+def test_the_config_file_is_the_same_as_flags(finished, folder_data, tmp_path):
+    config = tmp_path / "c.toml"
+    config.write_text(f'[data]\nsource = "folder:{folder_data}"\n[distill]\nepochs = 3\nstudent = "lite-xs"\n')
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    kdedge("distill", "--config", config, "--out", run_dir)
+    assert model_hashes(run_dir) == model_hashes(finished[0])
+    assert json.loads((run_dir / "config.json").read_text())["distill"]["epochs"] == 3
+
+
+def test_resolved_configuration_is_written_to_the_run(finished):
+    runtime = json.loads((finished[0] / "config.json").read_text())["runtime"]
+    assert (runtime["threads"], runtime["precision"]) == (1, "fp32")
+    assert runtime["isa"] not in ("", "auto")
+
+
+def test_a_stage_of_another_class_count_is_refused(finished, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    data = make_folder(tmp_path / "data")
+    for part in ("train", "test"):
+        shutil.copytree(data / part / "red", data / part / "pink")
+    result = kdedge("distill", "--data", f"folder:{data}", "--out", run_dir, code=2)
+    assert "knows 3 classes, the data set has 4" in result.stderr
