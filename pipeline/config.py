@@ -104,9 +104,9 @@ class DistillConfig:
     lr: float = option(0.2, "Peak learning rate.", flag="--lr", least=1e-6, most=10)
     weight_decay: float = option(5e-4, "Weight decay.", flag="--weight-decay", least=0, most=1)
     temperature: float = option(4.0, "Softmax temperature T of the KD term.", flag="--temperature", least=0.1, most=100)
-    alpha: float = option(0.9, "Weight of the KD term.", flag="--alpha", least=0, most=1000)
+    alpha: float = option(1.0, "Weight of the KD term.", flag="--alpha", least=0, most=1000)
     beta: float = option(250.0, "Initial beta, the weight of the hint term.", flag="--beta", least=0, most=1e6)
-    gamma: float = option(0.1, "Weight of the cross-entropy term.", flag="--gamma", least=0, most=1000)
+    gamma: float = option(1.0, "Weight of the cross-entropy term.", flag="--gamma", least=0, most=1000)
     beta_patience: int = option(
         2, "Epochs without a better validation KD loss before beta is halved.", flag="--beta-patience", least=1
     )
