@@ -1,0 +1,107 @@
+"""Compare student architectures: validation accuracy after a short training without a teacher, and INT8 latency.
+
+Trains every candidate on the same images in the same order (cross-entropy, the recipe of `pipeline.config`), exports
+and quantizes it as kdedge does, and measures FP32 and INT8 latency at batch 1 on one thread. Prints a Markdown table;
+`benchmarks/LOG.md` keeps the tables on which the default student rests. Test images are not read.
+
+    python benchmarks/studies/student_candidates.py --data-dir PATH --epochs 4 [--train-size 10000] [NAME ...]
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from benchmarks.latency import measure_latency
+from benchmarks.runtime import CPU
+from export.graph import count_macs, read_model
+from export.onnx_export import export_student
+from export.quantize import PORTABLE, Quantizer
+from pipeline.config import DistillConfig, RuntimeConfig, build_config
+from pipeline.data import Dataset, Split, open_dataset, split_train_val
+from pipeline.models.student import Student, StudentSpec
+from pipeline.runtime import autocast, prepare, resolve
+from pipeline.training import Batches, learning_rate, place, predict_logits
+
+# Widths of the five convolutions, blocks that end with a 2x2 max-pool, blocks with an identity shortcut.
+CANDIDATES = {
+    "pool 2,3,4": StudentSpec((32, 64, 128, 256, 384), (1, 2, 3), (), ""),
+    "pool 1,2,4": StudentSpec((64, 128, 192, 256, 208), (0, 1, 3), (), ""),
+    "pool 1,3,4 shortcut 3": StudentSpec((64, 128, 128, 256, 320), (0, 2, 3), (2,), ""),
+    "pool 2,3,4 shortcut 5": StudentSpec((32, 64, 144, 288, 288), (1, 2, 3), (4,), ""),
+    "pool 2,3,4 wide": StudentSpec((48, 96, 160, 256, 320), (1, 2, 3), (), ""),
+}
+
+
+def train(model: Student, batches: Batches, epochs: int, runtime: RuntimeConfig) -> None:
+    """Train with cross-entropy and the default recipe of the distillation stage."""
+    settings = DistillConfig()
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=settings.lr, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay
+    )
+    model.train()
+    for epoch in range(epochs):
+        for index, (pixels, labels) in enumerate(batches.epoch(epoch)):
+            for group in optimizer.param_groups:
+                progress = (epoch + index / len(batches)) / epochs
+                group["lr"] = learning_rate(progress, settings.lr, settings.schedule)
+            with autocast(runtime):
+                logits = model(pixels)
+            loss = functional.cross_entropy(logits.float(), labels, label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    model.eval()
+
+
+def measure(model: Student, dataset: Dataset, calibration: Split, seconds: float) -> tuple[float, list[float]]:
+    """Return (million multiply-accumulates, [p50 in ms of FP32, of INT8]) at batch 1 on one thread."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: Path(folder) / f"{name}.onnx" for name in ("fp32", "int8")}
+        export_student(model, dataset.image_size, dataset.class_names, paths["fp32"])
+        quantizer = Quantizer(read_model(paths["fp32"]), calibration.images[:512])
+        paths["int8"].write_bytes(quantizer.build(PORTABLE[0]))
+        rows, _ = measure_latency(paths, provider=CPU, batches=[1], threads=[1], seconds=seconds)
+        macs = count_macs(read_model(paths["fp32"]))
+    return macs / 1e6, [row["p50_ms"] for row in rows]
+
+
+def main() -> None:
+    """Parse the command line, measure every candidate and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help=f"candidates (default: all): {', '.join(CANDIDATES)}")
+    parser.add_argument("--data-dir", default="", help="folder with CIFAR-10 (default: cache or download)")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--train-size", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=6.0, help="latency measurement per model")
+    options = parser.parse_args()
+
+    data = {"dir": options.data_dir, "train_size": options.train_size}
+    config = build_config({"data": data})
+    runtime = resolve(config.runtime, None)
+    device = prepare(runtime)
+    dataset = open_dataset(config.data, runtime.seed)
+    training, val = split_train_val(dataset.train(), config.data.val_fraction, runtime.seed, options.train_size)
+    batches = Batches(training, DistillConfig().batch_size, runtime.seed, DistillConfig().shift, device)
+    print(f"{len(training)} training images, {options.epochs} epochs, seed {runtime.seed}, {runtime.precision}\n")
+    print("| candidate | widths | params | MMAC | val top-1 % | FP32 ms | INT8 ms | ratio |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    for name in options.names or CANDIDATES:
+        spec = CANDIDATES[name]
+        torch.manual_seed(runtime.seed)
+        model = place(Student(spec, len(dataset.class_names), dataset.image_size), device)
+        train(model, batches, options.epochs, runtime)
+        top1 = (predict_logits(model, val.images, device).argmax(1).numpy() == val.labels).mean()
+        macs, (fp32_ms, int8_ms) = measure(model.cpu(), dataset, training, options.seconds)
+        params = sum(parameter.numel() for parameter in model.parameters())
+        print(
+            f"| {name} | {'-'.join(map(str, spec.widths))} | {params / 1e6:.3f} M | {macs:.1f} | {100 * top1:.2f} "
+            f"| {fp32_ms:.3f} | {int8_ms:.3f} | {fp32_ms / int8_ms:.2f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
