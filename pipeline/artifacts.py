@@ -179,7 +179,8 @@ def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = Fals
         return False
     log(f"{spec.name}: running ({reason})")
     _prepare_partial(partial, wanted, force=force)
-    start = time.monotonic()
+    # Before the stage runs: a checkout may move on while a long stage computes with the code it began with.
+    commit, start = git_commit(), time.monotonic()
     try:
         with _disk_errors(partial):
             facts = spec.run(config, inputs, partial)
@@ -199,7 +200,7 @@ def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = Fals
         **wanted,
         "outputs": outputs,
         "facts": facts,
-        "commit": git_commit(),
+        "commit": commit,
         "versions": versions(),
         "wall_s": round(elapsed_s, 2),
     }

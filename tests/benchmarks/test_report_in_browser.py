@@ -8,10 +8,17 @@ import pytest
 
 REPORT = Path(__file__).resolve().parents[2] / "artifacts" / "reference" / "benchmark" / "report.html"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --virtual-time-budget=3000"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--virtual-time-budget=3000",
+]
 # Puts the measurements into the title, where --dump-dom shows them.
 PROBE = """<script>document.title = [document.documentElement.scrollWidth, innerWidth, document.images.length,
 [...document.images].every(i => i.complete && i.naturalWidth > 0)].join(' ');</script></body>"""
