@@ -118,7 +118,7 @@ def _section_options(sections: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
                 continue
             kind = type(item.default)
             names = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
-            text = f"{item.metadata['help']} [{_describe_default(item)}]"
+            text = f"{item.metadata['help']} ({_describe_default(item)})"
             declared = typer.Option(
                 *names,
                 help=text,
@@ -136,7 +136,7 @@ def _describe_default(item: "dataclasses.Field[Any]") -> str:
         parts.insert(0, "|".join(item.metadata["choices"]))
     least, most = item.metadata["least"], item.metadata["most"]
     if least is not None:
-        parts.insert(0, f"{least:g} to {most:g}" if most is not None else f"at least {least:g}")
+        parts.insert(0, f"{least} to {most}" if most is not None else f"at least {least}")
     return "; ".join(parts)
 
 

@@ -42,6 +42,12 @@ def test_every_command_has_help_that_fits_80_columns(command):
     assert max(map(len, result.output.splitlines())) <= 80
 
 
+def test_help_shows_defaults_ranges_and_choices():
+    text = " ".join(invoke("distill", "--help").output.replace("│", " ").split())
+    assert "(ce|kd|static|adaptive|selective; default: selective)" in text
+    assert "(at least 1; default: 20)" in text
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys, typer.testing, pipeline.cli as c; typer.testing.CliRunner().invoke(c.app, ['run-all', '--help']);"
