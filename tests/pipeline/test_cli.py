@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 from typer.testing import CliRunner
@@ -53,10 +52,8 @@ def test_help_imports_nothing_heavy():
         "import sys, typer.testing, pipeline.cli as c; typer.testing.CliRunner().invoke(c.app, ['run-all', '--help']);"
         "print(sorted({'torch', 'onnx', 'onnxruntime', 'matplotlib', 'numpy'} & set(sys.modules)))"
     )
-    start = time.monotonic()
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
-    assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize(
