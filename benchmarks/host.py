@@ -14,9 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.latency import usable_cores
 from benchmarks.runtime import CUDA, import_onnxruntime
 from pipeline.errors import InputError
+from pipeline.runtime import cpu_info, usable_cores
 
 __all__ = ["cuda_problem", "doctor", "format_doctor", "host_record"]
 
@@ -46,15 +46,6 @@ _PACKAGES = (
 _ONLY_GPU = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
 
 
-@functools.cache
-def _cpu() -> dict[str, Any]:
-    """Ask py-cpuinfo, which takes about a second, once per process."""
-    import cpuinfo
-
-    info: dict[str, Any] = cpuinfo.get_cpu_info()
-    return info
-
-
 def host_record() -> dict[str, Any]:
     """Describe this machine.
 
@@ -70,7 +61,7 @@ def host_record() -> dict[str, Any]:
     import psutil
 
     ort = import_onnxruntime()
-    info = _cpu()
+    info = cpu_info()
     flags = set(info.get("flags", ()))
     problem = cuda_problem()
     return {

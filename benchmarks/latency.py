@@ -20,6 +20,7 @@ import numpy.typing as npt
 from benchmarks.runtime import CPU, open_model
 from pipeline.errors import InputError
 from pipeline.progress import track
+from pipeline.runtime import usable_cores
 
 __all__ = [
     "NOISY",
@@ -274,13 +275,6 @@ class CpuTimes:
             return None
         others = (self.machine_s - earlier.machine_s) - (self.own_s - earlier.own_s)
         return min(max(others / (wall * self.cores), 0.0), 1.0)
-
-
-def usable_cores() -> int:
-    """Return how many logical CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _run_window(call: Callable[[], object], duration_ns: int, clock: Callable[[], int]) -> list[float]:

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.accuracy import per_class_table, predict_logits, top1_pct, wilson_interval_pct
 from benchmarks.gate import judge
 from benchmarks.host import cuda_problem, host_record
-from benchmarks.latency import measure_latency, parse_counts, usable_cores
+from benchmarks.latency import measure_latency, parse_counts
 from benchmarks.proof import int8_proof
 from benchmarks.report import write_report
 from benchmarks.runtime import CPU, CUDA, check_fits, open_model
@@ -24,6 +24,7 @@ from pipeline.config import Config
 from pipeline.data import Dataset, Split
 from pipeline.errors import InputError, StageError
 from pipeline.progress import log
+from pipeline.runtime import usable_cores
 
 __all__ = ["REPORT_SCHEMA", "TorchTop1", "run_benchmark"]
 

@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from benchmarks.latency import usable_cores
 from benchmarks.runtime import check_fits, open_model
 from export.calibrate import pick_stratified, tensor_ranges
 from export.graph import add_pixel_front, cut_pixel_front, read_model
@@ -29,6 +28,7 @@ from pipeline.artifacts import write_atomic, write_json
 from pipeline.config import Config
 from pipeline.errors import StageError
 from pipeline.progress import log, track
+from pipeline.runtime import usable_cores
 
 __all__ = ["INT8_NAME", "PORTABLE", "RULE", "Candidate", "Quantizer", "Score", "choose", "run", "score"]
 

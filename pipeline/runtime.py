@@ -20,7 +20,7 @@ from pipeline.progress import log
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["autocast", "cpu_isa", "prepare", "resolve"]
+__all__ = ["autocast", "cpu_info", "cpu_isa", "prepare", "resolve", "usable_cores"]
 
 # From the most to the least capable; the first that the CPU has names its instruction set.
 _ISA_LEVELS = ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "sve", "bf16", "asimd", "neon")
@@ -45,24 +45,30 @@ def resolve(wanted: RuntimeConfig, earlier: Mapping[str, Any] | None) -> Runtime
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("--device cuda: this PyTorch sees no CUDA device", "see `kdedge doctor`; use --device cpu")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    threads = wanted.threads or known.get("threads", 0) or available_cores()
+    threads = wanted.threads or known.get("threads", 0) or usable_cores()
     precision = wanted.precision if wanted.precision != "auto" else known.get("precision", "")
     if not precision or (device != known.get("device", device) and wanted.precision == "auto"):
         precision = "bf16" if device == "cuda" else _faster_precision(threads)
     return dataclasses.replace(wanted, device=device, threads=threads, precision=precision, isa=isa)
 
 
-def available_cores() -> int:
-    """Return how many cores this process may use."""
+def usable_cores() -> int:
+    """Return how many logical CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 @cache
-def cpu_isa() -> str:
-    """Return the name of the most capable instruction set of this CPU that matters for training."""
+def cpu_info() -> dict[str, Any]:
+    """Ask py-cpuinfo, which takes about a second, once per process."""
     import cpuinfo
 
-    flags = set(cpuinfo.get_cpu_info().get("flags", ()))
+    info: dict[str, Any] = cpuinfo.get_cpu_info()
+    return info
+
+
+def cpu_isa() -> str:
+    """Return the name of the most capable instruction set of this CPU that matters for training."""
+    flags = set(cpu_info().get("flags", ()))
     return next((level for level in _ISA_LEVELS if level in flags), "baseline")
 
 

@@ -34,7 +34,7 @@ def test_record_of_this_machine() -> None:
 
 def test_instruction_sets_have_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ["asimd", "asimddp", "i8mm", "avx512vnni", "sse2"]
-    monkeypatch.setattr(host, "_cpu", lambda: {"brand_raw": "Made-up", "flags": flags})
+    monkeypatch.setattr(host, "cpu_info", lambda: {"brand_raw": "Made-up", "flags": flags})
     record = host.host_record()
     assert record["cpu"] == "Made-up"
     assert record["isa"] == ["avx512_vnni", "neon", "dotprod", "i8mm"]
@@ -92,7 +92,7 @@ def test_doctor_works_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_cpu_without_dot_products_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "_cpu", lambda: {"brand_raw": "Haswell", "flags": ["avx2"]})
+    monkeypatch.setattr(host, "cpu_info", lambda: {"brand_raw": "Haswell", "flags": ["avx2"]})
     checks = {check["name"]: check for check in host.doctor()["checks"]}
     assert checks["INT8 instructions"]["status"] == "missing"
     assert "saturate on AVX2" in checks["INT8 instructions"]["detail"]
