@@ -37,7 +37,7 @@ from pipeline.distill.hints import (
 from pipeline.distill.losses import kd_loss
 from pipeline.errors import InputError
 from pipeline.models.student import Student, build_student
-from pipeline.models.teacher import FeatureTap, Teacher
+from pipeline.models.teacher import FeatureTap, Teacher, fold_batch_norms
 from pipeline.runtime import autocast, prepare
 from pipeline.teacher import load_teacher
 from pipeline.training import Batches, EpochLoop, learning_rate, place, predict_logits, to_pixels
@@ -66,7 +66,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     _check_classes(inputs["teacher"], len(classes))
     train, val = split_train_val(dataset.train(), config.data.val_fraction, config.runtime.seed, config.data.train_size)
     place(student, device)
-    place(teacher, device).requires_grad_(False)
+    teacher = fold_batch_norms(place(teacher, device), dataset.image_size).requires_grad_(False)
     batches = Batches(train, settings.batch_size, config.runtime.seed, settings.shift, device)
 
     variances = _scan(config, teacher, batches)

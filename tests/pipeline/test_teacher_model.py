@@ -4,7 +4,7 @@ from safetensors.torch import save_file
 
 from pipeline.errors import InputError, StageError
 from pipeline.models import teacher as teacher_module
-from pipeline.models.teacher import build_teacher, load_initial_weights
+from pipeline.models.teacher import build_teacher, fold_batch_norms, hint_candidates, load_initial_weights
 from pipeline.weights import load_module, load_weights, save_module
 
 
@@ -20,6 +20,43 @@ def test_normalisation_is_part_of_the_teacher():
     by_hand = (x - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
     with torch.no_grad():
         torch.testing.assert_close(teacher(x), teacher.backbone(by_hand))
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v3_small", "alexnet"])
+def test_folding_batch_norms_keeps_the_outputs_and_the_features(arch):
+    torch.manual_seed(0)
+    teacher = build_teacher(arch, 3, "imagenet")
+    teacher.train()
+    if arch != "alexnet":
+        teacher(torch.rand(8, 3, 64, 64))  # running statistics other than 0 and 1
+    teacher.eval()
+    folded = fold_batch_norms(teacher, 64)
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), teacher(x), rtol=1e-3, atol=1e-3)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    assert list(hint_candidates(folded)) == list(hint_candidates(teacher))
+    assert arch == "alexnet" or any(isinstance(module, torch.nn.BatchNorm2d) for module in teacher.modules())
+
+
+class NormFirst(torch.nn.Module):
+    """Registers a norm after a convolution and calls it before."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(64, 64, 3, padding=1)
+        self.norm = torch.nn.BatchNorm2d(64)
+        self.norm.running_mean += 1
+
+    def forward(self, x):
+        return self.conv(self.norm(x))
+
+
+def test_a_teacher_that_cannot_be_folded_is_used_as_it_is():
+    teacher = build_teacher("resnet18", 3, "cifar-pool")
+    teacher.backbone.layer1 = NormFirst()
+    teacher.eval()
+    assert fold_batch_norms(teacher, 32) is teacher
 
 
 @pytest.mark.parametrize(("stem", "side"), [("imagenet", 8), ("cifar", 32), ("cifar-pool", 16)])
