@@ -299,16 +299,19 @@ def verify(
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle directory.")],
     images: Annotated[list[Path], typer.Argument(help="Images, folders of images, or .npy files.")],
+    top: Annotated[int, typer.Option("--top", help="How many classes to show per image, best first.")] = 1,
+    fp32: Annotated[bool, typer.Option("--fp32", help="Use the FP32 model instead of INT8.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per image.")] = False,
 ) -> None:
     """Print the label and its probability for each image."""
     from export.predict import predict as predict_images
 
-    for row in predict_images(bundle, images):
+    for row in predict_images(bundle, images, top_k=top, fp32=fp32):
         if as_json:
             print(json.dumps(row))
-        else:
-            print(f"{row['label']:<16} {100 * row['probability']:6.2f} %  {row['file']}")
+            continue
+        for answer in row.get("top", [row]):
+            print(f"{answer['label']:<16} {100 * answer['probability']:6.2f} %  {row['file']}")
 
 
 @app.command(help="Show what this host can do: devices, instruction sets, execution providers.")
