@@ -42,7 +42,9 @@ def predict(bundle: Path, paths: Iterable[Path], *, top_k: int = 1, fp32: bool =
     """
     labels, size = _read_bundle(bundle)
     if not 1 <= top_k <= len(labels):
-        raise InputError(f"top_k = {top_k} is out of range: expected between 1 and {len(labels)} classes")
+        raise InputError(
+            f"--top {top_k} is out of range: this model has {len(labels)} classes", f"give --top 1 to {len(labels)}"
+        )
     model = open_model(bundle / ("student.onnx" if fp32 else "student.int8.onnx"))
     if (model.image_size, model.classes) != (size, len(labels)):
         raise InputError(
