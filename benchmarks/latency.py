@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.runtime import CPU, open_model
-from pipeline.errors import InputError
 from pipeline.progress import track
 from pipeline.runtime import usable_cores
 
@@ -30,7 +29,6 @@ __all__ = [
     "judge_windows",
     "measure_latency",
     "measure_windows",
-    "parse_counts",
     "summarise",
 ]
 
@@ -61,22 +59,6 @@ class Window:
 
     samples_ms: list[float] = field(default_factory=list)
     other_load: float | None = None
-
-
-def parse_counts(text: str, flag: str, most: int) -> list[int]:
-    """Parse a comma-separated list of counts such as ``1,8,32``.
-
-    Raises:
-        InputError: A part is no whole number from 1 to ``most``.
-    """
-    counts = []
-    for part in text.split(","):
-        if not part.strip().isdecimal() or not 1 <= int(part) <= most:
-            raise InputError(
-                f"{flag} {text!r}: {part.strip()!r} is not a whole number from 1 to {most}", f"for example {flag} 1,2"
-            )
-        counts.append(int(part))
-    return list(dict.fromkeys(counts))
 
 
 def measure_latency(

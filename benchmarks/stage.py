@@ -15,12 +15,12 @@ from typing import Any
 from benchmarks.accuracy import per_class_table, predict_logits, top1_pct, wilson_interval_pct
 from benchmarks.gate import judge
 from benchmarks.host import cuda_problem, host_record
-from benchmarks.latency import measure_latency, parse_counts
+from benchmarks.latency import measure_latency
 from benchmarks.proof import int8_proof
 from benchmarks.report import write_report
 from benchmarks.runtime import CPU, CUDA, check_fits, open_model
 from pipeline.artifacts import git_commit, versions, write_atomic
-from pipeline.config import Config
+from pipeline.config import Config, parse_counts
 from pipeline.data import Dataset, Split
 from pipeline.errors import InputError, StageError
 from pipeline.progress import log

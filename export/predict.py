@@ -68,17 +68,19 @@ def _read_bundle(bundle: Path) -> tuple[list[str], int]:
     """Return the labels and the image size of a bundle."""
     try:
         labels = (bundle / "labels.txt").read_text(encoding="utf-8").splitlines()
-        size = json.loads((bundle / "preprocessing.json").read_text(encoding="utf-8"))["size"]
+        size = int(json.loads((bundle / "preprocessing.json").read_text(encoding="utf-8"))["size"])
     except OSError as error:
         raise InputError(
             f"{bundle} is not a bundle: cannot read {error.filename}: {error.strerror}",
             "give the folder that `kdedge bundle` wrote",
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(
             f"labels.txt or preprocessing.json in {bundle} is damaged", f"run `kdedge verify {bundle}`"
         ) from error
-    return labels, int(size)
+    if not labels:
+        raise InputError(f"labels.txt in {bundle} is empty", f"run `kdedge verify {bundle}`")
+    return labels, size
 
 
 def _images(paths: Iterable[Path], size: int) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
@@ -110,9 +112,12 @@ def _load_npy(path: Path, size: int) -> npt.NDArray[np.uint8]:
     """Load pixels ``[N, size, size, 3] uint8``."""
     hint = "save RGB pixels with numpy.save"
     try:
-        pixels: npt.NDArray[Any] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        # Mapped, so that a header that claims terabytes allocates nothing.
+        pixels: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, OverflowError) as error:
         raise InputError(f"{path} is not a readable .npy file: {error}", hint) from error
+    if not isinstance(pixels, np.ndarray):
+        raise InputError(f"{path} is an archive of arrays; expected one array", hint)
     if pixels.ndim == 3:
         pixels = pixels[None]
     if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):

@@ -46,7 +46,7 @@ def verify_bundle(path: Path) -> dict[str, Any]:
     result: dict[str, Any] = {
         "bundle": str(path),
         "files": len(manifest["outputs"]),
-        "passed": bool(manifest.get("facts", {}).get("passed", False)),
+        "passed": manifest["facts"].get("passed") is True,
     }
     inputs = _load_array(path / "golden_inputs.npy")
     result["golden_images"] = len(inputs)
@@ -72,9 +72,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StageError(f"{file} cannot be read: {error}", _HINT) from error
-    outputs = manifest.get("outputs") if isinstance(manifest, dict) else None
-    if not isinstance(outputs, dict) or manifest.get("schema") != MANIFEST_SCHEMA:
-        raise StageError(f"{file} is not a kdedge manifest of schema {MANIFEST_SCHEMA} with outputs", _HINT)
+    parts = ("outputs", "facts")
+    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(part), dict) for part in parts):
+        raise StageError(f"{file} is not a kdedge manifest with {' and '.join(parts)}", _HINT)
+    if manifest.get("schema") != MANIFEST_SCHEMA:
+        raise StageError(f"{file} is not a kdedge manifest of schema {MANIFEST_SCHEMA}", _HINT)
     if manifest.get("stage") != "bundle":
         raise InputError(f"{path} holds the stage {manifest.get('stage')!r}, not a bundle", hint)
     return dict(manifest)
@@ -100,7 +102,12 @@ def _check_outputs(
     model: Path, inputs: npt.NDArray[np.uint8], golden: npt.NDArray[np.float32], problems: list[str]
 ) -> dict[str, float]:
     """Run the golden inputs through a model; append what differs to ``problems``, return the differences."""
-    logits = run_model(open_model(model), inputs)
+    opened = open_model(model)
+    shape = (opened.image_size, opened.image_size, 3)
+    if not len(inputs) or inputs.dtype != np.uint8 or inputs.shape[1:] != shape or golden.dtype != np.float32:
+        problems.append(f"the golden arrays do not fit {model.name}")
+        return {}
+    logits = run_model(opened, inputs)
     if logits.shape != golden.shape:
         problems.append(f"{model.name}: logits {list(logits.shape)}, golden {list(golden.shape)}")
         return {}

@@ -1,11 +1,12 @@
 """Run directories: where stages leave their files, and when a stage may be skipped.
 
-A stage writes into ``RUN/.<stage>.partial`` and the directory is renamed to ``RUN/<stage>`` when it is
-complete, so a killed run leaves the old artifact or the new one, never a mixture. ``manifest.json`` holds what
-decided the result (configuration, SHA-256 of every input) and what came out (SHA-256 of every output). A stage
-is skipped only if all three still match.
+A stage writes into ``RUN/.<stage>.partial`` and the directory is renamed to ``RUN/<stage>`` when it is complete, so a
+killed run leaves the old artifact or the new one, never a mixture. Files whose names begin with a dot are working files
+(checkpoints) and are deleted after that. ``manifest.json`` holds what decided the result (configuration, SHA-256 of
+every input) and what came out (SHA-256 of every output). A stage is skipped only if all three still match.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -103,11 +104,12 @@ def load_manifest(stage_dir: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{stage_dir} holds no finished stage: {MANIFEST} is missing", command) from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is damaged: {error}", command) from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != MANIFEST_SCHEMA:
+    parts = ("config", "inputs", "outputs", "facts")
+    if not _has_mappings(manifest, parts) or manifest.get("schema") != MANIFEST_SCHEMA:
         raise InputError(f"{path} is not a kdedge manifest of schema {MANIFEST_SCHEMA}", command)
-    return manifest
+    return dict(manifest)
 
 
 def load_json(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
@@ -125,6 +127,10 @@ def load_json(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
         raise InputError(f"{path} lacks {', '.join(missing)}", "make it again with the stage that wrote it")
     result: dict[str, Any] = value
     return result
+
+
+def _has_mappings(value: Any, keys: tuple[str, ...]) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), dict) for key in keys)
 
 
 @contextmanager
@@ -188,11 +194,10 @@ def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = Fals
         error.args = (f"stage {spec.name}: {error}",)
         raise
     elapsed_s = time.monotonic() - start + facts.pop("earlier_s", 0.0)
-    (partial / "wanted.json").unlink()
     outputs = {
         path.relative_to(partial).as_posix(): file_sha256(path)
         for path in sorted(partial.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        if path.is_file() and path.name != MANIFEST and not path.name.startswith(".")
     }
     manifest = {
         "schema": MANIFEST_SCHEMA,
@@ -287,7 +292,7 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _prepare_partial(partial: Path, wanted: Mapping[str, Any], *, force: bool) -> None:
     """Keep the work of an interrupted run of the same stage, or start with an empty directory."""
-    note = partial / "wanted.json"
+    note = partial / ".wanted.json"
     if partial.exists():
         try:
             unfinished = json.loads(note.read_text())
@@ -295,17 +300,21 @@ def _prepare_partial(partial: Path, wanted: Mapping[str, Any], *, force: bool) -
             unfinished = None
         if unfinished == wanted and not force:
             return
-        if isinstance(unfinished, dict) and not force:
+        if _has_mappings(unfinished, tuple(wanted)) and not force:
             changed = [f"{part} {key}" for part in wanted for key in _changed(unfinished[part], wanted[part])]
             if changed and all(key.startswith("config runtime.") for key in changed):
                 names = ", ".join(key.removeprefix("config runtime.") for key in changed)
                 raise InputError(
                     f"{partial} holds unfinished work made with another {names}; continuing would change its bits",
                     "run with the same --threads, --precision and --device on the same kind of CPU, "
-                    "or start this stage over with --force",
+                    f"or start the stage over: `kdedge {partial.name[1:].removesuffix('.partial')} "
+                    f"--out {partial.parent} --force`",
                 )
             log(f"starting over: changed since the interrupted run: {', '.join(changed[:4])}")
-        shutil.rmtree(partial)
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        else:
+            partial.unlink()
     with _disk_errors(partial):
         partial.mkdir(parents=True)
     write_json(note, wanted)
@@ -318,14 +327,22 @@ def _replace_dir(new: Path, target: Path) -> None:
     if target.exists():
         target.rename(old)
     new.rename(target)
+    _remove_working_files(target)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _recover(target: Path) -> None:
-    """Undo an exchange of directories that was interrupted between its two renames."""
+    """Finish or undo an exchange of directories that was interrupted."""
     old = target.with_name(f".{target.name}.old")
     if old.exists() and not target.exists():
         old.rename(target)
+    if target.is_dir():
+        _remove_working_files(target)
+
+
+def _remove_working_files(directory: Path) -> None:
+    for path in directory.glob(".*"):
+        path.unlink()
 
 
 @contextmanager
@@ -334,7 +351,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is not None and not str(error.filename).startswith(str(path.parent)):
+        if error.errno == errno.EPIPE:
             raise
+        culprit = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
         reason = error.strerror or str(error)
-        raise StageError(f"cannot write {path}: {reason}", "free some space or give another --out") from error
+        raise StageError(f"cannot use {culprit}: {reason}", "free some space, or give another --out") from error

@@ -67,6 +67,9 @@ def _reported(function: Callable[..., None]) -> Callable[..., None]:
                 raise
             _show_error(f"this command needs {error.name}, which is not installed", f"pip install 'kdedge[{extra}]'")
             raise typer.Exit(2) from None
+        except MemoryError:
+            _show_error("not enough memory", "lower --image-size or --train-size")
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             console.print("interrupted; the same command goes on where it stopped", markup=False)
             raise typer.Exit(130) from None
@@ -156,7 +159,11 @@ def _resolve(
     from pipeline.artifacts import load_manifest
     from pipeline.stages import recorded_config
 
-    recorded = recorded_config(common["out"]) if bundle is None else {"data": load_manifest(bundle)["config"]["data"]}
+    if bundle is None:
+        recorded = recorded_config(common["out"])
+    else:
+        made_with = load_manifest(bundle)["config"]
+        recorded = {"data": made_with.get("all data", {}), "runtime": made_with.get("seed", {})}
     file = load_config_file(common["config"]) if common["config"] else {}
     # What begins a run states its options; the later stages go on with those of the run.
     base = recorded if command not in ("run-all", "data", "teacher") and not common["preset"] else {}

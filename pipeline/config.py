@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.models.registry import STUDENTS
 
 __all__ = [
     "PRESETS",
@@ -28,6 +29,7 @@ __all__ = [
     "TeacherConfig",
     "build_config",
     "load_config_file",
+    "parse_counts",
 ]
 
 
@@ -39,9 +41,10 @@ def option(
     least: float | None = None,
     most: float | None = None,
     choices: tuple[str, ...] = (),
+    counts: int = 0,
 ) -> Any:
-    """Declare a field with the help text, the flag and the inclusive range (or the choices) of its value."""
-    meta = {"help": help, "flag": flag, "least": least, "most": most, "choices": choices}
+    """Declare a field: help text, flag, and the inclusive range, the choices or the largest of a list of counts."""
+    meta = {"help": help, "flag": flag, "least": least, "most": most, "choices": choices, "counts": counts}
     return field(default=default, metadata=meta)
 
 
@@ -90,7 +93,12 @@ class TeacherConfig:
 class DistillConfig:
     """The student and how it learns: loss = alpha * KD + beta * hint + gamma * CE."""
 
-    student: str = option("lite", "Student architecture from the registry.", flag="--student")
+    student: str = option(
+        "lite",
+        "Student: " + "; ".join(f"{name}, {spec.note}" for name, spec in STUDENTS.items()) + ".",
+        flag="--student",
+        choices=tuple(STUDENTS),
+    )
     method: str = option(
         "selective",
         "How the student learns.",
@@ -123,6 +131,13 @@ class DistillConfig:
     scan_batches: int = option(10, "Batches of the activation-variance scan.", flag="--scan-batches", least=1)
     shift: int = option(2, "Random shift of training images in pixels.", flag="--shift", least=0, most=16)
 
+    @property
+    def hint_only_epochs(self) -> int:
+        """Epochs at the start that train the hint term alone."""
+        if self.hint_epochs >= 0:
+            return self.hint_epochs
+        return 5 if self.method == "static" else 0
+
 
 @dataclass(frozen=True)
 class ExportConfig:
@@ -147,8 +162,10 @@ class BenchmarkConfig:
     limit_pp: float = option(
         0.5, "Gate: the INT8 loss that is refused, in percentage points.", flag="--limit-pp", least=0.01, most=100
     )
-    threads: str = option("1", "Intra-op thread counts to measure, comma-separated.", flag="--latency-threads")
-    batches: str = option("1,8,32", "Batch sizes to measure, comma-separated.", flag="--latency-batches")
+    threads: str = option(
+        "1", "Intra-op thread counts to measure, comma-separated.", flag="--latency-threads", counts=1024
+    )
+    batches: str = option("1,8,32", "Batch sizes to measure, comma-separated.", flag="--latency-batches", counts=4096)
     seconds: float = option(
         3.0, "Measuring time per model, batch and thread count.", flag="--latency-seconds", least=0.05, most=600
     )
@@ -169,7 +186,9 @@ class RuntimeConfig:
 
     seed: int = option(0, "Seed of everything random.", flag="--seed", least=0, most=2**31 - 1)
     device: str = option("auto", "Training device.", flag="--device", choices=("auto", "cpu", "cuda"))
-    threads: int = option(0, "CPU threads for training (0: all cores of this process).", flag="--threads", least=0)
+    threads: int = option(
+        0, "CPU threads for training (0: all cores of this process).", flag="--threads", least=0, most=1024
+    )
     precision: str = option(
         "auto", "Training precision: bf16 autocast or fp32 (auto: the faster).", flag="--precision",
         choices=("auto", "fp32", "bf16"),
@@ -214,11 +233,15 @@ def load_config_file(path: Path) -> dict[str, Any]:
 
     try:
         text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        config = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise InputError(f"cannot read the configuration {path}: {error.strerror}", "check --config") from error
     except ValueError as error:
-        raise InputError(f"{path} is not valid {path.suffix.lstrip('.').upper() or 'TOML'}: {error}") from error
+        kind = path.suffix.lstrip(".").upper() or "TOML"
+        raise InputError(f"{path} is not valid {kind}: {error}", "write a table per section: [distill]") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} holds a {type(config).__name__}, expected an object with a key per section")
+    return config
 
 
 def build_config(*layers: Mapping[str, Any], preset: str = "") -> Config:
@@ -252,6 +275,13 @@ def build_config(*layers: Mapping[str, Any], preset: str = "") -> Config:
             else:
                 merged.setdefault(section, {}).update(values)
     sections = {section: _build_section(section, values, problems) for section, values in merged.items()}
+    distill = sections.get("distill", DistillConfig())
+    if distill.method in ("static", "adaptive", "selective") and not problems:
+        hint_only = distill.hint_only_epochs
+        if hint_only >= distill.epochs:
+            problems.append(
+                f"{hint_only} hint-only epochs (--hint-epochs) leave none of {distill.epochs} (--distill-epochs)"
+            )
     if problems:
         text = problems[0] if len(problems) == 1 else "\n".join(["several problems:", *(f"  - {p}" for p in problems)])
         raise InputError(text, "see `kdedge run-all --help` for every option and its range")
@@ -261,6 +291,22 @@ def build_config(*layers: Mapping[str, Any], preset: str = "") -> Config:
 _SECTIONS: dict[str, Any] = {
     item.name: item.default_factory for item in dataclasses.fields(Config) if item.name != "preset"
 }
+
+
+def parse_counts(text: str, flag: str, most: int) -> list[int]:
+    """Parse a comma-separated list of counts such as ``1,8,32``.
+
+    Raises:
+        InputError: A part is no whole number from 1 to ``most``.
+    """
+    counts = []
+    for part in text.split(","):
+        if not part.strip().isdecimal() or not 1 <= int(part) <= most:
+            raise InputError(
+                f"{flag} {text!r}: {part.strip()!r} is not a whole number from 1 to {most}", f"for example {flag} 1,2"
+            )
+        counts.append(int(part))
+    return list(dict.fromkeys(counts))
 
 
 def _build_section(section: str, values: Mapping[str, Any], problems: list[str]) -> Any:
@@ -285,11 +331,16 @@ def _check(section: str, item: "dataclasses.Field[Any]", value: Any, problems: l
         problems.append(f"{name} = {value!r}: expected {wanted.__name__}")
         return value
     least, most, choices = (item.metadata[key] for key in ("least", "most", "choices"))
+    if item.metadata["counts"]:
+        try:
+            parse_counts(str(value), item.metadata["flag"], item.metadata["counts"])
+        except InputError as error:
+            problems.append(str(error))
     if choices and value not in choices:
         problems.append(f"{name} = {value!r}{_closest(str(value), choices)}: expected one of {', '.join(choices)}")
     # Written so that NaN fails too.
     if (least is not None and not value >= least) or (most is not None and not value <= most):
-        bounds = f"at least {least:g}" if most is None else f"between {least:g} and {most:g}"
+        bounds = f"at least {least}" if most is None else f"between {least} and {most}"
         problems.append(f"{name} = {value!r} is out of range: expected {bounds}")
     return value
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import StageSpec, run_stage, write_json
-from pipeline.config import Config
+from pipeline.config import Config, build_config
 from pipeline.errors import GateError, InputError
 
 __all__ = ["STAGES", "recorded_config", "run_stages"]
@@ -29,6 +29,8 @@ def run_stages(names: tuple[str, ...], config: Config, run_dir: Path, *, force: 
     Raises:
         KdedgeError: The first stage that fails.
     """
+    for name in names:
+        STAGES[name].data(config)  # bad data must not replace the configuration of a good run
     write_json(run_dir / CONFIG, dataclasses.asdict(config))
     try:
         # A list, not a generator: every stage must run, also after one that was skipped.
@@ -50,11 +52,16 @@ def recorded_config(run_dir: Path) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is damaged: {error}", f"delete it and give the options again: rm {path}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path} is not a kdedge configuration", f"delete it and give the options again: rm {path}")
-    return config
+    try:
+        build_config(config)
+    except (AttributeError, InputError) as error:
+        raise InputError(
+            f"{path} is not a kdedge configuration: {error}", f"delete it and give the options again: rm {path}"
+        ) from error
+    recorded: dict[str, Any] = config
+    return recorded
 
 
 def _lazy(target: str) -> Callable[[Config, Mapping[str, Path], Path], dict[str, Any]]:
@@ -80,11 +87,12 @@ def _key(*sections: str) -> Callable[[Config], dict[str, Any]]:
 def _section(config: Config, name: str) -> dict[str, Any]:
     if name == "seed":
         return {"seed": config.runtime.seed}
-    values = dataclasses.asdict(getattr(config, name))
     if name == "data":
-        # Where the files lie and how test images were told apart is not what they hold: their hash is an input.
-        del values["dir"], values["test_fraction"]
-    return values
+        # Where the files lie is not what they hold, and training does not see test images; hashes are inputs.
+        return {key: value for key, value in _section(config, "all data").items() if key != "test_fraction"}
+    if name == "all data":
+        return {key: value for key, value in dataclasses.asdict(config.data).items() if key != "dir"}
+    return dataclasses.asdict(getattr(config, name))
 
 
 def _host_key(config: Config) -> dict[str, Any]:
@@ -92,7 +100,7 @@ def _host_key(config: Config) -> dict[str, Any]:
     from benchmarks.host import host_record
 
     host = host_record()
-    return {**_key("benchmark", "data", "seed")(config), "host": {"cpu": host["cpu"], "cores": host["cores"]}}
+    return {**_key("benchmark", "all data", "seed")(config), "host": {"cpu": host["cpu"], "cores": host["cores"]}}
 
 
 @cache
@@ -125,7 +133,7 @@ STAGES = {
         ),
         StageSpec(
             "bundle", ("teacher", "distill", "export", "quantize", "benchmark"), _lazy("export.bundle:run"),
-            _key("bundle", "data", "seed"), _data("train"),
+            _key("bundle", "all data", "seed"), _data("train"),
         ),
     )
 }  # fmt: skip

@@ -17,7 +17,7 @@ from torch.nn import functional
 from pipeline.artifacts import load_json, write_json
 from pipeline.config import Config
 from pipeline.data import open_dataset, split_train_val
-from pipeline.models.teacher import Teacher, build_teacher, load_initial_weights
+from pipeline.models.teacher import Teacher, build_teacher, check_image_size, load_initial_weights
 from pipeline.runtime import autocast, prepare
 from pipeline.training import Batches, EpochLoop, learning_rate, place, predict_logits
 from pipeline.weights import load_module, save_module
@@ -40,6 +40,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     dataset = open_dataset(config.data, config.runtime.seed)
     stem = _resolve_stem(settings.stem, settings.arch, config.data.image_size, config.runtime.device)
     teacher = build_teacher(settings.arch, len(dataset.class_names), stem)
+    check_image_size(teacher, settings.arch, dataset.image_size)
     weights = load_initial_weights(teacher, settings.arch, settings.weights)
     train, val = split_train_val(dataset.train(), config.data.val_fraction, config.runtime.seed, config.data.train_size)
     place(teacher, device)

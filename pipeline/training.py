@@ -8,8 +8,6 @@ on to the same bits.
 import csv
 import io
 import math
-import os
-import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,13 +19,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.artifacts import write_atomic
 from pipeline.data import Split
 from pipeline.errors import InputError, StageError
 from pipeline.progress import Tracker, format_duration, log, track
+from pipeline.weights import DAMAGED
 
 __all__ = ["Batches", "EpochLoop", "StepMeans", "learning_rate", "place", "predict_logits", "to_pixels", "views"]
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT = ".checkpoint.pt"  # a working file: it goes when the whole stage is complete
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -215,7 +215,6 @@ class EpochLoop:
                 self._save(rows, earlier_s + time.monotonic() - start)
                 log(f"{self.title}: epoch {epoch + 1}/{self.epochs} {_summary(row)}")
         self._write_csv(rows)
-        (self.out_dir / CHECKPOINT).unlink(missing_ok=True)
         return rows, earlier_s
 
     def _train_epoch(self, epoch: int, steps: int, tracker: Tracker) -> dict[str, float]:
@@ -240,7 +239,10 @@ class EpochLoop:
 
     def _diverged(self, what: str, epoch: int) -> StageError:
         kept = f"the state after epoch {epoch} is kept" if epoch else "no epoch was complete"
-        return StageError(f"{self.title} diverged in epoch {epoch + 1}: {what} ({kept})", "lower the learning rate")
+        return StageError(
+            f"{self.title} diverged in epoch {epoch + 1}: {what} ({kept})",
+            "lower --lr or --teacher-lr; a changed option starts the stage over",
+        )
 
     def _resume(self) -> tuple[list[dict[str, float]], float]:
         path = self.out_dir / CHECKPOINT
@@ -250,7 +252,7 @@ class EpochLoop:
             saved = torch.load(path, map_location="cpu", weights_only=True)
             for name, target in self.state.items():
                 target.load_state_dict(saved["state"][name])
-        except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
+        except DAMAGED as error:
             raise InputError(
                 f"the checkpoint {path} is damaged: {error}", "start the stage over with --force"
             ) from error
@@ -259,14 +261,11 @@ class EpochLoop:
         return rows, saved["seconds"]
 
     def _save(self, rows: list[dict[str, float]], seconds: float) -> None:
-        path = self.out_dir / CHECKPOINT
-        partial = path.with_suffix(".partial")
         state = {name: target.state_dict() for name, target in self.state.items()}
-        with partial.open("wb") as file:
-            torch.save({"rows": rows, "seconds": seconds, "state": state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        # By way of memory: on a full disk torch.save raises a RuntimeError about its own zip writer.
+        buffer = io.BytesIO()
+        torch.save({"rows": rows, "seconds": seconds, "state": state}, buffer)
+        write_atomic(self.out_dir / CHECKPOINT, buffer.getvalue())
         self._write_csv(rows)
 
     def _write_csv(self, rows: list[dict[str, float]]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,23 @@ from torch import Tensor, nn
 from pipeline.artifacts import write_atomic
 from pipeline.errors import InputError
 
-__all__ = ["load_module", "load_weights", "save_module"]
+# What reading a damaged weight file raises. The list for .pth was found by flipping and cutting bytes.
+DAMAGED = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    struct.error,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AssertionError,
+    AttributeError,
+    TypeError,
+    OverflowError,
+)
+
+__all__ = ["DAMAGED", "load_module", "load_weights", "save_module"]
 
 
 def save_module(module: nn.Module, path: Path, *, dtype: torch.dtype | None = None) -> None:
@@ -36,15 +53,25 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise InputError(f"weights {path} do not exist", "check the path")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _usable(load_file(path), path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
+    except DAMAGED as error:
         raise InputError(
             f"{path} ({os.path.getsize(path)} bytes) is damaged or holds more than tensors",
             "give a complete .safetensors file, or a .pth file with a plain state dict",
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{path} is not a state dict of tensors", "save it with torch.save(model.state_dict(), …)")
+    return _usable(state, path)
+
+
+def _usable(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Refuse tensors that no network can have: sparse, complex, without data, not finite."""
+    for name, value in state.items():
+        plain = value.layout == torch.strided and not value.is_complex() and not value.is_meta
+        if not plain or (value.is_floating_point() and not torch.isfinite(value).all()):
+            what = "has values that are not finite" if plain else "is no plain tensor of real numbers"
+            raise InputError(f"{name} in {path} {what}", "give the weights of a trained network")
     return state
 
 

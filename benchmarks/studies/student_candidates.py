@@ -21,7 +21,8 @@ from export.onnx_export import export_student
 from export.quantize import PORTABLE, Quantizer
 from pipeline.config import DistillConfig, RuntimeConfig, build_config
 from pipeline.data import Dataset, Split, open_dataset, split_train_val
-from pipeline.models.student import Student, StudentSpec
+from pipeline.models.registry import StudentSpec
+from pipeline.models.student import Student
 from pipeline.runtime import autocast, prepare, resolve
 from pipeline.training import Batches, learning_rate, place, predict_logits
 

@@ -17,6 +17,20 @@ __all__ = ["Dataset", "Split", "open_dataset", "split_train_val"]
 _SOURCES = ("cifar10", "sample", "folder:PATH")
 
 
+def _user_path(text: str) -> Path:
+    """Return the path that a user wrote, ``~`` expanded.
+
+    Raises:
+        InputError: There is no such user, or the operating system refuses such a path.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"the path {text[:80]!r} cannot be used: {error}", "give the path of a folder") from error
+    return path
+
+
 def open_dataset(config: DataConfig, seed: int) -> Dataset:
     """Open the data set that ``config.source`` names and check its files, without decoding an image.
 
@@ -33,7 +47,7 @@ def open_dataset(config: DataConfig, seed: int) -> Dataset:
         from pipeline.data.cifar10 import open_cifar10
         from pipeline.data.cifar10_fetch import fetch_cifar10
 
-        return open_cifar10(Path(config.dir).expanduser() if config.dir else fetch_cifar10(), config.image_size)
+        return open_cifar10(_user_path(config.dir) if config.dir else fetch_cifar10(), config.image_size)
     if config.source == "sample":
         from pipeline.data.sample import open_sample
 
@@ -43,7 +57,7 @@ def open_dataset(config: DataConfig, seed: int) -> Dataset:
 
         if not path:
             raise InputError("--data folder: names no folder", "give its path, as in `--data folder:my_images`")
-        return open_folder(Path(path).expanduser(), config.image_size, config.test_fraction, seed)
+        return open_folder(_user_path(path), config.image_size, config.test_fraction, seed)
     match = difflib.get_close_matches(source, [name.partition(":")[0] for name in _SOURCES], n=1)
     suggestion = f" (did you mean {match[0]!r}?)" if match else ""
     raise InputError(f"unknown data set --data {config.source}{suggestion}", f"expected one of {', '.join(_SOURCES)}")

@@ -145,7 +145,14 @@ def _list_classes(root: Path) -> tuple[list[str], list[_Item]]:
                 "add images or remove that folder; " + _LAYOUT,
             )
         items += [_Item(path, label) for path in files]
-    return [folder.name for folder in folders], items
+    names = [folder.name for folder in folders]
+    for name in names:
+        # Labels are lines of a UTF-8 file on the device.
+        if not name.isprintable() or name.encode(errors="replace").decode() != name:
+            raise InputError(
+                f"the class folder {name!r} in {root} has characters that a label cannot have", "rename that folder"
+            )
+    return names, items
 
 
 def _list_test(test_root: Path, train_root: Path, names: list[str]) -> list[_Item]:

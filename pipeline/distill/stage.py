@@ -184,14 +184,7 @@ class _Trainer:
         settings = config.distill
         self.settings: DistillConfig = settings
         self.uses_hints = settings.method in ("static", "adaptive", "selective")
-        self.hint_epochs = settings.hint_epochs
-        if self.hint_epochs < 0:
-            self.hint_epochs = 5 if settings.method == "static" else 0
-        if self.uses_hints and self.hint_epochs >= settings.epochs:
-            raise InputError(
-                f"{self.hint_epochs} hint-only epochs leave none of {settings.epochs} for the labels",
-                "raise --distill-epochs or lower --hint-epochs",
-            )
+        self.hint_epochs = settings.hint_only_epochs
         hinted = pairs if self.uses_hints else ()
         self.adapters = place(HintAdapters(hinted, normalised=settings.hint_loss == "normalised"), batches.device)
         self.beta = BetaSchedule(

@@ -5,37 +5,12 @@ AveragePool; an adaptive one exports as ReduceMean, which stays float). Pixels e
 subtraction, so uint8 pixels are an exact quantization of the input.
 """
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
+from pipeline.models.registry import STUDENTS, StudentSpec
 
-__all__ = ["STUDENTS", "Block", "Student", "StudentSpec", "build_student"]
-
-
-@dataclass(frozen=True)
-class StudentSpec:
-    """Shape of a student.
-
-    Attributes:
-        widths: Output channels of the five convolutions.
-        pool_after: Indices (0-4) of the blocks that end with a 2x2 max-pool.
-        residual: Indices of the blocks that add their input to their output (same width, no shortcut convolution).
-        note: What it is for, with its size.
-    """
-
-    widths: tuple[int, int, int, int, int]
-    pool_after: tuple[int, ...]
-    residual: tuple[int, ...]
-    note: str
-
-
-STUDENTS = {
-    "lite": StudentSpec((32, 64, 128, 256, 384), (1, 2, 3), (), "1.28 M parameters, 72 MMAC: the default"),
-    "lite-s": StudentSpec((24, 48, 80, 128, 160), (1, 2, 3), (), "0.34 M parameters, 29 MMAC: small cameras"),
-    "lite-xs": StudentSpec((16, 32, 48, 64, 80), (0, 1, 2), (), "0.1 M parameters, 4 MMAC: microcontroller-class"),
-}
+__all__ = ["Block", "Student", "build_student"]
 
 
 class Block(nn.Module):

@@ -4,8 +4,10 @@
 captures the maps that hints can aim at: pre-ReLU ends of residual blocks, or the stages of ``features``.
 """
 
+import contextlib
 import copy
 import itertools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +21,15 @@ from torch.utils.hooks import RemovableHandle
 from pipeline.errors import InputError, StageError
 from pipeline.progress import warn
 
-__all__ = ["FeatureTap", "Teacher", "build_teacher", "fold_batch_norms", "hint_candidates", "load_initial_weights"]
+__all__ = [
+    "FeatureTap",
+    "Teacher",
+    "build_teacher",
+    "check_image_size",
+    "fold_batch_norms",
+    "hint_candidates",
+    "load_initial_weights",
+]
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -83,6 +93,25 @@ def build_teacher(arch: str, num_classes: int, stem: str) -> Teacher:
     return Teacher(backbone)
 
 
+def check_image_size(teacher: Teacher, arch: str, image_size: int) -> None:
+    """Refuse a teacher that cannot take images of this size, before any are read.
+
+    Raises:
+        InputError: A forward pass on two black images fails.
+    """
+    was_training = teacher.training
+    try:
+        with torch.no_grad():
+            teacher.eval()(torch.zeros(2, 3, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"--teacher {arch} cannot take images of {image_size} x {image_size} pixels: {reason}",
+            "raise --image-size, or take another --teacher",
+        ) from error
+    teacher.train(was_training)
+
+
 def load_initial_weights(teacher: Teacher, arch: str, source: str) -> str:
     """Load initial weights into ``teacher`` in place and return where they came from.
 
@@ -120,7 +149,8 @@ def _download_imagenet(arch: str) -> dict[str, Tensor]:
     import torchvision
 
     weights: Any = torchvision.models.get_model_weights(arch).DEFAULT
-    state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
+    with contextlib.redirect_stdout(sys.stderr):  # torch.hub announces its downloads on stdout
+        state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
     return state
 
 
@@ -156,6 +186,8 @@ def _load_backbone(teacher: Teacher, state: dict[str, Tensor], what: str, *, new
         free.add("conv1.weight")
     usable = {name: value for name, value in state.items() if name in own and name not in free}
     wrong = [n for n in own if n not in free and (n not in usable or usable[n].shape != own[n].shape)]
+    # Auxiliary heads help a network to train and are not built here.
+    wrong += [n for n in state if n not in own and not n.lower().startswith("aux")]
     if wrong:
         raise _mismatch(what, type(teacher.backbone).__name__, wrong[0], own, state)
     teacher.backbone.load_state_dict({**{name: own[name] for name in free}, **usable})

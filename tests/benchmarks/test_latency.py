@@ -13,9 +13,9 @@ from benchmarks.latency import (
     judge_windows,
     measure_latency,
     measure_windows,
-    parse_counts,
     summarise,
 )
+from pipeline.config import parse_counts
 from pipeline.errors import InputError
 
 

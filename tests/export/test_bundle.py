@@ -39,6 +39,14 @@ REPORT = {
     "host": {"cpu": "a CPU", "cores": 2, "onnxruntime": "1.32.0"},
 }  # fmt: skip
 
+MANIFEST_OF_BENCHMARK = {
+    "schema": 1,
+    "stage": "benchmark",
+    "config": {},
+    "inputs": {"data/test": "ef" * 32},
+    "facts": {},
+}
+
 
 def gate(verdict: str, **more: Any) -> dict[str, Any]:
     changed: dict[str, Any] = json.loads(json.dumps(REPORT))
@@ -58,9 +66,7 @@ def make_bundle(exported: Path, quantized: Path, tmp_path: Path, dataset: Any) -
         benchmark.mkdir()
         (benchmark / "report.json").write_text(json.dumps(report))
         outputs = {"report.json": file_sha256(benchmark / "report.json")}
-        (benchmark / "manifest.json").write_text(
-            json.dumps({"schema": 1, "stage": "benchmark", "inputs": {"data/test": "ef" * 32}, "outputs": outputs})
-        )
+        (benchmark / "manifest.json").write_text(json.dumps(MANIFEST_OF_BENCHMARK | {"outputs": outputs}))
         reads = ("export", "quantize", "benchmark")
         spec = StageSpec("bundle", reads, run, lambda config: {}, lambda config: {})
         run_stage(spec, build_config({"bundle": {"allow_undecided": allow_undecided}}), run_dir)
@@ -257,7 +263,7 @@ def test_predict_top_k_and_fp32(make_bundle: Callable[..., Path]) -> None:
         assert shares == sorted(shares, reverse=True)
         assert sum(shares) == pytest.approx(1, abs=1e-5)
         assert row["top"][0]["label"] == row["label"]
-    with pytest.raises(InputError, match="top_k = 9 is out of range"):
+    with pytest.raises(InputError, match="--top 9 is out of range"):
         next(predict(bundle, [bundle / "golden_inputs.npy"], top_k=9))
 
 

@@ -73,7 +73,7 @@ def test_a_missing_stage_is_named(tmp_path):
         run_stage(Stage("second", ("first",)).spec, None, tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 99}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 99}', '{"schema": 1}', '{"schema": 1, "config": []}'])
 def test_a_damaged_manifest_is_refused(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(InputError):
@@ -113,7 +113,7 @@ def test_a_crash_between_the_two_renames_is_undone(tmp_path):
 
 def interrupted(stage, run_dir):
     def stop(config, inputs, out_dir):
-        (out_dir / "checkpoint").write_text("half")
+        (out_dir / ".checkpoint").write_text("half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -124,11 +124,33 @@ def test_unfinished_work_is_kept_for_the_same_configuration(tmp_path):
     stage = Stage()
     interrupted(stage, tmp_path)
     seen = []
-    spec = StageSpec(
-        "first", (), lambda c, i, out: seen.append((out / "checkpoint").exists()) or {}, stage.spec.key, stage.spec.data
-    )
-    run_stage(spec, None, tmp_path)
+
+    def go_on(config, inputs, out_dir):
+        seen.append((out_dir / ".checkpoint").exists())
+        return {}
+
+    run_stage(StageSpec("first", (), go_on, stage.spec.key, stage.spec.data), None, tmp_path)
     assert seen == [True]
+    # A working file is no output, and goes when the stage is complete.
+    assert {path.name for path in (tmp_path / "first").iterdir()} == {"manifest.json"}
+
+
+def test_a_stage_killed_after_its_work_but_before_its_manifest_keeps_the_work(tmp_path, monkeypatch):
+    stage = Stage()
+    write = artifacts.write_json
+
+    def killed_at_the_manifest(path, value):
+        if path.name == "manifest.json":
+            raise KeyboardInterrupt
+        write(path, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "write_json", killed_at_the_manifest)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(stage.spec, None, tmp_path)
+    assert (tmp_path / ".first.partial" / ".wanted.json").exists()
+    assert (tmp_path / ".first.partial" / "result.txt").exists()
+    assert run_stage(stage.spec, None, tmp_path) is True
 
 
 def test_unfinished_work_of_another_configuration_is_dropped(tmp_path):
@@ -136,7 +158,7 @@ def test_unfinished_work_of_another_configuration_is_dropped(tmp_path):
     interrupted(stage, tmp_path)
     stage.settings = {**stage.settings, "epochs": 9}
     run_stage(stage.spec, None, tmp_path)
-    assert not (tmp_path / "first" / "checkpoint").exists()
+    assert not (tmp_path / "first" / ".checkpoint").exists()
 
 
 def test_going_on_with_another_thread_count_is_refused(tmp_path):

@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 
-NO_TEACHER = ("--teacher-weights", "none", "--teacher-epochs", "0")
 COMMANDS = [
     "run-all",
     "data",
@@ -60,6 +59,10 @@ def test_help_imports_nothing_heavy():
     ("arguments", "message"),
     [
         (["--distill-epochs", "0"], "--distill-epochs ([distill] epochs) = 0 is out of range: expected at least 1"),
+        (["--latency-batches", "1,abc"], "'abc' is not a whole number from 1 to 4096"),
+        (["--method", "static", "--distill-epochs", "3"], "5 hint-only epochs (--hint-epochs) leave none of 3"),
+        (["--threads", "2000000000"], "--threads ([runtime] threads) = 2000000000 is out of range"),
+        (["--data", "folder:~nobody-of-this-name/x"], "cannot be used"),
         (["--method", "selectiv"], "did you mean 'selective'"),
         (["--data", "cifar100"], "unknown data set --data cifar100"),
         (["--data", "folder:/does/not/exist"], "/does/not/exist"),
@@ -68,7 +71,7 @@ def test_help_imports_nothing_heavy():
         (["--config", "/does/not/exist.toml"], "cannot read the configuration /does/not/exist.toml"),
         (["--data", "sample", "--teacher", "resnet19"], "unknown teacher 'resnet19' (did you mean"),
         (["--data", "sample", "--teacher-weights", "/no.pth"], "weights /no.pth do not exist"),
-        (["--data", "sample", *NO_TEACHER, "--student", "huge"], "unknown student 'huge'"),
+        (["--student", "huge"], "--student ([distill] student) = 'huge': expected one of lite, lite-s, lite-xs"),
     ],
 )  # fmt: skip
 def test_wrong_options_are_one_clear_message_with_exit_code_2(arguments, message, tmp_path):
@@ -118,11 +121,19 @@ def test_doctor_speaks_json_and_text():
     assert facts
 
 
-def test_a_damaged_recorded_configuration_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "[]", '{"runtime": [1]}', '{"runtime": {"precision": "fp99"}}', '{"new": {}}'])
+def test_a_damaged_recorded_configuration_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
     result = invoke("export", "--out", tmp_path)
     assert result.exit_code == 2
-    assert "is damaged" in result.stderr
+    assert str(tmp_path / "config.json") in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_configuration_that_fails_early_does_not_replace_that_of_a_run(tmp_path):
+    (tmp_path / "config.json").write_text('{"data": {"source": "sample"}}')
+    invoke("run-all", "--data", "folder:/does/not/exist", "--device", "cpu", "--precision", "fp32", "--out", tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == {"data": {"source": "sample"}}
 
 
 def test_verify_and_predict_refuse_what_is_no_bundle(tmp_path):

@@ -15,7 +15,8 @@ from pipeline.distill.hints import (
     stage_ends,
 )
 from pipeline.distill.losses import hint_loss, kd_loss
-from pipeline.models.student import STUDENTS, build_student
+from pipeline.models.registry import STUDENTS
+from pipeline.models.student import build_student
 from pipeline.models.teacher import FeatureTap, build_teacher, hint_candidates
 
 

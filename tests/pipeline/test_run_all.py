@@ -120,6 +120,18 @@ def test_only_the_benchmark_reads_test_images(tiny_options, tmp_path, monkeypatc
     assert readers == []
 
 
+def test_a_bundle_is_measured_on_the_test_images_of_its_own_split(tmp_path):
+    from pipeline.cli import _resolve
+
+    data = make_folder(tmp_path / "data") / "train"
+    common = {"out": tmp_path / "run", "config": None, "preset": ""}
+    run_dir = tmp_path / "run"
+    options = ["--seed", "3", "--test-fraction", "0.3"]
+    kdedge("run-all", "--data", f"folder:{data}", *TINY, *options, "--out", run_dir, "--allow-undecided")
+    config = _resolve("benchmark", common, {}, run_dir / "bundle")
+    assert (config.runtime.seed, config.data.test_fraction) == (3, 0.3)
+
+
 def test_other_test_images_change_nothing_that_was_chosen(finished, tmp_path):
     data = make_folder(tmp_path / "data")
     pictures = sorted((data / "test").rglob("*.png"))
@@ -169,7 +181,7 @@ def test_kill_9_then_the_same_command_ends_in_the_same_weights(finished, folder_
     run_dir = tmp_path / "run"
     command = [sys.executable, "-m", "pipeline.cli", "run-all", "--data", f"folder:{folder_data}", *TINY]
     command += ["--out", str(run_dir), "--allow-undecided"]
-    checkpoint = run_dir / f".{stage}.partial" / "checkpoint.pt"
+    checkpoint = run_dir / f".{stage}.partial" / ".checkpoint.pt"
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "COLUMNS": "80"})
     deadline = time.monotonic() + 120
     while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:

@@ -4,7 +4,13 @@ from safetensors.torch import save_file
 
 from pipeline.errors import InputError, StageError
 from pipeline.models import teacher as teacher_module
-from pipeline.models.teacher import build_teacher, fold_batch_norms, hint_candidates, load_initial_weights
+from pipeline.models.teacher import (
+    build_teacher,
+    check_image_size,
+    fold_batch_norms,
+    hint_candidates,
+    load_initial_weights,
+)
 from pipeline.weights import load_module, load_weights, save_module
 
 
@@ -142,6 +148,30 @@ def test_bad_weight_files_are_refused(tmp_path, name, damage, capsys):
         load_weights(path)
     assert caught.value.exit_code == 2
     assert "executed" not in capsys.readouterr().out
+
+
+def test_a_text_file_and_values_that_no_network_has_are_refused(tmp_path):
+    (tmp_path / "notes.pth").write_text("notes about the weights\n" * 20)
+    save_file({"a": torch.tensor([1.0, float("nan")])}, tmp_path / "nan.safetensors")
+    torch.save({"a": torch.ones(2, dtype=torch.complex64)}, tmp_path / "complex.pth")
+    torch.save({1: torch.ones(2)}, tmp_path / "keys.pth")
+    for name in ("notes.pth", "nan.safetensors", "complex.pth", "keys.pth"):
+        with pytest.raises(InputError, match=name):
+            load_weights(tmp_path / name)
+
+
+def test_a_deeper_network_of_the_same_family_is_refused(tmp_path):
+    save_module(build_teacher("resnet34", 3, "imagenet").backbone, tmp_path / "w.safetensors")
+    teacher = build_teacher("resnet18", 3, "imagenet")
+    with pytest.raises(InputError, match=r"does not fit a ResNet teacher: layer\d.* expected nothing"):
+        load_initial_weights(teacher, "resnet18", str(tmp_path / "w.safetensors"))
+
+
+def test_a_teacher_that_cannot_take_the_images_is_refused():
+    teacher = build_teacher("vit_b_32", 3, "imagenet")
+    with pytest.raises(InputError, match="vit_b_32 cannot take images of 32 x 32 pixels"):
+        check_image_size(teacher, "vit_b_32", 32)
+    check_image_size(build_teacher("resnet18", 3, "cifar-pool"), "resnet18", 16)
 
 
 def test_weights_of_another_architecture_or_class_count_are_refused(tmp_path):

@@ -300,3 +300,14 @@ def test_any_size_is_squeezed_bilinearly(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "x.png")
     expected = Image.fromarray(pixels).resize((24, 24), Image.Resampling.BILINEAR)
     assert (read_image(tmp_path / "x.png", 24) == np.asarray(expected)).all()
+
+
+@pytest.mark.parametrize("name", ["new\nline", "line\u2028separator", os.fsdecode(b"caf\xe9")])
+def test_a_class_name_that_cannot_be_a_label_is_refused(tmp_path: Path, name: str) -> None:
+    make_tree(tmp_path, {"good": 3, name: 3})
+    failure(tmp_path, "characters that a label cannot have")
+
+
+def test_class_names_may_have_spaces_and_other_scripts(tmp_path: Path) -> None:
+    make_tree(tmp_path, {"rote Äpfel": 3, "りんご": 3})
+    assert open_folder(tmp_path).class_names == ("rote Äpfel", "りんご")
