@@ -89,8 +89,8 @@ def _run_facts(inputs: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def _number(text: str) -> float | None:
-    """Read a cell of a training log; JSON knows no NaN."""
-    value = float(text)
+    """Read a cell of a training log: None if the epoch did not train that term, or for NaN, which JSON lacks."""
+    value = float(text or "nan")
     return value if math.isfinite(value) else None
 
 

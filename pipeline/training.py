@@ -270,8 +270,10 @@ class EpochLoop:
 
     def _write_csv(self, rows: list[dict[str, float]]) -> None:
         text = io.StringIO()
-        if rows:
-            writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        # Hint-only epochs lack terms that later ones have.
+        columns = max(rows, key=len, default={})
+        if columns:
+            writer = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n")
             writer.writeheader()
             writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
         (self.out_dir / self.csv_name).write_text(text.getvalue())
