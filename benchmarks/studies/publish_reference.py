@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.artifacts import load_manifest
+from pipeline.artifacts import load_json, load_manifest, write_json
 from pipeline.stages import STAGES
 from pipeline.teacher import load_teacher
 from pipeline.weights import save_module
@@ -31,7 +31,9 @@ def main() -> None:
         target = TARGET / stage
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(run_dir / stage, target, ignore=None if stage == "bundle" else LEFT_OUT)
-    shutil.copyfile(run_dir / "config.json", TARGET / "config.json")
+    config = load_json(run_dir / "config.json", ("data",))
+    config["data"]["dir"] = ""  # where the files lay on the machine that trained
+    write_json(TARGET / "config.json", config)
     save_module(load_teacher(run_dir / "teacher"), TARGET / "teacher" / "teacher.safetensors", dtype=torch.float16)
     for path in sorted(TARGET.rglob("*")):
         if path.is_file():
