@@ -355,4 +355,5 @@ def _disk_errors(path: Path) -> Iterator[None]:
             raise
         culprit = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
         reason = error.strerror or str(error)
-        raise StageError(f"cannot use {culprit}: {reason}", "free some space, or give another --out") from error
+        verb = "write" if culprit.is_relative_to(path.parent) else "use"
+        raise StageError(f"cannot {verb} {culprit}: {reason}", "free some space, or give another --out") from error
