@@ -215,8 +215,8 @@ class Config:
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {},
     "sample": {
-        "teacher": {"epochs": 4, "batch_size": 64},
-        "distill": {"epochs": 8, "batch_size": 64},
+        "teacher": {"epochs": 3, "batch_size": 64},
+        "distill": {"epochs": 6, "batch_size": 64},
         "benchmark": {"seconds": 1.0},
     },
     "reference": {"teacher": {"epochs": 30}, "distill": {"epochs": 40}},
