@@ -184,14 +184,7 @@ def _training(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set_ylabel("training loss")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(axis="y")
-    epochs, values = _series(rows, "val_top1_pct")
-    handles = axes.get_lines()
-    if epochs:
-        right = axes.twinx()
-        right.spines["right"].set_visible(True)
-        handles = [*handles, *right.plot(epochs, values, color=_INT8, linewidth=2, label="validation top-1")]
-        right.set_ylabel("validation top-1 in %")
-    axes.legend(handles=handles, ncols=len(handles), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
+    _right_axis(axes, rows, "val_top1_pct", "validation top-1", unit=" in %")
 
 
 def _beta(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -206,13 +199,18 @@ def _beta(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     for epoch, before, after in zip(epochs[1:], values, values[1:], strict=False):
         if after < before:
             axes.annotate(f"{after:g}", (epoch, after), textcoords="offset points", xytext=(0, 5), fontsize=8)
+    _right_axis(axes, rows, "cosine_similarity", "cosine similarity")
+
+
+def _right_axis(axes: Any, rows: Sequence[Mapping[str, Any]], key: str, label: str, unit: str = "") -> None:
+    """Draw one more column on an axis of its own, and the legend of all lines above the figure."""
     handles = axes.get_lines()
-    epochs, values = _series(rows, "cosine_similarity")
+    epochs, values = _series(rows, key)
     if epochs:
         right = axes.twinx()
         right.spines["right"].set_visible(True)
-        handles = [*handles, *right.plot(epochs, values, color=_INT8, linewidth=1.6, label="cosine similarity")]
-        right.set_ylabel("cosine similarity")
+        handles = [*handles, *right.plot(epochs, values, color=_INT8, linewidth=2, label=label)]
+        right.set_ylabel(label + unit)
     axes.legend(handles=handles, ncols=len(handles), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
 
 
