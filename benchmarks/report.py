@@ -221,6 +221,7 @@ def _fact_rows(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str
             [
                 ("data", run["data"]), ("preset", run["preset"]), ("seed", run["seed"]), ("commit", run["commit"]),
                 ("wall time", None if run["wall_s"] is None else format_duration(run["wall_s"])),
+                ("peak memory while training", _bytes(1e6 * run["peak_rss_mb"]) if run.get("peak_rss_mb") else None),
                 ("versions", ", ".join(f"{name} {version}" for name, version in installed.items()) or None),
             ],
         ),
@@ -298,5 +299,5 @@ def _count(value: Any) -> str | None:
     return f"{amount / 1e6:.2f} M" if amount >= 1e6 else f"{amount:,.0f}"
 
 
-def _bytes(value: int) -> str:
+def _bytes(value: float) -> str:
     return f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.1f} kB"

@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -208,6 +209,7 @@ def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = Fals
         "commit": commit,
         "versions": versions(),
         "wall_s": round(elapsed_s, 2),
+        "peak_rss_mb": _peak_rss_mb(),
     }
     write_json(partial / MANIFEST, manifest)
     _replace_dir(partial, target)
@@ -242,6 +244,16 @@ def git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() or None
+
+
+def _peak_rss_mb() -> float | None:
+    """Return the largest resident memory of this process so far in 10^6 bytes (None: the system does not tell)."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
 
 
 def _input_hashes(inputs: Mapping[str, Path], data: Mapping[str, str]) -> dict[str, str]:

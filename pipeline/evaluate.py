@@ -74,6 +74,7 @@ def _run_facts(inputs: Mapping[str, Path]) -> dict[str, Any]:
         "run": {
             "wall_s": round(sum(manifest["wall_s"] for manifest in manifests.values()), 1),
             "stage_wall_s": {stage: manifest["wall_s"] for stage, manifest in manifests.items()},
+            "peak_rss_mb": max(manifest.get("peak_rss_mb") or 0 for manifest in manifests.values()) or None,
             "stage_commits": {stage: manifest["commit"] for stage, manifest in manifests.items()},
             "runtime": manifests["distill"]["config"]["runtime"],
         },

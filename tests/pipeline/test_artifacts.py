@@ -204,3 +204,4 @@ def test_the_manifest_holds_what_decided_the_result(tmp_path):
     assert manifest["outputs"] == {"result.txt": artifacts.file_sha256(tmp_path / "first" / "result.txt")}
     assert {"torch", "onnx", "onnxruntime", "numpy", "python"} <= manifest["versions"].keys()
     assert manifest["wall_s"] >= 0
+    assert 10 < manifest["peak_rss_mb"] < 100_000  # a Python process with pytest, in millions of bytes
