@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import InputError
 
-__all__ = ["CORE_INPUT", "add_pixel_front", "count_macs", "cut_pixel_front", "read_model"]
+__all__ = ["CORE_INPUT", "add_pixel_front", "count_macs", "cut_pixel_front", "keep_float", "read_model"]
 
 CORE_INPUT = "image"
 _HINT = "give a student.onnx that `kdedge export` wrote"
@@ -88,37 +88,86 @@ def cut_pixel_front(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def add_pixel_front(core: onnx.ModelProto) -> None:
-    """Let a quantized core take uint8 NHWC pixels: its input QuantizeLinear becomes DequantizeLinear → Transpose.
+    """Let a core take uint8 NHWC pixels: ``pixels → DequantizeLinear(1/255, 0) → Transpose`` in front.
 
-    The pixels are then themselves the quantized input (scale 1/255, zero point 0 represent them exactly), and
-    onnxruntime moves the Transpose into the first convolution, which leaves nothing in front of it.
+    Where the core's input is quantized to uint8, its Quantize and Dequantize go: the pixels are themselves that
+    quantized input (scale 1/255, zero point 0 represent them exactly), and onnxruntime moves the Transpose into the
+    first convolution, which leaves nothing in front of it. A first layer in float or with int8 input keeps the front.
 
     Raises:
-        ValueError: The input is not quantized with scale 1/255 and zero point 0.
+        ValueError: The input is quantized to uint8 with another scale than 1/255 or zero point than 0.
     """
     graph = core.graph
     constants = {item.name: item for item in graph.initializer}
-    quantize = [node for node in graph.node if node.op_type == "QuantizeLinear" and CORE_INPUT in node.input]
-    if len(quantize) != 1:
-        raise ValueError(f"{len(quantize)} QuantizeLinear nodes read {CORE_INPUT}; expected 1")
-    scale_name, zero_name = quantize[0].input[1], quantize[0].input[2]
-    scale, zero = numpy_helper.to_array(constants[scale_name]), numpy_helper.to_array(constants[zero_name])
-    if scale != np.float32(1) / np.float32(255) or zero != 0 or zero.dtype != np.uint8:
-        raise ValueError(f"input scale {scale}, zero point {zero} {zero.dtype}; expected 1/255 and 0 uint8")
-    readers = [node for node in graph.node if quantize[0].output[0] in node.input]
-    size = _shape(graph.input[0])[2]
-    graph.node.remove(quantize[0])
-    for node in readers:
-        _rename(graph, node.output[0], CORE_INPUT)
+    for node in [node for node in graph.node if node.op_type == "QuantizeLinear" and CORE_INPUT in node.input]:
+        scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:])
+        if zero.dtype != np.uint8:
+            continue
+        if scale != np.float32(1) / np.float32(255) or zero != 0:
+            raise ValueError(f"input scale {scale}, zero point {zero} {zero.dtype}; expected 1/255 and 0 uint8")
+        for reader in [reader for reader in graph.node if node.output[0] in reader.input]:
+            _rename(graph, reader.output[0], CORE_INPUT)
+            graph.node.remove(reader)
         graph.node.remove(node)
+    size = _shape(graph.input[0])[2]
     front = [
-        helper.make_node("DequantizeLinear", ["pixels", scale_name, zero_name], ["pixels_nhwc"], name="pixels_scale"),
+        helper.make_node(
+            "DequantizeLinear", ["pixels", "pixels_scale", "pixels_zero"], ["pixels_nhwc"], name="pixels_float"
+        ),
         helper.make_node("Transpose", ["pixels_nhwc"], [CORE_INPUT], name="pixels_nchw", perm=[0, 3, 1, 2]),
     ]
     nodes = [*front, *graph.node]
     del graph.node[:], graph.input[:], graph.value_info[:]
     graph.node.extend(nodes)
+    graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.array(1 / 255, np.float32), "pixels_scale"),
+            numpy_helper.from_array(np.array(0, np.uint8), "pixels_zero"),
+        ]
+    )
     graph.input.append(helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", size, size, 3]))
+    _drop_unused(graph)
+
+
+def keep_float(model: onnx.ModelProto) -> None:
+    """Make sure that layers with float weights run in float.
+
+    When a session starts, onnxruntime (1.32, its transformer WeightBiasQuantization) turns the float weights of any
+    Conv or Gemm behind a per-tensor DequantizeLinear into 8 bits per tensor without a word: a layer that was left in
+    float because it is sensitive would be quantized worse than before, and overflow on x86 CPUs without VNNI. It passes
+    over a DequantizeLinear with a scale per channel, so these layers get one, all its scales being the same.
+    """
+    graph = model.graph
+    constants = {item.name: item for item in graph.initializer}
+    producers = {name: node for node in graph.node for name in node.output}
+    for layer in [node for node in graph.node if node.op_type in ("Conv", "Gemm") and node.input[1] in constants]:
+        reader, axis = layer, 1
+        source = producers.get(layer.input[0])
+        if source is not None and source.op_type == "Transpose":
+            axis = helper.get_node_attr_value(source, "perm")[1]
+            reader, source = source, producers.get(source.input[0])
+        if source is None or source.op_type != "DequantizeLinear" or constants[source.input[1]].dims:
+            continue
+        weight, attributes = constants[layer.input[1]], {item.name: item.i for item in layer.attribute}
+        inputs = weight.dims[1] if layer.op_type == "Conv" or attributes.get("transB") else weight.dims[0]
+        channels = inputs * attributes.get("group", 1)
+        names = [f"{layer.name}_input_{part}" for part in ("scale", "zero_point")]
+        for name, old in zip(names, source.input[1:], strict=True):
+            graph.initializer.append(
+                numpy_helper.from_array(np.repeat(numpy_helper.to_array(constants[old]), channels), name)
+            )
+        dequantize = helper.make_node(
+            "DequantizeLinear",
+            [source.input[0], *names],
+            [f"{layer.name}_input"],
+            name=f"{layer.name}_input",
+            axis=axis,
+        )
+        graph.node.insert(list(graph.node).index(reader), dequantize)
+        reader.input[0] = dequantize.output[0]
+    used = {name for node in graph.node for name in node.input}
+    for node in [node for node in graph.node if node.op_type == "DequantizeLinear" and node.output[0] not in used]:
+        graph.node.remove(node)
     _drop_unused(graph)
 
 

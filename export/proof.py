@@ -6,7 +6,7 @@ word. `integer_proof` saves the optimised graph that a session on this host woul
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from benchmarks.runtime import CPU, import_onnxruntime, session_options
-from pipeline.errors import StageError
 
-__all__ = ["integer_proof", "require_integer"]
+__all__ = ["integer_proof", "why_not_integer"]
 
 _INTEGER_CONVS = {"QLinearConv", "ConvInteger"}
 _FLOAT_CONVS = {"Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose"}
@@ -46,22 +45,27 @@ def integer_proof(model: bytes) -> dict[str, Any]:
     return proof
 
 
-def require_integer(proof: Mapping[str, Any]) -> None:
-    """Refuse a model in which anything but the arithmetic of the final logits is left in float.
+def why_not_integer(proof: Mapping[str, Any], allowed: Collection[str] = ()) -> str:
+    """Say what of a model is left in float, by name, apart from the arithmetic of the final logits.
 
-    Raises:
-        StageError: Names the operators that stayed in float or stand in front of the first convolution.
+    Args:
+        proof: From `integer_proof`.
+        allowed: Names of layers that were left in float on purpose. What stands beside one (a ReLU, a pool) may then
+            be in float too.
+
+    Returns:
+        A sentence, or an empty string if everything is integer.
     """
-    hint = "the artifact would be called INT8 but run as float; report this with the model"
-    for key, what in (("float_convs", "convolutions"), ("float_gemms", "matrix products"), ("float_ops", "operators")):
-        if proof[key]:
-            raise StageError(f"onnxruntime runs these {what} of the INT8 model in float: {', '.join(proof[key])}", hint)
-    if proof["integer_convs"] and proof["before_first_conv"]:
-        raise StageError(
+    kinds = [("float_convs", "convolutions"), ("float_gemms", "matrix products")]
+    for key, what in kinds if allowed else [*kinds, ("float_ops", "operators")]:
+        if left := [label for label in proof[key] if label.split(" (")[0] not in allowed]:
+            return f"onnxruntime runs these {what} of the INT8 model in float: {', '.join(left)}"
+    if proof["integer_convs"] and proof["before_first_conv"] and not allowed:
+        return (
             f"the first integer convolution is preceded by {', '.join(proof['before_first_conv'])}; "
-            "expected the pixels to enter it directly",
-            hint,
+            "expected the pixels to enter it directly"
         )
+    return ""
 
 
 def _optimise(model: bytes, level: Any) -> onnx.GraphProto:

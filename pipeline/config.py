@@ -153,6 +153,16 @@ class QuantizeConfig:
     calibration_images: int = option(
         512, "Training images used for calibration.", flag="--calibration-images", least=16, most=100_000
     )
+    target: str = option(
+        "portable",
+        "CPUs that the INT8 model is for: portable (every one), x64-vnni, x64-avx2 or arm64.",
+        flag="--target",
+        choices=("portable", "x64-vnni", "x64-avx2", "arm64"),
+    )
+    compare_formats: bool = option(
+        True, "Also measure formats and calibration sizes that the target rules out.", flag="--compare-formats"
+    )
+    qat: bool = option(False, "Fine-tune in INT8 if nothing cheaper gets through the gate.", flag="--qat")
 
 
 @dataclass(frozen=True)
@@ -217,6 +227,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "sample": {
         "teacher": {"epochs": 3, "batch_size": 64},
         "distill": {"epochs": 6, "batch_size": 64},
+        "quantize": {"compare_formats": False},
         "benchmark": {"seconds": 1.0},
     },
     "reference": {"teacher": {"epochs": 30}, "distill": {"epochs": 40}},

@@ -95,6 +95,11 @@ def _section(config: Config, name: str) -> dict[str, Any]:
     return dataclasses.asdict(getattr(config, name))
 
 
+def _quantize_key(config: Config) -> dict[str, Any]:
+    """Return the quantization's key: its options and the gate's limit, which decides whether the ladder is climbed."""
+    return {**_key("quantize", "data", "seed")(config), "limit_pp": config.benchmark.limit_pp}
+
+
 def _host_key(config: Config) -> dict[str, Any]:
     """Return the benchmark's key: its options and the machine that it measures."""
     from benchmarks.host import host_record
@@ -125,7 +130,7 @@ STAGES = {
         ),
         StageSpec("export", ("distill",), _lazy("export.onnx_export:run"), _key("export"), _data()),
         StageSpec(
-            "quantize", ("export",), _lazy("export.quantize:run"), _key("quantize", "data", "seed"), _data("train")
+            "quantize", ("export",), _lazy("export.quantize:run"), _quantize_key, _data("train")
         ),
         StageSpec(
             "benchmark", ("teacher", "distill", "export", "quantize"), _lazy("pipeline.evaluate:run"), _host_key,

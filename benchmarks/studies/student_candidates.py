@@ -18,7 +18,8 @@ from benchmarks.latency import measure_latency
 from benchmarks.runtime import CPU
 from export.graph import count_macs, read_model
 from export.onnx_export import export_student
-from export.quantize import PORTABLE, Quantizer
+from export.candidates import Candidate
+from export.quantizer import Quantizer
 from pipeline.config import DistillConfig, RuntimeConfig, build_config
 from pipeline.data import Dataset, Split, open_dataset, split_train_val
 from pipeline.models.registry import StudentSpec
@@ -62,8 +63,8 @@ def measure(model: Student, dataset: Dataset, calibration: Split, seconds: float
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: Path(folder) / f"{name}.onnx" for name in ("fp32", "int8")}
         export_student(model, dataset.image_size, dataset.class_names, paths["fp32"])
-        quantizer = Quantizer(read_model(paths["fp32"]), calibration.images[:512])
-        paths["int8"].write_bytes(quantizer.build(PORTABLE[0]))
+        quantizer = Quantizer.from_model(read_model(paths["fp32"]), calibration.images[:512])
+        paths["int8"].write_bytes(quantizer.build(Candidate()))
         rows, _ = measure_latency(paths, provider=CPU, batches=[1], threads=[1], seconds=seconds)
         macs = count_macs(read_model(paths["fp32"]))
     return macs / 1e6, [row["p50_ms"] for row in rows]

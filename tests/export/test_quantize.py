@@ -1,6 +1,7 @@
 """The quantize stage: integers from the pixel on, close to FP32, reproducible, calibrated on training images."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,30 +11,34 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.runtime import open_model
-from export import calibrate, quantize
+from export import quantize
+from export.candidates import RULE, Candidate, Score, choose, formats, score
 from export.graph import add_pixel_front, cut_pixel_front, read_model
-from export.proof import integer_proof, require_integer
-from export.quantize import Candidate, Quantizer, Score, choose, score
+from export.proof import integer_proof, why_not_integer
+from export.quantizer import Quantizer
 from export.runtime import run_model
 from pipeline.config import Config, build_config
-from pipeline.errors import InputError, StageError
+from pipeline.errors import InputError
 
 
 @pytest.fixture(scope="module")
 def quantizer(exported: Path) -> Quantizer:
     images = np.random.default_rng(0).integers(0, 256, (70, 16, 16, 3), dtype=np.uint8)
-    return Quantizer(read_model(exported / "student.onnx"), images)
+    return Quantizer.from_model(read_model(exported / "student.onnx"), images)
 
 
 def test_stage(exported: Path, tmp_path: Path, config: Config, dataset: Any) -> None:
     facts = quantize.run(config, {"export": exported}, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["candidates.json", "student.int8.onnx"]
+    files = ["candidates.json", "sensitivity.json", "student.int8.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
     record = json.loads((tmp_path / "candidates.json").read_text())
     assert record["chosen"] == facts["candidate"]["name"]
-    assert record["rule"] == quantize.RULE
+    assert (record["rule"], record["target"], record["rung"]) == (RULE, "portable", "search")
     assert (record["calibration_images"], record["scored_images"]) == (64, 80)
-    assert [item["name"] for item in record["candidates"]] == [item.name for item in quantize.PORTABLE]
-    assert {"top1_pct", "loss_pp", "flips", "sqnr_db", "bytes", "per_channel"} <= record["candidates"][0].keys()
+    chosen = next(item for item in record["candidates"] if item["name"] == record["chosen"])
+    assert chosen["refused"] is None
+    assert chosen["p50_ms"] > 0
+    assert {"top1_pct", "loss_pp", "flips", "sqnr_db", "bytes", "per_channel"} <= chosen.keys()
     assert facts["proof"]["integer_convs"] == 5
     assert facts["proof"]["integer_gemms"] == 1
     json.dumps(facts)
@@ -51,7 +56,7 @@ def test_int8_is_close_to_fp32(exported: Path, quantized: Path, dataset: Any) ->
 
 def test_same_inputs_same_bytes(exported: Path, quantized: Path, tmp_path: Path, config: Config, dataset: Any) -> None:
     quantize.run(config, {"export": exported}, tmp_path)
-    for name in ("student.int8.onnx", "candidates.json"):
+    for name in ("student.int8.onnx", "sensitivity.json"):
         assert (tmp_path / name).read_bytes() == (quantized / name).read_bytes()
 
 
@@ -86,16 +91,16 @@ def test_calibration_sees_training_images_only(
 ) -> None:
     # FakeDataset.test() raises; the validation images are the last 80 of its training images.
     seen: list[Any] = []
-    original = quantize.Quantizer
+    original = Quantizer.from_model
 
     def spy(model: Any, images: Any) -> Any:
         seen.append(images)
         return original(model, images)
 
-    monkeypatch.setattr(quantize, "Quantizer", spy)
+    monkeypatch.setattr(Quantizer, "from_model", spy)
     quantize.run(config, {"export": exported}, tmp_path)
     train = {image.tobytes() for image in dataset.train().images[:160]}
-    assert len(seen[0]) == 64
+    assert len(seen[0]) == 160  # all there are: four times the 64 asked for, for the largest size that is tried
     assert {image.tobytes() for image in seen[0]} <= train
 
 
@@ -109,11 +114,10 @@ def test_too_few_training_images_are_all_used(
     assert captured.out == ""
 
 
-@pytest.mark.parametrize("name", [item.name for item in quantize.PORTABLE])
-def test_every_candidate_is_integer_from_the_pixel_on(quantizer: Quantizer, name: str) -> None:
-    candidate = next(item for item in quantize.PORTABLE if item.name == name)
+@pytest.mark.parametrize("candidate", [*formats(64)[:2], Candidate(calibrator="mse")], ids=lambda item: item.name)
+def test_every_portable_candidate_is_integer_from_the_pixel_on(quantizer: Quantizer, candidate: Candidate) -> None:
     proof = integer_proof(quantizer.build(candidate))
-    require_integer(proof)
+    assert why_not_integer(proof) == ""
     assert (proof["integer_convs"], proof["integer_gemms"]) == (5, 1)
     assert proof["before_first_conv"] == []
     assert "QLinearAdd" in proof["ops_by_type"]
@@ -122,11 +126,32 @@ def test_every_candidate_is_integer_from_the_pixel_on(quantizer: Quantizer, name
 
 
 def test_a_candidate_does_not_depend_on_those_before_it(quantizer: Quantizer, exported: Path) -> None:
-    fresh = Quantizer(read_model(exported / "student.onnx"), quantizer._images)
-    last = quantize.PORTABLE[-1]
-    for candidate in quantize.PORTABLE:
+    fresh = Quantizer.from_model(read_model(exported / "student.onnx"), quantizer.images)
+    last = Candidate(calibrator="entropy")
+    for candidate in formats(64):
         quantizer.build(candidate)
     assert quantizer.build(last) == fresh.build(last)
+
+
+def test_a_layer_left_in_float_stays_in_float(quantizer: Quantizer, exported: Path) -> None:
+    """onnxruntime quantizes float weights behind a Dequantize by itself, to 8 bits, when a session starts."""
+    from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
+
+    pixels = quantizer.images[:32]
+    for layer in quantizer.layers:
+        model = quantizer.build(Candidate(), exclude=[layer])
+        proof = integer_proof(model)
+        assert [label.split(" (")[0] for label in (*proof["float_convs"], *proof["float_gemms"])] == [layer]
+        assert layer in why_not_integer(proof)
+        assert why_not_integer(proof, [layer]) == ""
+        plain = SessionOptions()
+        plain.graph_optimization_level = GraphOptimizationLevel.ORT_DISABLE_ALL
+        as_written, as_run = (
+            InferenceSession(model, options).run(["logits"], {"pixels": pixels})[0]
+            for options in (plain, SessionOptions())
+        )
+        # The logits are near 5: rounding of intermediate values differs by a step here and there, weights do not.
+        assert np.abs(as_written - as_run).max() < 0.05
 
 
 def test_classes_of_another_data_set(exported: Path, tmp_path: Path, config: Config, dataset: Any) -> None:
@@ -143,8 +168,7 @@ def test_float_convolution_is_named(exported: Path) -> None:
     assert proof["integer_convs"] == 0
     assert len(proof["float_convs"]) == 5
     assert len(proof["float_gemms"]) == 1
-    with pytest.raises(StageError, match=r"runs these convolutions .* in float: 0\.conv"):
-        require_integer(proof)
+    assert re.search(r"runs these convolutions .* in float: 0\.conv", why_not_integer(proof))
 
 
 def test_one_convolution_left_in_float_is_found(quantized: Path) -> None:
@@ -159,8 +183,7 @@ def test_one_convolution_left_in_float_is_found(quantized: Path) -> None:
     conv.name = "the_float_one"
     proof = integer_proof(model.SerializeToString())
     assert proof["integer_convs"] == 4
-    with pytest.raises(StageError, match="convolutions of the INT8 model in float: the_float_one"):
-        require_integer(proof)
+    assert "convolutions of the INT8 model in float: the_float_one" in why_not_integer(proof)
 
 
 def test_an_operator_left_in_float_is_found(quantized: Path) -> None:
@@ -168,21 +191,20 @@ def test_an_operator_left_in_float_is_found(quantized: Path) -> None:
     gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
     gemm.output[0] = "raw"
     model.graph.node.append(helper.make_node("Softmax", ["raw"], ["logits"], name="left"))
-    with pytest.raises(StageError, match=r"operators of the INT8 model in float: left"):
-        require_integer(integer_proof(model.SerializeToString()))
+    assert "operators of the INT8 model in float: left" in why_not_integer(integer_proof(model.SerializeToString()))
 
 
 def test_float_preprocessing_in_front_is_found(quantizer: Quantizer) -> None:
-    proof = integer_proof(quantizer.build(quantize.PORTABLE[0]))
-    with pytest.raises(StageError, match="first integer convolution is preceded by QuantizeLinear"):
-        require_integer({**proof, "before_first_conv": ["QuantizeLinear"]})
+    proof = integer_proof(quantizer.build(Candidate()))
+    found = why_not_integer({**proof, "before_first_conv": ["QuantizeLinear"]})
+    assert "first integer convolution is preceded by QuantizeLinear" in found
 
 
 # Choosing ------------------------------------------------------------------------------------------------------------
 
 
 def made(right: list[int], sqnr_db: float) -> Score:
-    return Score(0.0, 0.0, 0, 0, 0, sqnr_db, np.array(right, bool))
+    return Score(0.0, 0.0, 0, 0, 0, sqnr_db, 0.0, np.array(right, bool))
 
 
 def test_noise_does_not_choose_but_sqnr_does() -> None:
@@ -208,40 +230,6 @@ def test_score_by_hand() -> None:
     assert result.loss_pp == -25
     assert result.sqnr_db == pytest.approx(10 * np.log10(16 / 24))
     assert score(fp32, fp32, np.zeros(4, np.int64)).sqnr_db == 200
-
-
-# Calibration ---------------------------------------------------------------------------------------------------------
-
-
-def test_pick_is_stratified_and_seeded() -> None:
-    labels = np.array([0] * 100 + [1] * 50 + [2] * 3)
-    picked = calibrate.pick_stratified(labels, 40, 5)
-    counts = np.bincount(labels[picked])
-    assert counts[2] == 3
-    assert abs(counts[0] - counts[1]) <= 1
-    assert len(set(picked)) == 40
-    assert (np.diff(picked) > 0).all()
-    assert (picked == calibrate.pick_stratified(labels, 40, 5)).all()
-    assert (picked != calibrate.pick_stratified(labels, 40, 6)).any()
-    assert len(calibrate.pick_stratified(labels, 1000, 5)) == 153
-
-
-def test_ranges_do_not_depend_on_the_last_ragged_batch(
-    quantizer: Quantizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "core.onnx"
-    onnx.save(quantizer._core, path)
-    images = quantizer._images
-    arguments = {"calibrator": "minmax", "percentile": 100.0}
-    whole = calibrate.tensor_ranges(path, images, ("Conv", "Gemm"), **arguments)
-    monkeypatch.setattr(calibrate, "batch_size", lambda size: 32)  # 70 = 32 + 32 + 6
-    parts = calibrate.tensor_ranges(path, images, ("Conv", "Gemm"), **arguments)
-    assert whole.data.keys() == parts.data.keys()
-    for name in whole.data:
-        np.testing.assert_allclose(parts.data[name].range_value, whole.data[name].range_value, rtol=1e-5)
-    clipped = calibrate.tensor_ranges(path, images, ("Conv", "Gemm"), calibrator="percentile", percentile=99.0)
-    assert clipped.data["logits"].range_value[1] < whole.data["logits"].range_value[1]
-    assert clipped.data["image"].range_value == (0, 1)
 
 
 # Files that do not fit -----------------------------------------------------------------------------------------------
@@ -288,9 +276,3 @@ def test_the_pixel_front_needs_the_exact_scale(quantizer: Quantizer) -> None:
     )
     with pytest.raises(ValueError, match="expected 1/255 and 0 uint8"):
         add_pixel_front(model)
-
-
-def test_candidates_are_unique_and_portable() -> None:
-    assert len({item.name for item in quantize.PORTABLE}) == len(quantize.PORTABLE)
-    assert all(item.reduce_range and (item.activations, item.weights) == ("u8", "s8") for item in quantize.PORTABLE)
-    assert Candidate("x").per_channel

@@ -1,0 +1,121 @@
+"""Reading and writing the weights of a core, layer by layer, for the rungs of the ladder."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+__all__ = ["Layer", "Weights", "quantized_layer"]
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A Conv, Gemm or MatMul with constant weights.
+
+    Attributes:
+        node: The node.
+        attributes: Its attributes by name.
+    """
+
+    node: onnx.NodeProto
+    attributes: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name of the node."""
+        return str(self.node.name)
+
+    @property
+    def output_axis(self) -> int:
+        """The axis of the weights that runs over output channels."""
+        if self.node.op_type == "Conv" or self.attributes.get("transB"):
+            return 0
+        return 1
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the output tensor that runs over channels."""
+        return 1 if self.node.op_type == "Conv" else -1
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every input channel has its own filters."""
+        return int(self.attributes.get("group", 1)) > 1
+
+
+class Weights:
+    """The layers of a copy of a core, with their weights and biases to read and replace.
+
+    Args:
+        core: The float core; not modified.
+    """
+
+    def __init__(self, core: onnx.ModelProto) -> None:
+        self.core = onnx.ModelProto()
+        self.core.CopyFrom(core)
+        graph = self.core.graph
+        self._constants = {item.name: item for item in graph.initializer}
+        self.uses = Counter(name for node in graph.node for name in node.input)
+        self.layers = [
+            Layer(node, {item.name: helper.get_attribute_value(item) for item in node.attribute})
+            for node in graph.node
+            if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in self._constants
+        ]
+
+    def weight(self, layer: Layer) -> Array:
+        """Return the weights: ``[out, in/group, kh, kw]`` of a Conv, ``[out, in]`` or ``[in, out]`` of the others."""
+        return np.array(numpy_helper.to_array(self._constants[layer.node.input[1]]), np.float32)
+
+    def bias(self, layer: Layer) -> Array:
+        """Return the bias ``[out]``; zeros if the layer has none."""
+        if len(layer.node.input) > 2 and layer.node.input[2] in self._constants:
+            return np.array(numpy_helper.to_array(self._constants[layer.node.input[2]]), np.float32)
+        return np.zeros(self.weight(layer).shape[layer.output_axis], np.float32)
+
+    def set_weight(self, layer: Layer, value: Array) -> None:
+        """Replace the weights."""
+        self._set(layer, 1, value)
+
+    def set_bias(self, layer: Layer, value: Array) -> None:
+        """Replace the bias, or give the layer one; a MatMul has no place for it and is left as it is."""
+        if layer.node.op_type == "MatMul":
+            return
+        if len(layer.node.input) < 3:
+            layer.node.input.append("")
+        self._set(layer, 2, value)
+
+    def _set(self, layer: Layer, index: int, value: Array) -> None:
+        """Put a constant of its own at one input: constants may be shared between layers."""
+        name = f"{layer.name}.{'weight' if index == 1 else 'bias'}"
+        if name not in self._constants:
+            item = self.core.graph.initializer.add()
+            self._constants[name] = item
+        self._constants[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name))
+        layer.node.input[index] = name
+
+
+def quantized_layer(model: onnx.ModelProto, name: str) -> tuple[onnx.NodeProto, Array | None]:
+    """Return a layer's node in a quantized model and the scales of its weights (None: it is in float).
+
+    Args:
+        model: The QDQ model.
+        name: Name of the layer.
+
+    Returns:
+        The node; the weight scales, one for the tensor (``[]``) or one per output channel (``[out]``).
+    """
+    graph = model.graph
+    node = next(node for node in graph.node if node.name == name)
+    producers = {output: other for other in graph.node for output in other.output}
+    constants = {item.name: item for item in graph.initializer}
+    dequantize = producers.get(node.input[1])
+    if dequantize is None:
+        return node, None
+    return node, np.array(numpy_helper.to_array(constants[dequantize.input[1]]), np.float32)
