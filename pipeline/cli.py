@@ -13,17 +13,38 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from pipeline.config import PRESETS, Config, build_config, load_config_file
-from pipeline.errors import GateError, KdedgeError
+from pipeline.errors import GateError, InputError, KdedgeError
 from pipeline.progress import console, log, set_quiet
 
 __all__ = ["app"]
 
+# The base of everything that Typer finds wrong with a command line; it lies in click or, later, in Typer's copy of it.
+_UsageError: Any = typer.BadParameter.__base__
+
+
+class _Commands(TyperGroup):
+    """The commands; wrong usage is shown as every other error is."""
+
+    def main(self, *args: Any, **options: Any) -> NoReturn:
+        try:
+            code = super().main(*args, **{**options, "standalone_mode": False})
+        except _UsageError as error:
+            if not error.format_message():  # no command: Typer has printed the help
+                sys.exit(error.exit_code)
+            command = error.ctx.command_path if error.ctx else "kdedge"
+            _show_error(error.format_message(), f"see `{command} --help`")
+            code = error.exit_code
+        sys.exit(code)
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="From a data set to a small INT8 model that is proven on the edge, in one command.",
     no_args_is_help=True,
     add_completion=False,
@@ -33,7 +54,6 @@ app = typer.Typer(
 )
 
 DEFAULT_OUT = Path("artifacts/run")
-TRAINING_STAGES = ("teacher", "distill")
 
 # Which extra installs a module that the base install lacks.
 _EXTRAS = {"onnxruntime": "cpu"} | dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "safetensors"), "train")
@@ -41,13 +61,40 @@ _EXTRAS = {"onnxruntime": "cpu"} | dict.fromkeys(("torch", "torchvision", "onnx"
 _SECTIONS: dict[str, Any] = {
     item.name: item.default_factory for item in dataclasses.fields(Config) if item.name != "preset"
 }
-_COMMON: dict[str, tuple[Any, Any]] = {
-    "out": (Annotated[Path, typer.Option("--out", help="Run directory.")], DEFAULT_OUT),
-    "config": (Annotated[Path | None, typer.Option("--config", help="TOML file with a table per section.")], None),
-    "preset": (Annotated[str, typer.Option("--preset", help=f"Named settings: {', '.join(PRESETS)}.")], ""),
-    "force": (Annotated[bool, typer.Option("--force", help="Run again even if everything is up to date.")], False),
-    "quiet": (Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and warnings.")], False),
+_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "bundle": (
+        Annotated[Path | None, typer.Argument(help="Bundle to measure on this host; without it the run at --out.")],
+        None,
+    ),
+    # Text, because an empty path is the current directory.
+    "out": (Annotated[str, typer.Option("--out", help="Run directory.", metavar="path")], str(DEFAULT_OUT)),
+    "config": (
+        Annotated[Path | None, typer.Option("--config", help="TOML file with a table per section.", metavar="path")],
+        None,
+    ),
+    "preset": (
+        Annotated[
+            str | None,
+            typer.Option(
+                "--preset",
+                help=f"Named settings: {', '.join(PRESETS)}. The later stages go on with those of the run.",
+                metavar="str",
+            ),
+        ],
+        None,
+    ),
+    "force": (
+        Annotated[bool, typer.Option("--force", help="Run again even if everything is up to date.", metavar="")],
+        False,
+    ),
+    "quiet": (
+        Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and warnings.", metavar="")],
+        False,
+    ),
 }
+_STAGE = ("out", "config", "force", "quiet")
+# What begins a run states its options; the later stages go on with those of the run.
+_BEGINNING = ("out", "config", "preset", "force", "quiet")
 
 
 def _reported(function: Callable[..., None]) -> Callable[..., None]:
@@ -58,6 +105,8 @@ def _reported(function: Callable[..., None]) -> Callable[..., None]:
         set_quiet(arguments.get("quiet", False))
         try:
             function(**arguments)
+            # A reader that went away (`kdedge … | head`) is met here, where Typer ends quietly, not at exit.
+            sys.stdout.flush()
         except KdedgeError as error:
             _show_error(str(error), error.hint)
             raise typer.Exit(error.exit_code) from None
@@ -70,8 +119,8 @@ def _reported(function: Callable[..., None]) -> Callable[..., None]:
         except MemoryError:
             _show_error("not enough memory", "lower --image-size or --train-size")
             raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            console.print("interrupted; the same command goes on where it stopped", markup=False)
+        except KeyboardInterrupt as interrupt:
+            console.print("; ".join(["interrupted", *interrupt.args]), markup=False)
             raise typer.Exit(130) from None
 
     return wrapper
@@ -84,25 +133,32 @@ def _show_error(message: str, hint: str) -> None:
 
 
 def _stage_command(
-    name: str, sections: tuple[str, ...], help: str, more: dict[str, tuple[Any, Any]] | None = None
+    name: str, sections: tuple[str, ...], help: str, options: tuple[str, ...] = _STAGE
 ) -> Callable[[Callable[..., None]], None]:
-    """Register a command whose flags are the fields of ``sections``.
+    """Register a command whose flags are ``options`` and the fields of ``sections``.
 
-    The decorated function is called with the configuration, the run directory, whether to force, and ``more``.
+    The decorated function is called with the configuration and those of ``out``, ``force`` and ``bundle`` that are
+    among the options.
     """
-    extra = more or {}
 
     def register(function: Callable[..., None]) -> None:
         @_reported
         def command(**arguments: Any) -> None:
-            common = {key: arguments.pop(key) for key in _COMMON}
-            given = {key: arguments.pop(key) for key in extra}
-            config = _resolve(name, common, _sections_from_flags(arguments), given.get("bundle"))
-            function(config, common["out"], common["force"], **given)
+            given = {key: arguments.pop(key) for key in options}
+            for key in ("out", "preset"):
+                if given.get(key) == "":
+                    raise InputError(f"--{key} is empty", f"leave it out for the default; see `kdedge {name} --help`")
+            if "out" in given:
+                given["out"] = Path(given["out"])
+            config = _resolve(given, _sections_from_flags(arguments))
+            function(config, **{key: given[key] for key in ("out", "force", "bundle") if key in given})
 
         parameters = [
             inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
-            for key, (annotation, default) in {**extra, **_COMMON, **_section_options(sections)}.items()
+            for key, (annotation, default) in {
+                **{key: _OPTIONS[key] for key in options},
+                **_section_options(sections),
+            }.items()
         ]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -127,7 +183,7 @@ def _section_options(sections: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
                 help=text,
                 rich_help_panel=section,
                 show_default=False,
-                metavar=None if kind is bool else kind.__name__,
+                metavar="" if kind is bool else kind.__name__,
             )
             options[f"{section}__{item.name}"] = (Annotated[kind | None, declared], None)
     return options
@@ -152,27 +208,24 @@ def _sections_from_flags(arguments: dict[str, Any]) -> dict[str, dict[str, Any]]
     return layer
 
 
-def _resolve(
-    command: str, common: dict[str, Any], flags: dict[str, dict[str, Any]], bundle: Path | None = None
-) -> Config:
+def _resolve(given: dict[str, Any], flags: dict[str, dict[str, Any]]) -> Config:
     """Build the configuration of a command: recorded run or bundle, preset, ``--config`` file, flags."""
-    from pipeline.artifacts import load_manifest
+    file = load_config_file(given["config"]) if given["config"] else {}
+    return build_config(_recorded(given), file, flags, preset=given.get("preset") or "")
+
+
+def _recorded(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that a command goes on with: of the bundle that it measures, of the run that it continues."""
+    if given.get("bundle"):
+        from pipeline.artifacts import load_manifest
+
+        made_with = load_manifest(given["bundle"])["config"]
+        return {"data": made_with.get("all data", {}), "runtime": made_with.get("seed", {})}
+    if "preset" in given or "out" not in given:
+        return {}
     from pipeline.stages import recorded_config
 
-    if bundle is None:
-        recorded = recorded_config(common["out"])
-    else:
-        made_with = load_manifest(bundle)["config"]
-        recorded = {"data": made_with.get("all data", {}), "runtime": made_with.get("seed", {})}
-    file = load_config_file(common["config"]) if common["config"] else {}
-    # What begins a run states its options; the later stages go on with those of the run.
-    base = recorded if command not in ("run-all", "data", "teacher") and not common["preset"] else {}
-    config = build_config(base, file, flags, preset=common["preset"])
-    if command == "run-all" or command in TRAINING_STAGES:
-        from pipeline.runtime import resolve
-
-        config = dataclasses.replace(config, runtime=resolve(config.runtime, recorded.get("runtime")))
-    return config
+    return recorded_config(given["out"])
 
 
 def _run(names: tuple[str, ...], config: Config, out: Path, force: bool) -> bool:
@@ -180,10 +233,13 @@ def _run(names: tuple[str, ...], config: Config, out: Path, force: bool) -> bool
     from pipeline.stages import run_stages
 
     with lock_run(out):
-        return run_stages(names, config, out, force=force)
+        try:
+            return run_stages(names, config, out, force=force)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the same command goes on where it stopped") from None
 
 
-@_stage_command("run-all", tuple(_SECTIONS), "Run every stage in order: data set to verified bundle.")
+@_stage_command("run-all", tuple(_SECTIONS), "Run every stage in order: data set to verified bundle.", _BEGINNING)
 def run_all(config: Config, out: Path, force: bool) -> None:
     """Run the pipeline and print the summary."""
     from pipeline.stages import STAGES
@@ -198,8 +254,8 @@ def run_all(config: Config, out: Path, force: bool) -> None:
     print(f"bundle: {out / 'bundle'}\n  kdedge verify {out / 'bundle'}\n  kdedge predict {out / 'bundle'} IMAGE")
 
 
-@_stage_command("data", ("data", "runtime"), "Fetch and check the data set; print what it holds.")
-def data(config: Config, out: Path, force: bool) -> None:
+@_stage_command("data", ("data", "runtime"), "Fetch and check the data set; print what it holds.", ("config", "quiet"))
+def data(config: Config) -> None:
     """Print the data set as one JSON line."""
     from pipeline.data import open_dataset, split_train_val
 
@@ -217,7 +273,7 @@ def data(config: Config, out: Path, force: bool) -> None:
     print(json.dumps(facts))
 
 
-@_stage_command("teacher", ("data", "teacher", "runtime"), "Fine-tune the teacher.")
+@_stage_command("teacher", ("data", "teacher", "runtime"), "Fine-tune the teacher.", _BEGINNING)
 def teacher(config: Config, out: Path, force: bool) -> None:
     """Run the teacher stage."""
     _run(("teacher",), config, out, force)
@@ -245,19 +301,11 @@ def quantize(config: Config, out: Path, force: bool) -> None:
     print(out / "quantize" / "student.int8.onnx")
 
 
-_BUNDLE = {
-    "bundle": (
-        Annotated[Path | None, typer.Argument(help="Bundle to measure on this host; without it the run at --out.")],
-        None,
-    )
-}
-
-
 @_stage_command(
     "benchmark",
     ("data", "benchmark", "bundle"),
     "Measure accuracy and latency of a run, or of a bundle on this host, and judge it.",
-    _BUNDLE,
+    ("bundle", *_STAGE),
 )
 def benchmark(config: Config, out: Path, force: bool, bundle: Path | None) -> None:
     """Measure, print the summary and end stdout with one JSON line."""

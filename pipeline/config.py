@@ -293,6 +293,9 @@ def build_config(*layers: Mapping[str, Any], preset: str = "") -> Config:
             problems.append(
                 f"{hint_only} hint-only epochs (--hint-epochs) leave none of {distill.epochs} (--distill-epochs)"
             )
+    data = sections.get("data", DataConfig())
+    if data.dir and data.source != "cifar10":
+        problems.append(f"--data-dir ([data] dir) is for --data cifar10; --data {data.source} does not read it")
     if problems:
         text = problems[0] if len(problems) == 1 else "\n".join(["several problems:", *(f"  - {p}" for p in problems)])
         raise InputError(text, "see `kdedge run-all --help` for every option and its range")

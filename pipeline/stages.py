@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import StageSpec, run_stage, write_json
-from pipeline.config import Config, build_config
+from pipeline.config import Config, DataConfig, build_config
 from pipeline.errors import GateError, InputError
 
 __all__ = ["STAGES", "recorded_config", "run_stages"]
 
 CONFIG = "config.json"
+TRAINING_STAGES = frozenset({"teacher", "distill"})
 
 
 def run_stages(names: tuple[str, ...], config: Config, run_dir: Path, *, force: bool = False) -> bool:
@@ -31,6 +32,11 @@ def run_stages(names: tuple[str, ...], config: Config, run_dir: Path, *, force: 
     """
     for name in names:
         STAGES[name].data(config)  # bad data must not replace the configuration of a good run
+    if not TRAINING_STAGES.isdisjoint(names):
+        from pipeline.runtime import resolve
+
+        earlier = recorded_config(run_dir).get("runtime")
+        config = dataclasses.replace(config, runtime=resolve(config.runtime, earlier))
     write_json(run_dir / CONFIG, dataclasses.asdict(config))
     try:
         # A list, not a generator: every stage must run, also after one that was skipped.
@@ -109,15 +115,15 @@ def _host_key(config: Config) -> dict[str, Any]:
 
 
 @cache
-def _data_sha256(config: Config, part: str) -> str:
+def _data_sha256(data: DataConfig, seed: int, part: str) -> str:
     from pipeline.data import open_dataset
 
-    dataset = open_dataset(config.data, config.runtime.seed)
+    dataset = open_dataset(data, seed)
     return dataset.train_sha256() if part == "train" else dataset.test_sha256()
 
 
 def _data(*parts: str) -> Callable[[Config], dict[str, str]]:
-    return lambda config: {part: _data_sha256(config, part) for part in parts}
+    return lambda config: {part: _data_sha256(config.data, config.runtime.seed, part) for part in parts}
 
 
 STAGES = {

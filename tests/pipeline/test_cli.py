@@ -1,6 +1,7 @@
 """What a user sees: help, exit codes, one clear message and never a traceback."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -46,6 +47,17 @@ def test_help_shows_defaults_ranges_and_choices():
     assert "(at least 1; default: 20)" in text
 
 
+@pytest.mark.parametrize("command", ["run-all", "teacher", "distill", "bundle"])
+def test_help_shows_no_type_for_a_flag_that_takes_no_value(command):
+    lines = [line for line in invoke(command, "--help").output.splitlines() if "--help" not in line]
+    assert not [line for line in lines if "bool" in line.lower()]
+
+
+def test_data_offers_nothing_that_has_no_effect_on_it():
+    text = invoke("data", "--help").output
+    assert not [flag for flag in ("--out", "--force", "--preset") if flag in text]
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys, typer.testing, pipeline.cli as c; typer.testing.CliRunner().invoke(c.app, ['run-all', '--help']);"
@@ -68,6 +80,9 @@ def test_help_imports_nothing_heavy():
         (["--data", "folder:/does/not/exist"], "/does/not/exist"),
         (["--data-dir", "/does/not/exist"], "/does/not/exist"),
         (["--preset", "quick"], "unknown preset 'quick'"),
+        (["--preset", ""], "--preset is empty"),
+        (["--out", ""], "--out is empty"),
+        (["--data", "sample", "--data-dir", "/tmp"], "--data-dir ([data] dir) is for --data cifar10"),
         (["--config", "/does/not/exist.toml"], "cannot read the configuration /does/not/exist.toml"),
         (["--data", "sample", "--teacher", "resnet19"], "unknown teacher 'resnet19' (did you mean"),
         (["--data", "sample", "--teacher-weights", "/no.pth"], "weights /no.pth do not exist"),
@@ -80,6 +95,84 @@ def test_wrong_options_are_one_clear_message_with_exit_code_2(arguments, message
     assert message in result.stderr
     assert "Traceback" not in result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "command"),
+    [
+        (["distill", "--distill-epochs", "abc"], "--distill-epochs", "distill"),
+        (["run-all", "--lr", "fast"], "--lr", "run-all"),
+        (["distill", "--preset", "reference"], "--preset", "distill"),
+        (["verify"], "bundle", "verify"),
+        (["verfy"], "verfy", ""),
+    ],
+)  # fmt: skip
+def test_what_typer_finds_wrong_looks_like_every_other_error(arguments, message, command):
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    error, hint = result.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert message in error
+    assert hint.endswith(f"{command} --help`")
+
+
+def test_kdedge_alone_shows_its_help():
+    result = invoke()
+    assert result.exit_code == 2
+    assert result.output.count("run-all") == invoke("--help").output.count("run-all")
+    assert "error" not in result.output
+
+
+def test_missing_data_are_found_before_anything_is_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.runtime.resolve", lambda *_: pytest.fail("timed a training step"))
+    result = invoke("run-all", "--data", "folder:/does/not/exist", "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "/does/not/exist does not exist" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run-all", "--data", "sample"], "interrupted; the same command goes on where it stopped"),
+        (["verify", "."], "interrupted"),
+        (["predict", ".", "x.png"], "interrupted"),
+        (["doctor"], "interrupted"),
+    ],
+)
+def test_an_interrupt_is_one_line_that_fits_the_command(arguments, message, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    for target in ("pipeline.stages.run_stages", "export.verify.verify_bundle", "export.predict.predict"):
+        monkeypatch.setattr(target, interrupt)
+    monkeypatch.setattr("benchmarks.host.doctor", interrupt)
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*arguments)
+    assert result.exit_code == 130
+    assert result.stderr.splitlines() == [message]
+
+
+@pytest.mark.parametrize("command", [["data", "--data", "sample"], ["doctor"], ["--help"]])
+def test_a_reader_that_goes_away_ends_the_command_quietly(command):
+    read, write = os.pipe()
+    os.close(read)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *command], stdout=write, stderr=subprocess.PIPE, text=True,
+        env=environment, check=False,
+    )  # fmt: skip
+    os.close(write)
+    assert done.stderr == ""
+    assert done.returncode in (0, 1)
+
+
+def test_it_works_without_a_home():
+    environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "KDEDGE_CACHE")}
+    code = "import pipeline.cli, pipeline.data.cifar10_fetch as fetch; fetch.cache_dir(); pipeline.cli.app()"
+    command = [sys.executable, "-c", code, "data", "--data", "sample"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_cuda_where_there_is_none_is_refused(tmp_path, monkeypatch):
@@ -102,8 +195,6 @@ def test_a_stage_without_the_one_before_it_names_the_command_to_run(stage, needs
 
 def test_an_output_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    result = invoke("data", "--data", "sample", "--out", tmp_path / "file")
-    assert result.exit_code == 0  # `data` writes nothing
     result = invoke("teacher", "--data", "sample", "--out", tmp_path / "file" / "run", "--device", "cpu")
     assert result.exit_code == 2
     assert "cannot write to" in result.stderr
