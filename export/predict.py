@@ -6,7 +6,7 @@ Needs numpy, onnxruntime and Pillow. Images are decoded and resized exactly as t
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ __all__ = ["predict"]
 
 _SUFFIXES = EXTENSIONS | {".npy"}
 _BATCH = 32
+_Image = tuple[str, npt.NDArray[np.uint8]]
 
 
 def predict(bundle: Path, paths: Iterable[Path], *, top_k: int = 1, fp32: bool = False) -> Iterator[dict[str, Any]]:
@@ -52,15 +53,8 @@ def predict(bundle: Path, paths: Iterable[Path], *, top_k: int = 1, fp32: bool =
             f"preprocessing.json says {size} pixels and labels.txt {len(labels)} classes",
             f"run `kdedge verify {bundle}`",
         )
-    names: list[str] = []
-    images: list[npt.NDArray[np.uint8]] = []
-    for name, image in _images(paths, size):
-        names.append(name)
-        images.append(image)
-        if len(images) == _BATCH:
-            yield from _answers(names, run_model(model, np.stack(images)), labels, top_k)
-            names, images = [], []
-    if images:
+    for batch in _batches(_images(paths, size)):
+        names, images = zip(*batch, strict=True)
         yield from _answers(names, run_model(model, np.stack(images)), labels, top_k)
 
 
@@ -83,7 +77,7 @@ def _read_bundle(bundle: Path) -> tuple[list[str], int]:
     return labels, size
 
 
-def _images(paths: Iterable[Path], size: int) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
+def _images(paths: Iterable[Path], size: int) -> Iterator[_Image]:
     """Yield name and pixels ``[size, size, 3] uint8`` of every image."""
     for path in _files(paths):
         if path.suffix.lower() != ".npy":
@@ -92,6 +86,23 @@ def _images(paths: Iterable[Path], size: int) -> Iterator[tuple[str, npt.NDArray
         pixels = _load_npy(path, size)
         for number, image in enumerate(pixels):
             yield str(path) if len(pixels) == 1 else f"{path}[{number}]", image
+
+
+def _batches(images: Iterable[_Image]) -> Iterator[list[_Image]]:
+    """Group images; those before a bad one are yielded before its error is raised."""
+    batch: list[_Image] = []
+    try:
+        for image in images:
+            batch.append(image)
+            if len(batch) == _BATCH:
+                yield batch
+                batch = []
+    except InputError:
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:
@@ -112,12 +123,11 @@ def _load_npy(path: Path, size: int) -> npt.NDArray[np.uint8]:
     """Load pixels ``[N, size, size, 3] uint8``."""
     hint = "save RGB pixels with numpy.save"
     try:
-        # Mapped, so that a header that claims terabytes allocates nothing.
-        pixels: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        # Mapped, so that a header that claims terabytes allocates nothing; it reads neither pickles nor archives.
+        with np.errstate(over="ignore"):
+            pixels: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError, OverflowError) as error:
         raise InputError(f"{path} is not a readable .npy file: {error}", hint) from error
-    if not isinstance(pixels, np.ndarray):
-        raise InputError(f"{path} is an archive of arrays; expected one array", hint)
     if pixels.ndim == 3:
         pixels = pixels[None]
     if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):
@@ -126,11 +136,13 @@ def _load_npy(path: Path, size: int) -> npt.NDArray[np.uint8]:
             f"[N, {size}, {size}, 3]",
             hint,
         )
+    if not len(pixels):
+        raise InputError(f"{path} holds no images: its shape is {list(pixels.shape)}", hint)
     return pixels
 
 
 def _answers(
-    names: list[str], logits: npt.NDArray[np.float32], labels: list[str], top_k: int
+    names: Sequence[str], logits: npt.NDArray[np.float32], labels: list[str], top_k: int
 ) -> Iterator[dict[str, Any]]:
     """Turn logits ``[N, C]`` into one answer per image."""
     exps = np.exp(logits - logits.max(axis=1, keepdims=True))

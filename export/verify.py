@@ -7,13 +7,14 @@ run through both models and compared with the logits that came with them.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.runtime import open_model
+from benchmarks.runtime import Model, open_model
 from export.runtime import run_model
 from pipeline.artifacts import MANIFEST, MANIFEST_SCHEMA, file_sha256
 from pipeline.errors import InputError, StageError
@@ -37,7 +38,8 @@ def verify_bundle(path: Path) -> dict[str, Any]:
 
     Raises:
         InputError: There is no bundle at ``path``.
-        StageError: A file is altered, missing or extra, or a model gives other outputs; the message lists all.
+        StageError: A file is altered, missing or extra, labels do not fit the models, or a model gives other outputs;
+            the message lists all.
     """
     manifest = _read_manifest(path)
     problems = _check_files(path, manifest["outputs"])
@@ -50,8 +52,12 @@ def verify_bundle(path: Path) -> dict[str, Any]:
     }
     inputs = _load_array(path / "golden_inputs.npy")
     result["golden_images"] = len(inputs)
-    for kind, name in _MODELS.items():
-        result[kind] = _check_outputs(path / name, inputs, _load_array(path / f"golden_{kind}_logits.npy"), problems)
+    models = {kind: open_model(path / name) for kind, name in _MODELS.items()}
+    problems = _check_labels(path / "labels.txt", models.values())
+    if problems:
+        raise StageError(f"{path} contradicts itself: {'; '.join(problems)}", _HINT)
+    for kind, model in models.items():
+        result[kind] = _check_outputs(model, inputs, _load_array(path / f"golden_{kind}_logits.npy"), problems)
     if problems:
         raise StageError(
             f"{path} gives other outputs here than where it was built: {'; '.join(problems)}",
@@ -85,7 +91,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 def _check_files(path: Path, expected: dict[str, str]) -> list[str]:
     """Compare the files under ``path`` with the manifest; return what differs."""
     present = {item.relative_to(path).as_posix() for item in path.rglob("*") if not item.is_dir()} - {MANIFEST}
-    required = {"golden_inputs.npy", *_MODELS.values(), *(f"golden_{kind}_logits.npy" for kind in _MODELS)}
+    required = {
+        "labels.txt",
+        "golden_inputs.npy",
+        *_MODELS.values(),
+        *(f"golden_{kind}_logits.npy" for kind in _MODELS),
+    }
     problems = [f"{name} is missing from the manifest" for name in sorted(required - expected.keys())]
     problems += [f"{name} is missing" for name in sorted(expected.keys() - present)]
     problems += [f"{name} does not belong to it" for name in sorted(present - expected.keys())]
@@ -98,26 +109,37 @@ def _check_files(path: Path, expected: dict[str, str]) -> list[str]:
     return problems
 
 
+def _check_labels(path: Path, models: Iterable[Model]) -> list[str]:
+    """Compare the labels with what the models know of their classes; return what differs."""
+    labels = tuple(path.read_text(encoding="utf-8", errors="replace").splitlines())
+    problems = []
+    for model in models:
+        if len(labels) != model.classes:
+            problems.append(f"labels.txt has {len(labels)} labels, {model.path.name} gives {model.classes} logits")
+        elif model.class_names not in (None, labels):
+            problems.append(f"labels.txt names other classes than {model.path.name}")
+    return problems
+
+
 def _check_outputs(
-    model: Path, inputs: npt.NDArray[np.uint8], golden: npt.NDArray[np.float32], problems: list[str]
+    model: Model, inputs: npt.NDArray[np.uint8], golden: npt.NDArray[np.float32], problems: list[str]
 ) -> dict[str, float]:
     """Run the golden inputs through a model; append what differs to ``problems``, return the differences."""
-    opened = open_model(model)
-    shape = (opened.image_size, opened.image_size, 3)
+    shape, name = (model.image_size, model.image_size, 3), model.path.name
     if not len(inputs) or inputs.dtype != np.uint8 or inputs.shape[1:] != shape or golden.dtype != np.float32:
-        problems.append(f"the golden arrays do not fit {model.name}")
+        problems.append(f"the golden arrays do not fit {name}")
         return {}
-    logits = run_model(opened, inputs)
+    logits = run_model(model, inputs)
     if logits.shape != golden.shape:
-        problems.append(f"{model.name}: logits {list(logits.shape)}, golden {list(golden.shape)}")
+        problems.append(f"{name}: logits {list(logits.shape)}, golden {list(golden.shape)}")
         return {}
     diff, scale = float(np.abs(logits - golden).max()), float(np.abs(golden).max())
     flips = int((logits.argmax(1) != golden.argmax(1)).sum())
     # Written so that NaN fails too.
     if not diff <= TOLERANCE * scale:
-        problems.append(f"{model.name}: largest logit difference {diff:.3g}, allowed {TOLERANCE * scale:.3g}")
+        problems.append(f"{name}: largest logit difference {diff:.3g}, allowed {TOLERANCE * scale:.3g}")
     if flips:
-        problems.append(f"{model.name}: {flips} of {len(golden)} predictions differ")
+        problems.append(f"{name}: {flips} of {len(golden)} predictions differ")
     return {"max_abs_diff": diff, "max_rel_diff": diff / scale if scale else 0.0}
 
 

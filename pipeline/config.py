@@ -286,20 +286,26 @@ def build_config(*layers: Mapping[str, Any], preset: str = "") -> Config:
             else:
                 merged.setdefault(section, {}).update(values)
     sections = {section: _build_section(section, values, problems) for section, values in merged.items()}
-    distill = sections.get("distill", DistillConfig())
-    if distill.method in ("static", "adaptive", "selective") and not problems:
-        hint_only = distill.hint_only_epochs
-        if hint_only >= distill.epochs:
-            problems.append(
-                f"{hint_only} hint-only epochs (--hint-epochs) leave none of {distill.epochs} (--distill-epochs)"
-            )
-    data = sections.get("data", DataConfig())
-    if data.dir and data.source != "cifar10":
-        problems.append(f"--data-dir ([data] dir) is for --data cifar10; --data {data.source} does not read it")
+    problems += _conflicts(sections.get("data", DataConfig()), sections.get("distill", DistillConfig()), problems)
     if problems:
         text = problems[0] if len(problems) == 1 else "\n".join(["several problems:", *(f"  - {p}" for p in problems)])
         raise InputError(text, "see `kdedge run-all --help` for every option and its range")
     return Config(preset=preset, **sections)
+
+
+def _conflicts(data: DataConfig, distill: DistillConfig, problems: list[str]) -> list[str]:
+    """Return what is wrong with options taken together, if each alone is right."""
+    if problems:
+        return []
+    conflicts = []
+    if data.dir and data.source != "cifar10":
+        conflicts.append(f"--data-dir ([data] dir) is for --data cifar10; --data {data.source} does not read it")
+    hint_only = distill.hint_only_epochs
+    if distill.method in ("static", "adaptive", "selective") and hint_only >= distill.epochs:
+        conflicts.append(
+            f"{hint_only} hint-only epochs (--hint-epochs) leave none of {distill.epochs} (--distill-epochs)"
+        )
+    return conflicts
 
 
 _SECTIONS: dict[str, Any] = {

@@ -207,6 +207,23 @@ def test_verify_refuses_pickles(make_bundle: Callable[..., Path]) -> None:
         verify_bundle(bundle)
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("ant\nbee\ncat\n", r"labels\.txt has 3 labels, student\.onnx gives 4 logits"),
+        ("ant\nbee\ndog\ncat\n", r"labels\.txt names other classes than student\.onnx"),
+    ],
+)
+def test_verify_finds_labels_that_are_not_those_of_the_models(
+    make_bundle: Callable[..., Path], labels: str, message: str
+) -> None:
+    bundle = make_bundle()
+    (bundle / "labels.txt").write_text(labels)
+    change_manifest(bundle, lambda outputs: outputs.update({"labels.txt": file_sha256(bundle / "labels.txt")}))
+    with pytest.raises(StageError, match=f"contradicts itself: {message}"):
+        verify_bundle(bundle)
+
+
 def test_verify_of_something_else(tmp_path: Path, quantized: Path) -> None:
     with pytest.raises(InputError, match="is not a folder"):
         verify_bundle(tmp_path / "nowhere")
@@ -287,6 +304,34 @@ def test_predict_refuses_what_it_cannot_read(make_bundle: Callable[..., Path], t
             list(predict(bundle, [tmp_path / name]))
 
 
+def test_predict_answers_what_came_before_a_bad_file(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle()
+    good = pictures(tmp_path / "pictures")[:2]
+    answers = predict(bundle, [*good, tmp_path / "nowhere.png", good[0]])
+    assert [next(answers)["file"], next(answers)["file"]] == [str(path) for path in good]
+    with pytest.raises(InputError, match=r"nowhere\.png does not exist"):
+        next(answers)
+
+
+def broken_arrays(folder: Path) -> list[Path]:
+    """Write files that end in .npy and hold no images."""
+    for name, shape in (("none", (0, 16, 16, 3)), ("huge", (10**12, 16, 16, 3)), ("absurd", (2**62, 16, 16, 3))):
+        with (folder / f"{name}.npy").open("wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+    np.savez(folder / "archive.npz", np.zeros((16, 16, 3), np.uint8))
+    (folder / "archive.npz").rename(folder / "archive.npy")
+    (folder / "cut.npy").write_bytes((folder / "archive.npy").read_bytes()[:50])
+    return sorted(folder.glob("*.npy"))
+
+
+def test_predict_refuses_arrays_that_hold_no_images(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle()
+    for path in broken_arrays(tmp_path):
+        with pytest.raises(InputError, match=f"{path.name} (is not a readable .npy file|holds no images)"):
+            list(predict(bundle, [path]))
+
+
 def test_predict_needs_a_bundle(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a bundle: cannot read"):
         next(predict(tmp_path, []))
@@ -349,7 +394,7 @@ def test_predict_py_errors_are_one_line(make_bundle: Callable[..., Path], tmp_pa
     bundle = make_bundle()
     np.save(tmp_path / "small.npy", np.zeros((8, 8, 3), np.uint8))
     (tmp_path / "bad.png").write_bytes(b"no image")
-    for name in ("small.npy", "bad.png", "nowhere.npy"):
+    for name in ["small.npy", "bad.png", "nowhere.npy", *(path.name for path in broken_arrays(tmp_path))]:
         done = run_alone(bundle, tmp_path / name)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith(f"predict.py: {tmp_path / name}: ")
