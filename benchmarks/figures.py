@@ -57,7 +57,11 @@ def draw_figures(report: Mapping[str, Any], out_dir: Path) -> list[Figure]:
             ("latency", "Latency per image", "Bars: median latency per image of FP32 and INT8 by batch size",
              lambda axes: _latency(axes, report["latency"]), (7.2, 3.4))
         )  # fmt: skip
-    classes = [row for row in report.get("per_class") or [] if row["n"]]
+    classes = [
+        {**row, "class": _drawable(str(row["class"]), instead=f"class {index}")}
+        for index, row in enumerate(report.get("per_class") or [])
+        if row["n"]
+    ]
     if classes:
         wanted.append(
             ("per_class", "Top-1 accuracy per class", "Dots: top-1 accuracy of each class, FP32 and INT8",
@@ -170,6 +174,14 @@ def _per_class(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set_xlabel(f"top-1 in %{chosen}")
     axes.grid(axis="x")
     axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
+
+
+def _drawable(name: str, instead: str) -> str:
+    """Return a class name, or what stands for it if the font lacks one of its characters."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    known = get_font(findfont(FontProperties())).get_charmap()
+    return name if all(ord(character) in known for character in name) else instead
 
 
 def _training(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:

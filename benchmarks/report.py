@@ -219,7 +219,9 @@ def _fact_rows(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str
         (
             "Run",
             [
-                ("data", run["data"]), ("preset", run["preset"]), ("seed", run["seed"]), ("commit", run["commit"]),
+                ("data", run["data"]),
+                ("test images", "not those of the bundle" if run.get("same_test_images") is False else None),
+                ("preset", run["preset"]), ("seed", run["seed"]), ("commit", run["commit"]),
                 ("wall time", None if run["wall_s"] is None else format_duration(run["wall_s"])),
                 ("peak memory while training", _bytes(1e6 * run["peak_rss_mb"]) if run.get("peak_rss_mb") else None),
                 ("versions", ", ".join(f"{name} {version}" for name, version in installed.items()) or None),

@@ -31,6 +31,7 @@ from pipeline.progress import format_duration, log
 __all__ = [
     "MANIFEST",
     "StageSpec",
+    "disk_errors",
     "file_sha256",
     "git_commit",
     "load_json",
@@ -80,7 +81,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         StageError: The disk is full or the file cannot be written.
     """
     partial = path.with_name(path.name + ".partial")
-    with _disk_errors(path):
+    with disk_errors(path):
         with partial.open("wb") as file:
             file.write(data)
             file.flush()
@@ -189,7 +190,7 @@ def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = Fals
     # Before the stage runs: a checkout may move on while a long stage computes with the code it began with.
     commit, start = git_commit(), time.monotonic()
     try:
-        with _disk_errors(partial):
+        with disk_errors(partial):
             facts = spec.run(config, inputs, partial)
     except KdedgeError as error:
         error.args = (f"stage {spec.name}: {error}",)
@@ -327,7 +328,7 @@ def _prepare_partial(partial: Path, wanted: Mapping[str, Any], *, force: bool) -
             shutil.rmtree(partial)
         else:
             partial.unlink()
-    with _disk_errors(partial):
+    with disk_errors(partial):
         partial.mkdir(parents=True)
     write_json(note, wanted)
 
@@ -358,7 +359,7 @@ def _remove_working_files(directory: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """Turn operating-system errors while writing under ``path`` into errors for the user."""
     try:
         yield

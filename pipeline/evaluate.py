@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.stage import run_benchmark
-from pipeline.artifacts import load_json, load_manifest
+from pipeline.artifacts import disk_errors, load_json, load_manifest
 from pipeline.config import Config
 from pipeline.data import Split, open_dataset
+from pipeline.progress import warn
 
 __all__ = ["benchmark_bundle", "run"]
 
@@ -44,23 +45,30 @@ def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, A
 
     Raises:
         InputError: This is no bundle, or its data set is not to be had.
-        StageError: The bundle was altered, or computes other results here.
+        StageError: The bundle was altered, or computes other results here; or ``out_dir`` cannot be written.
     """
     from export.verify import verify_bundle
 
     verify_bundle(bundle)
     known = load_json(bundle / "report.json", ("run", "teacher", "student"))
-    # The report is about this host: what was measured where the bundle was made stays in the bundle.
-    run = {key: value for key, value in known["run"].items() if key not in ("commit", "versions", "wall_s")}
-    return run_benchmark(
-        config,
-        bundle / "student.onnx",
-        bundle / "student.int8.onnx",
-        open_dataset(config.data, config.runtime.seed),
-        run_facts={"run": run, **{key: known.get(key) for key in ("teacher", "student", "training")}},
-        torch_top1=None,
-        out_dir=out_dir,
-    )
+    # The report is about this host and these images: what was measured where the bundle was made stays in the bundle.
+    run = {key: value for key, value in known["run"].items() if key not in ("commit", "data", "versions", "wall_s")}
+    dataset = open_dataset(config.data, config.runtime.seed)
+    judged_on = load_manifest(bundle)["facts"].get("history", {}).get("data", {}).get("data/test")
+    if judged_on:
+        run["same_test_images"] = judged_on == dataset.test_sha256()
+        if not run["same_test_images"]:
+            warn(f"these are not the test images ({dataset.name}) that the bundle was judged on: compare no accuracies")
+    with disk_errors(out_dir):
+        return run_benchmark(
+            config,
+            bundle / "student.onnx",
+            bundle / "student.int8.onnx",
+            dataset,
+            run_facts={"run": run, **{key: known.get(key) for key in ("teacher", "student", "training")}},
+            torch_top1=None,
+            out_dir=out_dir,
+        )
 
 
 def _run_facts(inputs: Mapping[str, Path]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Protocol
 
 from rich.console import Console
@@ -21,7 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["console", "log", "set_quiet", "track", "warn"]
+__all__ = ["console", "log", "set_quiet", "track", "warn", "warn_once"]
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -90,6 +91,12 @@ def format_duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Print a warning that this process has not printed before."""
+    warn(message)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """What every data set is, and how its training images are divided into train and validation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -22,10 +22,12 @@ class Split:
     Attributes:
         images: Pixels as decoded, [N, S, S, 3] uint8 RGB.
         labels: Class of each image, an index into the class names, [N] int64.
+        class_names: Names of the classes, for messages; empty where only the numbers are known.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -88,7 +90,7 @@ def split_train_val(split: Split, val_fraction: float, seed: int, train_size: in
     rng = np.random.default_rng([seed, VAL_STREAM])
     train, val = hold_out(split.labels, val_fraction, rng)
     if train_size:
-        train = _subset(split.labels, train, train_size, rng)
+        train = _subset(split, train, train_size, rng)
     return _take(split, train), _take(split, val)
 
 
@@ -121,11 +123,9 @@ def hold_out(
     return np.sort(np.concatenate(kept)), np.sort(np.concatenate(held))
 
 
-def _subset(
-    labels: NDArray[np.int64], indices: NDArray[np.int64], size: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
+def _subset(split: Split, indices: NDArray[np.int64], size: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Draw exactly ``size`` of the indices, each class in proportion (largest remainder), ascending."""
-    total = len(indices)
+    labels, total = split.labels, len(indices)
     if size > total:
         raise InputError(
             f"--train-size {size} is more than the {total} training images left after the validation split",
@@ -137,8 +137,10 @@ def _subset(
     quotas[most_wanting] += 1
     if quotas.min() == 0:
         enough = -(-total // int(counts.min()))
+        label = int(classes[quotas.argmin()])
+        name = f"the class {split.class_names[label]}" if split.class_names else f"class number {label}"
         raise InputError(
-            f"--train-size {size} leaves class number {classes[quotas.argmin()]} without an image",
+            f"--train-size {size} leaves {name} without an image",
             f"give at least --train-size {enough}, or 0 for all",
         )
     parts = [
@@ -148,4 +150,4 @@ def _subset(
 
 
 def _take(split: Split, indices: NDArray[np.int64]) -> Split:
-    return Split(split.images[indices], split.labels[indices])
+    return replace(split, images=split.images[indices], labels=split.labels[indices])

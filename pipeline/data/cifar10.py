@@ -152,7 +152,7 @@ class Cifar10:
             batches.append(self.format.decode(data))
         images = np.concatenate([batch.images for batch in batches])
         labels = np.concatenate([batch.labels for batch in batches])
-        return Split(resize_images(images, self.image_size), labels)
+        return Split(resize_images(images, self.image_size), labels, self.class_names)
 
     def _fingerprint(self, md5s: dict[str, str]) -> str:
         text = f"cifar10 {self.image_size} " + " ".join(md5s.values())

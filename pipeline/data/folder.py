@@ -2,7 +2,7 @@
 
 Either ``PATH/train/CLASS/IMAGE`` and ``PATH/test/CLASS/IMAGE``, or ``PATH/CLASS/IMAGE`` (or only the ``train`` part),
 which is then divided by seed. Classes are the folder names, sorted; hidden files, other kinds of files and folders
-inside class folders are ignored.
+inside class folders are ignored; a link that leads nowhere is an error.
 """
 
 import hashlib
@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.base import TEST_STREAM, Split, hold_out
-from pipeline.data.images import EXTENSIONS, check_image, fill_images, for_each, read_image
+from pipeline.data.images import EXTENSIONS, check_image, check_pixels, fill_images, for_each, read_image
 from pipeline.errors import InputError
-from pipeline.progress import log, track
+from pipeline.progress import log, track, warn_once
 
 __all__ = ["Folder", "open_folder"]
 
@@ -59,13 +59,16 @@ class Folder:
         return self._hash(self.train_items)
 
     def test_sha256(self) -> str:
-        """Hash image size, class names, relative names and bytes of the test files."""
+        """Hash image size, class names, relative names and bytes of the test files; refuse one that is no image."""
+        # The benchmark decodes these after hours of training, and this runs before: a truncated file is found now. What
+        # is decoded is dropped at once, so that nothing can choose by it.
+        for_each(len(self.test_items), lambda index: check_pixels(self.test_items[index].path), "checking test images")
         return self._hash(self.test_items)
 
     def _decode(self, items: Sequence[_Item], title: str) -> Split:
         images = np.empty((len(items), self.image_size, self.image_size, 3), np.uint8)
         fill_images(images, lambda index: read_image(items[index].path, self.image_size), title)
-        return Split(images, _labels(items))
+        return Split(images, _labels(items), self.class_names)
 
     def _hash(self, items: Sequence[_Item]) -> str:
         total = hashlib.sha256(repr((self.image_size, self.class_names)).encode("utf-8", "surrogateescape"))
@@ -165,6 +168,9 @@ def _list_test(test_root: Path, train_root: Path, names: list[str]) -> list[_Ite
             f"{' …' if len(names) > 8 else ''})",
             "give that class training images or remove it from the test folder",
         )
+    untested = [name for name in names if name not in test_names]
+    if untested:
+        warn_once(f"{test_root} has no images of {', '.join(untested)}: the accuracy says nothing about that")
     return [_Item(item.path, names.index(test_names[item.label])) for item in items]
 
 
@@ -191,8 +197,12 @@ def _folders(root: Path) -> list[Path]:
 def _visible(folder: Path) -> list[Path]:
     """List what a folder holds, sorted by name, without hidden entries."""
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise InputError(
             f"cannot read the folder {folder}: {error.strerror or error}", "check its permissions"
         ) from error
+    for path in found:
+        if path.is_symlink() and not path.exists():
+            raise InputError(f"{path} links to {os.readlink(path)}, which does not exist", "mend or remove that link")
+    return found

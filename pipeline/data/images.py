@@ -7,6 +7,7 @@ whole image into a square.
 
 import os
 import struct
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pipeline.errors import InputError
 from pipeline.progress import track
 
-__all__ = ["EXTENSIONS", "check_image", "fill_images", "for_each", "read_image", "resize_images"]
+__all__ = ["EXTENSIONS", "check_image", "check_pixels", "fill_images", "for_each", "read_image", "resize_images"]
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
 
@@ -27,6 +28,10 @@ _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 # What Pillow raises for damaged files, depending on the format and on where the damage is.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+# Pillow refuses images of twice `Image.MAX_IMAGE_PIXELS`, which is an error here; smaller ones are read, so there is
+# nothing to warn of. Set once for the process, because threads share the filters.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # Small enough for a smooth progress bar, large enough to hide the cost of handing work to a thread.
 _CHUNK = 32
@@ -41,6 +46,21 @@ def check_image(path: Path) -> None:
     try:
         with Image.open(path, formats=_FORMATS) as image:
             image.verify()
+    except _DAMAGE as error:
+        raise _unreadable(path, error) from error
+
+
+def check_pixels(path: Path) -> None:
+    """Check that `read_image` can read a file, and drop the pixels.
+
+    Raises:
+        InputError: As `read_image`.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            # JPEG only: the whole file is decoded, but to an eighth of its size.
+            image.draft(None, (1, 1))
+            _to_rgb(image)
     except _DAMAGE as error:
         raise _unreadable(path, error) from error
 

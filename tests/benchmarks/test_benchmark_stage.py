@@ -204,6 +204,25 @@ def test_other_verdicts(finished: tuple[dict[str, Any], Path], verdict: str, hea
     assert render_markdown(report, []).startswith(f"# {headline}")
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_class_name_that_the_font_lacks_is_drawn_as_its_number(
+    finished: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = finished[0]["per_class"][0]
+    classes = [{**row, "class": "Äpfel"}, {**row, "class": "梨", "n": 0}, {**row, "class": "りんご"}]
+    drawn: list[str] = []
+    paint = figures._per_class
+
+    def spy(axes: Any, rows: Any) -> None:
+        paint(axes, rows)
+        drawn[:] = [label.get_text() for label in axes.get_yticklabels()]
+
+    monkeypatch.setattr(figures, "_per_class", spy)
+    report = {"latency": [], "per_class": classes}
+    assert [figure.name for figure in figures.draw_figures(report, tmp_path)] == ["per_class"]
+    assert drawn == ["Äpfel", "class 2"]
+
+
 def test_without_torch_training_and_matplotlib(
     models: dict[str, Path], dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

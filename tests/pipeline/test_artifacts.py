@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 
 import pytest
 
@@ -181,6 +182,16 @@ def test_an_unwritable_run_directory_is_an_input_error(tmp_path):
     blocker = tmp_path / "file"
     blocker.write_text("")
     with pytest.raises(InputError, match="cannot write to"), lock_run(blocker / "run"):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_run_directory_that_the_system_refuses_is_one_clear_error(tmp_path, monkeypatch, number):
+    def refuse(path, *_, **__):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(artifacts.Path, "mkdir", refuse)
+    with pytest.raises(InputError, match=f"cannot write to .*run: {os.strerror(number)}"), lock_run(tmp_path / "run"):
         pass
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from PIL import Image
 from tiny import OPTIONS, TINY, make_folder
 from typer.testing import CliRunner
 
@@ -157,10 +158,13 @@ def test_the_bundle_verifies_predicts_and_can_be_measured_alone(finished, folder
     row = json.loads(kdedge("predict", bundle, image, "--json").stdout)
     assert row["label"] in {"red", "green", "blue"}
     options = ["--latency-seconds", "0.1", "--latency-batches", "1", "--allow-undecided", "--out", tmp_path / "b"]
-    last = kdedge("benchmark", bundle, *options).stdout.splitlines()[-1]
-    assert json.loads(last)["accuracy"]["n"] == 45
-    (bundle / "labels.txt").write_text("other\n")
-    assert "labels.txt" in kdedge("verify", bundle, code=1).stderr
+    result = kdedge("benchmark", bundle, *options)
+    assert json.loads(result.stdout.splitlines()[-1])["accuracy"]["n"] == 45
+    assert "warning" not in result.stderr
+    assert json.loads((tmp_path / "b" / "report.json").read_text())["run"]["same_test_images"] is True
+    altered = shutil.copytree(bundle, tmp_path / "altered")
+    (altered / "labels.txt").write_text("other\n")
+    assert "labels.txt" in kdedge("verify", altered, code=1).stderr
 
 
 @pytest.mark.parametrize("method", ["ce", "kd", "static", "adaptive"])
@@ -191,6 +195,47 @@ def test_kill_9_then_the_same_command_ends_in_the_same_weights(finished, folder_
     result = kdedge(*command[3:])
     assert f"{stage}: running" in result.stderr
     assert model_hashes(run_dir) == model_hashes(finished[0])
+
+
+def test_ctrl_c_is_one_line_and_the_same_command_ends_in_the_same_weights(finished, folder_data, tmp_path):
+    run_dir = tmp_path / "run"
+    options = ["run-all", "--data", f"folder:{folder_data}", *TINY, "--out", str(run_dir), "--allow-undecided"]
+    # A parent that ignores the signal, as a shell does for what it runs in the background, passes that on.
+    code = "import signal as s; s.signal(s.SIGINT, s.default_int_handler); from pipeline.cli import app; app()"
+    process = subprocess.Popen([sys.executable, "-c", code, *options], stderr=subprocess.PIPE, text=True)
+    checkpoint = run_dir / ".teacher.partial" / ".checkpoint.pt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert log.splitlines()[-1] == "interrupted; the same command goes on where it stopped"
+    assert "Traceback" not in log
+    assert not (run_dir / "teacher").exists(), "the stage was over before it could be interrupted"
+    kdedge(*options)
+    assert model_hashes(run_dir) == model_hashes(finished[0])
+
+
+def test_a_truncated_test_image_stops_the_run_before_it_trains(tmp_path):
+    data = make_folder(tmp_path / "data", train=3, test=1)
+    picture = data / "test" / "red" / "000.jpg"
+    Image.effect_noise((64, 64), 50).save(picture)
+    picture.write_bytes(picture.read_bytes()[:-600])
+    result = kdedge("run-all", "--data", f"folder:{data}", *TINY, "--out", tmp_path / "run", code=2)
+    assert f"cannot read the image {picture}" in " ".join(result.stderr.split())
+    assert "running" not in result.stderr
+
+
+def test_a_bundle_measured_on_other_test_images_says_so(finished, tmp_path):
+    data = make_folder(tmp_path / "data", train=3, test=2)
+    options = ["--latency-seconds", "0.1", "--latency-batches", "1", "--allow-undecided", "--out", tmp_path / "b"]
+    result = kdedge("benchmark", finished[0] / "bundle", "--data", f"folder:{data}", *options)
+    assert "warning: these are not the test images" in result.stderr
+    run = json.loads((tmp_path / "b" / "report.json").read_text())["run"]
+    assert run["data"] == "folder:data"
+    assert run["same_test_images"] is False
+    assert "not those of the bundle" in (tmp_path / "b" / "report.md").read_text()
 
 
 def test_two_runs_cannot_share_a_directory(tiny_options, tmp_path):

@@ -57,7 +57,7 @@ class Sample:
         with Image.open(io.BytesIO(_read(name)), formats=("PNG",)) as image:
             images = from_sheet(np.asarray(image))
         labels = np.arange(len(images), dtype=np.int64) % len(CLASS_NAMES)
-        return Split(resize_images(images, self.image_size), labels)
+        return Split(resize_images(images, self.image_size), labels, self.class_names)
 
     def _fingerprint(self, name: str) -> str:
         return hashlib.sha256(f"sample {self.image_size} {SHA256[name]}".encode()).hexdigest()

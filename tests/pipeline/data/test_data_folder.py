@@ -1,6 +1,8 @@
 """A user's own images in class folders: every kind of image, every layout, every mistake."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +185,22 @@ def test_test_class_without_training_images(tmp_path: Path) -> None:
     failure(tmp_path, r"has the class zebra, which .*train has not \(it has a, b\)")
 
 
+def test_a_class_without_test_images_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_tree(tmp_path / "train", {"ant": 3, "bee": 3, "cat": 3})
+    make_tree(tmp_path / "test", {"bee": 1})
+    for _ in range(2):
+        assert len(open_folder(tmp_path).test()) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: ")
+    assert "test has no images of ant, cat" in line
+
+
+def test_a_class_that_a_small_training_set_leaves_out_is_named(tmp_path: Path) -> None:
+    dataset = open_folder(make_tree(tmp_path, {"ant": 30, "bee": 3}))
+    with pytest.raises(InputError, match="--train-size 4 leaves the class bee without an image"):
+        split_train_val(dataset.train(), 0.1, seed=0, train_size=4)
+
+
 def test_too_few_images_to_divide(tmp_path: Path) -> None:
     failure(make_tree(tmp_path / "one", {"a": 5, "b": 2}), "one.b has 2 images, .*expected at least 3")
     make_tree(tmp_path / "two" / "train", {"a": 5, "b": 1})
@@ -219,6 +237,46 @@ def test_truncated_jpeg_is_named_when_it_is_decoded(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot read the image .*half.jpg: .*truncated") as caught:
         dataset.train(), dataset.test()
     assert caught.value.exit_code == 2
+
+
+def test_a_truncated_test_image_is_found_before_it_is_needed(tmp_path: Path) -> None:
+    make_tree(tmp_path / "train", {"a": 3, "b": 3})
+    make_tree(tmp_path / "test", {"a": 1, "b": 1})
+    path = tmp_path / "test" / "a" / "half.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    whole = path.read_bytes()
+    assert len(open_folder(tmp_path).test_sha256()) == 64
+    path.write_bytes(whole[:2000])
+    dataset = open_folder(tmp_path)
+    dataset.train_sha256()
+    with pytest.raises(InputError, match=r"cannot read the image .*half.jpg: .*truncated"):
+        dataset.test_sha256()
+
+
+def test_a_large_image_is_read_without_a_warning(tmp_path: Path) -> None:
+    save(tmp_path / "large.png", size=(200, 100))
+    code = (
+        "import sys; from pathlib import Path; from pipeline.data.images import Image, check_image, read_image;"
+        "Image.MAX_IMAGE_PIXELS = 15_000; path = Path(sys.argv[1]); check_image(path); read_image(path, 16)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "large.png")]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stderr == ""
+
+
+@pytest.mark.parametrize("place", ["train/a/gone.png", "test/b/gone.png", "train/c"])
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, place: str) -> None:
+    for part in ("train", "test"):
+        make_tree(tmp_path / part, {"a": 3, "b": 3})
+    (tmp_path / place).symlink_to(tmp_path / "nowhere")
+    failure(tmp_path, f"{place} links to .*nowhere, which does not exist")
+
+
+def test_links_to_images_and_folders_are_followed(tmp_path: Path) -> None:
+    make_tree(tmp_path / "data", {"a": 3, "b": 3})
+    save(tmp_path / "elsewhere" / "c.png")
+    (tmp_path / "data" / "a" / "c.png").symlink_to(tmp_path / "elsewhere" / "c.png")
+    dataset = open_folder(tmp_path / "data")
+    assert len(dataset.train()) + len(dataset.test()) == 7
 
 
 def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
