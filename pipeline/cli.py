@@ -127,6 +127,7 @@ def _reported(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _show_error(message: str, hint: str) -> None:
+    sys.stdout.flush()  # where both go to one file, results stand before the error that ended them
     console.print(f"error: {message}", style="red" if console.is_terminal else None, markup=False)
     if hint:
         console.print(f"  -> {hint}", markup=False)

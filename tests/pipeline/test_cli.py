@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.cli import app
 
+BUNDLE = Path(__file__).resolve().parents[2] / "artifacts" / "reference" / "bundle"
 COMMANDS = [
     "run-all",
     "data",
@@ -165,6 +168,20 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(command):
     os.close(write)
     assert done.stderr == ""
     assert done.returncode in (0, 1)
+
+
+def test_answers_stand_before_the_error_that_ends_them(tmp_path):
+    image = tmp_path / "good.png"
+    Image.new("RGB", (32, 32)).save(image)
+    command = [sys.executable, "-m", "pipeline.cli", "predict", BUNDLE, image, tmp_path / "bad.png"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, check=False
+    )
+    assert done.returncode == 2
+    answer, error, _ = done.stdout.splitlines()
+    assert answer.endswith("good.png")
+    assert error.startswith("error: ")
 
 
 def test_it_works_without_a_home():
