@@ -216,7 +216,7 @@ def _resolve(given: dict[str, Any], flags: dict[str, dict[str, Any]]) -> Config:
 
 
 def _recorded(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that a command goes on with: of the bundle that it measures, of the run that it continues."""
+    """Return the options of the bundle that a command measures or of the run that it goes on with; empty: neither."""
     if given.get("bundle"):
         from pipeline.artifacts import load_manifest
 

@@ -1,6 +1,6 @@
 """Images and labels: CIFAR-10, the sample of it that is shipped, or the user's own class folders.
 
-`open_dataset` finds the files, fetches them if need be and checks them; pixels are decoded only in `Dataset.train`
+`open_dataset` finds the files, fetches them if need be and checks them; pixels are handed out only by `Dataset.train`
 and `Dataset.test`, and only the benchmark calls the latter. Everything that chooses works on the two parts
 that `split_train_val` returns. Run ``kdedge data --data sample`` to see what a source holds.
 """

@@ -64,7 +64,10 @@ class Dataset(Protocol):
         ...
 
     def test_sha256(self) -> str:
-        """Return the SHA-256 that identifies what `test` returns, as 64 hexadecimal digits."""
+        """Return the SHA-256 that identifies what `test` returns, as 64 hexadecimal digits.
+
+        Called before anything is trained, so it also finds files that `test` could not read.
+        """
         ...
 
 
