@@ -133,7 +133,7 @@ def emulate(model: Path, pixels: npt.NDArray[np.uint8], cpu: str) -> Emulation:
     shape = (opened.image_size, opened.image_size, 3)
     if not len(pixels) or pixels.dtype != np.uint8 or pixels.shape[1:] != shape:
         raise InputError(
-            f"{model} cannot take images of {pixels.dtype} {list(pixels.shape)}", f"expected uint8 [N, {shape}]"
+            f"{model} cannot take images {pixels.dtype} {list(pixels.shape)}", f"give uint8 [N, {str(shape)[1:-1]}]"
         )
     native = _native_logits(opened, pixels)
     start = time.monotonic()
@@ -170,12 +170,12 @@ def emulation_checks() -> list[dict[str, str]]:
         try:
             qemu = _find_qemu(name)
         except StageError as error:
-            checks.append({"name": name, "status": "missing", "detail": str(error), "fix": error.hint})
+            checks.append({"name": f"emulate {name}", "status": "missing", "detail": str(error), "fix": error.hint})
             continue
         detail = f"{cpu.note}: {Path(qemu).name} {_qemu_version(qemu)}"
         if cpu.arm64 and not root_path().is_dir():
             detail += f"; onnxruntime {ONNXRUNTIME} for arm64 is fetched at its first use"
-        checks.append({"name": name, "status": "ok", "detail": detail, "fix": ""})
+        checks.append({"name": f"emulate {name}", "status": "ok", "detail": detail, "fix": ""})
     return checks
 
 
@@ -204,8 +204,8 @@ def _command(name: str) -> tuple[list[str], list[Path]]:
     if CPUS[name].arm64:
         root = prepare_arm64_root()
         return [*qemu, "-L", str(root.path), str(root.python), *isolated], [root.site]
-    packages = (np, import_onnxruntime())
-    folders = list(dict.fromkeys(Path(package.__file__).absolute().parent.parent for package in packages))
+    packages = (np.__file__, import_onnxruntime().__file__)
+    folders = list(dict.fromkeys(Path(file).absolute().parent.parent for file in packages))
     return [*qemu, sys.executable, *isolated], folders
 
 

@@ -19,9 +19,10 @@ def main(model: str, pixels_file: str, logits_file: str, batch: int) -> None:
     """Write the logits of all images to ``logits_file``."""
     import numpy as np
     import onnxruntime
-    from numpy._core._multiarray_umath import __cpu_features__
 
-    features = sorted(name for name, there in __cpu_features__.items() if there)
+    # Private, but the only thing here that asks the CPU itself: /proc/cpuinfo is that of the host.
+    known: dict[str, bool] = np._core._multiarray_umath.__cpu_features__  # type: ignore[attr-defined]
+    features = sorted(name for name, there in known.items() if there)
     _say({"onnxruntime": onnxruntime.__version__, "numpy": np.__version__, "features": features})
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -1,13 +1,15 @@
 """Check a bundle on the machine where it is to run: every file, and what both models compute.
 
     kdedge verify BUNDLE
+    kdedge verify BUNDLE --emulate haswell --emulate cortex-a72    # on a machine that builds, with qemu
 
 Needs numpy and onnxruntime only. Files are compared with the SHA-256 in ``manifest.json``; then the golden inputs are
-run through both models and compared with the logits that came with them.
+run through both models and compared with the logits that came with them. `emulate_bundle` runs the INT8 model on CPUs
+that are not here.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from export.runtime import run_model
 from pipeline.artifacts import MANIFEST, MANIFEST_SCHEMA, file_sha256
 from pipeline.errors import InputError, StageError
 
-__all__ = ["TOLERANCE", "verify_bundle"]
+__all__ = ["TOLERANCE", "check_flips", "emulate_bundle", "verify_bundle"]
 
 # Of the largest absolute golden logit, for both models. FP32 sums differ in their order between CPUs (about 1e-6);
 # the portable INT8 format has the same integers everywhere and only scales them in float at the end.
@@ -64,6 +66,69 @@ def verify_bundle(path: Path) -> dict[str, Any]:
             "this CPU or onnxruntime version computes it differently; see `kdedge doctor`",
         )
     return result
+
+
+def emulate_bundle(
+    path: Path, cpus: Sequence[str], tests: tuple[Sequence[int], npt.NDArray[np.uint8]] | None = None
+) -> list[dict[str, Any]]:
+    """Run the INT8 model of a verified bundle on emulated CPUs: its golden inputs and, if given, test images.
+
+    Args:
+        path: The bundle.
+        cpus: Keys of `export.emulate.CPUS`.
+        tests: Numbers of the test images in their data set, and the images, ``[N, S, S, 3] uint8``.
+
+    Returns:
+        For every CPU the keys of `export.emulate.Emulation.as_dict`, whose ``image`` is here a text such as
+        ``golden 3`` or ``test 170``, with ``golden_images`` and ``test_images`` (counts) and ``golden_max_abs_diff``
+        (largest difference from the logits that came with the bundle).
+
+    Raises:
+        InputError: Unknown CPU, or test images that do not fit the model.
+        StageError: qemu or what runs in it is missing or does not work.
+    """
+    from export.emulate import check_emulators, emulate
+
+    check_emulators(cpus)
+    pixels = _load_array(path / "golden_inputs.npy")
+    golden = _load_array(path / "golden_int8_logits.npy")
+    names = [f"golden {number}" for number in range(len(golden))]
+    if tests is not None:
+        names += [f"test {number}" for number in tests[0]]
+        pixels = np.concatenate([pixels, tests[1]])
+    rows = []
+    for cpu in dict.fromkeys(cpus):
+        result = emulate(path / _MODELS["int8"], pixels, cpu)
+        row = result.as_dict()
+        row["flipped"] = [{**flip, "image": names[flip["image"]]} for flip in row["flipped"]]
+        row["golden_images"], row["test_images"] = len(golden), len(pixels) - len(golden)
+        row["golden_max_abs_diff"] = float(np.abs(result.logits[: len(golden)] - golden).max())
+        rows.append(row)
+    return rows
+
+
+def check_flips(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
+    """Refuse a model that predicts otherwise on another CPU.
+
+    Args:
+        rows: From `emulate_bundle`.
+        labels: Class names.
+
+    Raises:
+        StageError: A prediction differs; the message lists up to 10 for every CPU.
+    """
+    problems = []
+    for row in rows:
+        listed = [f"{f['image']}: {labels[f['emulated']]} for {labels[f['native']]}" for f in row["flipped"][:10]]
+        more = ", …" if row["flips"] > len(listed) else ""
+        if listed:
+            count = f"{row['flips']} of {row['images']} images"
+            problems.append(f"{row['cpu']} predicts otherwise for {count} ({', '.join(listed)}{more})")
+    if problems:
+        raise StageError(
+            f"the INT8 model is not portable: {'; '.join(problems)}",
+            "do not ship it for these CPUs: quantize with 7-bit weights (reduce_range)",
+        )
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

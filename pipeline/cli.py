@@ -337,17 +337,56 @@ def bundle(config: Config, out: Path, force: bool) -> None:
     print(out / "bundle")
 
 
-@app.command(help="Check a bundle: every file's SHA-256 and the golden outputs.")
+@app.command(help="Check a bundle: every file's SHA-256 and the golden outputs, here and on emulated CPUs.")
 @_reported
 def verify(
+    *,
     bundle: Annotated[Path, typer.Argument(help="Bundle directory.")],
+    emulate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--emulate",
+            metavar="CPU",
+            help="Run the INT8 model under qemu as well: haswell, cortex-a76 or cortex-a72; may be repeated.",
+        ),
+    ] = None,
+    emulate_images: Annotated[
+        int,
+        typer.Option("--emulate-images", min=0, help="So many test images under emulation, beside the golden inputs."),
+    ] = 0,
+    data: Annotated[str, typer.Option("--data", help="Their data set (default: the one of the bundle).")] = "",
+    data_dir: Annotated[str, typer.Option("--data-dir", help="Folder with its files, as for `kdedge data`.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
 ) -> None:
-    """Verify a bundle; a mismatch ends with exit code 1."""
-    from export.verify import verify_bundle
+    """Verify a bundle; a mismatch, here or on an emulated CPU, ends with exit code 1."""
+    from export.verify import check_flips, emulate_bundle, verify_bundle
 
+    if not emulate and (emulate_images or data or data_dir):
+        raise InputError("--emulate-images, --data and --data-dir are for --emulate", "name a CPU: --emulate haswell")
+    if (data or data_dir) and not emulate_images:
+        raise InputError("--data and --data-dir are for --emulate-images", "say how many: --emulate-images 1000")
     result = verify_bundle(bundle)
-    print(json.dumps(result) if as_json else f"verified: {bundle}")
+    if emulate:
+        tests = None
+        if emulate_images:
+            from export.emulate import check_emulators
+            from pipeline.evaluate import sample_test_images
+
+            check_emulators(emulate)  # before a data set is fetched
+            given = {key: value for key, value in (("source", data), ("dir", data_dir)) if value}
+            common = {"out": bundle, "config": None, "preset": ""}
+            tests = sample_test_images(_resolve("verify", common, {"data": given}, bundle), bundle, emulate_images)
+        result["emulated"] = emulate_bundle(bundle, emulate, tests)
+    if as_json:
+        print(json.dumps(result))
+    for row in result.get("emulated", ()):
+        if not as_json:
+            largest = f"largest logit difference {row['max_abs_diff']:.3g} ({100 * row['max_rel_diff']:.2g} %)"
+            seen = largest if row["max_abs_diff"] else "logits identical"
+            print(f"{row['cpu']}: {row['images']} images, {row['flips']} flips, {seen}, {row['seconds']:.0f} s")
+    check_flips(result.get("emulated", ()), (bundle / "labels.txt").read_text(encoding="utf-8").splitlines())
+    if not as_json:
+        print(f"verified: {bundle}")
 
 
 @app.command(help="Classify images with a bundle.")
@@ -376,8 +415,10 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
     """Print the host's capabilities."""
     from benchmarks.host import doctor as examine
     from benchmarks.host import format_doctor
+    from export.emulate import emulation_checks
 
     facts = examine()
+    facts["checks"] += emulation_checks()
     print(json.dumps(facts) if as_json else format_doctor(facts))
 
 

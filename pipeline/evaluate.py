@@ -12,13 +12,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.runtime import check_fits, open_model
 from benchmarks.stage import run_benchmark
 from pipeline.artifacts import disk_errors, load_json, load_manifest
 from pipeline.config import Config
 from pipeline.data import Split, open_dataset
+from pipeline.errors import InputError
 from pipeline.progress import warn
 
-__all__ = ["benchmark_bundle", "run"]
+__all__ = ["benchmark_bundle", "run", "sample_test_images"]
 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
@@ -69,6 +74,24 @@ def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, A
             torch_top1=None,
             out_dir=out_dir,
         )
+
+
+def sample_test_images(config: Config, bundle: Path, count: int) -> tuple[list[int], npt.NDArray[np.uint8]]:
+    """Return ``count`` test images, spread evenly over the data set, with their numbers in it.
+
+    For `export.verify.emulate_bundle`, which chooses nothing by them.
+
+    Raises:
+        InputError: The data set is not to be had, has fewer test images, or is not what the model was trained on.
+        StageError: CIFAR-10 could not be fetched.
+    """
+    dataset = open_dataset(config.data, config.runtime.seed)
+    check_fits(open_model(bundle / "student.int8.onnx"), dataset.class_names, dataset.image_size)
+    images = dataset.test().images
+    if count > len(images):
+        raise InputError(f"{dataset.name} has {len(images)} test images, {count} were asked for", "ask for fewer")
+    numbers = [number * len(images) // count for number in range(count)]
+    return numbers, images[numbers]
 
 
 def _run_facts(inputs: Mapping[str, Path]) -> dict[str, Any]:
