@@ -25,7 +25,7 @@ from pipeline.progress import log
 
 __all__ = ["ONNXRUNTIME", "Root", "prepare_arm64_root", "root_path"]
 
-# The newest that runs under qemu 7.2: 1.28.0 to 1.32.0 crash there while they look at the CPU.
+# The newest that runs under qemu 7.2: 1.28.0, 1.29.0, 1.31.1 and 1.32.0 crash there when they are imported.
 ONNXRUNTIME = "1.27.0"
 _PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6")
 _PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64")

@@ -80,8 +80,8 @@ def emulate_bundle(
 
     Returns:
         For every CPU the keys of `export.emulate.Emulation.as_dict`, whose ``image`` is here a text such as
-        ``golden 3`` or ``test 170``, with ``golden_images`` and ``test_images`` (counts) and ``golden_max_abs_diff``
-        (largest difference from the logits that came with the bundle).
+        ``golden 3`` or ``test 170``, with ``model_sha256``, ``golden_images`` and ``test_images`` (counts) and
+        ``golden_max_abs_diff`` (largest difference from the logits that came with the bundle).
 
     Raises:
         InputError: Unknown CPU, or test images that do not fit the model.
@@ -96,10 +96,10 @@ def emulate_bundle(
     if tests is not None:
         names += [f"test {number}" for number in tests[0]]
         pixels = np.concatenate([pixels, tests[1]])
-    rows = []
+    model, rows = path / _MODELS["int8"], []
     for cpu in dict.fromkeys(cpus):
-        result = emulate(path / _MODELS["int8"], pixels, cpu)
-        row = result.as_dict()
+        result = emulate(model, pixels, cpu)
+        row = result.as_dict() | {"model_sha256": file_sha256(model)}
         row["flipped"] = [{**flip, "image": names[flip["image"]]} for flip in row["flipped"]]
         row["golden_images"], row["test_images"] = len(golden), len(pixels) - len(golden)
         row["golden_max_abs_diff"] = float(np.abs(result.logits[: len(golden)] - golden).max())

@@ -15,6 +15,7 @@ from export import arm64_root
 from export import emulate as module
 from export.emulate import CPUS, check_emulators, emulate, emulation_checks
 from export.verify import check_flips, emulate_bundle
+from pipeline.artifacts import file_sha256
 from pipeline.cli import app
 from pipeline.errors import InputError, StageError
 
@@ -293,6 +294,15 @@ def test_verify_says_what_is_wrong(tools, options, message, code):
     assert result.exit_code == code
     assert message in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_the_shipped_measurement_is_of_the_shipped_model():
+    measured = json.loads((BUNDLE.parent / "portability" / "verify.json").read_text())["emulated"]
+    assert [row["cpu"] for row in measured] == list(CPUS)
+    for row in measured:
+        assert row["model_sha256"] == file_sha256(MODEL)
+        assert row["test_images"] >= 1000
+        assert row["flips"] == 0
 
 
 # The real one ----------------------------------------------------------------------------------------------------

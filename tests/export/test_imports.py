@@ -19,7 +19,10 @@ assert "onnxruntime" not in sys.modules, "onnxruntime is imported before it is n
 """
 
 
-@pytest.mark.parametrize("module", ["export.verify", "export.predict", "export.bundle", "export.runtime"])
+@pytest.mark.parametrize(
+    "module",
+    ["export.verify", "export.predict", "export.bundle", "export.runtime", "export.emulate", "export.emulated"],
+)
 def test_imports_with_the_base_install(module: str) -> None:
     import export
 
