@@ -1,0 +1,48 @@
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks.gate import judge, tango_interval
+from benchmarks.studies.gate_coverage import properties, trinomial, verdict, wald_interval
+
+
+@pytest.mark.parametrize(
+    ("n", "share_a", "share_b"), [(10, 0.3, 0.2), (200, 0.005, 0.0), (200, 0.0005, 0.0005), (10_000, 0.0275, 0.0225)]
+)
+def test_the_enumeration_leaves_nothing_out(n: int, share_a: float, share_b: float) -> None:
+    a, b, probability = trinomial(n, share_a, share_b)
+    assert probability.sum() == pytest.approx(1, abs=1e-8)
+    assert (a * probability).sum() == pytest.approx(n * share_a, rel=1e-6)
+    assert (b * probability).sum() == pytest.approx(n * share_b, rel=1e-6)
+
+
+def test_one_probability_by_hand() -> None:
+    a, b, probability = trinomial(3, 0.2, 0.1)
+    at = {(int(i), int(j)): p for i, j, p in zip(a, b, probability, strict=True)}
+    assert len(at) == 10
+    assert at[1, 1] == pytest.approx(6 * 0.2 * 0.1 * 0.7)
+    assert at[0, 3] == pytest.approx(0.001)
+
+
+def test_wald_passes_whenever_no_image_is_discordant() -> None:
+    # 0.5 % of discordance all to one side is a loss of 0.5 pp. Wald's interval has no width at 0 of 200 images,
+    # which has the probability 0.995**200 = 36.7 %; at one image it reaches up to 1.48 %, beyond the limit.
+    found = properties(wald_interval, 200, 0.005, 0.005, 0.005)
+    assert found["passed"] == pytest.approx(0.995**200)
+    assert properties(tango_interval, 200, 0.005, 0.005, 0.005)["passed"] == 0
+
+
+def test_wald_by_hand() -> None:
+    lower, upper = wald_interval(100, 10, 4)
+    half = 1.959964 * math.sqrt((0.14 - 0.06**2) / 100)
+    assert (lower, upper) == (pytest.approx(0.06 - half), pytest.approx(0.06 + half))
+
+
+@pytest.mark.parametrize(("only_fp32", "only_int8"), [(0, 0), (3, 1), (40, 2), (12, 7)])
+def test_the_verdict_is_that_of_the_gate(only_fp32: int, only_int8: int) -> None:
+    n = 1000
+    fp32, int8 = np.ones(n, bool), np.ones(n, bool)
+    int8[:only_fp32] = False
+    fp32[only_fp32 : only_fp32 + only_int8] = False
+    assert verdict(*tango_interval(n, only_fp32, only_int8), 0.005) == judge(fp32, int8, 0.5)["verdict"]
