@@ -5,6 +5,8 @@ import pytest
 
 from benchmarks.gate import judge, tango_interval
 from benchmarks.studies.gate_coverage import properties, trinomial, verdict, wald_interval
+from benchmarks.studies.roofline import BUNDLE, convolution_macs
+from export.graph import count_macs, read_model
 
 
 @pytest.mark.parametrize(
@@ -46,3 +48,10 @@ def test_the_verdict_is_that_of_the_gate(only_fp32: int, only_int8: int) -> None
     int8[:only_fp32] = False
     fp32[only_fp32 : only_fp32 + only_int8] = False
     assert verdict(*tango_interval(n, only_fp32, only_int8), 0.005) == judge(fp32, int8, 0.5)["verdict"]
+
+
+def test_macs_of_the_convolutions_are_those_of_the_model_without_its_classifier() -> None:
+    layers = convolution_macs(BUNDLE / "student.onnx")
+    assert len(layers) == 5
+    assert layers[1] == ("32→64, 32×32", 9 * 32 * 64 * 32 * 32)
+    assert sum(macs for _, macs in layers) == count_macs(read_model(BUNDLE / "student.onnx")) - 384 * 10
