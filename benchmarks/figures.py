@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.quantization_figures import paint_candidates, paint_sensitivity
 from pipeline.artifacts import write_atomic
 from pipeline.progress import log
 
@@ -76,6 +77,16 @@ def draw_figures(report: Mapping[str, Any], out_dir: Path) -> list[Figure]:
         wanted.append(
             ("beta", "Beta, the weight of the hints", "Steps: beta by epoch, with the cosine similarity of features",
              lambda axes: _beta(axes, training), (7.2, 2.8))
+        )  # fmt: skip
+    if quantization := report.get("quantization"):
+        layers = quantization["sensitivity"]["layers"]
+        wanted.append(
+            ("candidates", "Quantization: what was tried", "Dots: SQNR of the logits against latency by format",
+             lambda axes: paint_candidates(axes, quantization), (7.2, 4.0))
+        )  # fmt: skip
+        wanted.append(
+            ("sensitivity", "Quantization: which layers cost", "Bars: share of the logits' noise by layer",
+             lambda axes: paint_sensitivity(axes, layers), (7.2, 1.2 + 0.22 * min(len(layers), 30)))
         )  # fmt: skip
     figures = []
     for name, title, alt, paint, size in wanted:

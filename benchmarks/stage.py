@@ -56,7 +56,8 @@ def run_benchmark(
         int8_model: ``student.int8.onnx``.
         dataset: Its `test` is called exactly once, after both models were found usable.
         run_facts: What earlier stages know: the mappings ``run``, ``teacher`` and ``student`` with the keys of
-            ``report.json``, and ``training``, the rows of the training log. What is missing becomes null.
+            ``report.json``, ``training``, the rows of the training log, and ``quantization``, what the search tried.
+            What is missing becomes null.
         torch_top1: Scores the PyTorch models on the same images; None where torch is absent.
         out_dir: Directory of the results; created if needed.
 
@@ -121,6 +122,7 @@ def run_benchmark(
         "unavailable": unavailable,
         "host": host_record(),
         "per_class": per_class_table(test.labels, right["fp32"], right["int8"], dataset.class_names),
+        "quantization": run_facts.get("quantization"),
         "training": [dict(row) for row in run_facts.get("training") or []],
     }  # fmt: skip
     out_dir.mkdir(parents=True, exist_ok=True)

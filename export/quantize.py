@@ -4,7 +4,7 @@
 
 Reads RUN/export. Searches over number formats, calibrators and calibration sizes (`export.search`), climbs the ladder
 if the gate would fail (`export.ladder`), and measures each layer's sensitivity. Calibrates on training images, chooses
-on validation images. Writes ``student.int8.onnx``, ``candidates.json`` and ``sensitivity.json``.
+on validation images. Writes ``student.int8.onnx``, ``candidates.json``, ``sensitivity.json`` and a figure of each.
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ from typing import Any
 
 import onnx
 
+from benchmarks.figures import draw_figures
 from benchmarks.runtime import check_fits, open_model
 from export.calibrate import pick_stratified
 from export.candidates import RULE
@@ -86,6 +87,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         "rungs": [rung.as_json() for rung in rungs],
     }
     write_json(out_dir / "candidates.json", record)
+    draw_figures({"latency": [], "quantization": {**record, "sensitivity": sensitivity}}, out_dir / "figures")
     if final.gate["verdict"] == "failed":
         warn(f"the INT8 model loses {final.gate['loss_pp']:.2f} pp on validation images; the gate will refuse it")
     result = final.trial.score

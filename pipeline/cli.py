@@ -374,8 +374,8 @@ def verify(
 
             check_emulators(emulate)  # before a data set is fetched
             given = {key: value for key, value in (("source", data), ("dir", data_dir)) if value}
-            common = {"out": bundle, "config": None, "preset": ""}
-            tests = sample_test_images(_resolve("verify", common, {"data": given}, bundle), bundle, emulate_images)
+            config = _resolve({"bundle": bundle, "config": None}, {"data": given})
+            tests = sample_test_images(config, bundle, emulate_images)
         result["emulated"] = emulate_bundle(bundle, emulate, tests)
     if as_json:
         print(json.dumps(result))

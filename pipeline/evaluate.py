@@ -58,6 +58,7 @@ def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, A
     known = load_json(bundle / "report.json", ("run", "teacher", "student"))
     # The report is about this host and these images: what was measured where the bundle was made stays in the bundle.
     run = {key: value for key, value in known["run"].items() if key not in ("commit", "data", "versions", "wall_s")}
+    kept = ("teacher", "student", "training", "quantization")
     dataset = open_dataset(config.data, config.runtime.seed)
     judged_on = load_manifest(bundle)["facts"].get("history", {}).get("data", {}).get("data/test")
     if judged_on:
@@ -70,7 +71,10 @@ def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, A
             bundle / "student.onnx",
             bundle / "student.int8.onnx",
             dataset,
-            run_facts={"run": run, **{key: known.get(key) for key in ("teacher", "student", "training")}},
+            run_facts={
+                "run": run,
+                **{key: known.get(key) for key in kept},
+            },
             torch_top1=None,
             out_dir=out_dir,
         )
@@ -117,6 +121,10 @@ def _run_facts(inputs: Mapping[str, Path]) -> dict[str, Any]:
             "block_variances": student["block_variances"],
         },
         "training": training,
+        "quantization": {
+            **load_json(inputs["quantize"] / "candidates.json", ("candidates", "chosen", "target", "rung")),
+            "sensitivity": load_json(inputs["quantize"] / "sensitivity.json", ("layers",)),
+        },
     }
 
 

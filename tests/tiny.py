@@ -24,7 +24,7 @@ OPTIONS = {
     "--threads": "1",
     "--precision": "fp32",
 }
-TINY = [part for option in OPTIONS.items() for part in option]
+TINY = [*(part for option in OPTIONS.items() for part in option), "--no-compare-formats"]
 
 
 def make_folder(root: Path, train: int = 40, test: int = 15, size: int = 16) -> Path:

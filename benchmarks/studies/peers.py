@@ -43,8 +43,9 @@ from benchmarks.gate import judge
 from benchmarks.latency import measure_windows
 from benchmarks.runtime import open_model, session_options
 from export.calibrate import pick_stratified
+from export.candidates import Candidate
 from export.graph import read_model
-from export.quantize import Candidate, Quantizer
+from export.quantizer import Quantizer
 from pipeline.config import build_config
 from pipeline.data import Split, open_dataset, split_train_val
 from pipeline.errors import InputError
@@ -53,12 +54,12 @@ Pixels = npt.NDArray[np.uint8]
 STUDENT = Path(__file__).resolve().parents[2] / "artifacts" / "reference" / "bundle" / "student.onnx"
 LIMIT_PP = 0.5
 CLOCKS: dict[str, Callable[[], int]] = {"wall": time.perf_counter_ns, "cpu": time.process_time_ns}
-KDEDGE = Candidate("u8s8-channel-rr-minmax")
+KDEDGE = Candidate()
 FORMATS = {
-    "U8S8 per tensor": Candidate("u8s8-tensor", per_channel=False, reduce_range=False),
-    "U8S8 per channel": Candidate("u8s8-channel", reduce_range=False),
+    "U8S8 per tensor": Candidate(per_channel=False, reduce_range=False),
+    "U8S8 per channel": Candidate(reduce_range=False),
     "U8S8 per channel, 7-bit weights (kdedge)": KDEDGE,
-    "U8U8 per tensor": Candidate("u8u8-tensor", weights="u8", per_channel=False, reduce_range=False),
+    "U8U8 per tensor": Candidate(weights="u8", per_channel=False, reduce_range=False),
 }
 
 
@@ -158,7 +159,7 @@ def build_peers(student: Path, calibration: Pixels, folder: Path, pythons: Mappi
     """Build all models of the comparison, say which failed, and open the others."""
     shutil.copy(student, folder / "student.onnx")
     np.save(folder / "calibration.npy", calibration)
-    (folder / "kdedge.onnx").write_bytes(Quantizer(read_model(student), calibration).build(KDEDGE))
+    (folder / "kdedge.onnx").write_bytes(Quantizer.from_model(read_model(student), calibration).build(KDEDGE))
     quantize_with_defaults(student, calibration, folder / "quantize_static.onnx")
     script = Path(__file__).with_name("peers_build.py")
     for toolkit in ("nncf", "inc", "litert"):
@@ -263,7 +264,7 @@ def formats(student: Path, calibration: Pixels, folder: Path) -> dict[str, Runne
     defaults = folder / "quantize_static.onnx"
     quantize_with_defaults(student, calibration, defaults)
     runners["S8S8 per tensor (defaults of `quantize_static`)"] = onnx_runner(defaults, "FP32")
-    quantizer = Quantizer(read_model(student), calibration)
+    quantizer = Quantizer.from_model(read_model(student), calibration)
     for name, candidate in FORMATS.items():
         path = folder / f"{candidate.name}.onnx"
         path.write_bytes(quantizer.build(candidate))

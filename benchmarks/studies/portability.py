@@ -15,8 +15,9 @@ import numpy as np
 import onnx
 
 from export.calibrate import pick_stratified
+from export.candidates import Candidate
 from export.emulate import CPUS, emulate
-from export.quantize import Candidate, Quantizer
+from export.quantizer import Quantizer
 from pipeline.config import build_config
 from pipeline.data import open_dataset, split_train_val
 from pipeline.evaluate import sample_test_images
@@ -41,8 +42,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "full-range.onnx"
-        quantizer = Quantizer(onnx.load(args.bundle / "student.onnx"), calibration)
-        model.write_bytes(quantizer.build(Candidate("u8s8-channel-minmax", reduce_range=False)))
+        quantizer = Quantizer.from_model(onnx.load(args.bundle / "student.onnx"), calibration)
+        model.write_bytes(quantizer.build(Candidate(reduce_range=False)))
         for cpu in args.cpu or CPUS:
             result = emulate(model, pixels, cpu)
             facts = result.as_dict()

@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from benchmarks.latency import measure_latency
 from benchmarks.runtime import CPU
+from export.candidates import Candidate
 from export.graph import count_macs, read_model
 from export.onnx_export import export_student
-from export.candidates import Candidate
 from export.quantizer import Quantizer
 from pipeline.config import DistillConfig, RuntimeConfig, build_config
 from pipeline.data import Dataset, Split, open_dataset, split_train_val

@@ -29,12 +29,13 @@ def quantizer(exported: Path) -> Quantizer:
 
 def test_stage(exported: Path, tmp_path: Path, config: Config, dataset: Any) -> None:
     facts = quantize.run(config, {"export": exported}, tmp_path)
-    files = ["candidates.json", "sensitivity.json", "student.int8.onnx"]
+    files = ["candidates.json", "figures", "sensitivity.json", "student.int8.onnx"]
     assert sorted(path.name for path in tmp_path.iterdir()) == files
     record = json.loads((tmp_path / "candidates.json").read_text())
     assert record["chosen"] == facts["candidate"]["name"]
     assert (record["rule"], record["target"], record["rung"]) == (RULE, "portable", "search")
     assert (record["calibration_images"], record["scored_images"]) == (64, 80)
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["candidates.png", "sensitivity.png"]
     chosen = next(item for item in record["candidates"] if item["name"] == record["chosen"])
     assert chosen["refused"] is None
     assert chosen["p50_ms"] > 0
