@@ -14,11 +14,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.runtime import CUDA, import_onnxruntime
+from benchmarks.runtime import CUDA, Model, import_onnxruntime
 from pipeline.errors import InputError
 from pipeline.runtime import cpu_info, usable_cores
 
-__all__ = ["cuda_problem", "doctor", "format_doctor", "host_record"]
+__all__ = ["cuda_problem", "doctor", "format_doctor", "host_kind", "host_record", "wrong_host"]
 
 # Instruction sets that decide how fast, or how exactly, INT8 and low-precision kernels run: our name, and the
 # names under which Linux and cpuid list them.
@@ -26,7 +26,7 @@ _ISA = {
     "avx2": ("avx2",),
     "avx512f": ("avx512f",),
     "avx512_vnni": ("avx512_vnni", "avx512vnni"),
-    "avx_vnni": ("avx_vnni",),
+    "avx_vnni": ("avx_vnni", "avxvnni"),
     "avx512_bf16": ("avx512_bf16",),
     "amx_int8": ("amx_int8",),
     "amx_bf16": ("amx_bf16",),
@@ -79,6 +79,31 @@ def host_record() -> dict[str, Any]:
         "providers": list(ort.get_available_providers()),
         "cuda_problem": problem,
     }
+
+
+def host_kind() -> str:
+    """Return ``x64-vnni``, ``x64-avx2`` (any x86 without VNNI) or ``arm64``; empty for others."""
+    machine = platform.machine().lower()
+    if machine in ("aarch64", "arm64"):
+        return "arm64"
+    if machine in ("x86_64", "amd64"):
+        flags = set(cpu_info().get("flags", ()))
+        return "x64-vnni" if flags.intersection(_ISA["avx512_vnni"] + _ISA["avx_vnni"]) else "x64-avx2"
+    return ""
+
+
+def wrong_host(model: Model) -> str:
+    """Say that a model was made for another kind of CPU than this host's; empty: for this one, or for all."""
+    target = model.session.get_modelmeta().custom_metadata_map.get("kdedge.target", "portable")
+    if target == "portable":
+        return ""
+    if target == host_kind():
+        return ""
+    here = host_kind() or platform.machine()
+    return (
+        f"{model.path.name} was made for {target} and this host is {here}: its answers may differ here; "
+        "`kdedge quantize --target portable` makes one that is right everywhere"
+    )
 
 
 def cuda_problem() -> dict[str, str] | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.accuracy import per_class_table, predict_logits, top1_pct, wilson_interval_pct
 from benchmarks.gate import judge
-from benchmarks.host import cuda_problem, host_record
+from benchmarks.host import cuda_problem, host_record, wrong_host
 from benchmarks.latency import measure_latency
 from benchmarks.proof import int8_proof
 from benchmarks.report import write_report
@@ -23,7 +23,7 @@ from pipeline.artifacts import git_commit, versions, write_atomic
 from pipeline.config import Config, parse_counts
 from pipeline.data import Dataset, Split
 from pipeline.errors import InputError, StageError
-from pipeline.progress import log
+from pipeline.progress import log, warn
 from pipeline.runtime import usable_cores
 
 __all__ = ["REPORT_SCHEMA", "TorchTop1", "run_benchmark"]
@@ -75,6 +75,8 @@ def run_benchmark(
     for model in models.values():
         check_fits(model, dataset.class_names, dataset.image_size)
 
+    if problem := wrong_host(models["int8"]):
+        warn(problem)
     test = dataset.test()
     if not len(test.labels):
         raise InputError("the data set has no test images", "add images to its test folder")

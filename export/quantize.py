@@ -15,6 +15,7 @@ from typing import Any
 import onnx
 
 from benchmarks.figures import draw_figures
+from benchmarks.host import host_kind
 from benchmarks.runtime import check_fits, open_model
 from export.calibrate import pick_stratified
 from export.candidates import RULE
@@ -23,7 +24,7 @@ from export.ladder import Rung, climb
 from export.quantizer import Quantizer
 from export.search import Validation, search
 from export.sensitivity import measure_sensitivity
-from export.targets import TARGETS, host_kind
+from export.targets import TARGETS
 from pipeline.artifacts import write_atomic, write_json
 from pipeline.config import Config
 from pipeline.progress import log, warn

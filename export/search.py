@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.gate import judge
+from benchmarks.host import host_kind
 from benchmarks.latency import measure_latency
 from benchmarks.runtime import open_model
 from export.candidates import Candidate, Score, calibrators, choose, formats, score, sizes
 from export.proof import integer_proof, why_not_integer
 from export.quantizer import Quantizer
 from export.runtime import run_model
-from export.targets import TARGETS, host_kind
+from export.targets import TARGETS
 from pipeline.errors import StageError
 from pipeline.progress import track
 from pipeline.runtime import usable_cores

@@ -6,16 +6,13 @@ overflow there without a word (255 * 127 * 2 > 32767); 7-bit weights (``reduce_r
 widened first, exact everywhere and slow. arm64 without dot products also sums in 32 bits.
 """
 
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from export.candidates import Candidate
-from pipeline.runtime import cpu_info
 
-__all__ = ["TARGETS", "Target", "host_kind"]
+__all__ = ["TARGETS", "Target"]
 
-_VNNI = {"avx512_vnni", "avx512vnni", "avx_vnni", "avxvnni"}
 _OVERFLOW = "8-bit weights overflow in the 16-bit sums of x86 CPUs without VNNI"
 
 
@@ -25,23 +22,13 @@ class Target:
 
     Attributes:
         note: What it stands for, in a few words.
-        host: The `host_kind` on which latency may decide; empty: on none, the target is more than one kind.
+        host: The `benchmarks.host.host_kind` on which latency may decide; empty: on none.
         refuses: Why a candidate is not for this target, or an empty string.
     """
 
     note: str
     host: str
     refuses: Callable[[Candidate], str]
-
-
-def host_kind() -> str:
-    """Return ``x64-vnni``, ``x64-avx2`` (any x86 without VNNI) or ``arm64``; empty for others."""
-    machine = platform.machine().lower()
-    if machine in ("aarch64", "arm64"):
-        return "arm64"
-    if machine in ("x86_64", "amd64"):
-        return "x64-vnni" if _VNNI.intersection(cpu_info().get("flags", ())) else "x64-avx2"
-    return ""
 
 
 def _refused_on_avx2(candidate: Candidate) -> str:

@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.host import wrong_host
 from benchmarks.runtime import Model, open_model
 from export.runtime import run_model
 from pipeline.artifacts import MANIFEST, MANIFEST_SCHEMA, file_sha256
 from pipeline.errors import InputError, StageError
+from pipeline.progress import warn
 
 __all__ = ["TOLERANCE", "check_flips", "emulate_bundle", "verify_bundle"]
 
@@ -55,6 +57,8 @@ def verify_bundle(path: Path) -> dict[str, Any]:
     inputs = _load_array(path / "golden_inputs.npy")
     result["golden_images"] = len(inputs)
     models = {kind: open_model(path / name) for kind, name in _MODELS.items()}
+    if problem := wrong_host(models["int8"]):
+        warn(problem)
     problems = _check_labels(path / "labels.txt", models.values())
     if problems:
         raise StageError(f"{path} contradicts itself: {'; '.join(problems)}", _HINT)

@@ -1,4 +1,6 @@
 import re
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,3 +98,24 @@ def test_a_cpu_without_dot_products_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     checks = {check["name"]: check for check in host.doctor()["checks"]}
     assert checks["INT8 instructions"]["status"] == "missing"
     assert "saturate on AVX2" in checks["INT8 instructions"]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "expected"),
+    [("x86_64", {"avx2", "avx512_vnni"}, "x64-vnni"), ("AMD64", {"avx2", "avxvnni"}, "x64-vnni"),
+     ("x86_64", {"avx2"}, "x64-avx2"), ("aarch64", {"asimd"}, "arm64"), ("riscv64", set(), "")],
+)  # fmt: skip
+def test_kind_of_host(monkeypatch: pytest.MonkeyPatch, machine: str, flags: set[str], expected: str) -> None:
+    monkeypatch.setattr(host.platform, "machine", lambda: machine)
+    monkeypatch.setattr(host, "cpu_info", lambda: {"flags": sorted(flags)})
+    assert host.host_kind() == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "warns"), [(None, False), ("portable", False), ("arm64", False), ("x64-vnni", True)]
+)
+def test_a_model_for_other_cpus_is_told(monkeypatch: pytest.MonkeyPatch, target: str | None, warns: bool) -> None:
+    monkeypatch.setattr(host, "host_kind", lambda: "arm64")
+    found = SimpleNamespace(custom_metadata_map={"kdedge.target": target} if target else {})
+    model: Any = SimpleNamespace(path=Path("m.onnx"), session=SimpleNamespace(get_modelmeta=lambda: found))
+    assert ("m.onnx was made for x64-vnni and this host is arm64" in host.wrong_host(model)) is warns

@@ -145,6 +145,7 @@ def quantized(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_manifest(folder: Path, stage: str, inputs: dict[str, str]) -> None:
     from pipeline.artifacts import file_sha256
 
-    outputs = {path.name: file_sha256(path) for path in folder.iterdir() if path.name != "manifest.json"}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json"]
+    outputs = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
     manifest = {"schema": 1, "stage": stage, "config": {}, "inputs": inputs, "outputs": outputs, "facts": {}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
