@@ -187,7 +187,8 @@ def emulated(runners: Mapping[str, Runner], test: Split, folder: Path) -> str:
             [*command, "--answer", name, "--folder", str(folder)], capture_output=True, text=True, check=False
         )
         if result.returncode:
-            reason = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
+            last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+            reason = f"exit code {result.returncode}, {last}"
             lines.append(f"| {name} | {100 * (here == test.labels).mean():.1f} | failed: {reason} | – |")
             continue
         there = np.load(folder / "answers.npy")
