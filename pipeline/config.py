@@ -111,6 +111,15 @@ class DistillConfig:
     schedule: str = option("one-cycle", "Learning-rate schedule.", flag="--schedule", choices=("one-cycle", "constant"))
     lr: float = option(0.2, "Peak learning rate.", flag="--lr", least=1e-6, most=10)
     weight_decay: float = option(5e-4, "Weight decay.", flag="--weight-decay", least=0, most=1)
+    init: str = option(
+        "whitening",
+        "Initial weights: whitening (first convolution whitens patches, the others start as identities) or random.",
+        flag="--init",
+        choices=("whitening", "random"),
+    )
+    norm_bias_lr: float = option(
+        64.0, "Learning rate of batch-norm biases, in multiples of --lr.", flag="--norm-bias-lr", least=0.01, most=1000
+    )
     temperature: float = option(4.0, "Softmax temperature T of the KD term.", flag="--temperature", least=0.1, most=100)
     alpha: float = option(1.0, "Weight of the KD term.", flag="--alpha", least=0, most=1000)
     beta: float = option(250.0, "Initial beta, the weight of the hint term.", flag="--beta", least=0, most=1e6)

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from benchmarks.latency import measure_latency
@@ -22,6 +23,8 @@ from export.onnx_export import export_student
 from export.quantizer import Quantizer
 from pipeline.config import DistillConfig, RuntimeConfig, build_config
 from pipeline.data import Dataset, Split, open_dataset, split_train_val
+from pipeline.distill.optimizer import build_optimizer, set_learning_rate
+from pipeline.models.initial import initialise
 from pipeline.models.registry import StudentSpec
 from pipeline.models.student import Student
 from pipeline.runtime import autocast, prepare, resolve
@@ -40,15 +43,13 @@ CANDIDATES = {
 def train(model: Student, batches: Batches, epochs: int, runtime: RuntimeConfig) -> None:
     """Train with cross-entropy and the default recipe of the distillation stage."""
     settings = DistillConfig()
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=settings.lr, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay
-    )
+    initialise(model, batches.split.images)
+    optimizer = build_optimizer(settings, model, nn.Identity())
     model.train()
     for epoch in range(epochs):
         for index, (pixels, labels) in enumerate(batches.epoch(epoch)):
-            for group in optimizer.param_groups:
-                progress = (epoch + index / len(batches)) / epochs
-                group["lr"] = learning_rate(progress, settings.lr, settings.schedule)
+            progress = (epoch + index / len(batches)) / epochs
+            set_learning_rate(optimizer, learning_rate(progress, settings.lr, settings.schedule))
             with autocast(runtime):
                 logits = model(pixels)
             loss = functional.cross_entropy(logits.float(), labels, label_smoothing=0.1)

@@ -35,7 +35,9 @@ from pipeline.distill.hints import (
     stage_ends,
 )
 from pipeline.distill.losses import kd_loss
+from pipeline.distill.optimizer import build_optimizer, set_learning_rate
 from pipeline.errors import InputError
+from pipeline.models.initial import initialise
 from pipeline.models.student import Student, build_student
 from pipeline.models.teacher import FeatureTap, Teacher, fold_batch_norms
 from pipeline.runtime import autocast, prepare
@@ -65,6 +67,8 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     teacher = load_teacher(inputs["teacher"])
     _check_classes(inputs["teacher"], len(classes))
     train, val = split_train_val(dataset.train(), config.data.val_fraction, config.runtime.seed, config.data.train_size)
+    if settings.init == "whitening":
+        initialise(student, train.images)
     place(student, device)
     teacher = fold_batch_norms(place(teacher, device), dataset.image_size).requires_grad_(False)
     batches = Batches(train, settings.batch_size, config.runtime.seed, settings.shift, device)
@@ -193,14 +197,7 @@ class _Trainer:
             warmup_epochs=self.hint_epochs,
             adaptive=settings.method in ("adaptive", "selective"),
         )
-        parameters = [*student.parameters(), *self.adapters.parameters()]
-        self.optimizer: torch.optim.Optimizer
-        if settings.optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(
-                parameters, lr=settings.lr, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay
-            )
-        else:
-            self.optimizer = torch.optim.Adam(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+        self.optimizer = build_optimizer(settings, student, self.adapters)
         self.tap = FeatureTap(teacher, tuple(pair.teacher_block for pair in self.adapters.pairs))
         self.hint_scale = self._calibrate(batches) if self.uses_hints else 0.0
 
@@ -212,8 +209,7 @@ class _Trainer:
 
     def step(self, pixels: Tensor, labels: Tensor, epoch: int, progress: float) -> dict[str, Tensor]:
         """Train on one batch and return the named losses."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(progress, self.settings.lr, self.settings.schedule)
+        set_learning_rate(self.optimizer, learning_rate(progress, self.settings.lr, self.settings.schedule))
         self.student.train()
         self.adapters.train()
         hint_only = self.uses_hints and epoch < self.hint_epochs

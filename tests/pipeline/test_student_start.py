@@ -1,0 +1,70 @@
+import dataclasses
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pipeline.config import DistillConfig
+from pipeline.distill.optimizer import build_optimizer, set_learning_rate
+from pipeline.models.initial import initialise, whitening_filters
+from pipeline.models.student import build_student
+
+
+def correlated_images(count=40, size=16):
+    rng = np.random.default_rng(5)
+    coarse = rng.integers(0, 256, (count, 5, 5, 3))
+    index = np.arange(size) * 5 // size
+    noise = rng.normal(0, 25, (count, size, size, 3))
+    return np.clip(coarse[:, index][:, :, index] + noise, 0, 255).astype(np.uint8)
+
+
+def test_whitening_filters_give_uncorrelated_responses_of_variance_one():
+    images = correlated_images()
+    filters = whitening_filters(images, 3)
+    assert filters.shape == (27, 3, 3, 3)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).double() / 255
+    responses = functional.conv2d(pixels, filters.double()).transpose(0, 1).flatten(1)
+    covariance = torch.cov(responses)
+    torch.testing.assert_close(covariance, torch.eye(27, dtype=torch.float64), atol=0.05, rtol=0)
+    # Strongest direction first: an eigenvalue is the inverse square of its filter's norm.
+    norms = filters.flatten(1).norm(dim=1)
+    assert (norms.diff() >= -1e-4 * norms[:-1]).all()
+
+
+def test_a_student_starts_with_pairs_of_filters_and_with_identities():
+    torch.manual_seed(0)
+    student = build_student("lite-xs", 4, 16)
+    before = [block.conv.weight.detach().clone() for block in student.blocks]
+    images = correlated_images()
+    initialise(student, images)
+    first = student.blocks[0].conv.weight
+    torch.testing.assert_close(first[:8], whitening_filters(images, 3)[:8])
+    torch.testing.assert_close(first[8:16], -first[:8])
+    for block, old in zip(list(student.blocks)[1:], before[1:], strict=True):
+        inputs = block.conv.in_channels
+        x = torch.rand(2, inputs, 6, 6)
+        torch.testing.assert_close(block.conv(x)[:, :inputs], x)
+        assert torch.equal(block.conv.weight[inputs:], old[inputs:])
+
+
+def test_an_odd_number_of_filters_leaves_the_rest_random():
+    student = nn.Sequential(nn.Conv2d(3, 61, 3))
+    old = student[0].weight.detach().clone()
+    initialise(student, correlated_images())
+    assert torch.equal(student[0].weight[54:], old[54:])
+    assert not torch.isclose(student[0].weight[:54], old[:54]).all(dim=(1, 2, 3)).any()
+
+
+def test_batch_norm_biases_learn_faster_and_decay_as_fast_as_the_others():
+    student, adapters = build_student("lite-xs", 4, 16), nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
+    settings = dataclasses.replace(DistillConfig(), norm_bias_lr=8.0, weight_decay=0.4)
+    for name in ("sgd", "adam"):
+        optimizer = build_optimizer(dataclasses.replace(settings, optimizer=name), student, adapters)
+        set_learning_rate(optimizer, 0.01)
+        slow, fast = optimizer.param_groups
+        assert (slow["lr"], fast["lr"]) == (0.01, 0.08)
+        assert slow["lr"] * slow["weight_decay"] == fast["lr"] * fast["weight_decay"]
+        assert [id(p) for p in fast["params"]] == [id(block.norm.bias) for block in student.blocks]
+        every = {id(p) for p in (*student.parameters(), *adapters.parameters())}
+        assert {id(p) for p in (*slow["params"], *fast["params"])} == every
