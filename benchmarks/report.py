@@ -129,8 +129,9 @@ def _key_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     for speedup in _speedups(report["latency"])[:1]:
         facts.append(("INT8 latency", speedup))
-    chosen = "; float on purpose: see below" if proof.get("float_on_purpose") else ""
-    facts.append(("integer kernels", f"{proof['integer_convs']} of {convs} convolutions{chosen}"))
+    chosen = len(proof.get("float_on_purpose") or [])
+    purpose = f"; {chosen} in float on purpose" if chosen else ""
+    facts.append(("integer kernels", f"{proof['integer_convs']} of {convs} convolutions{purpose}"))
     return facts
 
 

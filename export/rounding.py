@@ -69,7 +69,8 @@ def round_adaptively(quantizer: Quantizer, candidate: Candidate, float_layers: S
     """Choose for every weight whether it is rounded up or down so that the layer's output changes least (AdaRound).
 
     Source: M. Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, ICML 2020,
-    arXiv:2004.10568: eq. 21 (asymmetric, with the ReLU or ReLU6), the rectified sigmoid of eq. 23 and the regulariser of eq. 24.
+    arXiv:2004.10568: eq. 21 (asymmetric, with the ReLU or ReLU6), the rectified sigmoid of eq. 23 and the
+    regulariser of eq. 24.
     """
     images = quantizer.images[:IMAGES]
     with track("quantize: adaptive rounding", len(quantizer.layers)) as progress:
@@ -93,7 +94,7 @@ def _round_layer(
     inputs = _collect(model, node.input[0], images)
     targets = _collect(quantizer.original, layer.node.output[0], images[: len(inputs)])
     limits = _activation_limits(quantizer.core, layer)
-    integers = _optimise(layer, weights, scale, inputs, targets, limits)
+    integers = _optimise(layer, weights, scale, inputs, targets, limits=limits)
     weights.set_weight(layer, integers * _spread(scale, layer, integers.ndim))
     return quantizer.repaired(weights.core)
 
@@ -132,6 +133,7 @@ def _optimise(
     scale: npt.NDArray[np.float32],
     inputs: npt.NDArray[np.float32],
     targets: npt.NDArray[np.float32],
+    *,
     limits: tuple[float, float],
 ) -> npt.NDArray[np.float32]:
     """Return the integers of the layer's weights."""

