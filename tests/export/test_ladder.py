@@ -130,6 +130,21 @@ def test_equalisation_repairs_channels_over_three_decades() -> None:
     assert sqnr(repaired, PER_TENSOR, model) > sqnr(broken, PER_TENSOR, model) + 10
 
 
+def test_a_dead_channel_is_left_as_it_is() -> None:
+    weights = Weights(core())
+    first = weights.layers[0]
+    values, bias = weights.weight(first), weights.bias(first)
+    values[3] *= 1e-20
+    bias[3] = 0.5
+    weights.set_weight(first, values)
+    weights.set_bias(first, bias)
+    model = equalise(weights.core)
+    changed = Weights(model)
+    assert changed.bias(changed.layers[0])[3] == np.float32(0.5)
+    before, after = (sqnr(quantizer_of(graph), PER_TENSOR, weights.core) for graph in (weights.core, model))
+    assert after > before - 1
+
+
 def test_a_branch_is_not_equalised() -> None:
     model = core(spread=3)
     model.graph.output.append(helper.make_tensor_value_info("relu1", TensorProto.FLOAT, None))
