@@ -31,24 +31,26 @@ def build_backbone(arch: str, num_classes: int, stem: str) -> nn.Module:
     if arch in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": True}
     backbone: nn.Module = torchvision.models.get_model(arch, weights=None, **options)
-    if stem == "imagenet":
-        return backbone
+    if stem != "imagenet":
+        _replace_stem(backbone, arch, stem)
+    return backbone
+
+
+def _replace_stem(backbone: Any, arch: str, stem: str) -> None:
+    """Give a classifier a stem for small images, in place."""
+    import torchvision
+
     if isinstance(backbone, torchvision.models.ResNet):
         backbone.conv1 = nn.Conv2d(3, backbone.conv1.out_channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
         backbone.maxpool = nn.MaxPool2d(2) if stem == "cifar-pool" else nn.Identity()
     elif isinstance(backbone, torchvision.models.MobileNetV2) and stem == "cifar":
-        strided = [
-            module
-            for module in backbone.features.modules()
-            if isinstance(module, nn.Conv2d) and module.stride == (2, 2)
-        ]
-        for convolution in strided[:2]:
+        convolutions = [module for module in backbone.features.modules() if isinstance(module, nn.Conv2d)]
+        for convolution in [module for module in convolutions if module.stride == (2, 2)][:2]:
             convolution.stride = (1, 1)
     else:
         fits = "ResNets and mobilenet_v2" if stem == "cifar" else "ResNets"
         raise InputError(f"--teacher-stem {stem} is for {fits}, not for {arch}", "use --teacher-stem imagenet")
-    return backbone
 
 
 def backbone_blocks(backbone: nn.Module) -> dict[str, nn.Module]:

@@ -7,6 +7,7 @@ subtraction, so uint8 pixels are an exact quantization of the input.
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +122,7 @@ def _build_torchvision(spec: TorchvisionSpec, num_classes: int, image_size: int)
     whose state no checkpoint holds, so a resumed run would end in other weights.
     """
     stem = spec.small_stem if image_size < _LARGE_IMAGE else "imagenet"
-    backbone = build_backbone(spec.arch, num_classes, stem)
+    backbone: Any = build_backbone(spec.arch, num_classes, stem)
     before: nn.Module = nn.Identity()
     if hasattr(backbone, "conv1"):
         before = nn.Sequential(
