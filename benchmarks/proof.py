@@ -1,7 +1,8 @@
 """What the runtime really executes: integer or float kernels, and on which execution provider.
 
 A quantized file proves nothing: onnxruntime may leave a convolution in float between Dequantize and Quantize.
-So the model is run once with profiling on, and the kernels are counted as they ran. Needs no ``onnx`` package.
+So the model is run once with profiling on, and the kernels are counted as they ran. Layers that the quantization left
+in float on purpose are named in the model's metadata (``kdedge.float_layers``). Needs no ``onnx`` package.
 """
 
 import json
@@ -34,7 +35,9 @@ def int8_proof(path: Path, *, provider: str = CPU) -> dict[str, Any]:
     Returns:
         Counts ``integer_convs``, ``float_convs``, ``integer_gemms``, ``float_gemms``; ``ops_by_type``
         (kernel to count); ``float_operators`` (names of the nodes that take and return floats, Quantize and
-        Dequantize aside); ``providers_by_node`` (node to execution provider).
+        Dequantize aside); ``float_on_purpose`` and ``float_by_accident`` (of these, the convolutions and matrix
+        products that the metadata names, and those that it does not); ``providers_by_node`` (node to execution
+        provider).
 
     Raises:
         InputError: The file is not a model of kdedge (see `runtime.open_model`).
@@ -42,26 +45,35 @@ def int8_proof(path: Path, *, provider: str = CPU) -> dict[str, Any]:
     """
     ort = import_onnxruntime()
     levels = ort.GraphOptimizationLevel
-    kernels = _profile(path, provider, levels.ORT_ENABLE_ALL)
+    kernels, chosen = _profile(path, provider, levels.ORT_ENABLE_ALL)
     ops = Counter(kernel["op"] for kernel in kernels)
-    left = [kernel["name"] for kernel in kernels if kernel["float"]]
+    left = [kernel for kernel in kernels if kernel["float"]]
     if left:
         # The last level only changes memory layouts, but renames float nodes on the way. Quantized operators are
         # fused before it: the names are those of the level below.
-        left = [kernel["name"] for kernel in _profile(path, provider, levels.ORT_ENABLE_EXTENDED) if kernel["float"]]
+        named, _ = _profile(path, provider, levels.ORT_ENABLE_EXTENDED)
+        left = [kernel for kernel in named if kernel["float"]]
+    layers = [kernel["name"] for kernel in left if kernel["op"] in _FLOAT_CONVS | _FLOAT_GEMMS]
     return {
         "integer_convs": _count(ops, _INTEGER_CONVS),
         "float_convs": _count(ops, _FLOAT_CONVS),
         "integer_gemms": _count(ops, _INTEGER_GEMMS),
         "float_gemms": _count(ops, _FLOAT_GEMMS),
         "ops_by_type": dict(sorted(ops.items())),
-        "float_operators": left,
+        "float_operators": [kernel["name"] for kernel in left],
+        "float_on_purpose": [name for name in layers if name in chosen],
+        "float_by_accident": [name for name in layers if name not in chosen],
         "providers_by_node": {kernel["name"]: kernel["provider"] for kernel in kernels},
     }
 
 
-def _profile(path: Path, provider: str, level: Any) -> list[dict[str, Any]]:
-    """Run a model once and return its kernels in order: name, op, provider, and whether it computes in float."""
+def _profile(path: Path, provider: str, level: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    """Run a model once.
+
+    Returns:
+        Its kernels in order (name, op, provider, and whether it computes in float), and the names of the layers that
+        its metadata says are in float on purpose.
+    """
     options = session_options(1)
     options.graph_optimization_level = level
     options.enable_profiling = True
@@ -70,6 +82,7 @@ def _profile(path: Path, provider: str, level: Any) -> list[dict[str, Any]]:
         model = open_model(path, provider=provider, options=options)
         model.logits(np.zeros((1, model.image_size, model.image_size, 3), np.uint8))
         events = json.loads(Path(model.session.end_profiling()).read_text())
+        chosen = json.loads(model.session.get_modelmeta().custom_metadata_map.get("kdedge.float_layers", "[]"))
     kernels = []
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
@@ -82,7 +95,7 @@ def _profile(path: Path, provider: str, level: Any) -> list[dict[str, Any]]:
                     "float": args["op_name"] not in _BOUNDARIES and _takes_float(args) and _gives_float(args),
                 }
             )
-    return kernels
+    return kernels, chosen
 
 
 def _takes_float(args: dict[str, Any]) -> bool:

@@ -129,7 +129,9 @@ def _key_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     for speedup in _speedups(report["latency"])[:1]:
         facts.append(("INT8 latency", speedup))
-    facts.append(("integer kernels", f"{proof['integer_convs']} of {convs} convolutions"))
+    chosen = len(proof.get("float_on_purpose") or [])
+    purpose = f"; {chosen} in float on purpose" if chosen else ""
+    facts.append(("integer kernels", f"{proof['integer_convs']} of {convs} convolutions{purpose}"))
     return facts
 
 
@@ -202,10 +204,14 @@ def _first_number(text: str) -> int:
 def _proof_rows(proof: Mapping[str, Any]) -> dict[str, Any]:
     """Return what ran as integers and what did not."""
     providers = {_short(name) for name in proof["providers_by_node"].values()}
+    chosen = proof.get("float_on_purpose") or []
+    beside = [name for name in proof.get("float_operators") or [] if name not in chosen]
+    groups = {"left in float on purpose, for accuracy": chosen, "beside them" if chosen else "": beside}
+    left = [f"{what}: {', '.join(names)}".removeprefix(": ") for what, names in groups.items() if names]
     return {
         "convs": f"{proof['integer_convs']} integer, {proof['float_convs']} float",
         "gemms": f"{proof['integer_gemms']} integer, {proof['float_gemms']} float",
-        "float": ", ".join(proof.get("float_operators") or []) or "none",
+        "float": "; ".join(left) or "none",
         "ops": ", ".join(f"{count} × {op}" for op, count in proof["ops_by_type"].items()),
         "providers": ", ".join(sorted(providers)),
     }

@@ -66,6 +66,7 @@ def run_benchmark(
 
     Raises:
         InputError: A model is unusable or does not fit the data set; an option is wrong; there are no test images.
+        StageError: A convolution or matrix product of the INT8 model runs in float and was not chosen to.
     """
     settings = config.benchmark
     batches = parse_counts(settings.batches, "--latency-batches", 4096)
@@ -77,6 +78,12 @@ def run_benchmark(
 
     if problem := wrong_host(models["int8"]):
         warn(problem)
+    proof = int8_proof(int8_model)
+    if left := proof["float_by_accident"]:
+        raise StageError(
+            f"onnxruntime runs these layers of {int8_model} in float, which nobody chose: {', '.join(left)}",
+            "it is no INT8 model here: make it with `kdedge quantize` under this version of onnxruntime",
+        )
     test = dataset.test()
     if not len(test.labels):
         raise InputError("the data set has no test images", "add images to its test folder")
@@ -119,7 +126,7 @@ def run_benchmark(
             "int8_bytes": sizes["int8"],
             "ratio": round(sizes["fp32"] / sizes["int8"], 4),
         },
-        "int8_proof": int8_proof(int8_model),
+        "int8_proof": proof,
         "latency": latency,
         "unavailable": unavailable,
         "host": host_record(),

@@ -18,6 +18,7 @@ __all__ = ["equalise"]
 _PASS_ON = {"Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Squeeze"}
 _ROUNDS = 30
 _CONVERGED = 1e-3
+_DEAD = 1e-5  # of the largest channel
 
 
 def equalise(core: onnx.ModelProto) -> onnx.ModelProto:
@@ -69,7 +70,9 @@ def _equalise_pair(weights: Weights, first: Layer, second: Layer) -> float:
     made, used = weights.weight(first), weights.weight(second)
     r1 = np.abs(np.moveaxis(made, out_axis, 0)).reshape(made.shape[out_axis], -1).max(1)
     r2 = np.abs(np.moveaxis(used, in_axis, 0)).reshape(used.shape[in_axis], -1).max(1)
-    alive = (r1 > 0) & (r2 > 0)
+    # Weight decay leaves channels whose weights are next to nothing and whose bias is not: made as large as the others,
+    # that bias would take the whole range of the activations.
+    alive = (r1 > _DEAD * r1.max()) & (r2 > _DEAD * r2.max())
     factor = np.ones_like(r1)
     factor[alive] = np.sqrt(r1[alive] / r2[alive])
     weights.set_weight(first, made / _along(factor, out_axis, made.ndim))

@@ -6,7 +6,7 @@ interval on the validation images passes; the test images judge only once, after
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class Rung:
         keys = ("loss_pp", "loss_lower95_pp", "loss_upper95_pp", "verdict")
         return {
             "rung": self.name,
+            "refused": self.trial.refused or None,
             **{key: self.gate[key] for key in keys},
             "sqnr_db": round(self.trial.score.sqnr_db, 2),
             "float_layers": list(self.trial.float_layers),
@@ -79,7 +80,7 @@ def climb(
 
     Returns:
         The rungs in order, ``search`` first. The last is the one to ship: the first that passes, or if none does, the
-        one with the smallest loss, once more.
+        one with the smallest loss, once more. A rung that is partly in float without having chosen so is never it.
     """
     candidate = start.candidate
     images = len(validation.labels)
@@ -90,11 +91,14 @@ def climb(
     best = sound = rungs[0]
 
     def attempt(name: str, built: Quantizer, float_layers: tuple[str, ...] = ()) -> Rung:
-        trial = replace(validation.try_out(built, candidate, float_layers), refused="")
+        trial = validation.try_out(built, candidate, float_layers)
         rung = Rung(name, trial, validation.gate(trial.score), built)
         rungs.append(rung)
-        log(f"quantize: {name}: {_numbers(rung)}")
+        log(f"quantize: {name}: {_numbers(rung)}{f'; not to be shipped: {trial.refused}' if trial.refused else ''}")
         return rung
+
+    def done(rung: Rung) -> bool:
+        return not rung.trial.refused and settled(rung.gate, images)
 
     repairs: list[tuple[str, Callable[[Quantizer, Candidate], Quantizer]]] = [
         ("cross-layer equalisation", lambda q, _: q.equivalent(equalise(q.core))),
@@ -103,10 +107,11 @@ def climb(
     ]
     for name, repair in repairs:
         rung = attempt(name, repair(best.quantizer, candidate))
-        if settled(rung.gate, images):
+        if done(rung):
             return rungs
-        # Nothing is built on a rung that made it worse.
-        best = max(best, rung, key=lambda item: item.trial.score.sqnr_db)
+        # Nothing is built on a rung that made it worse, or that is partly in float although nobody chose that.
+        if not rung.trial.refused:
+            best = max(best, rung, key=lambda item: item.trial.score.sqnr_db)
         if best.quantizer.core is best.quantizer.original:
             sound = best
     # Not on repaired weights: they make up for the error of the very layer that goes back to float.
@@ -114,15 +119,16 @@ def climb(
     by_noise = [row["layer"] for row in sorted(rows, key=lambda row: -row["noise_share"])]
     for count in range(1, len(by_noise) // 2 + 1):
         rung = attempt(f"{count} of {len(by_noise)} layers in float", sound.quantizer, tuple(by_noise[:count]))
-        if settled(rung.gate, images):
+        if done(rung):
             return rungs
     if train_images is not None:
         from export.qat import fine_tune
 
         trained = fine_tune(best.quantizer, candidate, train_images)
-        if settled(attempt("fine-tuning", trained).gate, images):
+        if done(attempt("fine-tuning", trained)):
             return rungs
-    return [*rungs, min(rungs, key=lambda item: (item.gate["loss_pp"], -item.trial.score.sqnr_db))]
+    shippable = [rung for rung in rungs if not rung.trial.refused]
+    return [*rungs, min(shippable, key=lambda item: (item.gate["loss_pp"], -item.trial.score.sqnr_db))]
 
 
 def _numbers(rung: Rung) -> str:

@@ -7,6 +7,7 @@ if the gate would fail (`export.ladder`), and measures each layer's sensitivity.
 on validation images. Writes ``student.int8.onnx``, ``candidates.json``, ``sensitivity.json`` and a figure of each.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -79,6 +80,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         "host": host_kind(),
         "chosen": chosen.candidate.name,
         "rung": final.name,
+        "float_layers": list(final.trial.float_layers),
         "calibration_images": chosen.candidate.calibration_images,
         "validation_images": len(val.labels),
         "scored_images": len(scored),
@@ -114,8 +116,8 @@ def _labelled(final: Rung, target: str) -> bytes:
     """Write into the model's metadata what it was made for and how."""
     model = onnx.load_model_from_string(final.trial.model)
     metadata = {item.key: item.value for item in model.metadata_props}
-    onnx.helper.set_model_props(
-        model,
-        {**metadata, "kdedge.target": target, "kdedge.target_note": TARGETS[target].note, "kdedge.rung": final.name},
-    )
+    metadata |= {"kdedge.target": target, "kdedge.target_note": TARGETS[target].note, "kdedge.rung": final.name}
+    if final.trial.float_layers:
+        metadata["kdedge.float_layers"] = json.dumps(final.trial.float_layers)
+    onnx.helper.set_model_props(model, metadata)
     return bytes(model.SerializeToString(deterministic=True))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import onnx
+from onnx import numpy_helper
 
 from export.calibrate import tensor_runner
 from export.candidates import Candidate
@@ -68,7 +69,8 @@ def round_adaptively(quantizer: Quantizer, candidate: Candidate, float_layers: S
     """Choose for every weight whether it is rounded up or down so that the layer's output changes least (AdaRound).
 
     Source: M. Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, ICML 2020,
-    arXiv:2004.10568: eq. 21 (asymmetric, with the ReLU), the rectified sigmoid of eq. 23 and the regulariser of eq. 24.
+    arXiv:2004.10568: eq. 21 (asymmetric, with the ReLU or ReLU6), the rectified sigmoid of eq. 23 and the
+    regulariser of eq. 24.
     """
     images = quantizer.images[:IMAGES]
     with track("quantize: adaptive rounding", len(quantizer.layers)) as progress:
@@ -91,8 +93,8 @@ def _round_layer(
         return quantizer
     inputs = _collect(model, node.input[0], images)
     targets = _collect(quantizer.original, layer.node.output[0], images[: len(inputs)])
-    readers = [other.op_type for other in quantizer.core.graph.node if layer.node.output[0] in other.input]
-    integers = _optimise(layer, weights, scale, inputs, targets, relu=readers == ["Relu"])
+    limits = _activation_limits(quantizer.core, layer)
+    integers = _optimise(layer, weights, scale, inputs, targets, limits=limits)
     weights.set_weight(layer, integers * _spread(scale, layer, integers.ndim))
     return quantizer.repaired(weights.core)
 
@@ -108,6 +110,18 @@ def _collect(model: onnx.ModelProto, tensor: str, images: npt.NDArray[np.uint8])
     return np.concatenate(parts)
 
 
+def _activation_limits(core: onnx.ModelProto, layer: Layer) -> tuple[float, float]:
+    """Return between which values the activation behind a layer clips its output; no activation: no limits."""
+    readers = [node for node in core.graph.node if layer.node.output[0] in node.input]
+    if len(readers) != 1 or readers[0].op_type not in ("Relu", "Clip"):
+        return -np.inf, np.inf
+    if readers[0].op_type == "Relu":
+        return 0.0, np.inf
+    constants = {item.name: float(numpy_helper.to_array(item)) for item in core.graph.initializer if not item.dims}
+    low, high = ([*readers[0].input, "", ""])[1:3]
+    return constants.get(low, -np.inf), constants.get(high, np.inf)
+
+
 def _spread(scale: npt.NDArray[np.float32], layer: Layer, ndim: int) -> npt.NDArray[np.float32]:
     """Shape one scale per output channel so that it runs along that axis of the weights."""
     return scale if scale.ndim == 0 else scale.reshape([-1 if axis == layer.output_axis else 1 for axis in range(ndim)])
@@ -120,11 +134,10 @@ def _optimise(
     inputs: npt.NDArray[np.float32],
     targets: npt.NDArray[np.float32],
     *,
-    relu: bool,
+    limits: tuple[float, float],
 ) -> npt.NDArray[np.float32]:
     """Return the integers of the layer's weights."""
     import torch
-    from torch.nn import functional
 
     weight = torch.from_numpy(weights.weight(layer) / _spread(scale, layer, weights.weight(layer).ndim))
     bias = torch.from_numpy(weights.bias(layer))
@@ -142,9 +155,7 @@ def _optimise(
         rounded = torch.where(fixed, weight.round(), floor + share) * step
         pick = torch.randint(len(x), (min(_BATCH, len(x)),), generator=generator)
         got, wanted = _apply(layer, x[pick], rounded, bias), y[pick]
-        if relu:
-            got, wanted = functional.relu(got), functional.relu(wanted)
-        loss = (got - wanted).square().sum(layer.channel_axis).mean()
+        loss = (torch.clamp(got, *limits) - torch.clamp(wanted, *limits)).square().sum(layer.channel_axis).mean()
         progress = index / _STEPS
         if progress >= _WARM_UP:
             sharpness = 20 - 18 * (progress - _WARM_UP) / (1 - _WARM_UP)

@@ -25,18 +25,18 @@ from pipeline.config import DistillConfig, RuntimeConfig, build_config
 from pipeline.data import Dataset, Split, open_dataset, split_train_val
 from pipeline.distill.optimizer import build_optimizer, set_learning_rate
 from pipeline.models.initial import initialise
-from pipeline.models.registry import StudentSpec
-from pipeline.models.student import Student
+from pipeline.models.registry import LiteSpec
+from pipeline.models.student import Student, build_lite
 from pipeline.runtime import autocast, prepare, resolve
 from pipeline.training import Batches, learning_rate, place, predict_logits
 
 # Widths of the five convolutions, blocks that end with a 2x2 max-pool, blocks with an identity shortcut.
 CANDIDATES = {
-    "pool 2,3,4": StudentSpec((32, 64, 128, 256, 384), (1, 2, 3), (), ""),
-    "pool 1,2,4": StudentSpec((64, 128, 192, 256, 208), (0, 1, 3), (), ""),
-    "pool 1,3,4 shortcut 3": StudentSpec((64, 128, 128, 256, 320), (0, 2, 3), (2,), ""),
-    "pool 2,3,4 shortcut 5": StudentSpec((32, 64, 144, 288, 288), (1, 2, 3), (4,), ""),
-    "pool 2,3,4 wide": StudentSpec((48, 96, 160, 256, 320), (1, 2, 3), (), ""),
+    "pool 2,3,4": LiteSpec((32, 64, 128, 256, 384), (1, 2, 3), (), ""),
+    "pool 1,2,4": LiteSpec((64, 128, 192, 256, 208), (0, 1, 3), (), ""),
+    "pool 1,3,4 shortcut 3": LiteSpec((64, 128, 128, 256, 320), (0, 2, 3), (2,), ""),
+    "pool 2,3,4 shortcut 5": LiteSpec((32, 64, 144, 288, 288), (1, 2, 3), (4,), ""),
+    "pool 2,3,4 wide": LiteSpec((48, 96, 160, 256, 320), (1, 2, 3), (), ""),
 }
 
 
@@ -94,7 +94,7 @@ def main() -> None:
     for name in options.names or CANDIDATES:
         spec = CANDIDATES[name]
         torch.manual_seed(runtime.seed)
-        model = place(Student(spec, len(dataset.class_names), dataset.image_size), device)
+        model = place(build_lite(spec, len(dataset.class_names), dataset.image_size), device)
         train(model, batches, options.epochs, runtime)
         top1 = (predict_logits(model, val.images, device).argmax(1).numpy() == val.labels).mean()
         macs, (fp32_ms, int8_ms) = measure(model.cpu(), dataset, training, options.seconds)

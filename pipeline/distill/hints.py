@@ -34,7 +34,7 @@ class HintPair:
 
     Attributes:
         teacher_block: Name from `pipeline.models.teacher.hint_candidates`.
-        student_block: Index of the student block, 0-4.
+        student_block: Index of the student block.
         teacher_channels: Channels of the teacher map.
         student_channels: Channels of the student map.
     """

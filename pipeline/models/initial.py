@@ -1,4 +1,4 @@
-"""Initial weights of a student that learn faster: a whitening first convolution, identities behind it.
+"""Initial weights of a student that learn faster: a whitening first convolution, identities in plain stacks behind it.
 
 After K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv:2404.00498), sections 3.1 and 3.2; there the
 first convolution stays frozen, here it is only the start. `benchmarks/LOG.md`, section 15, has what it is worth.
@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.models.student import Block
+
 __all__ = ["initialise", "whitening_filters"]
 
 _IMAGES = 1000  # 900,000 patches at 32 pixels: their covariance has settled long before
@@ -16,21 +18,23 @@ _EPSILON = 1e-4  # variance that is added to each direction, for pixels in 0..1:
 
 
 def initialise(student: nn.Module, images: NDArray[np.uint8]) -> None:
-    """Let the first convolution whiten patches, and let the others pass on what comes in, in place.
+    """Let the first convolution whiten patches, and let those of a plain stack pass on what comes in, in place.
 
     The first convolution begins with as many pairs of a whitening filter and its negative as fit (a ReLU behind them
-    loses nothing); every later one with as many identities as it has inputs. What is left keeps its random weights.
+    loses nothing); every later `Block` with as many identities as it has inputs, residual blocks of torchvision having
+    their own. What is left keeps its random weights.
 
     Args:
-        student: A student whose convolutions are in the order of the data.
+        student: A student whose modules are in the order of the data.
         images: Training images, uint8 ``[N, S, S, 3]``.
     """
-    first, *later = [module for module in student.modules() if isinstance(module, nn.Conv2d)]
+    first = next(module for module in student.modules() if isinstance(module, nn.Conv2d))
+    blocks = [module for module in student.modules() if isinstance(module, Block) and module.conv is not first]
     with torch.no_grad():
         filters = whitening_filters(images[:_IMAGES], first.kernel_size[0])[: first.out_channels // 2]
         first.weight[: 2 * len(filters)] = torch.cat([filters, -filters]).to(first.weight)
-        for conv in later:
-            nn.init.dirac_(conv.weight[: conv.in_channels])
+        for block in blocks:
+            nn.init.dirac_(block.conv.weight[: block.conv.in_channels])
 
 
 def whitening_filters(images: NDArray[np.uint8], side: int) -> Tensor:

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-__all__ = ["STUDENTS", "StudentSpec"]
+__all__ = ["STUDENTS", "LiteSpec", "TorchvisionSpec"]
 
 
 @dataclass(frozen=True)
-class StudentSpec:
-    """Shape of a student.
+class LiteSpec:
+    """Shape of a student of five convolutions.
 
     Attributes:
         widths: Output channels of the five convolutions.
@@ -22,8 +22,25 @@ class StudentSpec:
     note: str
 
 
-STUDENTS = {
-    "lite": StudentSpec((32, 64, 128, 256, 384), (1, 2, 3), (), "1.28 M parameters, 72 MMAC"),
-    "lite-s": StudentSpec((24, 48, 80, 128, 160), (1, 2, 3), (), "0.33 M parameters, 29 MMAC"),
-    "lite-xs": StudentSpec((16, 32, 48, 64, 80), (0, 1, 2), (), "0.09 M parameters, 4 MMAC"),
+@dataclass(frozen=True)
+class TorchvisionSpec:
+    """A classifier of torchvision as a student.
+
+    Attributes:
+        arch: Its name there.
+        small_stem: The stem for images below 64 pixels (see `pipeline.models.backbone.build_backbone`).
+        note: What it is, with its size at 32 pixels and 10 classes.
+    """
+
+    arch: str
+    small_stem: str
+    note: str
+
+
+STUDENTS: dict[str, LiteSpec | TorchvisionSpec] = {
+    "lite": LiteSpec((32, 64, 128, 256, 384), (1, 2, 3), (), "1.28 M parameters, 72 MMAC"),
+    "lite-s": LiteSpec((24, 48, 80, 128, 160), (1, 2, 3), (), "0.33 M parameters, 29 MMAC"),
+    "lite-xs": LiteSpec((16, 32, 48, 64, 80), (0, 1, 2), (), "0.09 M parameters, 4 MMAC"),
+    "mobilenet_v2": TorchvisionSpec("mobilenet_v2", "cifar", "2.24 M parameters, 88 MMAC"),
+    "resnet18": TorchvisionSpec("resnet18", "cifar-pool", "11.17 M parameters, 140 MMAC"),
 }

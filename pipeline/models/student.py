@@ -1,16 +1,24 @@
-"""ResNet-Lite, the student: five 3x3 convolutions, batch norm, ReLU, max-pooling, one linear layer.
+"""The students: ResNet-Lite (five 3x3 convolutions, batch norm, ReLU, max-pooling, one linear layer) and torchvision's.
 
 Every operator has an integer kernel in onnxruntime once quantized (`nn.AvgPool2d` with a fixed kernel exports as
 AveragePool; an adaptive one exports as ReduceMean, which stays float). Pixels enter as value/255 without mean
 subtraction, so uint8 pixels are an exact quantization of the input.
 """
 
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
-from pipeline.models.registry import STUDENTS, StudentSpec
+from pipeline.models.backbone import backbone_blocks, build_backbone
+from pipeline.models.registry import STUDENTS, LiteSpec, TorchvisionSpec
 
-__all__ = ["Block", "Student", "build_student"]
+__all__ = ["Block", "Student", "build_lite", "build_student"]
+
+_LARGE_IMAGE = 64  # pixels; from here on the first convolution halves the image
 
 
 class Block(nn.Module):
@@ -34,35 +42,26 @@ class Block(nn.Module):
 
 
 class Student(nn.Module):
-    """A five-convolution classifier.
-
-    Images of 64 pixels and more are halved by a stride in the first convolution, from 128 pixels on also by a
-    max-pool after it, so that the cost stays in the range of the 32-pixel network.
+    """A classifier whose blocks hints can reach.
 
     Args:
-        spec: Widths and wiring.
-        num_classes: Number of classes, at least 2.
-        image_size: Side length S of the square input in pixels, at least 16.
+        stem: What comes before the blocks.
+        blocks: Each maps the output of the one before it.
+        side: Side length of the last map in pixels.
+        classifier: The linear layer behind the pooling.
     """
 
-    def __init__(self, spec: StudentSpec, num_classes: int, image_size: int) -> None:
+    def __init__(self, stem: nn.Module, blocks: Sequence[nn.Module], side: int, classifier: nn.Linear) -> None:
         super().__init__()
-        blocks = []
-        channels, size = 3, image_size
-        for index, width in enumerate(spec.widths):
-            stride = 2 if index == 0 and image_size >= 64 else 1
-            pool = 2 if index in spec.pool_after else 1
-            if index == 0 and image_size >= 128:
-                pool *= 2
-            blocks.append(Block(channels, width, stride=stride, residual=index in spec.residual, pool=pool))
-            channels, size = width, -(-size // stride) // pool
+        self.stem = stem
         self.blocks = nn.ModuleList(blocks)
-        self.pool = nn.AvgPool2d(size)
-        self.classifier = nn.Linear(channels, num_classes)
+        self.pool = nn.AvgPool2d(side)
+        self.classifier = classifier
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Return the outputs of the five blocks for ``x`` float32 ``[N, 3, S, S]`` in 0..1."""
+        """Return the outputs of the blocks for ``x`` float32 ``[N, 3, S, S]`` in 0..1."""
         maps = []
+        x = self.stem(x)
         for block in self.blocks:
             x = block(x)
             maps.append(x)
@@ -87,4 +86,50 @@ def build_student(name: str, num_classes: int, image_size: int) -> Student:
     if name not in STUDENTS:
         known = "; ".join(f"{key} ({spec.note})" for key, spec in STUDENTS.items())
         raise InputError(f"unknown student {name!r}", f"--student is one of: {known}")
-    return Student(STUDENTS[name], num_classes, image_size)
+    spec = STUDENTS[name]
+    if isinstance(spec, LiteSpec):
+        return build_lite(spec, num_classes, image_size)
+    return _build_torchvision(spec, num_classes, image_size)
+
+
+def build_lite(spec: LiteSpec, num_classes: int, image_size: int) -> Student:
+    """Build a student of five convolutions.
+
+    Images of 64 pixels and more are halved by a stride in the first convolution, from 128 pixels on also by a
+    max-pool after it, so that the cost stays in the range of the 32-pixel network.
+
+    Args:
+        spec: Widths and wiring.
+        num_classes: Number of classes, at least 2.
+        image_size: Side length S of the square input in pixels, at least 16.
+    """
+    blocks = []
+    channels, size = 3, image_size
+    for index, width in enumerate(spec.widths):
+        stride = 2 if index == 0 and image_size >= _LARGE_IMAGE else 1
+        pool = 2 if index in spec.pool_after else 1
+        if index == 0 and image_size >= 2 * _LARGE_IMAGE:
+            pool *= 2
+        blocks.append(Block(channels, width, stride=stride, residual=index in spec.residual, pool=pool))
+        channels, size = width, -(-size // stride) // pool
+    return Student(nn.Identity(), blocks, size, nn.Linear(channels, num_classes))
+
+
+def _build_torchvision(spec: TorchvisionSpec, num_classes: int, image_size: int) -> Student:
+    """Take a classifier of torchvision apart into stem, blocks and linear layer.
+
+    Its adaptive pooling is replaced, and dropout before the linear layer is left out: dropout draws from a generator
+    whose state no checkpoint holds, so a resumed run would end in other weights.
+    """
+    stem = spec.small_stem if image_size < _LARGE_IMAGE else "imagenet"
+    backbone: Any = build_backbone(spec.arch, num_classes, stem)
+    before: nn.Module = nn.Identity()
+    if hasattr(backbone, "conv1"):
+        before = nn.Sequential(
+            OrderedDict(conv=backbone.conv1, norm=backbone.bn1, relu=backbone.relu, pool=backbone.maxpool)
+        )
+    blocks = list(backbone_blocks(backbone).values())
+    classifier = [module for module in backbone.modules() if isinstance(module, nn.Linear)][-1]
+    with torch.no_grad():
+        side = nn.Sequential(before, *blocks).eval()(torch.zeros(1, 3, image_size, image_size)).shape[-1]
+    return Student(before, blocks, side, classifier).train()

@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.hooks import RemovableHandle
 
 from pipeline.errors import InputError, StageError
+from pipeline.models.backbone import backbone_blocks, build_backbone
 from pipeline.progress import warn
 
 __all__ = [
@@ -59,8 +60,7 @@ def build_teacher(arch: str, num_classes: int, stem: str) -> Teacher:
     Args:
         arch: Name in ``torchvision.models``.
         num_classes: Number of classes.
-        stem: ``imagenet`` (as in torchvision), ``cifar`` (3x3 convolution, no pooling; 555 MMAC for ResNet-18 at
-            32 pixels) or ``cifar-pool`` (3x3 convolution and 2x2 max-pool; 140 MMAC). The last two are for ResNets.
+        stem: As for `pipeline.models.backbone.build_backbone`.
 
     Raises:
         InputError: Unknown architecture, or a stem that it cannot have.
@@ -76,16 +76,7 @@ def build_teacher(arch: str, num_classes: int, stem: str) -> Teacher:
             f"unknown teacher {arch!r}" + (f" (did you mean {close[0]!r}?)" if close else ""),
             "--teacher takes any torchvision classifier: resnet18, mobilenet_v3_small, …",
         )
-    options: dict[str, Any] = {"num_classes": num_classes}
-    if arch in ("googlenet", "inception_v3"):
-        options |= {"aux_logits": False, "init_weights": True}
-    backbone = torchvision.models.get_model(arch, weights=None, **options)
-    if stem != "imagenet":
-        if not isinstance(backbone, torchvision.models.ResNet):
-            raise InputError(f"--teacher-stem {stem} is for ResNets, not for {arch}", "use --teacher-stem imagenet")
-        backbone.conv1 = nn.Conv2d(3, backbone.conv1.out_channels, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
-        backbone.maxpool = nn.MaxPool2d(2) if stem == "cifar-pool" else nn.Identity()
+    backbone = build_backbone(arch, num_classes, stem)
     for module in backbone.modules():
         # Blocks reuse one in-place ReLU, which would overwrite what a hook has captured.
         if isinstance(module, nn.ReLU):
@@ -203,24 +194,8 @@ def _mismatch(what: str, arch: str, name: str, own: dict[str, Tensor], state: di
 
 
 def hint_candidates(teacher: Teacher) -> dict[str, nn.Module]:
-    """Return the places whose maps hints can aim at, in depth order, by name.
-
-    For ResNets these are the residual blocks (``layer1.0`` … ``layer4.1`` for ResNet-18); for other classifiers the
-    top-level children of ``features``; where there is neither, nothing.
-    """
-    import torchvision
-
-    backbone = teacher.backbone
-    if isinstance(backbone, torchvision.models.ResNet):
-        return {
-            f"layer{stage}.{index}": block
-            for stage in range(1, 5)
-            for index, block in enumerate(getattr(backbone, f"layer{stage}"))
-        }
-    features = getattr(backbone, "features", None)
-    if not isinstance(features, nn.Sequential):
-        return {}
-    return {f"features.{name}": module for name, module in features.named_children()}
+    """Return the places whose maps hints can aim at, in depth order, by name; see `backbone_blocks`."""
+    return backbone_blocks(teacher.backbone)
 
 
 @torch.no_grad()

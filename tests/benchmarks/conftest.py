@@ -82,6 +82,15 @@ def write_int8(fp32: Path, path: Path, keep_float: tuple[str, ...] = ()) -> Path
     return path
 
 
+def name_float_layers(source: Path, path: Path, *layers: str) -> Path:
+    """Write a copy whose metadata says that these layers are in float on purpose."""
+    model = onnx.load(source)
+    known = {item.key: item.value for item in model.metadata_props}
+    helper.set_model_props(model, {**known, "kdedge.float_layers": json.dumps(layers)})
+    onnx.save(model, path)
+    return path
+
+
 def random_images(count: int, seed: int) -> NDArray[np.uint8]:
     """Return flat random colours with noise, so that the network does not give the same answer to all."""
     rng = np.random.default_rng(seed)
@@ -117,10 +126,13 @@ class CountingDataset:
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     fp32 = write_fp32(root / "student.onnx")
+    mixed = write_int8(fp32, root / "mixed.onnx", keep_float=("conv2",))
     return {
         "fp32": fp32,
         "int8": write_int8(fp32, root / "student.int8.onnx"),
-        "mixed": write_int8(fp32, root / "mixed.onnx", keep_float=("conv2",)),
+        "mixed": mixed,
+        "chosen": name_float_layers(mixed, root / "chosen.onnx", "conv2"),
+        "misnamed": name_float_layers(mixed, root / "misnamed.onnx", "head"),
     }
 
 

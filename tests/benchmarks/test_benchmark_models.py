@@ -147,6 +147,15 @@ def test_proof_finds_a_float_convolution_by_name(models: dict[str, Path]) -> Non
     assert (proof["integer_convs"], proof["float_convs"]) == (1, 1)
     assert "conv2" in proof["float_operators"]
     assert "conv1" not in proof["float_operators"]
+    assert (proof["float_on_purpose"], proof["float_by_accident"]) == ([], ["conv2"])
+
+
+def test_proof_knows_what_is_in_float_on_purpose(models: dict[str, Path]) -> None:
+    proof = int8_proof(models["chosen"])
+    assert proof["float_convs"] == 1
+    assert (proof["float_on_purpose"], proof["float_by_accident"]) == (["conv2"], [])
+    other = int8_proof(models["misnamed"])
+    assert (other["float_on_purpose"], other["float_by_accident"]) == ([], ["conv2"])
 
 
 def test_proof_of_a_float_model(models: dict[str, Path]) -> None:

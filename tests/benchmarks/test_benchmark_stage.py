@@ -194,6 +194,33 @@ def test_summary_fits_80_columns(finished: tuple[dict[str, Any], Path], capsys: 
     assert any("CUDA not measured" in line for line in lines) == bool(report["unavailable"])
 
 
+def test_a_float_layer_that_nobody_chose_is_an_error_before_the_test_images_are_read(
+    models: dict[str, Path], dataset: Any, tmp_path: Path
+) -> None:
+    for name in ("mixed", "misnamed"):
+        with pytest.raises(StageError, match=r"in float, which nobody chose: conv2$") as caught:
+            run_benchmark(
+                CONFIG, models["fp32"], models[name], dataset, run_facts={}, torch_top1=None, out_dir=tmp_path
+            )
+        assert "kdedge quantize" in str(caught.value.hint)
+    assert dataset.reads == []
+
+
+def test_a_float_layer_that_was_chosen_is_named_as_such(
+    models: dict[str, Path], dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = run_benchmark(
+        CONFIG, models["fp32"], models["chosen"], dataset, run_facts={}, torch_top1=None, out_dir=tmp_path
+    )
+    assert report["int8_proof"]["float_on_purpose"] == ["conv2"]
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / name).read_text()
+        assert "left in float on purpose, for accuracy: conv2" in text
+        assert "1 of 2 convolutions; 1 in float on purpose" in text
+    print_summary(report)
+    assert "1 of 2 convolutions; 1 in float on purpose" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("verdict", "headline"), [("passed", "Passed: "), ("failed", "Failed: ")])
 def test_other_verdicts(finished: tuple[dict[str, Any], Path], verdict: str, headline: str) -> None:
     report = {**finished[0], "gate": {**finished[0]["gate"], "verdict": verdict, "passed": verdict == "passed"}}

@@ -5,8 +5,10 @@ import pytest
 
 from benchmarks.gate import judge, tango_interval
 from benchmarks.studies.gate_coverage import properties, trinomial, verdict, wald_interval
+from benchmarks.studies.pixel_front import FRONTS, caller, with_front
 from benchmarks.studies.roofline import BUNDLE, convolution_macs
 from export.graph import count_macs, read_model
+from export.proof import integer_proof
 
 
 @pytest.mark.parametrize(
@@ -55,3 +57,23 @@ def test_macs_of_the_convolutions_are_those_of_the_model_without_its_classifier(
     assert len(layers) == 5
     assert layers[1] == ("32→64, 32×32", 9 * 32 * 64 * 32 * 32)
     assert sum(macs for _, macs in layers) == count_macs(read_model(BUNDLE / "student.onnx")) - 384 * 10
+
+
+def test_fronts_differ_in_what_stands_before_the_first_convolution_and_in_nothing_else() -> None:
+    deployed = read_model(BUNDLE / "student.int8.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    models = {front: with_front(deployed, front).SerializeToString() for front in FRONTS}
+    logits = {front: caller(model, front, pixels)()[0] for front, model in models.items()}
+    operators = {front: integer_proof(model)["before_first_conv"] for front, model in models.items()}
+    for front in FRONTS[1:]:
+        np.testing.assert_array_equal(logits[front], logits["deployed"])
+    assert operators["deployed"] == []
+    assert "QuantizeLinear" in operators["front in numpy"]
+    # onnxruntime moves the Transpose behind the QuantizeLinear and into the convolution.
+    assert operators["front in the graph"] == ["Cast", "Mul", "QuantizeLinear"]
+
+
+def test_a_front_cannot_be_exchanged_before_a_first_layer_in_float() -> None:
+    deployed = read_model(BUNDLE / "student.onnx")
+    with pytest.raises(SystemExit, match="does not enter its pixels"):
+        with_front(deployed, "front in numpy")

@@ -1,6 +1,7 @@
 """The ladder: each rung repairs a model that fails without it, and the climb stops where it should."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -127,6 +128,21 @@ def test_equalisation_repairs_channels_over_three_decades() -> None:
     repaired = broken.equivalent(equalise(model))
     assert sqnr(broken, PER_TENSOR, model) < 15
     assert sqnr(repaired, PER_TENSOR, model) > sqnr(broken, PER_TENSOR, model) + 10
+
+
+def test_a_dead_channel_is_left_as_it_is() -> None:
+    weights = Weights(core())
+    first = weights.layers[0]
+    values, bias = weights.weight(first), weights.bias(first)
+    values[3] *= 1e-20
+    bias[3] = 0.5
+    weights.set_weight(first, values)
+    weights.set_bias(first, bias)
+    model = equalise(weights.core)
+    changed = Weights(model)
+    assert changed.bias(changed.layers[0])[3] == np.float32(0.5)
+    before, after = (sqnr(quantizer_of(graph), PER_TENSOR, weights.core) for graph in (weights.core, model))
+    assert after > before - 1
 
 
 def test_a_branch_is_not_equalised() -> None:
@@ -256,6 +272,27 @@ def test_the_best_is_taken_when_nothing_passes(monkeypatch: pytest.MonkeyPatch) 
     assert names[-3:] == ["1 of 4 layers in float", "2 of 4 layers in float", "fine-tuning"]
     assert any(rungs[-1] is rung for rung in rungs[:-1])
     assert rungs[-1].gate["loss_pp"] == min(rung.gate["loss_pp"] for rung in rungs)
+
+
+def test_a_rung_that_is_in_float_without_having_chosen_so_is_not_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(FakeValidation):
+        def try_out(self, quantizer: Quantizer, candidate: Candidate, float_layers: Any = ()) -> Trial:
+            trial = super().try_out(quantizer, candidate, float_layers)
+            return replace(trial, refused="" if quantizer.core is model else "conv9 is in float")
+
+    model = core(spread=3)
+    quantizer = quantizer_of(model)
+    validation = Broken(model, count=2000, limit_pp=8.0)
+    monkeypatch.setattr(rounding, "_STEPS", 5)
+    rungs = climb(quantizer, start(quantizer, validation), validation)
+    assert [rung.name for rung in rungs[1:4]] == [
+        "cross-layer equalisation", "bias correction", "adaptive rounding",
+    ]  # fmt: skip
+    # It would have passed (see above), and is neither taken nor built upon.
+    assert rungs[1].gate["verdict"] == "passed"
+    assert rungs[1].as_json()["refused"] == "conv9 is in float"
+    assert rungs[2].quantizer.original is model
+    assert rungs[-1].quantizer.core is model
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.proof import int8_proof
 from benchmarks.runtime import open_model
 from export import quantize
 from export.candidates import RULE, Candidate, Score, choose, formats, score
@@ -153,6 +154,28 @@ def test_a_layer_left_in_float_stays_in_float(quantizer: Quantizer, exported: Pa
         )
         # The logits are near 5: rounding of intermediate values differs by a step here and there, weights do not.
         assert np.abs(as_written - as_run).max() < 0.05
+
+
+@pytest.mark.parametrize("layers", [("0.conv",), ("2.conv", "7")], ids="+".join)
+def test_layers_that_the_ladder_left_in_float_are_in_the_model_and_in_the_proof_of_the_benchmark(
+    quantizer: Quantizer, tmp_path: Path, layers: tuple[str, ...]
+) -> None:
+    from export.ladder import Rung
+    from export.search import Trial
+
+    model = quantizer.build(Candidate(), exclude=layers)
+    trial = Trial(Candidate(), model, integer_proof(model), made([1], 30.0), "", layers)
+    path = tmp_path / "student.int8.onnx"
+    path.write_bytes(quantize._labelled(Rung(f"{len(layers)} of 6 layers in float", trial, {}, quantizer), "portable"))
+    proof = int8_proof(path)
+    assert (proof["float_on_purpose"], proof["float_by_accident"]) == (list(layers), [])
+    # The pixels of a first layer in float are scaled and transposed by the model itself.
+    pixels = quantizer.images[:8]
+    logits = open_model(path).logits(pixels)
+    whole = quantizer.build(Candidate())
+    (tmp_path / "whole.onnx").write_bytes(whole)
+    expected = open_model(tmp_path / "whole.onnx").logits(pixels)
+    assert np.abs(logits - expected).max() < 0.1 * np.abs(expected).max()
 
 
 def test_classes_of_another_data_set(exported: Path, tmp_path: Path, config: Config, dataset: Any) -> None:

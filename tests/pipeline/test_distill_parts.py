@@ -11,11 +11,12 @@ from pipeline.distill.hints import (
     choose_blocks,
     measure_similarity,
     pair_blocks,
+    probe_shapes,
     scan_variance,
     stage_ends,
 )
 from pipeline.distill.losses import hint_loss, kd_loss
-from pipeline.models.registry import STUDENTS
+from pipeline.models.registry import STUDENTS, LiteSpec
 from pipeline.models.student import build_student
 from pipeline.models.teacher import FeatureTap, build_teacher, hint_candidates
 
@@ -171,9 +172,12 @@ def test_similarity_of_a_linear_image_of_the_teacher_is_perfect_and_of_noise_is_
     assert abs(cosine) < 0.05
 
 
-@pytest.mark.parametrize("name", sorted(STUDENTS))
+LITE = sorted(name for name, spec in STUDENTS.items() if isinstance(spec, LiteSpec))
+
+
+@pytest.mark.parametrize("name", LITE)
 @pytest.mark.parametrize("size", [16, 32, 48, 64, 224])
-def test_students_have_five_convolutions_and_take_any_image_size(name, size):
+def test_lite_students_have_five_convolutions_and_take_any_image_size(name, size):
     student = build_student(name, 7, size).eval()
     assert sum(isinstance(module, torch.nn.Conv2d) for module in student.modules()) == 5
     with torch.no_grad():
@@ -181,7 +185,61 @@ def test_students_have_five_convolutions_and_take_any_image_size(name, size):
 
 
 def test_the_default_student_keeps_to_its_budget_and_a_small_one_is_there():
-    params = {name: sum(p.numel() for p in build_student(name, 10, 32).parameters()) for name in STUDENTS}
+    params = {name: sum(p.numel() for p in build_student(name, 10, 32).parameters()) for name in LITE}
     assert 1.2e6 <= params["lite"] <= 1.35e6
     assert min(params.values()) <= 0.1e6
     assert len(params) >= 3
+
+
+def test_the_weights_of_lite_keep_their_names():
+    names = [name for name in build_student("lite", 10, 32).state_dict() if not name.startswith("blocks.")]
+    assert names == ["classifier.weight", "classifier.bias"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sides"),
+    [
+        ("mobilenet_v2", {16: [16, 8, 4, 2], 32: [32, 16, 8, 4], 64: [32, 16, 8, 4, 2], 80: [40, 20, 10, 5, 3]}),
+        ("resnet18", {16: [8, 4, 2, 1], 32: [16, 8, 4, 2], 64: [16, 8, 4, 2], 80: [20, 10, 5, 3]}),
+    ],
+)
+def test_torchvision_students_halve_small_images_less_often(name, sides):
+    for size, expected in sides.items():
+        student = build_student(name, 7, size).eval()
+        with torch.no_grad():
+            maps = student.features(torch.rand(2, 3, size, size))
+            assert student.classify(maps[-1]).shape == (2, 7)
+        assert list(dict.fromkeys(one.shape[-1] for one in maps)) == expected
+        # What holds a random state or exports as ReduceMean must not be there.
+        kinds = {type(module) for module in student.modules()}
+        assert not kinds & {torch.nn.Dropout, torch.nn.AdaptiveAvgPool2d}
+
+
+def test_a_torchvision_student_computes_what_torchvision_computes():
+    import torchvision
+
+    for name in ("mobilenet_v2", "resnet18"):
+        torch.manual_seed(0)
+        whole = torchvision.models.get_model(name, num_classes=7).eval()
+        torch.manual_seed(0)
+        student = build_student(name, 7, 96).eval()
+        pixels = torch.rand(2, 3, 96, 96)
+        with torch.no_grad():
+            torch.testing.assert_close(student(pixels), whole(pixels))
+
+
+def test_hints_pair_a_resnet_teacher_with_a_mobilenet_student_and_train_it():
+    torch.manual_seed(0)
+    teacher = build_teacher("resnet18", 3, "cifar-pool").eval()
+    student = build_student("mobilenet_v2", 3, 16)
+    pixels = torch.rand(4, 3, 16, 16)
+    shapes, student_shapes = probe_shapes(teacher, student.features, pixels)
+    pairs = pair_blocks({name: shapes[name] for name in stage_ends(list(shapes))}, student_shapes)
+    # The teacher ends at 1 x 1, the student at 2 x 2.
+    assert [student_shapes[pair.student_block][1] for pair in pairs] == [8, 4, 2, 2]
+    adapters = HintAdapters(pairs, normalised=True)
+    with torch.no_grad(), FeatureTap(teacher, tuple(pair.teacher_block for pair in pairs)) as tap:
+        teacher(pixels)
+        targets = dict(tap.maps)
+    adapters(student.features(pixels), targets).backward()
+    assert student.blocks[0][0].weight.grad.abs().sum() > 0

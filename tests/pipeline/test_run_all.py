@@ -200,6 +200,19 @@ def test_kill_9_then_the_same_command_ends_in_the_same_weights(finished, folder_
     assert model_hashes(run_dir) == model_hashes(finished[0])
 
 
+def test_a_teacher_without_blocks_gives_no_hints_but_can_teach_a_torchvision_student(tiny_options, tmp_path):
+    run_dir = tmp_path / "run"
+    teacher = ["--teacher", "shufflenet_v2_x0_5", "--teacher-epochs", "0"]
+    result = kdedge("run-all", *tiny_options, *teacher, "--out", run_dir, code=2)
+    error = " ".join(result.stderr.split())
+    assert "hints need a ResNet or a teacher with a .features stack, and shufflenet_v2_x0_5 is neither" in error
+    assert "use --method kd, or another --teacher" in error
+    options = ["--method", "kd", "--student", "mobilenet_v2", "--distill-epochs", "1", "--lr", "0.001"]
+    kdedge("distill", *options, "--out", run_dir)
+    facts = load_manifest(run_dir / "distill")["facts"]
+    assert (facts["arch"], facts["method"], facts["hint_pairs"]) == ("mobilenet_v2", "kd", [])
+
+
 def test_ctrl_c_is_one_line_and_the_same_command_ends_in_the_same_weights(finished, folder_data, tmp_path):
     run_dir = tmp_path / "run"
     options = ["run-all", "--data", f"folder:{folder_data}", *TINY, "--out", str(run_dir), "--allow-undecided"]

@@ -68,3 +68,14 @@ def test_batch_norm_biases_learn_faster_and_decay_as_fast_as_the_others():
         assert [id(p) for p in fast["params"]] == [id(block.norm.bias) for block in student.blocks]
         every = {id(p) for p in (*student.parameters(), *adapters.parameters())}
         assert {id(p) for p in (*slow["params"], *fast["params"])} == every
+
+
+def test_residual_blocks_of_torchvision_keep_their_weights():
+    torch.manual_seed(0)
+    student = build_student("mobilenet_v2", 4, 32)
+    before = [parameter.detach().clone() for parameter in student.parameters()]
+    initialise(student, correlated_images(size=32))
+    changed = [
+        name for (name, now), old in zip(student.named_parameters(), before, strict=True) if not torch.equal(now, old)
+    ]
+    assert changed == ["blocks.0.0.weight"]

@@ -79,8 +79,10 @@ def test_any_classifier_by_name_and_a_clear_error_for_a_wrong_one():
     assert build_teacher("mobilenet_v3_small", 4, "imagenet")(torch.rand(2, 3, 32, 32)).shape == (2, 4)
     with pytest.raises(InputError, match=r"unknown teacher 'resnet81' \(did you mean 'resnet\d+'"):
         build_teacher("resnet81", 4, "imagenet")
-    with pytest.raises(InputError, match="is for ResNets, not for mobilenet_v2"):
-        build_teacher("mobilenet_v2", 4, "cifar")
+    with pytest.raises(InputError, match="--teacher-stem cifar-pool is for ResNets, not for mobilenet_v2"):
+        build_teacher("mobilenet_v2", 4, "cifar-pool")
+    with pytest.raises(InputError, match="cifar is for ResNets and mobilenet_v2, not for shufflenet_v2_x0_5"):
+        build_teacher("shufflenet_v2_x0_5", 4, "cifar")
 
 
 def test_imagenet_weights_come_from_torchvisions_download(monkeypatch):

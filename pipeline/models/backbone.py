@@ -1,0 +1,73 @@
+"""torchvision's classifiers by name, with stems for small images, and the blocks that hints can use.
+
+Teachers (`pipeline.models.teacher`) and students (`pipeline.models.student`) are made of them.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from pipeline.errors import InputError
+
+__all__ = ["backbone_blocks", "build_backbone"]
+
+
+def build_backbone(arch: str, num_classes: int, stem: str) -> nn.Module:
+    """Build a torchvision classifier with random weights.
+
+    Args:
+        arch: Name in ``torchvision.models``.
+        num_classes: Number of classes.
+        stem: ``imagenet`` (as in torchvision); ``cifar``, for ResNets a 3x3 convolution without pooling (555 MMAC for
+            ResNet-18 at 32 pixels), for MobileNetV2 no stride before the third stage; or ``cifar-pool``, for ResNets
+            alone, a 3x3 convolution and a 2x2 max-pool (140 MMAC).
+
+    Raises:
+        InputError: A stem that the architecture cannot have.
+    """
+    import torchvision
+
+    options: dict[str, Any] = {"num_classes": num_classes}
+    if arch in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "init_weights": True}
+    backbone: nn.Module = torchvision.models.get_model(arch, weights=None, **options)
+    if stem != "imagenet":
+        _replace_stem(backbone, arch, stem)
+    return backbone
+
+
+def _replace_stem(backbone: Any, arch: str, stem: str) -> None:
+    """Give a classifier a stem for small images, in place."""
+    import torchvision
+
+    if isinstance(backbone, torchvision.models.ResNet):
+        backbone.conv1 = nn.Conv2d(3, backbone.conv1.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
+        backbone.maxpool = nn.MaxPool2d(2) if stem == "cifar-pool" else nn.Identity()
+    elif isinstance(backbone, torchvision.models.MobileNetV2) and stem == "cifar":
+        convolutions = [module for module in backbone.features.modules() if isinstance(module, nn.Conv2d)]
+        for convolution in [module for module in convolutions if module.stride == (2, 2)][:2]:
+            convolution.stride = (1, 1)
+    else:
+        fits = "ResNets and mobilenet_v2" if stem == "cifar" else "ResNets"
+        raise InputError(f"--teacher-stem {stem} is for {fits}, not for {arch}", "use --teacher-stem imagenet")
+
+
+def backbone_blocks(backbone: nn.Module) -> dict[str, nn.Module]:
+    """Return the blocks of a classifier in depth order, by name.
+
+    For ResNets these are the residual blocks (``layer1.0`` … ``layer4.1`` for ResNet-18); for other classifiers the
+    top-level children of ``features``; where there is neither, nothing.
+    """
+    import torchvision
+
+    if isinstance(backbone, torchvision.models.ResNet):
+        return {
+            f"layer{stage}.{index}": block
+            for stage in range(1, 5)
+            for index, block in enumerate(getattr(backbone, f"layer{stage}"))
+        }
+    features = getattr(backbone, "features", None)
+    if not isinstance(features, nn.Sequential):
+        return {}
+    return {f"features.{name}": module for name, module in features.named_children()}
