@@ -387,7 +387,7 @@ def verify(
             print(f"{row['cpu']}: {row['images']} images, {row['flips']} flips, {seen}, {row['seconds']:.0f} s")
     check_flips(result.get("emulated", ()), (bundle / "labels.txt").read_text(encoding="utf-8").splitlines())
     if not as_json:
-        print(f"verified: {bundle}")
+        print(f"verified: {bundle}\n  {result['files']} files, manifest.json has SHA-256 {result['manifest_sha256']}")
 
 
 @app.command(help="Classify images with a bundle.")

@@ -157,6 +157,7 @@ def test_verify(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
     assert result["golden_images"] == 16
     assert result["passed"] is True
     assert result["manifest_sha256"] == file_sha256(tmp_path / "run" / "bundle" / "manifest.json")
+    assert result["manifest_sha256"] in CliRunner().invoke(app, ["verify", result["bundle"]]).stdout
     assert result["int8"]["max_rel_diff"] <= 1e-3
     json.dumps(result)
 
