@@ -12,6 +12,7 @@ _FLAGS = [
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
+    "--hide-scrollbars",  # a phone has none that take space
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",

@@ -132,9 +132,8 @@ def test_the_browser_computes_the_golden_logits_from_the_same_pixels(site: Site,
         allowed = 1 if name in ("tall.png", "turned.png") else 0
         assert np.abs(np.array(found["pixels"][name]) - expected).max() <= allowed, name
     logits = np.array(found["all"], np.float32).reshape(golden.shape)
-    difference = np.abs(logits - golden).max()
-    print("largest logit difference", difference)
-    assert difference == 0
+    # To the bit: a sum of integers has no order, and WebAssembly fixes the rounding of the floats that scale it.
+    assert np.array_equal(logits, golden)
     assert np.array_equal(np.array(found["first"], np.float32), logits[0])
 
 
