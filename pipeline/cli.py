@@ -427,13 +427,13 @@ def report(
 
     if as_json and markdown:
         raise InputError("--json and --markdown exclude each other", "give one of them")
-    reports = [load_report(path) for path in (a, b) if path is not None]
+    first = load_report(a)
     if b is None:
         from benchmarks.report import render_markdown
 
-        print(json.dumps(reports[0]) if as_json else render_markdown(reports[0], []))
+        print(json.dumps(first) if as_json else render_markdown(first, []))
         return
-    comparison = compare_reports(*reports, names=(str(a), str(b)))
+    comparison = compare_reports(first, load_report(b), (str(a), str(b)))
     if as_json:
         print(json.dumps(comparison))
     elif markdown:

@@ -47,7 +47,7 @@ def test_answer_changes_are_shown_with_their_effect() -> None:
     summary = "14 of 10,000: 7 from right to wrong, 5 from wrong to right, 2 from one wrong answer to another."
     assert summary in html.replace(" ,", ",")
     assert summary in markdown
-    assert "7 cat cat dog|wolf lost 5 cat dog|wolf cat won 2 cat dog|wolf frog still wrong" in html
+    assert "7 cat cat dog|wolf lost 5 cat dog|wolf cat won 2 cat dog|wolf frog neither" in html
     assert "| 5 | cat | dog\\|wolf | cat | won |" in markdown
     assert "rarer changes" not in html + markdown
 
