@@ -164,7 +164,7 @@ def for_each(count: int, work: Callable[[int], None], title: str) -> None:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Return an image of any mode as upright 8-bit RGB."""
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)  # a camera's image is large: one copy less
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range, expected 8 or 16 bits")
     if image.mode.startswith("I"):
@@ -177,7 +177,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         canvas = Image.new("RGBA", image.size, "white")
         canvas.alpha_composite(image.convert("RGBA"))
         image = canvas
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _resize(image: Image.Image, size: int) -> NDArray[np.uint8]:
