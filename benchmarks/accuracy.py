@@ -11,7 +11,7 @@ import numpy.typing as npt
 from benchmarks.runtime import Model
 from pipeline.progress import track
 
-__all__ = ["per_class_table", "predict_logits", "top1_pct", "wilson_interval_pct"]
+__all__ = ["answer_changes", "per_class_table", "predict_logits", "top1_pct", "wilson_interval_pct"]
 
 
 def predict_logits(
@@ -80,3 +80,30 @@ def per_class_table(
             }
         )
     return rows
+
+
+def answer_changes(
+    labels: npt.NDArray[np.int64],
+    fp32_answers: npt.NDArray[np.int64],
+    int8_answers: npt.NDArray[np.int64],
+    class_names: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Return what INT8 answers otherwise than FP32: ``label``, ``fp32``, ``int8`` (class names) and ``count`` (images).
+
+    Args:
+        labels: ``[N]`` int64.
+        fp32_answers: ``[N]`` int64.
+        int8_answers: ``[N]`` int64.
+        class_names: Names of the C classes.
+
+    Returns:
+        One row per kind of change, the most frequent first, equally frequent ones in the order of the classes.
+    """
+    changed = fp32_answers != int8_answers
+    kinds = np.stack([labels[changed], fp32_answers[changed], int8_answers[changed]], axis=1)
+    found, counts = np.unique(kinds, axis=0, return_counts=True)
+    rows = [
+        {"label": class_names[label], "fp32": class_names[fp32], "int8": class_names[int8], "count": int(count)}
+        for (label, fp32, int8), count in zip(found, counts, strict=True)
+    ]
+    return sorted(rows, key=lambda row: -row["count"])

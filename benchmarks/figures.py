@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = ["Figure", "draw_figures", "number"]
 _FP32, _INT8, _GREY = "#8a94a6", "#2f7ed8", "#888888"
 _PALETTE = ("#2f7ed8", "#e07b39", "#3c9d6b", "#a25ddc", "#8a94a6")
 _MOST_CLASSES = 40
+_HIGHER = ("p90_ms", "p95_ms", "p99_ms")
 _THEMES = {
     "light": {"face": "#ffffff", "text": "#1c2530", "grid": "#e3e7ec"},
     "dark": {"face": "#161b22", "text": "#d8dee6", "grid": "#2b333d"},
@@ -29,9 +31,19 @@ _THEMES = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawn figure: name of its file without suffix, title, text for those who cannot see it, and both PNGs."""
+    """A drawn figure.
+
+    Attributes:
+        name: Name of its file without suffix.
+        section: The section of the report that it belongs to.
+        title: What it shows.
+        alt: Text for those who cannot see it.
+        light: PNG for light pages.
+        dark: PNG for dark ones.
+    """
 
     name: str
+    section: str
     title: str
     alt: str
     light: bytes
@@ -52,11 +64,14 @@ def draw_figures(report: Mapping[str, Any], out_dir: Path) -> list[Figure]:
         log("figures: skipped, matplotlib is not installed (pip install matplotlib)")
         return []
     training = report.get("training") or []
-    wanted: list[tuple[str, str, str, Callable[[Any], None], tuple[float, float]]] = []
-    if report["latency"]:
+    wanted: list[tuple[str, str, str, str, Callable[[Any], None], tuple[float, float]]] = []
+    for provider in dict.fromkeys(row["provider"] for row in report["latency"]):
+        rows = [row for row in report["latency"] if row["provider"] == provider]
+        short = str(provider).removesuffix("ExecutionProvider")
         wanted.append(
-            ("latency", "Latency per image", "Bars: median latency per image of FP32 and INT8 by batch size",
-             lambda axes: _latency(axes, report["latency"]), (7.2, 3.4))
+            ("latency" if short == "CPU" else f"latency_{short.lower()}", "latency", f"Latency per image, {short}",
+             f"Bars: median latency per image on {short} of FP32 and INT8 by batch size, with higher percentiles",
+             partial(_latency, rows=rows), (7.2, 3.6))
         )  # fmt: skip
     classes = [
         {**row, "class": _drawable(str(row["class"]), instead=f"class {index}")}
@@ -65,35 +80,35 @@ def draw_figures(report: Mapping[str, Any], out_dir: Path) -> list[Figure]:
     ]
     if classes:
         wanted.append(
-            ("per_class", "Top-1 accuracy per class", "Dots: top-1 accuracy of each class, FP32 and INT8",
-             lambda axes: _per_class(axes, classes), (7.2, 1.2 + 0.22 * min(len(classes), _MOST_CLASSES)))
+            ("per_class", "per_class", "Top-1 accuracy per class", "Dots: top-1 accuracy of each class, FP32 and INT8",
+             partial(_per_class, rows=classes), (7.2, 1.2 + 0.22 * min(len(classes), _MOST_CLASSES)))
         )  # fmt: skip
     if _series(training, "train_loss")[0] or _series(training, "val_top1_pct")[0]:
         wanted.append(
-            ("training", "Training of the student", "Curves: loss terms and validation accuracy by epoch",
-             lambda axes: _training(axes, training), (7.2, 3.6))
+            ("training", "training", "Training of the student", "Curves: loss terms and validation accuracy by epoch",
+             partial(_training, rows=training), (7.2, 3.6))
         )  # fmt: skip
     if _series(training, "beta")[0]:
         wanted.append(
-            ("beta", "Beta, the weight of the hints", "Steps: beta by epoch, with the cosine similarity of features",
-             lambda axes: _beta(axes, training), (7.2, 2.8))
+            ("beta", "training", "Beta, the weight of the hints",
+             "Steps: beta by epoch, with the cosine similarity of features", partial(_beta, rows=training), (7.2, 2.8))
         )  # fmt: skip
     if quantization := report.get("quantization"):
         layers = quantization["sensitivity"]["layers"]
         wanted.append(
-            ("candidates", "Quantization: what was tried", "Dots: SQNR of the logits against latency by format",
-             lambda axes: paint_candidates(axes, quantization), (7.2, 4.0))
+            ("candidates", "quantization", "What was tried", "Dots: SQNR of the logits against latency by format",
+             partial(paint_candidates, record=quantization), (7.2, 4.0))
         )  # fmt: skip
         wanted.append(
-            ("sensitivity", "Quantization: which layers cost", "Bars: share of the logits' noise by layer",
-             lambda axes: paint_sensitivity(axes, layers), (7.2, 1.2 + 0.22 * min(len(layers), 30)))
+            ("sensitivity", "quantization", "Which layers cost", "Bars: share of the logits' noise by layer",
+             partial(paint_sensitivity, rows=layers), (7.2, 1.2 + 0.22 * min(len(layers), 30)))
         )  # fmt: skip
     figures = []
-    for name, title, alt, paint, size in wanted:
+    for name, section, title, alt, paint, size in wanted:
         light, dark = (_render(paint, size, theme) for theme in ("light", "dark"))
         out_dir.mkdir(parents=True, exist_ok=True)
         write_atomic(out_dir / f"{name}.png", light)
-        figures.append(Figure(name, title, alt, light, dark))
+        figures.append(Figure(name, section, title, alt, light, dark))
     return figures
 
 
@@ -137,34 +152,41 @@ def _render(paint: Callable[[Any], None], size: tuple[float, float], theme: str)
 
 
 def _latency(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the median latency per image, FP32 beside INT8, for every provider, thread count and batch size."""
-    cases = list(dict.fromkeys((row["provider"], row["threads"], row["batch"]) for row in rows))
+    """Draw the median latency per image, the models side by side, and ticks at the higher percentiles that are known.
+
+    Args:
+        axes: Matplotlib axes.
+        rows: ``latency`` of the report, of one provider.
+    """
+    cases = list(dict.fromkeys((row["threads"], row["batch"]) for row in rows))
     many_threads = len({row["threads"] for row in rows}) > 1
-    many_providers = len({row["provider"] for row in rows}) > 1
-    labels = []
-    for provider, threads, batch in cases:
-        parts = [f"batch {batch}"]
-        if many_threads:
-            parts.append(f"{threads} thread{'s' * (threads > 1)}")
-        if many_providers:
-            parts.append(str(provider).removesuffix("ExecutionProvider"))
-        labels.append("\n".join(parts))
     models = list(dict.fromkeys(row["model"] for row in rows))
-    by_key = {(row["provider"], row["threads"], row["batch"], row["model"]): row for row in rows}
     width = 0.8 / len(models)
     for index, model in enumerate(models):
-        found = [by_key.get((*case, model)) for case in cases]
-        heights = [row["p50_ms"] / row["batch"] if row else 0.0 for row in found]
-        spots = [position + (index - (len(models) - 1) / 2) * width for position in range(len(cases))]
         color = {"fp32": _FP32, "int8": _INT8}.get(model, _PALETTE[index % len(_PALETTE)])
-        bars = axes.bar(spots, heights, width * 0.94, label=str(model).upper(), color=color)
-        texts = [f"{height:.3g}" if height >= 0.1 else f"{height:.2g}" for height in heights]
-        axes.bar_label(bars, texts, padding=2, fontsize=7)
-    axes.set_xticks(range(len(cases)), labels)
+        found = [row for row in rows if row["model"] == model]
+        spots = [cases.index((row["threads"], row["batch"])) + (index - (len(models) - 1) / 2) * width for row in found]
+        heights = [row["p50_ms"] / row["batch"] for row in found]
+        axes.bar(spots, heights, width * 0.94, label=str(model).upper(), color=color)
+        for spot, height, row in zip(spots, heights, found, strict=True):
+            higher = [row[key] / row["batch"] for key in _HIGHER if row.get(key)]
+            axes.vlines([spot] * len(higher[-1:]), height, higher[-1:], color=_GREY, linewidth=1.2)
+            axes.scatter([spot] * len(higher), higher, s=60, marker="_", color=_GREY, linewidths=1.4, zorder=3)
+            # Left of the ticks, so that it is read as the height of the bar.
+            axes.annotate(
+                f"{height:.3g}" if height >= 0.1 else f"{height:.2g}", (spot - 0.46 * width, height),
+                xytext=(1, 2), textcoords="offset points", fontsize=7,
+            )  # fmt: skip
+    if ticks := [key.removesuffix("_ms") for key in _HIGHER if any(row.get(key) for row in rows)]:
+        axes.scatter([], [], s=60, marker="_", color=_GREY, linewidths=1.4, label=f"{', '.join(ticks)} where known")
+    axes.set_xticks(
+        range(len(cases)),
+        [f"batch {batch}" + f"\n{threads} thread{'s' * (threads > 1)}" * many_threads for threads, batch in cases],
+    )
     axes.set_ylabel("median ms per image")
     axes.margins(y=0.12)
     axes.grid(axis="y")
-    axes.legend()
+    axes.legend(ncols=len(models) + 1, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8)
     # The picture must not travel without the verdict.
     if any(row["trust"]["verdict"] != "steady" for row in rows):
         axes.set_title("noisy: do not quote", fontsize=9, color="#d0453e", loc="left")

@@ -6,6 +6,7 @@ and Markdown are templates in ``benchmarks/templates``; this module only prepare
 
 import base64
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["print_summary", "render_html", "render_markdown", "write_report"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_HIGHER = ("p90", "p95", "p99")
+_MOST_CHANGES = 20
 _HEADLINES = {
     "passed": "Passed: INT8 keeps its accuracy",
     "failed": "Failed: INT8 loses too much accuracy",
@@ -42,10 +45,11 @@ def write_report(report: Mapping[str, Any], out_dir: Path) -> None:
 
 def render_html(report: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     """Return the report as one HTML file with the figures inside."""
-    embedded = [
-        {"title": figure.title, "alt": figure.alt, "light": _data_url(figure.light), "dark": _data_url(figure.dark)}
-        for figure in figures
-    ]
+    embedded: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
+    for figure in figures:
+        embedded[figure.section].append(
+            {"title": figure.title, "alt": figure.alt, "light": _data_url(figure.light), "dark": _data_url(figure.dark)}
+        )
     return _render("report.html.j2", {**_context(report), "figures": embedded})
 
 
@@ -84,7 +88,7 @@ def print_summary(report: Mapping[str, Any], console: "Console | None" = None) -
     for row in context["latency"]:
         table.add_row(
             row["provider"], row["model"], str(row["batch"]), str(row["threads"]), row["p50"], row["p90"],
-            row["throughput"], Text(row["verdict"].split(":")[0], style="" if row["steady"] else "yellow"),
+            row["throughput"], Text(row["trust"], style="" if row["steady"] else "yellow"),
         )  # fmt: skip
     console.print(table)
     for reason in context["doubts"]:
@@ -96,9 +100,6 @@ def print_summary(report: Mapping[str, Any], console: "Console | None" = None) -
 def _context(report: Mapping[str, Any]) -> dict[str, Any]:
     """Prepare everything that the templates and the summary show, as text where numbers need rounding."""
     latency = [_latency_row(row) for row in report["latency"]]
-    longest = max((row["per_image"] for row in latency), default=1.0)
-    for row in latency:
-        row["bar_pct"] = round(100 * row["per_image"] / longest, 1)
     return {
         "report": report,
         "headline": _HEADLINES[report["gate"]["verdict"]],
@@ -108,9 +109,14 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
             {**row, "fp32": _pct(row["fp32_top1_pct"]), "int8": _pct(row["int8_top1_pct"])}
             for row in report.get("per_class") or []
         ],
+        "changes": _changes(report.get("answer_changes")),
+        "size": _size(report["size"]),
         "latency": latency,
+        "percentiles": [key for key in _HIGHER if any(row[key] != "–" for row in latency)],
         "doubts": _doubts(latency),
         "proof": _proof_rows(report["int8_proof"]),
+        "portability": _portability((report.get("portability") or {}).get("emulated") or []),
+        "commands": report["run"].get("commands") or [],
         "facts": _fact_rows(report),
         "speedups": _speedups(report["latency"]),
         "unavailable": [{**item, "provider": _short(item["provider"])} for item in report["unavailable"]],
@@ -176,15 +182,54 @@ def _latency_row(row: Mapping[str, Any]) -> dict[str, Any]:
         "model": row["model"].upper(),
         "batch": row["batch"],
         "threads": row["threads"],
-        **{key: _ms(row[f"{key}_ms"]) for key in ("p50", "p90", "p99", "mean", "load", "first_run")},
+        **{key: _ms(row.get(f"{key}_ms")) for key in ("p50", *_HIGHER, "load", "first_run")},
         "throughput": f"{row['throughput_ips']:,.0f}",
         "samples": f"{row['samples']:,}",
         "steady": row["trust"]["verdict"] == "steady",
-        "verdict": row["trust"]["verdict"],
+        "trust": row["trust"]["verdict"].partition(":")[0],
         "reasons": row["trust"]["reasons"],
-        "per_image": row["p50_ms"] / row["batch"],
-        "per_image_text": _ms(row["p50_ms"] / row["batch"]),
     }
+
+
+def _changes(rows: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:
+    """Return how many answers INT8 changed, what that did, and the most frequent changes; None if it is not known."""
+    if rows is None:
+        return None
+    lost = sum(row["count"] for row in rows if row["fp32"] == row["label"])
+    won = sum(row["count"] for row in rows if row["int8"] == row["label"])
+    total = sum(row["count"] for row in rows)
+    shown = rows[:_MOST_CHANGES]
+    return {
+        "total": total,
+        "lost": lost,
+        "won": won,
+        "other": total - lost - won,
+        "rows": [
+            {**row, "effect": "lost" if row["fp32"] == row["label"] else "won" if row["int8"] == row["label"] else ""}
+            for row in shown
+        ],
+        "hidden": total - sum(row["count"] for row in shown),
+    }
+
+
+def _size(size: Mapping[str, Any]) -> str:
+    return (
+        f"INT8: {size['int8_bytes']:,} bytes, {size['ratio']:.2f}× smaller than FP32 with {size['fp32_bytes']:,} bytes."
+    )
+
+
+def _portability(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Return the rows of the table of emulated CPUs (see `export.verify.emulate_bundle`)."""
+    return [
+        {
+            "cpu": row["cpu"],
+            "images": f"{row['images']:,}",
+            "flips": f"{row['flips']:,}",
+            "difference": f"{row['max_abs_diff']:.3g}" if row["max_abs_diff"] else "0 (identical)",
+            "runtime": row["onnxruntime"],
+        }
+        for row in rows
+    ]
 
 
 def _doubts(rows: Sequence[Mapping[str, Any]]) -> list[str]:

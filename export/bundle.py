@@ -20,6 +20,7 @@ from benchmarks.runtime import check_fits, open_model
 from export.runtime import run_model
 from pipeline.artifacts import load_json, load_manifest, write_atomic, write_json
 from pipeline.config import Config
+from pipeline.data.images import preprocessing
 from pipeline.errors import GateError
 from pipeline.progress import log, warn
 
@@ -58,19 +59,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         check_fits(model, classes, size)
         _save_array(out_dir / f"golden_{kind}_logits.npy", run_model(model, golden))
     write_atomic(out_dir / "labels.txt", ("\n".join(classes) + "\n").encode())
-    write_json(
-        out_dir / "preprocessing.json",
-        {
-            "input": "pixels",
-            "layout": "NHWC",
-            "dtype": "uint8",
-            "color": "RGB",
-            "range": [0, 255],
-            "size": size,
-            "resize": "bilinear",
-            "output": "logits",
-        },
-    )
+    write_json(out_dir / "preprocessing.json", preprocessing(size))
     candidates = load_json(inputs["quantize"] / "candidates.json", ("chosen", "candidates", "calibration_images"))
     history = _history(report, candidates, inputs)
     write_atomic(out_dir / "MODEL_CARD.md", _model_card(report, candidates, classes, size).encode())

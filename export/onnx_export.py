@@ -27,6 +27,7 @@ from export.graph import count_macs
 from pipeline import __version__
 from pipeline.artifacts import load_json, write_atomic
 from pipeline.config import Config
+from pipeline.data.images import preprocessing
 from pipeline.errors import StageError
 from pipeline.progress import log
 
@@ -118,6 +119,7 @@ def export_student(
             "kdedge.classes": json.dumps(list(class_names)),
             "kdedge.image_size": str(image_size),
             "kdedge.pixels": "uint8 RGB NHWC, 0..255",
+            "kdedge.preprocessing": json.dumps(preprocessing(image_size)),
         },
     )
     onnx.checker.check_model(model, full_check=True)

@@ -1,12 +1,18 @@
 """Classify a user's images with a bundle.
 
-    kdedge predict BUNDLE IMAGE…       # images of any size and mode, folders of them, .npy files of uint8 pixels
+    kdedge predict BUNDLE IMAGE…              # images of any size and mode, folders of them, .npy files of uint8 pixels
+    find . -name '*.jpg' | kdedge predict BUNDLE - --json
 
-Needs numpy, onnxruntime and Pillow. Images are decoded and resized exactly as the training images were.
+Needs numpy, onnxruntime and Pillow. Images are decoded and resized exactly as the training images were, on threads that
+run ahead of the model.
 """
 
 import json
+import os
+import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +23,14 @@ from benchmarks.runtime import open_model
 from export.runtime import run_model
 from pipeline.data.images import EXTENSIONS, read_image
 from pipeline.errors import InputError
+from pipeline.runtime import usable_cores
 
 __all__ = ["predict"]
 
 _SUFFIXES = EXTENSIONS | {".npy"}
 _BATCH = 32
+_AHEAD = 2 * _BATCH  # files that are decoded or waiting to be
+_STDIN = Path("-")
 _Image = tuple[str, npt.NDArray[np.uint8]]
 
 
@@ -30,7 +39,8 @@ def predict(bundle: Path, paths: Iterable[Path], *, top_k: int = 1, fp32: bool =
 
     Args:
         bundle: Folder that ``kdedge bundle`` wrote.
-        paths: Image files, ``.npy`` files of uint8 ``[S, S, 3]`` or ``[N, S, S, 3]``, and folders of these.
+        paths: Image files, ``.npy`` files of uint8 ``[S, S, 3]`` or ``[N, S, S, 3]``, folders of these, and ``-`` for
+            paths on standard input, one a line.
         top_k: How many classes to return per image, best first.
         fp32: Use the FP32 model instead of INT8.
 
@@ -78,14 +88,30 @@ def _read_bundle(bundle: Path) -> tuple[list[str], int]:
 
 
 def _images(paths: Iterable[Path], size: int) -> Iterator[_Image]:
-    """Yield name and pixels ``[size, size, 3] uint8`` of every image."""
-    for path in _files(paths):
-        if path.suffix.lower() != ".npy":
-            yield str(path), read_image(path, size)
-            continue
-        pixels = _load_npy(path, size)
-        for number, image in enumerate(pixels):
-            yield str(path) if len(pixels) == 1 else f"{path}[{number}]", image
+    """Yield name and pixels ``[size, size, 3] uint8`` of every image in order, decoding ahead.
+
+    The error of a file is raised in its turn, after the images before it.
+    """
+    waiting: deque[tuple[Path, Future[npt.NDArray[np.uint8]]]] = deque()
+    # Pillow releases the interpreter lock while it decodes and resizes, onnxruntime while it runs.
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:
+        try:
+            for path in _files(paths):
+                waiting.append((path, pool.submit(_load, path, size)))
+                if len(waiting) == _AHEAD:
+                    yield from _named(*waiting.popleft())
+            while waiting:
+                yield from _named(*waiting.popleft())
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _named(path: Path, loaded: "Future[npt.NDArray[np.uint8]]") -> Iterator[_Image]:
+    """Yield the images of one file with their names."""
+    pixels = loaded.result()
+    for number, image in enumerate(pixels):
+        yield str(path) if len(pixels) == 1 else f"{path}[{number}]", image
 
 
 def _batches(images: Iterable[_Image]) -> Iterator[list[_Image]]:
@@ -106,17 +132,27 @@ def _batches(images: Iterable[_Image]) -> Iterator[list[_Image]]:
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield the files, those of folders sorted by name."""
+    """Yield the files, those of folders sorted by name; what is no file is left to `_load`."""
     for path in paths:
-        if not path.is_dir():
-            if not path.exists():
-                raise InputError(f"{path} does not exist; expected an image, a .npy file or a folder", "check the path")
+        if path == _STDIN:
+            names = [name for name in sys.stdin.buffer.read().splitlines() if name]
+            yield from _files(Path(os.fsdecode(name)) for name in names) if names else [_STDIN]
+        elif path.is_dir():
+            found = sorted(item for item in path.rglob("*") if item.suffix.lower() in _SUFFIXES and item.is_file())
+            yield from found or [path]
+        else:
             yield path
-            continue
-        found = sorted(item for item in path.rglob("*") if item.suffix.lower() in _SUFFIXES and item.is_file())
-        if not found:
-            raise InputError(f"{path} holds no images", f"expected files ending in {' '.join(sorted(_SUFFIXES))}")
-        yield from found
+
+
+def _load(path: Path, size: int) -> npt.NDArray[np.uint8]:
+    """Load the images of one file, ``[N, size, size, 3] uint8``."""
+    if path == _STDIN:
+        raise InputError("standard input names no images", "give one path a line, or the paths as arguments")
+    if path.is_dir():
+        raise InputError(f"{path} holds no images", f"expected files ending in {' '.join(sorted(_SUFFIXES))}")
+    if not path.exists():
+        raise InputError(f"{path} does not exist; expected an image, a .npy file or a folder", "check the path")
+    return _load_npy(path, size) if path.suffix.lower() == ".npy" else read_image(path, size)[None]
 
 
 def _load_npy(path: Path, size: int) -> npt.NDArray[np.uint8]:

@@ -72,7 +72,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     rungs = climb(quantizer, chosen, validation, train_images=train.images if settings.qat else None)
     final = rungs[-1]
     sensitivity = measure_sensitivity(final.quantizer, chosen.candidate, validation)
-    write_atomic(out_dir / INT8_NAME, _labelled(final, settings.target))
+    write_atomic(out_dir / INT8_NAME, _labelled(final, settings.target, len(scored)))
     write_json(out_dir / "sensitivity.json", sensitivity)
     record = {
         "rule": RULE,
@@ -112,11 +112,18 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     }
 
 
-def _labelled(final: Rung, target: str) -> bytes:
+def _labelled(final: Rung, target: str, images: int) -> bytes:
     """Write into the model's metadata what it was made for and how."""
     model = onnx.load_model_from_string(final.trial.model)
     metadata = {item.key: item.value for item in model.metadata_props}
-    metadata |= {"kdedge.target": target, "kdedge.target_note": TARGETS[target].note, "kdedge.rung": final.name}
+    verdict = {key: final.gate[key] for key in ("verdict", "loss_pp", "loss_upper95_pp", "limit_pp")}
+    metadata |= {
+        "kdedge.target": target,
+        "kdedge.target_note": TARGETS[target].note,
+        "kdedge.rung": final.name,
+        # The gate's own verdict comes later, on test images, and stands in the bundle.
+        "kdedge.validation_gate": json.dumps({"images": images, **verdict}),
+    }
     if final.trial.float_layers:
         metadata["kdedge.float_layers"] = json.dumps(final.trial.float_layers)
     onnx.helper.set_model_props(model, metadata)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from benchmarks.host import wrong_host
 from benchmarks.runtime import Model, open_model
 from export.runtime import run_model
-from pipeline.artifacts import MANIFEST, MANIFEST_SCHEMA, file_sha256
+from pipeline.artifacts import MANIFEST, MANIFEST_SCHEMA, file_sha256, load_json
 from pipeline.errors import InputError, StageError
 from pipeline.progress import warn
 
@@ -36,8 +36,9 @@ def verify_bundle(path: Path) -> dict[str, Any]:
     """Verify a bundle.
 
     Returns:
-        ``bundle``, ``files`` and ``golden_images`` (counts), ``passed`` (whether its gate had passed), and for
-        ``fp32`` and ``int8`` the largest logit difference ``max_abs_diff``, absolute and relative to the largest logit
+        ``bundle``, ``files`` and ``golden_images`` (counts), ``manifest_sha256`` (to compare with what the sender says:
+        who can alter a file can alter the manifest with it), ``passed`` (whether its gate had passed), and for ``fp32``
+        and ``int8`` the largest logit difference ``max_abs_diff``, absolute and relative to the largest logit
         (``max_rel_diff``).
 
     Raises:
@@ -52,6 +53,7 @@ def verify_bundle(path: Path) -> dict[str, Any]:
     result: dict[str, Any] = {
         "bundle": str(path),
         "files": len(manifest["outputs"]),
+        "manifest_sha256": file_sha256(path / MANIFEST),
         "passed": manifest["facts"].get("passed") is True,
     }
     inputs = _load_array(path / "golden_inputs.npy")
@@ -60,6 +62,8 @@ def verify_bundle(path: Path) -> dict[str, Any]:
     if problem := wrong_host(models["int8"]):
         warn(problem)
     problems = _check_labels(path / "labels.txt", models.values())
+    if result["passed"] != _gate_passed(path / "report.json"):
+        problems.append(f"{MANIFEST} says passed: {str(result['passed']).lower()}, report.json says otherwise")
     if problems:
         raise StageError(f"{path} contradicts itself: {'; '.join(problems)}", _HINT)
     for kind, model in models.items():
@@ -159,9 +163,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _check_files(path: Path, expected: dict[str, str]) -> list[str]:
     """Compare the files under ``path`` with the manifest; return what differs."""
-    present = {item.relative_to(path).as_posix() for item in path.rglob("*") if not item.is_dir()} - {MANIFEST}
+    present = {item.relative_to(path).as_posix() for item in path.rglob("*") if item.is_symlink() or not item.is_dir()}
+    present -= {MANIFEST}
     required = {
         "labels.txt",
+        "report.json",
         "golden_inputs.npy",
         *_MODELS.values(),
         *(f"golden_{kind}_logits.npy" for kind in _MODELS),
@@ -188,6 +194,11 @@ def _check_labels(path: Path, models: Iterable[Model]) -> list[str]:
         elif model.class_names not in (None, labels):
             problems.append(f"labels.txt names other classes than {model.path.name}")
     return problems
+
+
+def _gate_passed(report: Path) -> bool:
+    """Return whether the gate of a bundle's report passed."""
+    return bool(load_json(report, ("gate",))["gate"]["verdict"] == "passed")
 
 
 def _check_outputs(

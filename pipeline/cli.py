@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -386,14 +387,16 @@ def verify(
             print(f"{row['cpu']}: {row['images']} images, {row['flips']} flips, {seen}, {row['seconds']:.0f} s")
     check_flips(result.get("emulated", ()), (bundle / "labels.txt").read_text(encoding="utf-8").splitlines())
     if not as_json:
-        print(f"verified: {bundle}")
+        print(f"verified: {bundle}\n  {result['files']} files, manifest.json has SHA-256 {result['manifest_sha256']}")
 
 
 @app.command(help="Classify images with a bundle.")
 @_reported
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle directory.")],
-    images: Annotated[list[Path], typer.Argument(help="Images, folders of images, or .npy files.")],
+    images: Annotated[
+        list[Path], typer.Argument(help="Images, folders, .npy files, or - for paths on standard input.")
+    ],
     top: Annotated[int, typer.Option("--top", help="How many classes to show per image, best first.")] = 1,
     fp32: Annotated[bool, typer.Option("--fp32", help="Use the FP32 model instead of INT8.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per image.")] = False,
@@ -405,8 +408,38 @@ def predict(
         if as_json:
             print(json.dumps(row))
             continue
+        # A name need not be text in the terminal's encoding.
+        name = os.fsencode(row["file"]).decode(errors="replace")
         for answer in row.get("top", [row]):
-            print(f"{answer['label']:<16} {100 * answer['probability']:6.2f} %  {row['file']}")
+            print(f"{answer['label']:<16} {100 * answer['probability']:6.2f} %  {name}")
+
+
+@app.command(help="Compare two reports, or print one as Markdown for a pull request.")
+@_reported
+def report(
+    a: Annotated[Path, typer.Argument(help="A run or benchmark directory, a bundle, or a report.json.")],
+    b: Annotated[Path | None, typer.Argument(help="Another, to compare with A.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a comparison as Markdown.")] = False,
+) -> None:
+    """Print one report, or what is different in another."""
+    from benchmarks.compare_reports import compare_reports, comparison_markdown, load_report, print_comparison
+
+    if as_json and markdown:
+        raise InputError("--json and --markdown exclude each other", "give one of them")
+    first = load_report(a)
+    if b is None:
+        from benchmarks.report import render_markdown
+
+        print(json.dumps(first) if as_json else render_markdown(first, []))
+        return
+    comparison = compare_reports(first, load_report(b), (str(a), str(b)))
+    if as_json:
+        print(json.dumps(comparison))
+    elif markdown:
+        print(comparison_markdown(comparison), end="")
+    else:
+        print_comparison(comparison)
 
 
 @app.command(help="Show what this host can do: devices, instruction sets, execution providers.")

@@ -27,6 +27,7 @@ __all__ = [
     "QuantizeConfig",
     "RuntimeConfig",
     "TeacherConfig",
+    "as_flags",
     "build_config",
     "load_config_file",
     "parse_counts",
@@ -336,6 +337,26 @@ def parse_counts(text: str, flag: str, most: int) -> list[int]:
             )
         counts.append(int(part))
     return list(dict.fromkeys(counts))
+
+
+def as_flags(config: Config) -> list[str]:
+    """Return the shortest command line that gives a configuration: what differs from its preset.
+
+    ``--data-dir`` is left out: where the same files lie changes no result, and is nobody else's business.
+    """
+    preset = build_config(preset=config.preset)
+    implied = "sample" if config.data.source == "sample" else "default"
+    words = [] if config.preset == implied else ["--preset", config.preset]
+    for section, kind in _SECTIONS.items():
+        for item in dataclasses.fields(kind):
+            flag, value = item.metadata["flag"], getattr(getattr(config, section), item.name)
+            if not flag or flag == "--data-dir" or value == getattr(getattr(preset, section), item.name):
+                continue
+            if isinstance(value, bool):
+                words.append(flag if value else f"--no-{flag[2:]}")
+            else:
+                words += [flag, str(value)]
+    return words
 
 
 def _build_section(section: str, values: Mapping[str, Any], problems: list[str]) -> Any:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pipeline.errors import InputError
 from pipeline.progress import track
 
-__all__ = ["EXTENSIONS", "check_image", "check_pixels", "fill_images", "for_each", "read_image", "resize_images"]
+__all__ = [
+    "EXTENSIONS",
+    "check_image",
+    "check_pixels",
+    "fill_images",
+    "for_each",
+    "preprocessing",
+    "read_image",
+    "resize_images",
+]
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
 
@@ -35,6 +45,28 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # Small enough for a smooth progress bar, large enough to hide the cost of handing work to a thread.
 _CHUNK = 32
+
+
+def preprocessing(size: int) -> dict[str, Any]:
+    """Say what a deployed model expects and what `read_image` does, for those who have the model alone.
+
+    Args:
+        size: Side length S of the images in pixels.
+    """
+    return {
+        "input": "pixels",
+        "layout": "NHWC",
+        "dtype": "uint8",
+        "color": "RGB",
+        "range": [0, 255],
+        "size": size,
+        "resize": "bilinear",
+        "antialias": True,
+        "keep_aspect": False,
+        "exif_orientation": "applied",
+        "transparency": "on white",
+        "output": "logits",
+    }
 
 
 def check_image(path: Path) -> None:
@@ -132,7 +164,7 @@ def for_each(count: int, work: Callable[[int], None], title: str) -> None:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Return an image of any mode as upright 8-bit RGB."""
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)  # a camera's image is large: one copy less
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range, expected 8 or 16 bits")
     if image.mode.startswith("I"):
@@ -145,7 +177,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         canvas = Image.new("RGBA", image.size, "white")
         canvas.alpha_composite(image.convert("RGBA"))
         image = canvas
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _resize(image: Image.Image, size: int) -> NDArray[np.uint8]:

@@ -1,6 +1,8 @@
 """The bundle stage, `kdedge verify`, `kdedge predict` and the predict.py that travels with the bundle."""
 
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,11 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from benchmarks.runtime import open_model
 from export.bundle import check_gate, run
 from export.predict import predict
 from export.verify import verify_bundle
 from pipeline.artifacts import StageSpec, file_sha256, load_manifest, run_stage
+from pipeline.cli import app
 from pipeline.config import build_config
 from pipeline.errors import GateError, InputError, StageError
 
@@ -81,6 +86,12 @@ def test_bundle_holds_everything_and_nothing_else(make_bundle: Callable[..., Pat
     assert (bundle / "labels.txt").read_text() == "ant\nbee\ncat\ndog\n"
     settings = json.loads((bundle / "preprocessing.json").read_text())
     assert settings.items() >= {"layout": "NHWC", "dtype": "uint8", "color": "RGB", "size": 16}.items()
+    for name in ("student.onnx", "student.int8.onnx"):
+        known = open_model(bundle / name).session.get_modelmeta().custom_metadata_map
+        assert json.loads(known["kdedge.preprocessing"]) == settings
+        assert json.loads(known["kdedge.classes"]) == ["ant", "bee", "cat", "dog"]
+    assert known["kdedge.target"] == "portable"
+    assert json.loads(known["kdedge.validation_gate"]).keys() >= {"images", "verdict", "loss_pp", "limit_pp"}
     golden = np.load(bundle / "golden_inputs.npy")
     assert (golden.shape, golden.dtype) == ((16, 16, 16, 3), np.uint8)
     validation = {image.tobytes() for image in dataset.train().images[160:]}
@@ -140,11 +151,13 @@ def test_damaged_report(tmp_path: Path, exported: Path, quantized: Path) -> None
 # kdedge verify -------------------------------------------------------------------------------------------------------
 
 
-def test_verify(make_bundle: Callable[..., Path]) -> None:
+def test_verify(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
     result = verify_bundle(make_bundle())
     assert result["files"] == len(FILES)
     assert result["golden_images"] == 16
     assert result["passed"] is True
+    assert result["manifest_sha256"] == file_sha256(tmp_path / "run" / "bundle" / "manifest.json")
+    assert result["manifest_sha256"] in CliRunner().invoke(app, ["verify", result["bundle"]]).stdout
     assert result["int8"]["max_rel_diff"] <= 1e-3
     json.dumps(result)
 
@@ -168,6 +181,27 @@ def test_verify_finds_extra_files_and_lists_all(make_bundle: Callable[..., Path]
     (bundle / "sub" / "extra.txt").write_text("x")
     (bundle / "labels.txt").unlink()
     with pytest.raises(StageError, match=r"labels\.txt is missing; sub/extra\.txt does not belong to it"):
+        verify_bundle(bundle)
+
+
+def test_verify_finds_links_even_to_folders(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle()
+    (bundle / "more").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(StageError, match="more does not belong to it"):
+        verify_bundle(bundle)
+    (bundle / "more").unlink()
+    (bundle / "labels.txt").rename(tmp_path / "labels.txt")
+    (bundle / "labels.txt").symlink_to(tmp_path / "labels.txt")
+    with pytest.raises(StageError, match=r"labels\.txt is no regular file"):
+        verify_bundle(bundle)
+
+
+def test_verify_finds_a_manifest_that_calls_an_undecided_bundle_passed(make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle(gate("undecided"), allow_undecided=True)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["facts"]["passed"] = True
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StageError, match=r"manifest\.json says passed: true, report\.json says otherwise"):
         verify_bundle(bundle)
 
 
@@ -268,6 +302,58 @@ def test_predict_takes_files_folders_and_arrays(make_bundle: Callable[..., Path]
     assert [row["index"] for row in rows[7:]] == logits.argmax(1).tolist()
     assert rows[0] == {**rows[1]}
     assert all(row["label"] == ("ant", "bee", "cat", "dog")[row["index"]] for row in rows)
+
+
+def test_predict_reads_paths_from_standard_input(
+    make_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle()
+    files = pictures(tmp_path / "pictures")
+    odd = tmp_path / os.fsdecode(b" not text \xff.png")
+    shutil.copy(files[0], odd)
+    lines = b"\n".join([os.fsencode(files[1]), b"", os.fsencode(odd), os.fsencode(tmp_path / "pictures"), b""])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    rows = list(predict(bundle, [files[2], Path("-")]))
+    assert [row["file"] for row in rows] == [str(path) for path in (files[2], files[1], odd, *files)]
+    shown = CliRunner().invoke(app, ["predict", str(bundle), "-"], input=lines)
+    assert (shown.exit_code, len(shown.stdout.splitlines())) == (0, 2 + len(files))
+    assert "not text \N{REPLACEMENT CHARACTER}.png" in shown.stdout
+
+
+@pytest.mark.parametrize("text", [b"", b"\n\n"])
+def test_predict_with_nothing_on_standard_input(
+    make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, text: bytes
+) -> None:
+    bundle = make_bundle()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
+    with pytest.raises(InputError, match="standard input names no images"):
+        list(predict(bundle, [Path("-")]))
+
+
+def test_predict_keeps_the_order_of_many_images(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    """More than are decoded ahead, large and small in turn, so that threads overtake each other."""
+    bundle = make_bundle()
+    files = []
+    for number in range(150):
+        side = 600 if number % 7 == 0 else 16
+        pixels = np.full((side, side, 3), number, np.uint8)
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(pixels).save(files[-1])
+    rows = list(predict(bundle, files))
+    assert [row["file"] for row in rows] == [str(path) for path in files]
+    alone = [next(predict(bundle, [path]))["label"] for path in files[::50]]
+    assert alone == [row["label"] for row in rows[::50]]
+
+
+def test_predict_stops_at_a_bad_file_among_many(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle()
+    (good, *_) = pictures(tmp_path / "pictures")
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    rows = predict(bundle, [*[good] * 100, bad, *[good] * 100])
+    assert [next(rows)["file"] for _ in range(100)] == [str(good)] * 100
+    with pytest.raises(InputError, match=r"cannot read the image .*bad\.png"):
+        next(rows)
 
 
 def test_predict_top_k_and_fp32(make_bundle: Callable[..., Path]) -> None:

@@ -16,6 +16,7 @@ from benchmarks.runtime import open_model
 from export import onnx_export
 from export.graph import count_macs
 from pipeline.config import Config
+from pipeline.data.images import preprocessing
 from pipeline.errors import InputError, StageError
 
 
@@ -45,7 +46,9 @@ def test_the_graph_keeps_its_promises(exported: Path) -> None:
     assert json.loads(props["kdedge.classes"]) == ["ant", "bee", "cat", "dog"]
     assert props["kdedge.image_size"] == "16"
     assert props["kdedge.pixels"] == "uint8 RGB NHWC, 0..255"
-    assert set(props) == {"kdedge.classes", "kdedge.image_size", "kdedge.pixels", "kdedge.version"}
+    assert json.loads(props["kdedge.preprocessing"]) == preprocessing(16)
+    names = ("classes", "image_size", "pixels", "preprocessing", "version")
+    assert set(props) == {f"kdedge.{name}" for name in names}
 
 
 def test_no_path_of_this_machine_is_left_in_the_file(exported: Path) -> None:

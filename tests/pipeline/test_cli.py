@@ -11,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.config import as_flags, build_config
 
 BUNDLE = Path(__file__).resolve().parents[2] / "artifacts" / "reference" / "bundle"
 COMMANDS = [
@@ -24,6 +25,7 @@ COMMANDS = [
     "bundle",
     "verify",
     "predict",
+    "report",
     "doctor",
 ]
 
@@ -125,6 +127,32 @@ def test_kdedge_alone_shows_its_help():
     assert result.exit_code == 2
     assert result.output.count("run-all") == invoke("--help").output.count("run-all")
     assert "error" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("layer", "preset", "flags"),
+    [
+        ({}, "", []),
+        ({"data": {"dir": "/private"}}, "", []),
+        ({"data": {"source": "sample"}}, "", ["--data", "sample"]),
+        ({"data": {"source": "sample"}}, "default", ["--preset", "default", "--data", "sample"]),
+        ({"distill": {"epochs": 40}}, "reference", ["--preset", "reference"]),
+        ({"teacher": {"epochs": 7}, "quantize": {"qat": True}}, "sample", None),
+        ({"data": {"source": "folder:my images"}, "quantize": {"compare_formats": False}}, "", None),
+        ({"distill": {"lr": 1e-05, "method": "kd"}, "runtime": {"seed": 3}}, "", None),
+    ],
+)  # fmt: skip
+def test_the_flags_of_a_configuration_give_it_again(layer, preset, flags, monkeypatch):
+    seen = []
+    monkeypatch.setattr("pipeline.cli._run", lambda names, config, out, force: seen.append(config))
+    monkeypatch.setattr("pipeline.cli._print_report", lambda folder: None)
+    config = build_config(layer, preset=preset)
+    result = invoke("run-all", *as_flags(config))
+    assert result.exit_code == 0
+    assert flags is None or as_flags(config) == flags
+    (again,) = seen
+    layer.get("data", {}).pop("dir", None)
+    assert again == build_config(layer, preset=preset)
 
 
 def test_missing_data_are_found_before_anything_is_timed(tmp_path, monkeypatch):

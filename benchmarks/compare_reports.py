@@ -1,0 +1,349 @@
+"""Read reports and compare two of them: what changed in accuracy, gate, size and latency, and may it be compared.
+
+    kdedge report artifacts/reference artifacts/benchmark        # a table; --markdown, or --json for scripts
+    kdedge report artifacts/run                                  # one report as Markdown, for a pull request
+
+A report is found by its file, or by the run, benchmark or bundle directory that holds it. `compare_reports` gives plain
+data; the table and the Markdown are made from that alone. Needs no onnxruntime.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["compare_reports", "comparison_markdown", "load_report", "print_comparison"]
+
+REPORT = "report.json"
+_SCHEMA = 1
+_HINT = "give a run directory, what `kdedge benchmark` wrote, a bundle, or a report.json"
+
+_NUMBER, _TEXT, _LIST, _DICT, _ANY = (int, float), (str,), (list,), (dict,), (object,)
+_SCORE = (*_NUMBER, type(None))
+# What the pages and the comparison rely on: the keys of a section with their types.
+_NEEDED: dict[str, dict[str, tuple[type, ...]]] = {
+    "run": dict.fromkeys(("preset", "data", "seed", "commit", "wall_s", "versions"), _ANY),
+    "teacher": {**dict.fromkeys(("arch", "params", "weights"), _ANY), "test_top1_pct": _SCORE},
+    "student": dict.fromkeys(("arch", "params", "macs", "method", "epochs"), _ANY),
+    "accuracy": {
+        **dict.fromkeys(("n", "onnx_fp32_top1_pct", "onnx_int8_top1_pct"), _NUMBER),
+        **dict.fromkeys(("onnx_fp32_ci95_pct", "onnx_int8_ci95_pct"), _LIST),
+        "torch_fp32_top1_pct": _SCORE,
+    },
+    "gate": {
+        **dict.fromkeys(("limit_pp", "loss_pp", "loss_lower95_pp", "loss_upper95_pp"), _NUMBER),
+        **dict.fromkeys(("fp32_only_right", "int8_only_right"), _NUMBER),
+        **dict.fromkeys(("verdict", "reason"), _TEXT),
+    },
+    "size": dict.fromkeys(("fp32_bytes", "int8_bytes", "ratio"), _NUMBER),
+    "int8_proof": {
+        **dict.fromkeys(("integer_convs", "float_convs", "integer_gemms", "float_gemms"), _NUMBER),
+        **dict.fromkeys(("ops_by_type", "providers_by_node"), _DICT),
+    },
+    "host": {
+        **dict.fromkeys(("cpu", "os", "onnxruntime"), _TEXT),
+        **dict.fromkeys(("cores", "memory_bytes"), _NUMBER),
+        **dict.fromkeys(("governor", "gpu"), _ANY),
+        "isa": _LIST,
+    },
+}
+_NEEDED_OF_A_ROW: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("provider", "model"), _TEXT),
+    **dict.fromkeys(("batch", "threads", "p50_ms", "throughput_ips", "samples"), _NUMBER),
+    "trust": _DICT,
+}
+_VERDICTS = ("passed", "failed", "undecided")
+_CASE = ("provider", "model", "batch", "threads")
+_TIMES = ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "throughput_ips")
+
+
+def load_report(path: Path) -> dict[str, Any]:
+    """Read a report.
+
+    Args:
+        path: A ``report.json``, or a directory that holds one: a run, a benchmark, a bundle.
+
+    Raises:
+        InputError: There is none, it cannot be read, or it is no report of this schema.
+    """
+    file = _find(path)
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the report {file}: {error}", _HINT) from error
+    problems = _problems(report)
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise InputError(f"{file} is no report of kdedge: {'; '.join(problems[:3])}{more}", _HINT)
+    return dict(report)
+
+
+def compare_reports(a: Mapping[str, Any], b: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Compare two reports.
+
+    Args:
+        a: The report that is compared with; see `load_report`.
+        b: The other.
+        names: What to call them, usually their paths.
+
+    Returns:
+        ``a`` and ``b`` (name, host and origin of each), ``notes`` (why numbers may not be comparable), ``values`` (rows
+        of ``name``, ``unit``, ``a``, ``b`` and ``difference``, B minus A; accuracies with ``difference_ci95``),
+        ``gate`` (both verdicts) and ``latency`` (rows of provider, model, batch, threads, the times of both, both
+        trust verdicts and ``ratio``, p50 of B over that of A; a case that only one has is null in the other).
+    """
+    return {
+        "a": _origin(a, names[0]),
+        "b": _origin(b, names[1]),
+        "notes": _notes(a, b),
+        "gate": {"a": a["gate"]["verdict"], "b": b["gate"]["verdict"]},
+        "values": _values(a, b),
+        "latency": _latency(a["latency"], b["latency"]),
+    }
+
+
+def print_comparison(comparison: Mapping[str, Any], console: "Console | None" = None) -> None:
+    """Print a comparison in 80 columns.
+
+    Args:
+        comparison: From `compare_reports`.
+        console: Where to print; by default standard output.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = console or Console(width=80, highlight=False)
+    for key in ("a", "b"):
+        origin = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        for label, text in zip((key.upper(), ""), _describe(comparison[key]), strict=True):
+            origin.add_row(label, Text(text, overflow="fold"))
+        console.print(origin)
+    for note in comparison["notes"]:
+        console.print(Text(f"mind: {note}", style="yellow"))
+    values, latency = _value_cells(comparison), _latency_cells(comparison)
+    for rows, text_columns in ((values, {0}), (latency, {0, 1, 7, 8})):
+        if len(rows) == 1:
+            continue
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        for index, title in enumerate(rows[0]):
+            table.add_column(title, justify="left" if index in text_columns else "right", overflow="fold")
+        for row in rows[1:]:
+            table.add_row(*(Text(cell, style="yellow" if cell == "noisy" else "") for cell in row))
+        console.print()
+        console.print(table)
+    if any("noisy" in row for row in latency):
+        console.print("noisy: do not quote")
+
+
+def comparison_markdown(comparison: Mapping[str, Any]) -> str:
+    """Return a comparison as Markdown, for a pull request."""
+    lines = []
+    for key in ("a", "b"):
+        name, facts = _describe(comparison[key])
+        lines.append(f"- **{key.upper()}**: {name}: {facts}")
+    lines += [f"- **Mind:** {note}" for note in comparison["notes"]]
+    for rows in (_value_cells(comparison), _latency_cells(comparison)):
+        if len(rows) == 1:
+            continue
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+        lines += ["", *(f"| {' | '.join(row)} |" for row in cells)]
+        lines.insert(-len(cells) + 1, "|---|" + "---:|" * (len(cells[0]) - 1))
+    if any("noisy" in row for row in _latency_cells(comparison)):
+        lines += ["", "noisy: do not quote"]
+    return "\n".join(lines) + "\n"
+
+
+def _find(path: Path) -> Path:
+    """Return the file of the report that ``path`` means."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise InputError(f"{path} does not exist", _HINT)
+    for file in (path / "benchmark" / REPORT, path / REPORT):
+        if file.is_file():
+            return file
+    if (path / "config.json").is_file():
+        raise InputError(f"the run {path} has no report yet", f"run `kdedge benchmark --out {path}` first")
+    raise InputError(f"{path} holds no {REPORT}", _HINT)
+
+
+def _problems(report: Any) -> list[str]:
+    """Return what keeps a JSON value from being a report."""
+    if not isinstance(report, dict):
+        return [f"it holds {type(report).__name__}, expected an object"]
+    if report.get("schema") != _SCHEMA:
+        return [f"schema is {report.get('schema')!r}, expected {_SCHEMA}"]
+    problems = []
+    for section, keys in _NEEDED.items():
+        found = report.get(section)
+        if not isinstance(found, dict):
+            problems.append(f"{section} is missing")
+        else:
+            problems += _wrong_keys(section, found, keys)
+    if not isinstance(report.get("unavailable"), list):
+        problems.append("unavailable is no list")
+    rows = report.get("latency")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return [*problems, "latency is no list of rows"]
+    for index, row in enumerate(rows):
+        wrong = _wrong_keys(f"latency[{index}]", row, _NEEDED_OF_A_ROW)
+        problems += wrong or _wrong_keys(f"latency[{index}].trust", row["trust"], {"verdict": _TEXT, "reasons": _LIST})
+        if not wrong and not row["p50_ms"] > 0:
+            problems.append(f"latency[{index}].p50_ms is not positive")
+    if not problems and report["gate"]["verdict"] not in _VERDICTS:
+        problems.append(f"gate.verdict is {report['gate']['verdict']!r}, expected one of {', '.join(_VERDICTS)}")
+    return problems
+
+
+def _wrong_keys(place: str, found: Mapping[str, Any], keys: Mapping[str, tuple[type, ...]]) -> list[str]:
+    """Return the keys that are missing or of another type."""
+    problems = []
+    for key, types in keys.items():
+        value = found.get(key)
+        if key not in found:
+            problems.append(f"{place}.{key} is missing")
+        elif not isinstance(value, types) or isinstance(value, bool):
+            problems.append(f"{place}.{key} is {value!r}")
+    return problems
+
+
+def _origin(report: Mapping[str, Any], name: str) -> dict[str, Any]:
+    host, run = report["host"], report["run"]
+    return {
+        "report": name,
+        "data": run["data"],
+        "test_images": report["accuracy"]["n"],
+        "student": report["student"]["arch"],
+        "commit": run.get("commit"),
+        "host": {key: host.get(key) for key in ("cpu", "board", "cores", "os", "gpu", "onnxruntime")},
+    }
+
+
+def _notes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Say what makes the numbers of two reports incomparable."""
+    notes = []
+    hosts = [{key: report["host"].get(key) for key in ("cpu", "board", "cores", "gpu")} for report in (a, b)]
+    if hosts[0] != hosts[1]:
+        notes.append("other hosts: the latencies compare the hosts and the models together")
+    elif a["host"]["onnxruntime"] != b["host"]["onnxruntime"]:
+        notes.append("another onnxruntime: the latencies compare the versions and the models together")
+    same_images = all(a[part][key] == b[part][key] for part, key in (("run", "data"), ("accuracy", "n")))
+    if not same_images or any(report["run"].get("same_test_images") is False for report in (a, b)):
+        notes.append("other test images: the accuracies are not of the same task")
+    if a["gate"]["limit_pp"] != b["gate"]["limit_pp"]:
+        notes.append(f"another limit of the gate: {a['gate']['limit_pp']:g} and {b['gate']['limit_pp']:g} pp")
+    return notes
+
+
+def _values(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of everything but latency."""
+    rows: list[dict[str, Any]] = []
+    for name, unit, section, key in (
+        ("INT8 top-1", "%", "accuracy", "onnx_int8_top1_pct"),
+        ("FP32 top-1", "%", "accuracy", "onnx_fp32_top1_pct"),
+        ("teacher top-1", "%", "teacher", "test_top1_pct"),
+        ("loss by INT8", "pp", "gate", "loss_pp"),
+        ("loss by INT8, at most", "pp", "gate", "loss_upper95_pp"),
+        ("INT8 file", "bytes", "size", "int8_bytes"),
+        ("FP32 file", "bytes", "size", "fp32_bytes"),
+    ):
+        before, after = a[section][key], b[section][key]
+        known = before is not None and after is not None
+        row = {
+            "name": name,
+            "unit": unit,
+            "a": before,
+            "b": after,
+            "difference": round(after - before, 4) if known else None,
+        }
+        if section == "accuracy":
+            row["difference_ci95"] = _difference_ci95(a, b, key)
+        rows.append(row)
+    return rows
+
+
+def _difference_ci95(a: Mapping[str, Any], b: Mapping[str, Any], key: str) -> list[float]:
+    """Return Newcombe's 95 % interval of the difference of two accuracies in pp, from the Wilson interval of each.
+
+    Method 10 in Statistics in Medicine 17 (1998), 873-890. It is for independent samples: of two models on the same
+    images, which the reports cannot pair, the true interval is narrower.
+    """
+    (low_a, high_a), (low_b, high_b) = (report["accuracy"][key.replace("top1", "ci95")] for report in (a, b))
+    share_a, share_b = a["accuracy"][key], b["accuracy"][key]
+    difference = share_b - share_a
+    below = math.hypot(share_b - low_b, high_a - share_a)
+    above = math.hypot(high_b - share_b, share_a - low_a)
+    return [round(difference - below, 4), round(difference + above, 4)]
+
+
+def _latency(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for every case of either report, those of A first."""
+    cases = [{tuple(row[key] for key in _CASE): row for row in rows} for rows in (before, after)]
+    rows = []
+    for case in dict.fromkeys((*cases[0], *cases[1])):
+        found = [side.get(case) for side in cases]
+        both = found[0] and found[1]
+        rows.append(
+            {
+                **dict(zip(_CASE, case, strict=True)),
+                **{side: _times(row) for side, row in zip("ab", found, strict=True)},
+                "ratio": round(found[1]["p50_ms"] / found[0]["p50_ms"], 4) if both else None,  # type: ignore[index]
+            }
+        )
+    return rows
+
+
+def _times(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if row is None else {**{key: row.get(key) for key in _TIMES}, "trust": row["trust"]["verdict"]}
+
+
+def _describe(origin: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the name of a report, and its host and origin in a line."""
+    host = origin["host"]
+    cores = f"{host['cores']} core{'s' * (host['cores'] != 1)}"
+    parts = [host["board"] or host["cpu"], cores, host["gpu"], f"onnxruntime {host['onnxruntime']}"]
+    made = [f"{origin['test_images']:,} test images of {origin['data']}"]
+    made += [f"commit {origin['commit']}"] if origin["commit"] else []
+    return origin["report"], ", ".join(filter(None, parts)) + "; " + ", ".join(made)
+
+
+def _value_cells(comparison: Mapping[str, Any]) -> list[list[str]]:
+    """Return the table of the values with its heading, as text."""
+    gate = comparison["gate"]
+    rows = [
+        ["", "A", "B", "B - A", "95 % of B - A"],
+        ["gate", gate["a"], gate["b"], "same" if gate["a"] == gate["b"] else "changed", ""],
+    ]
+    for row in comparison["values"]:
+        if row["a"] is None and row["b"] is None:
+            continue
+        form, signed = ("{:,.0f}", "{:+,.0f}") if row["unit"] == "bytes" else ("{:.2f}", "{:+.2f}")
+        cells = [_text(row[side], form) for side in "ab"] + [_text(row["difference"], signed)]
+        interval = row.get("difference_ci95")
+        cells.append(f"{interval[0]:+.2f} to {interval[1]:+.2f}" if interval else "")
+        rows.append([f"{row['name']}, {row['unit']}", *cells])
+    return rows
+
+
+def _latency_cells(comparison: Mapping[str, Any]) -> list[list[str]]:
+    """Return the table of the latencies with its heading, as text."""
+    rows = [["p50 in ms", "model", "batch", "threads", "A", "B", "B / A", "trust A", "trust B"]]
+    for row in comparison["latency"]:
+        sides = [row["a"], row["b"]]
+        times = [_text(side and side["p50_ms"], "{:.3f}") for side in sides]
+        trust = [side["trust"].partition(":")[0] if side else "–" for side in sides]
+        case = [row["provider"].removesuffix("ExecutionProvider"), row["model"], f"{row['batch']}", f"{row['threads']}"]
+        rows.append([*case, *times, _text(row["ratio"], "{:.3f}×"), *trust])
+    return rows
+
+
+def _text(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)

@@ -1,0 +1,96 @@
+// Runs a kdedge bundle in the browser: opens it, decodes and resizes an image as the training images were, gives logits.
+//
+//     const bundle = await openBundle("bundle/");
+//     const logits = await run(bundle, resize(await decode(blob), bundle.size));
+//     softmax(logits)   // one probability per bundle.labels
+
+import * as ort from "./node_modules/onnxruntime-web/dist/ort.wasm.min.mjs";
+
+// More threads need a page that is served with cross-origin isolation headers.
+ort.env.wasm.numThreads = 1;
+
+/** Fetches labels, image size and INT8 model of the bundle at a URL that ends with a slash. */
+export async function openBundle(url) {
+  const [labels, settings, model] = await Promise.all([
+    fetched(url + "labels.txt").then((answer) => answer.text()),
+    fetched(url + "preprocessing.json").then((answer) => answer.json()),
+    fetched(url + "student.int8.onnx").then((answer) => answer.arrayBuffer()),
+  ]);
+  const session = await ort.InferenceSession.create(new Uint8Array(model), { executionProviders: ["wasm"] });
+  return { labels: labels.trimEnd().split("\n"), size: settings.size, session };
+}
+
+/** Maps RGB pixels, uint8 [N, S, S, 3], to logits, float32 [N, C]. */
+export async function run(bundle, pixels) {
+  const shape = [pixels.length / (3 * bundle.size ** 2), bundle.size, bundle.size, 3];
+  const answer = await bundle.session.run({ pixels: new ort.Tensor("uint8", pixels, shape) });
+  return answer.logits.data;
+}
+
+/** Turns the logits of one image into probabilities. */
+export function softmax(logits) {
+  const highest = Math.max(...logits);
+  const shares = Array.from(logits, (logit) => Math.exp(logit - highest));
+  const sum = shares.reduce((total, share) => total + share);
+  return shares.map((share) => share / sum);
+}
+
+/** Decodes an image file: upright, transparency on white. Returns ImageData, RGBA. */
+export async function decode(blob) {
+  const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" });
+  const context = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d", { willReadFrequently: true });
+  context.fillStyle = "white";
+  context.fillRect(0, 0, bitmap.width, bitmap.height);
+  context.drawImage(bitmap, 0, 0);
+  return context.getImageData(0, 0, bitmap.width, bitmap.height);
+}
+
+/**
+ * Squeezes an image into size x size RGB pixels with the arithmetic of Pillow's antialiased BILINEAR: along rows, then
+ * along columns, in fixed point. (Pillow 13 begins with the columns of some tall images, which then differ by 1 of 255.)
+ * A canvas would resize otherwise, and differently in every browser.
+ */
+export function resize({ data, width, height }, size) {
+  const across = weights(width, size);
+  const down = weights(height, size);
+  const narrow = new Uint8Array(height * size * 3);
+  for (let y = 0; y < height; y++)
+    for (let x = 0; x < size; x++)
+      for (let c = 0; c < 3; c++)
+        narrow[(y * size + x) * 3 + c] = weigh(across[x], (i) => data[(y * width + i) * 4 + c]);
+  const small = new Uint8Array(size * size * 3);
+  for (let y = 0; y < size; y++)
+    for (let x = 0; x < size; x++)
+      for (let c = 0; c < 3; c++)
+        small[(y * size + x) * 3 + c] = weigh(down[y], (i) => narrow[(i * size + x) * 3 + c]);
+  return small;
+}
+
+const BITS = 22; // of Pillow's fixed-point weights
+
+/** Returns, for every target position, where its source pixels begin and their fixed-point weights. */
+function weights(source, target) {
+  const scale = source / target;
+  const reach = Math.max(scale, 1);
+  return Array.from({ length: target }, (_, position) => {
+    const center = (position + 0.5) * scale;
+    const start = Math.max(Math.trunc(center - reach + 0.5), 0);
+    const stop = Math.min(Math.trunc(center + reach + 0.5), source);
+    const raw = [];
+    for (let i = start; i < stop; i++) raw.push(Math.max(1 - Math.abs((i - center + 0.5) / reach), 0));
+    const sum = raw.reduce((total, weight) => total + weight, 0);
+    return { start, fixed: raw.map((weight) => Math.trunc(0.5 + (weight / sum) * 2 ** BITS)) };
+  });
+}
+
+function weigh({ start, fixed }, pixel) {
+  let sum = 2 ** (BITS - 1);
+  for (let i = 0; i < fixed.length; i++) sum += fixed[i] * pixel(start + i);
+  return Math.min(sum >> BITS, 255);
+}
+
+async function fetched(url) {
+  const answer = await fetch(url);
+  if (!answer.ok) throw new Error(`${url}: ${answer.status} ${answer.statusText}`);
+  return answer;
+}

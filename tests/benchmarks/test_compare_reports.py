@@ -1,0 +1,219 @@
+"""`kdedge report`: one report as Markdown, two of them compared, and clear words about what is no report."""
+
+import copy
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.accuracy import wilson_interval_pct
+from benchmarks.compare_reports import compare_reports, comparison_markdown, load_report, print_comparison
+from benchmarks.report import render_markdown
+from pipeline.cli import app
+from pipeline.errors import InputError
+
+REFERENCE = Path(__file__).resolve().parents[2] / "artifacts" / "reference"
+REPORT: dict[str, Any] = json.loads((REFERENCE / "benchmark" / "report.json").read_text())
+DELETE = object()
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """Return the reference report with ``section__key=value`` changed, or deleted."""
+    report = copy.deepcopy(REPORT)
+    for path, value in changes.items():
+        section, _, key = path.partition("__")
+        place, name = (report[section], key) if key else (report, section)
+        if value is DELETE:
+            del place[name]
+        else:
+            place[name] = value
+    return report
+
+
+def compare(b: dict[str, Any], a: dict[str, Any] = REPORT) -> dict[str, Any]:
+    result = compare_reports(a, b, ("old", "new"))
+    assert json.loads(json.dumps(result)) == result
+    return result
+
+
+def value(result: dict[str, Any], name: str) -> dict[str, Any]:
+    (row,) = (row for row in result["values"] if row["name"] == name)
+    return dict(row)
+
+
+@pytest.mark.parametrize("path", [".", "benchmark", "benchmark/report.json", "bundle"])
+def test_a_report_is_found_by_run_benchmark_bundle_and_file(path: str) -> None:
+    assert load_report(REFERENCE / path) == REPORT
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        ("{", "cannot read the report"),
+        ("\x00\xff", "cannot read the report"),
+        ("[]", "holds list, expected an object"),
+        ("{}", "schema is None, expected 1"),
+        (changed(schema=2), "schema is 2, expected 1"),
+        (changed(gate=DELETE), "gate is missing"),
+        (changed(host=[]), "host is missing"),
+        (changed(gate__loss_pp=DELETE), r"gate\.loss_pp is missing"),
+        (changed(gate__loss_pp="0.1"), r"gate\.loss_pp is '0\.1'"),
+        (changed(accuracy__n=True), r"accuracy\.n is True"),
+        (changed(gate__verdict="fine"), "gate.verdict is 'fine', expected one of passed, failed, undecided"),
+        (changed(unavailable=None), "unavailable is no list"),
+        (changed(latency={}), "latency is no list of rows"),
+        (changed(latency=[{**REPORT["latency"][0], "p50_ms": 0}]), r"latency\[0\]\.p50_ms is not positive"),
+        (changed(latency=[{**REPORT["latency"][0], "trust": {}}]), r"latency\[0\]\.trust\.verdict is missing"),
+        (changed(latency=[{}]), r"latency\[0\]\.provider is missing.*and 5 more"),
+    ],
+)
+def test_what_is_no_report_is_refused(tmp_path: Path, report: Any, message: str) -> None:
+    text = report if isinstance(report, str) else json.dumps(report)
+    (tmp_path / "report.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=message) as caught:
+        load_report(tmp_path)
+    assert "kdedge benchmark" in caught.value.hint
+
+
+def test_a_report_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        load_report(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"holds no report\.json"):
+        load_report(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="has no report yet") as caught:
+        load_report(tmp_path)
+    assert caught.value.hint == f"run `kdedge benchmark --out {tmp_path}` first"
+
+
+def test_a_report_compared_with_itself_differs_in_nothing() -> None:
+    result = compare(REPORT)
+    assert result["notes"] == []
+    assert {row["difference"] for row in result["values"]} == {0}
+    assert {row["ratio"] for row in result["latency"]} == {1}
+    assert len(result["latency"]) == len(REPORT["latency"])
+
+
+def test_differences_are_b_minus_a_and_ratios_b_over_a() -> None:
+    rows = [{**REPORT["latency"][1], "p50_ms": 2 * REPORT["latency"][1]["p50_ms"], "p95_ms": 0.7}]
+    new = changed(accuracy__onnx_int8_top1_pct=91.57, gate__verdict="failed", size__int8_bytes=1_302_519, latency=rows)
+    result = compare(new)
+    assert value(result, "INT8 top-1")["difference"] == 1.0
+    assert value(result, "INT8 file")["difference"] == 100
+    assert result["gate"] == {"a": "passed", "b": "failed"}
+    found = {(row["model"], row["batch"]): row for row in result["latency"]}
+    both, only_a = found["int8", 1], found["fp32", 32]
+    assert both["ratio"] == 2
+    assert both["b"] == {
+        "p50_ms": rows[0]["p50_ms"], "p90_ms": rows[0]["p90_ms"], "p95_ms": 0.7, "p99_ms": rows[0]["p99_ms"],
+        "throughput_ips": rows[0]["throughput_ips"], "trust": "steady",
+    }  # fmt: skip
+    assert (only_a["b"], only_a["ratio"]) == (None, None)
+    assert compare(REPORT, new)["latency"][0]["ratio"] == 0.5
+
+
+def test_the_interval_of_a_difference_is_newcombes() -> None:
+    """His example (a): 56 of 70 against 48 of 80 is 0.2 with 0.0524 to 0.3339 (method 10, table II)."""
+    reports = []
+    for right, n in ((48, 80), (56, 70)):
+        answers = np.arange(n) < right
+        top1, interval = 100 * right / n, wilson_interval_pct(answers)
+        reports.append(changed(accuracy__n=n, accuracy__onnx_int8_top1_pct=top1, accuracy__onnx_int8_ci95_pct=interval))
+    row = value(compare(reports[1], reports[0]), "INT8 top-1")
+    assert row["difference"] == pytest.approx(20)
+    assert row["difference_ci95"] == pytest.approx([5.24, 33.39], abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"host__cpu": "another"}, "other hosts"),
+        ({"host__cores": 64}, "other hosts"),
+        ({"host__onnxruntime": "1.99"}, "another onnxruntime"),
+        ({"run__data": "sample"}, "other test images"),
+        ({"accuracy__n": 9}, "other test images"),
+        ({"run__same_test_images": False}, "other test images"),
+        ({"gate__limit_pp": 1.0}, "another limit of the gate: 0.5 and 1 pp"),
+    ],
+)
+def test_what_makes_numbers_incomparable_is_said(changes: dict[str, Any], note: str) -> None:
+    for result in (compare(changed(**changes)), compare(REPORT, changed(**changes))):
+        assert len(result["notes"]) == 1
+    assert compare(changed(**changes))["notes"][0].startswith(note)
+
+
+def strange() -> dict[str, Any]:
+    """Return a report with everything long, missing or in need of escapes."""
+    row = {**REPORT["latency"][0], "provider": "TensorrtExecutionProvider", "batch": 4096, "threads": 64}
+    return changed(
+        host__cpu="A processor | with a name that is longer than any line of a terminal of eighty columns would be",
+        host__gpu="A GPU",
+        run__data="folder:/a/path/that/is/quite/long/and/goes/on/and/on/for/more/than/eighty/columns/without/a/blank",
+        teacher__test_top1_pct=None,
+        latency=[*REPORT["latency"], {**row, "p50_ms": 1311.222}],
+    )
+
+
+def test_the_table_fits_80_columns_and_names_hosts_and_trust(capsys: pytest.CaptureFixture[str]) -> None:
+    print_comparison(compare(strange()))
+    lines = capsys.readouterr().out.splitlines()
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= 80
+    for word in ("Xeon", "A processor", "A GPU", "mind: other hosts", "Tensorrt", "4096", "1311.222", "noisy", "+0.00"):
+        assert word in text
+    heads = [line.split() for line in lines if line.lstrip().startswith("p50 in ms")]
+    assert [" ".join(words) for words in heads] == ["p50 in ms model batch threads A B B / A trust A trust B"]
+    assert lines[-1].strip() == "noisy: do not quote"
+
+
+def test_markdown_tables_are_whole() -> None:
+    text = comparison_markdown(compare(strange()))
+    blocks = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert len(blocks) == 2
+    for block in blocks:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+        assert re.fullmatch(r"\|(-+:?\|)+", block.splitlines()[1])
+    assert "**Mind:** other hosts" in text
+    assert "| teacher top-1, % | 85.93 | – | – |  |" in text
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["report", *map(str, arguments)])
+
+
+def test_one_report_is_printed_as_markdown_or_json() -> None:
+    result = invoke(REFERENCE)
+    assert result.stdout.rstrip("\n") == render_markdown(REPORT, []).rstrip("\n")
+    assert result.stdout.startswith("# Passed")
+    assert json.loads(invoke(REFERENCE, "--json").stdout) == REPORT
+
+
+def test_two_reports_are_compared_in_every_form() -> None:
+    bundle = REFERENCE / "bundle"
+    result = json.loads(invoke(REFERENCE, bundle, "--json").stdout)
+    assert (result["a"]["report"], result["b"]["report"]) == (str(REFERENCE), str(bundle))
+    assert invoke(REFERENCE, bundle, "--markdown").stdout.startswith("- **A**: ")
+    assert "B / A" in invoke(REFERENCE, bundle).stdout
+
+
+def test_json_and_markdown_exclude_each_other(tmp_path: Path) -> None:
+    result = invoke(REFERENCE, REFERENCE, "--json", "--markdown")
+    assert result.exit_code == 2
+    assert "--json and --markdown exclude each other" in result.stderr
+    assert invoke(REFERENCE, tmp_path).exit_code == 2
+
+
+def test_reports_need_the_base_install_only() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'onnxruntime', 'matplotlib'): sys.modules[name] = None\n"
+        "from pipeline.cli import app; app(['report', sys.argv[1], sys.argv[1]])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, REFERENCE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
