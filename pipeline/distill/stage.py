@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pipeline.artifacts import file_sha256, load_json, write_json
-from pipeline.config import Config
+from pipeline.config import Config, DistillConfig
 from pipeline.data import Split, open_dataset, split_train_val
 from pipeline.data.cifar10_fetch import cache_dir
 from pipeline.distill.blocks import highest_variance
@@ -30,7 +30,7 @@ from pipeline.errors import InputError
 from pipeline.models.initial import initialise
 from pipeline.models.student import Student, build_student
 from pipeline.models.teacher import Teacher, fold_batch_norms
-from pipeline.progress import log, warn_once
+from pipeline.progress import log, warn
 from pipeline.runtime import autocast, cpu_info, prepare
 from pipeline.teacher import WEIGHTS as TEACHER_WEIGHTS
 from pipeline.teacher import load_teacher
@@ -42,7 +42,7 @@ __all__ = ["load_student", "run"]
 WEIGHTS = "student.safetensors"
 DESCRIPTION = "student.json"
 Shapes = tuple[dict[str, tuple[int, int]], list[tuple[int, int]]]
-_DROWNED_PCT = 90.0  # a hint term that supplies more of the gradient leaves the others without a say
+DROWNED_PCT = 90.0  # a hint term that supplies more of the gradient leaves the others without a say
 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
@@ -100,11 +100,6 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     def finish_epoch(epoch: int) -> dict[str, float]:
         row = {"lr": trainer.optimizer.param_groups[0]["lr"], "beta": trainer.beta.beta, **judge.measure()}
         row |= {f"grad_{name}_pct": share for name, share in trainer.shares.items()}
-        if epoch >= settings.hint_only_epochs and trainer.shares.get("hint", 0.0) > _DROWNED_PCT:
-            warn_once(
-                f"distill ({settings.method}): hints supply more than {_DROWNED_PCT:.0f} % of the student's gradient "
-                "and drown the other terms; lower --beta, or use --hint-loss normalised"
-            )
         trainer.beta.update(epoch, row["val_kd"])
         if choice:
             choice.update(epoch, judge.unexplained)
@@ -149,6 +144,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         "hint_choices": choice.history if choice else [],
         "hint_weight_at_start": trainer.hint_weight(settings.beta),
         "hint_map_bytes": _map_bytes(hinted, shapes[0], batches.size, config.runtime.precision),
+        "drowned_epochs": _drowned_epochs(rows, settings),
         "adapter_params": sum(parameter.numel() for parameter in trainer.adapters.parameters()),
         "scan_s": round(scan_s, 2),
         "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_info().get("brand_raw"),
@@ -200,6 +196,18 @@ def _map_bytes(
     """Return what the teacher's maps that hints aim at take in one batch, in bytes."""
     values = sum(channels * side * side for channels, side in (teacher_shapes[pair.teacher_block] for pair in pairs))
     return batch_size * values * (2 if precision == "bf16" else 4)
+
+
+def _drowned_epochs(rows: list[dict[str, float]], settings: DistillConfig) -> int:
+    """Count the epochs in which hints left the other terms without a say, and warn if there are any."""
+    drowned = sum(row.get("grad_hint_pct", 0.0) > DROWNED_PCT for row in rows[settings.hint_only_epochs :])
+    if drowned:
+        warn(
+            f"distill ({settings.method}): in {drowned} of {len(rows)} epochs hints supplied more than "
+            f"{DROWNED_PCT:.0f} % of the student's gradient and drowned the other terms; lower --beta, or use "
+            "--hint-loss normalised"
+        )
+    return drowned
 
 
 def _logits_path(teacher_dir: Path, data_sha256: str, config: Config) -> Path:

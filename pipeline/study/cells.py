@@ -28,8 +28,8 @@ Row = dict[str, Any]
 # Of evaluation_results.csv. The test columns are empty without --test, the others of a cell that diverged.
 COLUMNS = (
     "method", "epochs", "seed", "status", "val_top1_pct", "val_ce", "teacher_gap_pp", "params", "trained_params",
-    "hint_map_bytes", "scan_s", "seconds", "reach_epochs", "fp32_test_top1_pct", "int8_test_top1_pct", "commit",
-    "hardware",
+    "hint_map_bytes", "scan_s", "seconds", "drowned_epochs", "reach_epochs", "fp32_test_top1_pct",
+    "int8_test_top1_pct", "commit", "hardware",
 )  # fmt: skip
 
 
@@ -145,6 +145,7 @@ def _row(cell: Cell, directory: Path, reach: float) -> Row:
         "hint_map_bytes": facts["hint_map_bytes"],
         "scan_s": facts["scan_s"] if METHODS[method].scans else 0.0,
         "seconds": manifest["wall_s"],
+        "drowned_epochs": facts["drowned_epochs"],
         "reach_epochs": int(reached[0]) if reached and reached[0] else None,
         "commit": manifest["commit"],
         "hardware": facts["hardware"],

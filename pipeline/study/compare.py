@@ -122,8 +122,10 @@ def run_study(
 
     def report(rows: list[Row]) -> None:
         summary = summarise(rows, control)
-        warnings = alarms(summary, control) if control == CONTROL else []
+        warnings = alarms(summary, control)
         notes = _notes(cells, rows, teacher, options)
+        if not any(cell.name == control for cell in cells):
+            notes.insert(0, f"The control {control} is not among the cells, so there are no differences.")
         page = render(title, summary, warnings, notes, control=control, reach=options.reach)
         write_atomic(out / "evaluation_results.csv", _csv(COLUMNS, rows))
         write_atomic(out / "block_variances.csv", _csv(_SCAN_COLUMNS, _scan_rows(cells, rows, out)))

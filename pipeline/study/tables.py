@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.distill.methods import CONTROL
 from pipeline.study.cells import Row
 from pipeline.study.statistics import Difference, paired_difference
 
@@ -52,13 +53,24 @@ def summarise(rows: Sequence[Row], control: str) -> list[dict[str, Any]]:
 
 
 def alarms(summary: Sequence[Mapping[str, Any]], control: str) -> list[str]:
-    """Return a sentence for every method that learns from the teacher and is not better than the control."""
-    return [
+    """Return what a reader must know first.
+
+    That is a sentence for every method that is not better than the control, if that is the method without a teacher,
+    and for every one whose hints drowned the other terms (`pipeline.distill.stage.DROWNED_PCT`).
+    """
+    useless = [
         f"{entry['method']}, {entry['epochs']} epochs, is not better than its control {control}: "
         f"{_difference(entry)} pp."
         for entry in summary
-        if entry["difference_pp"] is not None and entry["difference_pp"] <= 0
+        if control == CONTROL and entry["difference_pp"] is not None and entry["difference_pp"] <= 0
     ]
+    drowned = [
+        f"{entry['method']}, {entry['epochs']} epochs: in {entry['drowned_epochs']:.1f} of them on average, hints "
+        "supplied more than 90 % of the gradient."
+        for entry in summary
+        if entry["drowned_epochs"]
+    ]
+    return useless + drowned
 
 
 def render(
@@ -99,7 +111,7 @@ def render(
 
 _MEANS = (
     "val_top1_pct", "val_ce", "teacher_gap_pp", "params", "trained_params", "hint_map_bytes", "scan_s", "seconds",
-    "reach_epochs", "fp32_test_top1_pct", "int8_test_top1_pct",
+    "drowned_epochs", "reach_epochs", "fp32_test_top1_pct", "int8_test_top1_pct",
 )  # fmt: skip
 
 

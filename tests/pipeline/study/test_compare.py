@@ -86,9 +86,11 @@ def test_a_finished_teacher_is_taken_and_not_copied(study, compared, tmp_path):
     out, command = study
     command = [tmp_path if part == out else part for part in command]
     command[command.index("--seeds") + 1] = "0"
-    command[command.index("--methods") + 1] = "ce"
-    kdedge(*command, "--teacher-dir", out / "teacher")
-    cell = "e2/seed0/ce/distill/student.safetensors"
+    command[command.index("--methods") + 1] = "kd"
+    page = kdedge(*command, "--teacher-dir", out / "teacher").stdout
+    assert "The control ce is not among the cells" in page
+    assert "one seed" not in page.split("- ±")[0]
+    cell = "e2/seed0/kd/distill/student.safetensors"
     assert (tmp_path / cell).read_bytes() == (out / cell).read_bytes()
     assert not (tmp_path / "teacher").exists()
 

@@ -8,7 +8,7 @@ def row(method, seed, top1, *, epochs=20, **more):
     return {
         "method": method, "epochs": epochs, "seed": seed, "status": "done", "val_top1_pct": top1, "val_ce": 0.5,
         "teacher_gap_pp": 95 - top1, "params": 1_280_000, "trained_params": 1_480_000, "hint_map_bytes": 2_000_000,
-        "scan_s": 1.0, "seconds": 90.0, "reach_epochs": 7, **more,
+        "scan_s": 1.0, "seconds": 90.0, "drowned_epochs": 0, "reach_epochs": 7, **more,
     }  # fmt: skip
 
 
@@ -46,6 +46,14 @@ def test_a_summary_has_means_spread_and_the_difference_to_the_control_of_the_sam
     assert by_key["ce", 20]["reach_epochs"] == 7
     assert by_key["ce", 20]["difference_pp"] is None
     assert (by_key["kd", 40]["difference_pp"], by_key["kd", 40]["verdict"]) == (-1.0, "one seed")
+
+
+def test_hints_that_drown_the_rest_are_an_alarm_in_every_study():
+    rows = [row("base", 0, 90.0), row("hint-loss=raw", 0, 80.0, drowned_epochs=4)]
+    rows.append(row("hint-loss=raw", 1, 81.0, drowned_epochs=5))
+    assert alarms(summarise(rows, "base"), "base") == [
+        "hint-loss=raw, 20 epochs: in 4.5 of them on average, hints supplied more than 90 % of the gradient."
+    ]
 
 
 def test_a_page_begins_with_every_method_that_is_not_better_than_its_control():
