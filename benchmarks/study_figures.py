@@ -10,6 +10,7 @@ import io
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ __all__ = ["draw_study"]
 
 _COLORS = ("#2f7ed8", "#e07b39", "#3c9d6b", "#a25ddc", "#c9423f", "#8c6d46", "#d66ba0", "#1f9aa8", "#7a8f2b", "#4b4f8f")
 _CONTROL = "#5b6470"  # ce and base: grey and dashed
-_STYLE: dict[str, Any] = {
+_SHOWN_PP = 12  # percentage points of accuracy below the best that the curves show
+_STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -65,7 +67,7 @@ def draw_study(out: Path) -> list[Path]:
     for length in lengths:
         written += _save(
             out, f"training_curves_{length}", (10.5, 3.6), 3,
-            lambda axes, length=length: _training_curves(axes, curves[length], look, length),
+            partial(_training_curves, curves=curves[length], look=look, length=length),
         )  # fmt: skip
     adaptive = {length: {name: runs for name, runs in curves[length].items() if _changes(runs)} for length in lengths}
     if any(adaptive.values()):
@@ -128,22 +130,27 @@ def _training_curves(axes: Sequence[Any], curves: Curves, look: Mapping[str, Any
         one.set_title(title, fontsize=10)
         one.set_ylabel(label)
         _epochs_axis(one)
+    # The first epochs would squeeze the end, where the methods differ, into a line.
+    best = max(max(values) for runs in curves.values() if (values := _mean(runs, "val_top1_pct")[1]))
+    low, high = axes[0].get_ylim()
+    if low < best - _SHOWN_PP:
+        axes[0].set_ylim(best - _SHOWN_PP, high - (high - best) / 2)
+        axes[0].set_title(f"Accuracy, from {best - _SHOWN_PP:.0f} % up", fontsize=10)
     axes[0].figure.suptitle(f"Validation images while training, {length} epochs", fontsize=11)
 
 
 def _beta(axes: Sequence[Any], curves: Mapping[int, Curves], look: Mapping[str, Any]) -> None:
-    """Draw beta relative to its start by epoch, one line per run: a mean of steps is no step."""
+    """Draw beta relative to its start by epoch: the geometric mean over seeds, lines a little apart."""
     for one, (length, methods) in zip(axes, curves.items(), strict=True):
-        for name, runs in methods.items():
-            for index, run in enumerate(runs):
-                epochs, values = _series(run, "beta")
-                share = [value / values[0] for value in values]
-                one.step(epochs, share, where="mid", label=name if not index else "_", **look[name], alpha=0.8)
+        for index, (name, runs) in enumerate(methods.items()):
+            epochs, values = _mean(runs, "beta", statistics.geometric_mean)
+            shares = [value / values[0] * 2 ** (0.05 * index) for value in values]
+            one.step(epochs, shares, where="mid", label=name, **look[name])
         one.set_yscale("log", base=2)
         one.yaxis.set_major_formatter(lambda value, _: f"1/{1 / value:.0f}" if value < 1 else f"{value:g}")
         one.set_title(f"{length} epochs", fontsize=10)
         _epochs_axis(one)
-    axes[0].set_ylabel("beta, relative to its start")
+    axes[0].set_ylabel("beta, relative to its start\n(geometric mean over seeds)")
     axes[0].figure.suptitle("Weight of the hints: halved when the validation KD loss stops improving", fontsize=11)
 
 
@@ -153,17 +160,16 @@ def _similarity(axes: Sequence[Any], curves: Mapping[int, Curves], look: Mapping
         for name, runs in methods.items():
             one.plot(*_mean(runs, "cosine_similarity"), label=name, **look[name])
         one.set_title(f"{length} epochs", fontsize=10)
+        one.sharey(axes[0])
         _epochs_axis(one)
     axes[0].set_ylabel("cosine similarity")
-    axes[0].figure.suptitle(
-        "Teacher's features and what the best linear map predicts of them from the student's", fontsize=11
-    )
+    axes[0].figure.suptitle("How well the student's features predict the teacher's, linearly", fontsize=11)
 
 
 def _accuracy(axes: Any, rows: Rows, names: Sequence[str], lengths: Sequence[int], look: Mapping[str, Any]) -> None:
     """Draw the mean accuracy of each method with its 95 % interval, and every seed as a small dot."""
-    labels, place = [], 0
-    several = False
+    labels: dict[float, str] = {}
+    place, several = 0.0, False
     for length in lengths:
         for name in names:
             group = [row for row in rows if row["method"] == name and int(row["epochs"]) == length]
@@ -180,10 +186,11 @@ def _accuracy(axes: Any, rows: Rows, names: Sequence[str], lengths: Sequence[int
             axes.annotate(
                 f"{mean:.2f}", (mean, place), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=7
             )
-            labels.append(f"{name}, {length} epochs" if len(lengths) > 1 else name)
+            labels[place] = f"{name}, {length} epochs" if len(lengths) > 1 else name
             place += 1
-    axes.set_yticks(range(place), labels)
-    axes.set_ylim(place - 0.4, -0.7)
+        place += 0.7
+    axes.set_yticks(list(labels), list(labels.values()))
+    axes.set_ylim(place - 1.1, -0.7)
     axes.margins(x=0.12)
     axes.set_xlabel("validation top-1 in %")
     what = "mean over seeds with 95 % interval; small dots are seeds" if several else "one seed each, so no interval"
@@ -224,6 +231,7 @@ def _looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _epochs_axis(axes: Any) -> None:
     axes.set_xlabel("epoch")
+    axes.set_xlim(left=0.5)
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
@@ -232,13 +240,15 @@ def _changes(runs: Sequence[Rows]) -> bool:
     return any(_series(run, "train_hint")[0] and len(set(_series(run, "beta")[1])) > 1 for run in runs)
 
 
-def _mean(runs: Sequence[Rows], column: str) -> tuple[list[float], list[float]]:
+def _mean(
+    runs: Sequence[Rows], column: str, mean: Callable[[list[float]], float] = statistics.fmean
+) -> tuple[list[float], list[float]]:
     """Return the epochs and the mean of a column over the runs."""
     by_epoch: dict[float, list[float]] = {}
     for run in runs:
         for epoch, value in zip(*_series(run, column), strict=True):
             by_epoch.setdefault(epoch, []).append(value)
-    return list(by_epoch), [statistics.fmean(values) for values in by_epoch.values()]
+    return list(by_epoch), [mean(values) for values in by_epoch.values()]
 
 
 def _series(rows: Rows, column: str) -> tuple[list[float], list[float]]:

@@ -75,7 +75,7 @@ def choose_views(places: NDArray[np.int64], *, epoch: int, shift: int, flip: boo
         flip: Whether half of the images are flipped.
 
     Returns:
-        int64 ``[N]``: (flipped * span + row) * span + column, where span is 2 * shift + 1.
+        int64 ``[N]``: (flipped * span + row) * span + column, where span is 2 * shift + 1; shifted, then flipped.
     """
     bits = _hash(epoch, places)
     span = 2 * shift + 1
@@ -85,7 +85,7 @@ def choose_views(places: NDArray[np.int64], *, epoch: int, shift: int, flip: boo
 
 
 def views(images: Tensor, chosen: NDArray[np.int64], *, shift: int) -> Tensor:
-    """Flip and shift each image; what moves in is black.
+    """Shift each image over black, and flip it.
 
     Args:
         images: uint8 ``[N, S, S, 3]``.

@@ -16,7 +16,7 @@ import zlib
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import torch
@@ -173,8 +173,8 @@ def _bytes_on_disk(path: Path) -> float:
     return _stat(path, "st_blocks") * 512
 
 
-def _stat(path: Path, key: str) -> Any:
+def _stat(path: Path, key: str) -> float:
     try:
-        return getattr(path.stat(), key, 0)
+        return float(getattr(path.stat(), key, 0))
     except FileNotFoundError:  # another process made room
-        return 0
+        return 0.0

@@ -132,3 +132,25 @@ def test_what_no_cell_can_do_is_refused_before_anything_is_trained(arguments, me
     result = kdedge(*command, *arguments, code=2)
     assert message in result.stderr
     assert "running" not in result.stderr
+
+
+def test_test_images_are_read_only_when_asked_for_and_after_the_last_training(study, compared, tmp_path, monkeypatch):
+    from pipeline.data.folder import Folder
+
+    events = []
+    honest_test, honest_run = Folder.test, stage.run
+    monkeypatch.setattr(Folder, "test", lambda self: events.append("test images") or honest_test(self))
+    monkeypatch.setattr(stage, "run", lambda *arguments: events.append("training") or honest_run(*arguments))
+    out, command = study
+    command = [tmp_path if part == out else part for part in command]
+    command[command.index("--seeds") + 1] = "0"
+    command[command.index("--methods") + 1] = "ce,kd"
+    page = kdedge(*command, "--teacher-dir", out / "teacher").stdout
+    assert events == ["training", "training"]
+    assert "INT8 test" not in page
+    page = kdedge(*command, "--teacher-dir", out / "teacher", "--test").stdout
+    assert events == ["training", "training", "test images", "test images"]
+    assert "INT8 test top-1 %" in page
+    for row in read(tmp_path / "evaluation_results.csv"):
+        report = tmp_path / "e2" / "seed0" / row["method"] / "benchmark" / "report.json"
+        assert float(row["int8_test_top1_pct"]) == json.loads(report.read_text())["accuracy"]["onnx_int8_top1_pct"]
