@@ -270,7 +270,7 @@ def _section_options(sections: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
 def _describe_default(item: "dataclasses.Field[Any]") -> str:
     parts = [f"default: {item.default if item.default != '' else 'none'}"]
     if item.metadata["choices"]:
-        parts.insert(0, "|".join(item.metadata["choices"]))
+        parts.insert(0, ", ".join(item.metadata["choices"]))  # can be broken into lines, which "|" cannot
     least, most = item.metadata["least"], item.metadata["most"]
     if least is not None:
         parts.insert(0, f"{least} to {most}" if most is not None else f"at least {least}")

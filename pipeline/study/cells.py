@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ def run_cells(
     *,
     control: str,
     reach: float,
-    force: bool,
+    forced: Sequence[Cell],
     report: Callable[[list[Row]], None],
 ) -> list[Row]:
     """Train every cell that is not up to date.
@@ -73,20 +74,24 @@ def run_cells(
         teacher_dir: Directory of a finished teacher stage.
         control: Name of the cells that the others of the same epochs and seed are compared with.
         reach: Validation accuracy in percent whose first epoch is reported.
-        force: Train again what is up to date.
+        forced: Cells to train again although they are up to date.
         report: Called after each cell with the rows so far.
 
     Raises:
         KdedgeError: A stage failed for another reason.
     """
     rows: list[Row] = []
+    start, trained = time.monotonic(), 0
     for number, cell in enumerate(cells, 1):
-        log(f"cell {number} of {len(cells)}: {cell}")
+        to_train = sum(other.config.distill.epochs for other in cells[number - 1 :])
+        left_s = (time.monotonic() - start) / trained * to_train if trained else 0.0
+        log(f"cell {number} of {len(cells)}: {cell}" + (f"; {format_duration(left_s)} left" if trained else ""))
         directory = cell.directory(out)
         with lock_run(directory):
             _link(teacher_dir, directory / "teacher")
             try:
-                run_stages(("distill",), cell.config, directory, force=force)
+                if run_stages(("distill",), cell.config, directory, force=cell in forced):
+                    trained += cell.config.distill.epochs
                 rows.append(_row(cell, directory, reach))
             except DivergenceError as error:
                 warn(f"{cell}: {error}")
@@ -138,7 +143,7 @@ def _row(cell: Cell, directory: Path, reach: float) -> Row:
         **_identity(cell),
         "status": "done",
         "val_top1_pct": facts["val_top1_pct"],
-        "val_ce": facts["val_ce"],
+        "val_ce": round(facts["val_ce"], 6),
         "teacher_gap_pp": round(teacher["val_top1_pct"] - facts["val_top1_pct"], 4),
         "params": facts["params"],
         "trained_params": facts["params"] + facts["adapter_params"],

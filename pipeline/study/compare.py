@@ -3,7 +3,9 @@
     kdedge compare --methods ce,kd,selective --epochs 20,40 --seeds 0,1,2 --out artifacts/compare
 
 Writes ``evaluation_results.csv`` (a row per cell), ``block_variances.csv`` (the scan) and ``comparison.md`` after every
-cell, figures at the end. All is measured on validation images; test images are read with ``--test`` alone, at the end.
+cell, figures at the end. A later command with other methods, lengths or seeds in the same directory adds to the tables:
+what is finished there with the same other options and the same teacher is in them. All is measured on validation
+images; test images are read with ``--test`` alone, at the end.
 """
 
 import csv
@@ -14,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import load_manifest, write_atomic, write_json
+from pipeline.artifacts import MANIFEST, load_manifest, write_atomic, write_json
 from pipeline.config import Config, build_config, parse_choices, parse_counts
 from pipeline.distill.methods import CONTROL, METHODS
 from pipeline.runtime import resolve
-from pipeline.stages import CONFIG, recorded_config, run_stages
+from pipeline.stages import CONFIG, STAGES, recorded_config, run_stages
 from pipeline.study.cells import COLUMNS, Cell, Row, measure_test, run_cells
 from pipeline.study.tables import alarms, render, summarise
 
@@ -71,8 +73,6 @@ def compare(config: Config, out: Path, methods: str, options: StudyOptions) -> d
         StageError: A stage failed.
     """
     names = parse_choices(methods, "--methods", tuple(METHODS))
-    # The control first, so that every other cell can be compared with it as soon as it is done.
-    names.sort(key=lambda name: name != CONTROL)
     config = resolve_runtime(config, out)
     cells = [
         Cell(name, variant(config, {"method": name, "epochs": epochs}, seed))
@@ -118,6 +118,8 @@ def run_study(
         write_json(out / CONFIG, dataclasses.asdict(config))
     teacher_dir = options.teacher_dir or out / "teacher"
     teacher = load_manifest(teacher_dir)
+    forced = cells if options.force else ()
+    cells = _with_finished(cells, config, out, teacher)
     result: dict[str, Any] = {}
 
     def report(rows: list[Row]) -> None:
@@ -132,7 +134,7 @@ def run_study(
         write_atomic(out / "comparison.md", page.encode())
         result.update(rows=rows, summary=summary, alarms=warnings, page=str(out / "comparison.md"))
 
-    rows = run_cells(cells, out, teacher_dir, control=control, reach=options.reach, force=options.force, report=report)
+    rows = run_cells(cells, out, teacher_dir, control=control, reach=options.reach, forced=forced, report=report)
     if options.test:
         measure_test(cells, rows, out)
         report(rows)
@@ -146,6 +148,29 @@ _SCAN_COLUMNS = ("method", "epochs", "seed", "block", "variance", "chosen")
 def resolve_runtime(config: Config, out: Path) -> Config:
     """Fill in the runtime once for all cells, as an earlier attempt at the study did."""
     return dataclasses.replace(config, runtime=resolve(config.runtime, recorded_config(out).get("runtime")))
+
+
+def _with_finished(cells: Sequence[Cell], config: Config, out: Path, teacher: dict[str, Any]) -> list[Cell]:
+    """Add the finished cells of a comparison that differ in method, length and seed alone; sort all of them."""
+    directories = {cell.directory(out) for cell in cells}
+    found = list(cells)
+    for path in out.glob(f"e*/seed*/*/distill/{MANIFEST}"):
+        directory = path.parents[1]
+        if directory in directories or directory.name not in METHODS:
+            continue
+        manifest = load_manifest(path.parent)
+        made, wanted = manifest["config"], STAGES["distill"].key(config)
+        distill = {key: made["distill"].get(key) for key in ("method", "epochs")}
+        wanted["distill"] |= distill
+        wanted["runtime"] |= {"seed": made["runtime"].get("seed")}
+        same_teacher = (
+            manifest["inputs"].get("teacher/teacher.safetensors") == teacher["outputs"]["teacher.safetensors"]
+        )
+        if made == wanted and same_teacher:
+            found.append(Cell(directory.name, variant(config, distill, made["runtime"]["seed"])))
+    # The control is the first of the methods, so that every other cell can be compared with it as soon as it is done.
+    order = {name: place for place, name in enumerate(METHODS)}
+    return sorted(found, key=lambda c: (c.config.distill.epochs, c.config.runtime.seed, order.get(c.name, len(order))))
 
 
 def _scan_rows(cells: Sequence[Cell], rows: Sequence[Row], out: Path) -> list[Row]:
@@ -179,15 +204,15 @@ def _notes(cells: Sequence[Cell], rows: Sequence[Row], teacher: dict[str, Any], 
     commits, hardware = ({str(row[key]): None for row in done} for key in ("commit", "hardware"))
     notes = [
         f"{len(rows)} of {len(cells)} cells; accuracies and losses are of the validation images"
-        + (", which nothing was trained on." if not options.test else "; test images were read once, at the end."),
+        + (", which no student was trained on." if not options.test else "; test images were read once, at the end."),
         "±: standard deviation over seeds; of a difference: 95 % interval, paired by seed, Student t. An effect "
         "smaller than its interval is not resolved; with one seed there is no interval.",
         f"Training images: {size} of {data.source}; recipe: {cells[0].config.distill.recipe}.",
         f"Teacher: {facts['arch']}, {facts['val_top1_pct']:.2f} % on its own validation images. Hint maps: what the "
         "teacher's maps take in one batch. Trained: with the adapters, which are not shipped.",
         f"Command: `{options.command}`",
-        f"Commit: {', '.join(commits)}. Hardware: {', '.join(hardware)}; {runtime.device}, {runtime.threads} threads, "
-        f"{runtime.precision}.",
+        f"Commit: {', '.join(commits)}. Hardware: {', '.join(hardware)}; {runtime.device}, {runtime.precision}, "
+        f"threads: {runtime.threads}.",
     ]
     known = teacher["config"]
     own = (known.get("runtime", {}).get("seed"), known.get("data", {}).get("val_fraction"))

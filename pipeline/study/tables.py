@@ -60,7 +60,7 @@ def alarms(summary: Sequence[Mapping[str, Any]], control: str) -> list[str]:
     """
     useless = [
         f"{entry['method']}, {entry['epochs']} epochs, is not better than its control {control}: "
-        f"{_difference(entry)} pp."
+        f"{_difference(entry)} pp ({entry['verdict']})."
         for entry in summary
         if control == CONTROL and entry["difference_pp"] is not None and entry["difference_pp"] <= 0
     ]

@@ -43,7 +43,7 @@ def test_a_comparison_has_a_run_directory_per_cell_and_a_row_in_the_table(study,
     out, _ = study
     rows = read(out / "evaluation_results.csv")
     keys = [(row["method"], row["seed"]) for row in rows]
-    assert keys == [(method, seed) for seed in "01" for method in ("ce", "selective", "kd")]
+    assert keys == [(method, seed) for seed in "01" for method in ("ce", "kd", "selective")]
     for row in rows:
         cell = out / "e2" / f"seed{row['seed']}" / row["method"]
         manifest = json.loads((cell / "distill" / "manifest.json").read_text())
@@ -61,7 +61,7 @@ def test_the_page_says_what_the_numbers_are(study, compared):
     page = (study[0] / "comparison.md").read_text()
     assert compared.stdout.strip() == page.strip()
     assert page.startswith("# Comparison of methods\n")
-    for text in ("6 of 6 cells", "Training images: all of folder:", "Commit: ", "Hardware: ", "1 threads", "2 seeds"):
+    for text in ("6 of 6 cells", "Training images: all of folder:", "Commit: ", "Hardware: ", "threads: 1", "2 seeds"):
         assert text in page
     assert "validation images of seed 1 are not the teacher's (seed 0)" in page
     scanned = read(study[0] / "block_variances.csv")
@@ -80,6 +80,20 @@ def test_the_same_command_trains_nothing_and_gives_the_same_table(study, compare
     printed = json.loads(result.stdout)
     assert len(printed["rows"]) == 6
     assert {entry["method"] for entry in printed["summary"]} == {"ce", "kd", "selective"}
+
+
+def test_a_later_command_adds_to_the_table_what_was_trained_alike(study, compared):
+    out, command = study
+    before = (out / "evaluation_results.csv").read_text()
+    command = list(command)
+    command[command.index("--seeds") + 1] = "1"
+    command[command.index("--methods") + 1] = "kd"
+    assert kdedge(*command).stderr.count("distill: up to date, skipped") == 6
+    assert (out / "evaluation_results.csv").read_text() == before
+    page = kdedge(*command, "--temperature", "2", "--out", out, code=0).stdout
+    assert "1 of 1 cells" in page  # the others were trained at another temperature
+    kdedge(*study[1])
+    assert (out / "evaluation_results.csv").read_text().count("done") == 6
 
 
 def test_a_finished_teacher_is_taken_and_not_copied(study, compared, tmp_path):

@@ -61,10 +61,10 @@ def test_a_page_begins_with_every_method_that_is_not_better_than_its_control():
     rows.append({"method": "all", "epochs": 20, "seed": 0, "status": "diverged"})
     summary = summarise(rows, "ce")
     warnings = alarms(summary, "ce")
-    assert warnings == ["kd, 20 epochs, is not better than its control ce: +0.00 pp."]
+    assert warnings == ["kd, 20 epochs, is not better than its control ce: +0.00 pp (one seed)."]
     page = render("Methods", summary, warnings, ["a note"], control="ce", reach=85)
     lines = page.splitlines()
-    assert lines[2] == "> **Alarm:** kd, 20 epochs, is not better than its control ce: +0.00 pp."
+    assert lines[2] == "> **Alarm:** kd, 20 epochs, is not better than its control ce: +0.00 pp (one seed)."
     assert "| static | 91.00 | +1.00 | one seed | 0.500 | 4.00 | 1.28 M | 1.48 M | 2.0 | 1.0 | 1.5 | 7.0 |" in lines
     assert "| all | diverged |" in lines
     assert lines[-1] == "- a note"
