@@ -155,6 +155,11 @@ class Batches:
         """Images per batch: ``batch_size``, or the whole set if it is smaller."""
         return min(self.batch_size, len(self.split.labels))
 
+    @property
+    def views_per_image(self) -> int:
+        """How many views of an image there are: two flips of every shift."""
+        return 2 * (2 * self.shift + 1) ** 2
+
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
         return len(self.split.labels) // self.size
@@ -168,8 +173,7 @@ class Batches:
             places = self.split.places[indices]
             chosen = choose_views(places, epoch=epoch, shift=self.shift, flip=self.flip)
             pixels = to_pixels(views(images[indices], chosen, shift=self.shift), self.device)
-            numbers = places * 2 * (2 * self.shift + 1) ** 2 + chosen
-            yield Batch(pixels, labels[indices].to(self.device), numbers)
+            yield Batch(pixels, labels[indices].to(self.device), places * self.views_per_image + chosen)
 
 
 def learning_rate(progress: float, peak: float, schedule: str) -> float:

@@ -59,8 +59,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     student = build_student(settings.student, len(classes), dataset.image_size)
     teacher = load_teacher(inputs["teacher"])
     _check_classes(inputs["teacher"], len(classes))
-    whole = dataset.train()
-    train, val = split_train_val(whole, config.data.val_fraction, config.runtime.seed, config.data.train_size)
+    train, val = split_train_val(dataset.train(), config.data.val_fraction, config.runtime.seed, config.data.train_size)
     if settings.init == "whitening":
         initialise(student, train.images)
     place(student, device)
@@ -86,7 +85,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         LogitsFile(
             _logits_path(inputs["teacher"], dataset.train_sha256(), config),
             classes=len(classes),
-            views=len(whole) * 2 * (2 * settings.shift + 1) ** 2,
+            views=(int(train.places[-1]) + 1) * batches.views_per_image,
         ),
     )
     trainer = Trainer(config, teacher, student, pairs=pairs, chosen=chosen, batches=batches, logits=logits)

@@ -55,9 +55,15 @@ def summarise(rows: Sequence[Row], control: str) -> list[dict[str, Any]]:
 def alarms(summary: Sequence[Mapping[str, Any]], control: str) -> list[str]:
     """Return what a reader must know first.
 
-    That is a sentence for every method that is not better than the control, if that is the method without a teacher,
-    and for every one whose hints drowned the other terms (`pipeline.distill.stage.DROWNED_PCT`).
+    If the control is the method without a teacher, that is a sentence for a teacher that is not better than it, and for
+    every method that is not; in any case one for hints that drowned the other terms
+    (`pipeline.distill.stage.DROWNED_PCT`).
     """
+    weak = [
+        f"the teacher is not better than {control}, {entry['epochs']} epochs: {-entry['teacher_gap_pp']:.2f} pp below."
+        for entry in summary
+        if entry["method"] == control == CONTROL and entry["seeds"] and entry["teacher_gap_pp"] <= 0
+    ]
     useless = [
         f"{entry['method']}, {entry['epochs']} epochs, is not better than its control {control}: "
         f"{_difference(entry)} pp ({entry['verdict']})."
@@ -70,7 +76,7 @@ def alarms(summary: Sequence[Mapping[str, Any]], control: str) -> list[str]:
         for entry in summary
         if entry["drowned_epochs"]
     ]
-    return useless + drowned
+    return weak + useless + drowned
 
 
 def render(
@@ -96,7 +102,14 @@ def render(
     for warning in warnings:
         lines += [f"> **Alarm:** {warning}", ""]
     tested = any(entry["int8_test_top1_pct"] is not None for entry in summary)
-    head = ["", "validation top-1 %", f"to {control}, pp (95 %)", "verdict", "validation loss", "below teacher, pp"]
+    head = [
+        "",
+        "validation top-1 %",
+        f"to {control}, pp (95 %)",
+        "verdict",
+        "validation loss",
+        "teacher minus student, pp",
+    ]
     head += ["INT8 test top-1 %"] * tested
     head += ["shipped", "trained", "hint maps, MB", "scan, s", "minutes", f"epochs to {reach:g} %"]
     for epochs in dict.fromkeys(entry["epochs"] for entry in summary):

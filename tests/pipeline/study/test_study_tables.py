@@ -48,6 +48,12 @@ def test_a_summary_has_means_spread_and_the_difference_to_the_control_of_the_sam
     assert (by_key["kd", 40]["difference_pp"], by_key["kd", 40]["verdict"]) == (-1.0, "one seed")
 
 
+def test_a_teacher_that_is_not_better_than_the_control_is_an_alarm():
+    strong, weak = row("ce", 0, 90.0), row("ce", 0, 90.0, teacher_gap_pp=-4.1)
+    assert alarms(summarise([strong], "ce"), "ce") == []
+    assert alarms(summarise([weak], "ce"), "ce") == ["the teacher is not better than ce, 20 epochs: 4.10 pp below."]
+
+
 def test_hints_that_drown_the_rest_are_an_alarm_in_every_study():
     rows = [row("base", 0, 90.0), row("hint-loss=raw", 0, 80.0, drowned_epochs=4)]
     rows.append(row("hint-loss=raw", 1, 81.0, drowned_epochs=5))
