@@ -11,6 +11,7 @@ import functools
 import inspect
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline.config import PRESETS, Config, build_config, load_config_file
+from pipeline.distill.methods import METHODS
 from pipeline.errors import GateError, InputError, KdedgeError
 from pipeline.progress import console, log, set_quiet
 
@@ -93,9 +95,78 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
         False,
     ),
 }
+# What a study has beside the options of its runs; see `pipeline.study.compare.StudyOptions`.
+_STUDY: dict[str, tuple[Any, Any]] = {
+    "epochs": (
+        Annotated[str, typer.Option("--epochs", help="Lengths of the runs, comma-separated.", metavar="str")],
+        "20",
+    ),
+    "seeds": (
+        Annotated[str, typer.Option("--seeds", help="Their seeds, comma-separated.", metavar="str")],
+        "0",
+    ),
+    "teacher_dir": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                "--teacher-dir",
+                help="Finished teacher, as in artifacts/run/teacher (default: one is trained).",
+                metavar="path",
+            ),
+        ],
+        None,
+    ),
+    "reach": (
+        Annotated[
+            float,
+            typer.Option(
+                "--reach",
+                min=0,
+                max=100,
+                metavar="float",
+                help="Report the first epoch with this validation top-1, in percent.",
+            ),
+        ],
+        85.0,
+    ),
+    "test": (
+        Annotated[
+            bool,
+            typer.Option(
+                "--test",
+                help="At the end, when all is chosen, also quantize every student and read the test images once.",
+                metavar="",
+            ),
+        ],
+        False,
+    ),
+    "as_json": (
+        Annotated[bool, typer.Option("--json", help="Print one JSON line instead of the page.", metavar="")],
+        False,
+    ),
+}
+_OPTIONS |= _STUDY | {
+    "methods": (
+        Annotated[str, typer.Option("--methods", help="Methods to compare, comma-separated.", metavar="str")],
+        ",".join(METHODS),
+    ),
+    "factors": (
+        Annotated[
+            str,
+            typer.Option(
+                "--factors",
+                help="What to vary, comma-separated: optimizer, lr, temperature, beta-patience, hint-layers, "
+                "hint-loss, recipe (default: all that matter to the method).",
+                metavar="str",
+            ),
+        ],
+        "",
+    ),
+}
 _STAGE = ("out", "config", "force", "quiet")
 # What begins a run states its options; the later stages go on with those of the run.
 _BEGINNING = ("out", "config", "preset", "force", "quiet")
+_CONSUMED = ("config", "preset", "quiet")  # before the function of a command is called
 
 
 def _reported(function: Callable[..., None]) -> Callable[..., None]:
@@ -135,12 +206,17 @@ def _show_error(message: str, hint: str) -> None:
 
 
 def _stage_command(
-    name: str, sections: tuple[str, ...], help: str, options: tuple[str, ...] = _STAGE
+    name: str,
+    sections: tuple[str, ...],
+    help: str,
+    options: tuple[str, ...] = _STAGE,
+    *,
+    out: Path = DEFAULT_OUT,
+    without: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., None]], None]:
-    """Register a command whose flags are ``options`` and the fields of ``sections``.
+    """Register a command whose flags are ``options`` and the fields of ``sections`` but those ``without``.
 
-    The decorated function is called with the configuration and those of ``out``, ``force`` and ``bundle`` that are
-    among the options.
+    The decorated function is called with the configuration and the options that did not go into it.
     """
 
     def register(function: Callable[..., None]) -> None:
@@ -153,14 +229,15 @@ def _stage_command(
             if "out" in given:
                 given["out"] = Path(given["out"])
             config = _resolve(given, _sections_from_flags(arguments))
-            function(config, **{key: given[key] for key in ("out", "force", "bundle") if key in given})
+            function(config, **{key: value for key, value in given.items() if key not in _CONSUMED})
 
+        flags = {key: option for key, option in _section_options(sections).items() if key not in without}
+        own = {key: _OPTIONS[key] for key in options}
+        if "out" in own:
+            own["out"] = (own["out"][0], str(out))
         parameters = [
             inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
-            for key, (annotation, default) in {
-                **{key: _OPTIONS[key] for key in options},
-                **_section_options(sections),
-            }.items()
+            for key, (annotation, default) in {**own, **flags}.items()
         ]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -194,7 +271,7 @@ def _section_options(sections: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
 def _describe_default(item: "dataclasses.Field[Any]") -> str:
     parts = [f"default: {item.default if item.default != '' else 'none'}"]
     if item.metadata["choices"]:
-        parts.insert(0, "|".join(item.metadata["choices"]))
+        parts.insert(0, ", ".join(item.metadata["choices"]))  # can be broken into lines, which "|" cannot
     least, most = item.metadata["least"], item.metadata["most"]
     if least is not None:
         parts.insert(0, f"{least} to {most}" if most is not None else f"at least {least}")
@@ -336,6 +413,50 @@ def bundle(config: Config, out: Path, force: bool) -> None:
     """Run the bundle stage."""
     _run(("bundle",), config, out, force)
     print(out / "bundle")
+
+
+@_stage_command(
+    "compare",
+    ("data", "teacher", "distill", "runtime"),
+    "Compare methods over lengths and seeds, all with one teacher.",
+    (*_BEGINNING, "methods", *_STUDY),
+    out=Path("artifacts/compare"),
+    without=("distill__method", "distill__epochs", "runtime__seed"),
+)
+def compare(config: Config, out: Path, methods: str, as_json: bool, **options: Any) -> None:
+    """Run the comparison; print its page or one JSON line."""
+    from pipeline.study.compare import compare as run_comparison
+
+    _study(lambda rest: run_comparison(config, out, methods, rest), out, as_json, options)
+
+
+@_stage_command(
+    "ablate",
+    ("data", "teacher", "distill", "runtime"),
+    "Vary one training option after the other, all with one teacher.",
+    (*_BEGINNING, "factors", *_STUDY),
+    out=Path("artifacts/ablate"),
+    without=("distill__epochs", "runtime__seed"),
+)
+def ablate(config: Config, out: Path, factors: str, as_json: bool, **options: Any) -> None:
+    """Run the ablations; print their page or one JSON line."""
+    from pipeline.study.ablate import ablate as run_ablations
+
+    _study(lambda rest: run_ablations(config, out, factors, rest), out, as_json, options)
+
+
+def _study(run: Callable[[Any], dict[str, Any]], out: Path, as_json: bool, options: dict[str, Any]) -> None:
+    """Run a study in its locked directory and print what it found."""
+    from pipeline.artifacts import lock_run
+    from pipeline.study.compare import StudyOptions
+
+    rest = StudyOptions(command=shlex.join(["kdedge", *sys.argv[1:]]), **options)
+    with lock_run(out):
+        try:
+            result = run(rest)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the same command goes on where it stopped") from None
+    print(json.dumps(result) if as_json else Path(result["page"]).read_text(encoding="utf-8"))
 
 
 @app.command(help="Check a bundle: every file's SHA-256 and the golden outputs, here and on emulated CPUs.")

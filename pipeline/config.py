@@ -1,8 +1,8 @@
 """The configuration of a run: every option once, with its default, unit and range.
 
 One frozen dataclass per section. The command line makes a flag of every field (``flag`` in its metadata), a TOML
-file has a table per section and a key per field; precedence is flag, then ``--config`` file, then preset, then the
-default here. `build_config` reports all problems at once.
+file has a table per section and a key per field; precedence is flag, then ``--config`` file, then recipe, then preset,
+then the default here. `build_config` reports all problems at once.
 """
 
 import dataclasses
@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.distill.methods import METHODS
 from pipeline.errors import InputError
 from pipeline.models.registry import STUDENTS
 
 __all__ = [
     "PRESETS",
+    "RECIPES",
     "BenchmarkConfig",
     "BundleConfig",
     "Config",
@@ -30,6 +32,7 @@ __all__ = [
     "as_flags",
     "build_config",
     "load_config_file",
+    "parse_choices",
     "parse_counts",
 ]
 
@@ -102,9 +105,15 @@ class DistillConfig:
     )
     method: str = option(
         "selective",
-        "How the student learns.",
+        "How the student learns: " + "; ".join(f"{name}, {method.note}" for name, method in METHODS.items()) + ".",
         flag="--method",
-        choices=("ce", "kd", "static", "adaptive", "selective"),
+        choices=tuple(METHODS),
+    )
+    recipe: str = option(
+        "kdedge",
+        "Training settings that other options change: kdedge (the defaults) or source (those of the method's source).",
+        flag="--recipe",
+        choices=("kdedge", "source"),
     )
     epochs: int = option(20, "Epochs of distillation.", flag="--distill-epochs", least=1)
     batch_size: int = option(128, "Images per step.", flag="--distill-batch-size", least=2, most=4096)
@@ -134,19 +143,29 @@ class DistillConfig:
         flag="--hint-loss",
         choices=("normalised", "raw"),
     )
-    hint_layers: int = option(3, "Teacher blocks that selective hints choose.", flag="--hint-layers", least=1, most=8)
+    hint_layers: int = option(
+        3,
+        "Teacher blocks to hint at (static and adaptive take the ends of the stages, all takes every block).",
+        flag="--hint-layers",
+        least=1,
+        most=8,
+    )
     hint_epochs: int = option(
         -1, "Hint-only epochs at the start (-1: 5 for static, 0 for the others).", flag="--hint-epochs", least=-1
     )
+    rechoose_epochs: int = option(
+        5, "Epochs after which dynamic chooses its blocks again.", flag="--rechoose-epochs", least=1
+    )
     scan_batches: int = option(10, "Batches of the activation-variance scan.", flag="--scan-batches", least=1)
     shift: int = option(2, "Random shift of training images in pixels.", flag="--shift", least=0, most=16)
+    flip: bool = option(True, "Flip half of the training images.", flag="--flip")
 
     @property
     def hint_only_epochs(self) -> int:
         """Epochs at the start that train the hint term alone."""
         if self.hint_epochs >= 0:
             return self.hint_epochs
-        return 5 if self.method == "static" else 0
+        return METHODS[self.method].hint_epochs
 
 
 @dataclass(frozen=True)
@@ -243,6 +262,28 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "reference": {"teacher": {"epochs": 30}, "distill": {"epochs": 40}},
 }
 
+# A layer over the preset and under everything that is named: `source` is what the source of the method states (no
+# augmentation, no schedule, hints as plain MSE), on a start and an optimizer as PyTorch gives them.
+RECIPES: dict[str, dict[str, Any]] = {
+    "source": {
+        "batch_size": 64,
+        "optimizer": "adam",
+        "schedule": "constant",
+        "lr": 1e-3,
+        "weight_decay": 0.0,
+        "init": "random",
+        "norm_bias_lr": 1.0,
+        "temperature": 4.0,
+        "beta": 250.0,
+        "hint_loss": "raw",
+        "shift": 0,
+        "flip": False,
+    },
+}
+RECIPES["kdedge"] = {
+    item.name: item.default for item in dataclasses.fields(DistillConfig) if item.name in RECIPES["source"]
+}
+
 
 def load_config_file(path: Path) -> dict[str, Any]:
     """Read a TOML configuration file (tables as in `Config`) or the ``config.json`` of a run.
@@ -268,6 +309,8 @@ def load_config_file(path: Path) -> dict[str, Any]:
 def build_config(*layers: Mapping[str, Any], preset: str = "") -> Config:
     """Merge configuration layers over the preset, later layers winning.
 
+    A layer that names another recipe than the layers below it takes over that recipe's values, under its own.
+
     Args:
         layers: Nested mappings ``{section: {key: value}}``; a layer may name its ``preset``.
         preset: Name of the preset; empty: the last layer that names one, else ``sample`` for the shipped sample
@@ -284,7 +327,7 @@ def build_config(*layers: Mapping[str, Any], preset: str = "") -> Config:
         preset = "sample" if [source for source in sources if source][-1:] == ["sample"] else "default"
     if preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r}{_closest(preset, PRESETS)}", f"presets: {', '.join(PRESETS)}")
-    merged: dict[str, dict[str, Any]] = {}
+    merged: dict[str, dict[str, Any]] = {"distill": {"recipe": DistillConfig.recipe}}
     for layer in (PRESETS[preset], *layers):
         for section, values in layer.items():
             if section == "preset":
@@ -294,7 +337,10 @@ def build_config(*layers: Mapping[str, Any], preset: str = "") -> Config:
             elif not isinstance(values, Mapping):
                 problems.append(f"{section} = {values!r}: expected a table [{section}]")
             else:
-                merged.setdefault(section, {}).update(values)
+                into = merged.setdefault(section, {})
+                if section == "distill" and values.get("recipe", into["recipe"]) != into["recipe"]:
+                    into.update(RECIPES.get(str(values["recipe"]), {}))
+                into.update(values)
     sections = {section: _build_section(section, values, problems) for section, values in merged.items()}
     problems += _conflicts(sections.get("data", DataConfig()), sections.get("distill", DistillConfig()), problems)
     if problems:
@@ -310,11 +356,18 @@ def _conflicts(data: DataConfig, distill: DistillConfig, problems: list[str]) ->
     conflicts = []
     if data.dir and data.source != "cifar10":
         conflicts.append(f"--data-dir ([data] dir) is for --data cifar10; --data {data.source} does not read it")
-    hint_only = distill.hint_only_epochs
-    if distill.method in ("static", "adaptive", "selective") and hint_only >= distill.epochs:
+    method, hint_only = METHODS[distill.method], distill.hint_only_epochs
+    if method.blocks and hint_only >= distill.epochs:
         conflicts.append(
             f"{hint_only} hint-only epochs (--hint-epochs) leave none of {distill.epochs} (--distill-epochs)"
         )
+    if method.dynamic and distill.rechoose_epochs >= distill.epochs:
+        conflicts.append(
+            f"--method {distill.method} would never choose again: --rechoose-epochs {distill.rechoose_epochs} "
+            f"is not below {distill.epochs} (--distill-epochs)"
+        )
+    if method.blocks and not distill.beta:
+        conflicts.append(f"--method {distill.method} learns from hints, and --beta 0 takes them away: use --method kd")
     return conflicts
 
 
@@ -323,40 +376,58 @@ _SECTIONS: dict[str, Any] = {
 }
 
 
-def parse_counts(text: str, flag: str, most: int) -> list[int]:
+def parse_counts(text: str, flag: str, most: int, least: int = 1) -> list[int]:
     """Parse a comma-separated list of counts such as ``1,8,32``.
 
     Raises:
-        InputError: A part is no whole number from 1 to ``most``.
+        InputError: A part is no whole number from ``least`` to ``most``.
     """
     counts = []
     for part in text.split(","):
-        if not part.strip().isdecimal() or not 1 <= int(part) <= most:
+        if not part.strip().isdecimal() or not least <= int(part) <= most:
             raise InputError(
-                f"{flag} {text!r}: {part.strip()!r} is not a whole number from 1 to {most}", f"for example {flag} 1,2"
+                f"{flag} {text!r}: {part.strip()!r} is not a whole number from {least} to {most}",
+                f"for example {flag} 1,2",
             )
         counts.append(int(part))
     return list(dict.fromkeys(counts))
 
 
 def as_flags(config: Config) -> list[str]:
-    """Return the shortest command line that gives a configuration: what differs from its preset.
+    """Return the shortest command line that gives a configuration: what differs from its preset and recipe.
 
     ``--data-dir`` is left out: where the same files lie changes no result, and is nobody else's business.
     """
-    preset = build_config(preset=config.preset)
+    recipe = config.distill.recipe
+    base = build_config({"distill": {"recipe": recipe}}, preset=config.preset)
     implied = "sample" if config.data.source == "sample" else "default"
     words = [] if config.preset == implied else ["--preset", config.preset]
+    words += [] if recipe == DistillConfig().recipe else ["--recipe", recipe]
     for section, kind in _SECTIONS.items():
         for item in dataclasses.fields(kind):
             flag, value = item.metadata["flag"], getattr(getattr(config, section), item.name)
-            if not flag or flag == "--data-dir" or value == getattr(getattr(preset, section), item.name):
+            if not flag or flag == "--data-dir" or value == getattr(getattr(base, section), item.name):
                 continue
             if isinstance(value, bool):
                 words.append(flag if value else f"--no-{flag[2:]}")
             else:
                 words += [flag, str(value)]
     return words
+
+
+def parse_choices(text: str, flag: str, known: tuple[str, ...]) -> list[str]:
+    """Parse a comma-separated list of names such as ``ce,kd``.
+
+    Raises:
+        InputError: A part is none of the known names.
+    """
+    names = [part.strip() for part in text.split(",")]
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"{flag} {text!r}: unknown name {name!r}{_closest(name, known)}", f"known: {', '.join(known)}"
+            )
+    return list(dict.fromkeys(names))
 
 
 def _build_section(section: str, values: Mapping[str, Any], problems: list[str]) -> Any:

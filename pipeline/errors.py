@@ -4,7 +4,7 @@ A message says what was found, where and what was expected; ``hint`` says what t
 `pipeline.cli` prints both without a traceback. Anything else that escapes is a bug in kdedge.
 """
 
-__all__ = ["GateError", "InputError", "KdedgeError", "StageError"]
+__all__ = ["DivergenceError", "GateError", "InputError", "KdedgeError", "StageError"]
 
 
 class KdedgeError(Exception):
@@ -26,6 +26,10 @@ class StageError(KdedgeError):
     """A stage could not do its work: no disk space, no network, divergence, a failed check."""
 
     exit_code = 1
+
+
+class DivergenceError(StageError):
+    """A training diverged: with these options, not by accident, so the same command would diverge again."""
 
 
 class InputError(KdedgeError):

@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.data import open_dataset, split_train_val
 from pipeline.models.teacher import Teacher, build_teacher, check_image_size, load_initial_weights
 from pipeline.runtime import autocast, prepare
-from pipeline.training import Batches, EpochLoop, learning_rate, place, predict_logits
+from pipeline.training import Batch, Batches, EpochLoop, learning_rate, place, predict_logits
 from pipeline.weights import load_module, save_module
 
 __all__ = ["load_teacher", "run"]
@@ -51,13 +51,13 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         teacher.parameters(), lr=peak, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay
     )
 
-    def step(pixels: Tensor, labels: Tensor, epoch: int, progress: float) -> dict[str, Tensor]:
+    def step(batch: Batch, epoch: int, progress: float) -> dict[str, Tensor]:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(progress, peak, "one-cycle")
         teacher.train()
         with autocast(config.runtime):
-            logits = teacher(pixels)
-        loss = functional.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
+            logits = teacher(batch.pixels)
+        loss = functional.cross_entropy(logits.float(), batch.labels, label_smoothing=settings.label_smoothing)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -1,8 +1,8 @@
 """What every training stage shares: batches, views, the learning rate, the epoch loop with its checkpoints.
 
-Nothing random has a state: the order of an epoch derives from (seed, epoch), the view of an image from
-(seed, epoch, image index). A checkpoint after every epoch therefore needs weights, optimizer and epoch alone to go
-on to the same bits.
+Nothing random has a state: the order of an epoch derives from (seed, epoch), the view of an image from (epoch,
+place in the data set), so that runs of other seeds see the same views. A checkpoint after every epoch therefore needs
+weights, optimizer and epoch alone to go on to the same bits.
 """
 
 import csv
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,13 +21,26 @@ from torch import Tensor, nn
 
 from pipeline.artifacts import write_atomic
 from pipeline.data import Split
-from pipeline.errors import InputError, StageError
+from pipeline.errors import DivergenceError, InputError
 from pipeline.progress import Tracker, format_duration, log, track
 from pipeline.weights import DAMAGED
 
-__all__ = ["Batches", "EpochLoop", "StepMeans", "learning_rate", "place", "predict_logits", "to_pixels", "views"]
+__all__ = [
+    "Batch",
+    "Batches",
+    "EpochLoop",
+    "StepMeans",
+    "choose_views",
+    "learning_rate",
+    "place",
+    "predict_logits",
+    "to_pixels",
+    "views",
+]
 
 CHECKPOINT = ".checkpoint.pt"  # a working file: it goes when the whole stage is complete
+# Raised whenever the same options train on other batches: a checkpoint of another version cannot go on.
+CHECKPOINT_VERSION = 2
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -52,41 +65,69 @@ def to_pixels(images: Tensor, device: torch.device) -> Tensor:
     return images.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
 
 
-def views(images: Tensor, indices: NDArray[np.int64], *, seed: int, epoch: int, shift: int) -> Tensor:
-    """Flip and shift each image as the hash of (seed, epoch, index) says.
+def choose_views(places: NDArray[np.int64], *, epoch: int, shift: int, flip: bool) -> NDArray[np.int64]:
+    """Draw a view of each image, from the hash of (epoch, place) alone.
+
+    Args:
+        places: int64 ``[N]``, the images' places in the data set.
+        epoch: Number of the epoch, from 0.
+        shift: Largest shift in pixels, in both axes.
+        flip: Whether half of the images are flipped.
+
+    Returns:
+        int64 ``[N]``: (flipped * span + row) * span + column, where span is 2 * shift + 1; shifted, then flipped.
+    """
+    bits = _hash(epoch, places)
+    span = 2 * shift + 1
+    flipped = (bits & np.uint64(1)).astype(np.int64) if flip else np.zeros(len(places), np.int64)
+    rows, columns = ((bits >> np.uint64(by)) % np.uint64(span) for by in (8, 32))
+    return (flipped * span + rows.astype(np.int64)) * span + columns.astype(np.int64)
+
+
+def views(images: Tensor, chosen: NDArray[np.int64], *, shift: int) -> Tensor:
+    """Shift each image over black, and flip it.
 
     Args:
         images: uint8 ``[N, S, S, 3]``.
-        indices: int64 ``[N]``, the images' places in the training set.
-        seed: Seed of the run.
-        epoch: Number of the epoch, from 0.
-        shift: Largest shift in pixels, in both axes; what moves in is black.
+        chosen: int64 ``[N]``, from `choose_views` with the same ``shift``.
+        shift: Largest shift in pixels.
 
     Returns:
         uint8 ``[N, S, S, 3]``.
     """
-    bits = _hash(seed, epoch, indices)
     count, size = images.shape[0], images.shape[1]
-    span = 2 * shift + 1
-    flip = torch.from_numpy((bits & np.uint64(1)).astype(bool))
-    rows = torch.from_numpy(((bits >> np.uint64(8)) % np.uint64(span)).astype(np.int64))
-    columns = torch.from_numpy(((bits >> np.uint64(32)) % np.uint64(span)).astype(np.int64))
+    flipped, rows, columns = (
+        torch.from_numpy(part) for part in np.unravel_index(chosen, (2, 2 * shift + 1, 2 * shift + 1))
+    )
     line = torch.arange(size)
-    source_columns = torch.where(flip[:, None], size - 1 - line, line) + columns[:, None]
+    source_columns = torch.where(flipped[:, None] == 1, size - 1 - line, line) + columns[:, None]
     source_rows = line + rows[:, None]
     padded = torch.zeros(count, size + 2 * shift, size + 2 * shift, 3, dtype=torch.uint8)
     padded[:, shift : shift + size, shift : shift + size] = images
     return padded[torch.arange(count)[:, None, None], source_rows[:, :, None], source_columns[:, None, :]]
 
 
-def _hash(seed: int, epoch: int, indices: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Hash (seed, epoch, index) to 64 well-mixed bits with SplitMix64 (Steele et al., OOPSLA 2014)."""
-    mask = (1 << 64) - 1
-    start = np.uint64(((seed * 0x9E3779B97F4A7C15) ^ (epoch * 0xD1B54A32D192ED03)) & mask)
-    z = start + indices.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+def _hash(epoch: int, places: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Hash (epoch, place) to 64 well-mixed bits with SplitMix64 (Steele et al., OOPSLA 2014)."""
+    start = np.uint64(epoch * 0xD1B54A32D192ED03 & (1 << 64) - 1)
+    z = start + places.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+class Batch(NamedTuple):
+    """A batch as it is trained on.
+
+    Attributes:
+        pixels: float32 ``[B, 3, S, S]`` in 0..1.
+        labels: int64 ``[B]``.
+        views: int64 ``[B]``, which view of which image each row is: place in the data set * views per image + view.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    views: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -99,6 +140,7 @@ class Batches:
         seed: Seed of the run.
         shift: Largest random shift in pixels.
         device: Where the batches go.
+        flip: Whether half of the images are flipped.
     """
 
     split: Split
@@ -106,24 +148,32 @@ class Batches:
     seed: int
     shift: int
     device: torch.device
+    flip: bool = True
 
     @property
     def size(self) -> int:
         """Images per batch: ``batch_size``, or the whole set if it is smaller."""
         return min(self.batch_size, len(self.split.labels))
 
+    @property
+    def views_per_image(self) -> int:
+        """How many views of an image there are: two flips of every shift."""
+        return 2 * (2 * self.shift + 1) ** 2
+
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
         return len(self.split.labels) // self.size
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (pixels float32 ``[B, 3, S, S]`` in 0..1, labels int64 ``[B]``) of one epoch."""
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of one epoch."""
         images, labels = torch.from_numpy(self.split.images), torch.from_numpy(self.split.labels)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(labels))
         for start in range(0, len(self) * self.size, self.size):
             indices = order[start : start + self.size]
-            batch = views(images[indices], indices, seed=self.seed, epoch=epoch, shift=self.shift)
-            yield to_pixels(batch, self.device), labels[indices].to(self.device)
+            places = self.split.places[indices]
+            chosen = choose_views(places, epoch=epoch, shift=self.shift, flip=self.flip)
+            pixels = to_pixels(views(images[indices], chosen, shift=self.shift), self.device)
+            yield Batch(pixels, labels[indices].to(self.device), places * self.views_per_image + chosen)
 
 
 def learning_rate(progress: float, peak: float, schedule: str) -> float:
@@ -177,7 +227,7 @@ class EpochLoop:
         epochs: How many epochs.
         batches: Where the batches come from.
         state: Everything that a checkpoint holds, by name.
-        step: ``step(pixels, labels, epoch, progress)`` trains on one batch and returns its named losses (scalars);
+        step: ``step(batch, epoch, progress)`` trains on one batch and returns its named losses (scalars);
             ``loss`` must be among them. ``progress`` in 0..1 runs over the whole training.
         finish_epoch: ``finish_epoch(epoch)`` evaluates and returns more columns for the epoch's row.
         out_dir: Where the checkpoint and the CSV go.
@@ -188,7 +238,7 @@ class EpochLoop:
     epochs: int
     batches: Batches
     state: Mapping[str, Stateful]
-    step: Callable[[Tensor, Tensor, int, float], dict[str, Tensor]]
+    step: Callable[[Batch, int, float], dict[str, Tensor]]
     finish_epoch: Callable[[int], dict[str, float]]
     out_dir: Path
     csv_name: str
@@ -197,8 +247,8 @@ class EpochLoop:
         """Train and return (one row per epoch, seconds that earlier attempts spent).
 
         Raises:
-            StageError: The loss is not finite or diverges; the last good checkpoint is kept.
-            InputError: The checkpoint is damaged.
+            DivergenceError: The loss is not finite or far too large; the last good checkpoint is kept.
+            InputError: The checkpoint is damaged, or of another version of kdedge.
         """
         rows, earlier_s = self._resume()
         start = time.monotonic()
@@ -219,8 +269,8 @@ class EpochLoop:
 
     def _train_epoch(self, epoch: int, steps: int, tracker: Tracker) -> dict[str, float]:
         means = StepMeans()
-        for index, (pixels, labels) in enumerate(self.batches.epoch(epoch)):
-            losses = self.step(pixels, labels, epoch, (epoch * steps + index) / (self.epochs * steps))
+        for index, batch in enumerate(self.batches.epoch(epoch)):
+            losses = self.step(batch, epoch, (epoch * steps + index) / (self.epochs * steps))
             means.add(losses)
             tracker.advance(1)
             # Reading a loss waits for the GPU, so it is done now and then; the epoch's mean catches the rest.
@@ -237,9 +287,9 @@ class EpochLoop:
         if row["train_ce"] > 10 * guessing:
             raise self._diverged(f"the cross-entropy is {row['train_ce']:.1f}; guessing has {guessing:.1f}", epoch)
 
-    def _diverged(self, what: str, epoch: int) -> StageError:
+    def _diverged(self, what: str, epoch: int) -> DivergenceError:
         kept = f"the state after epoch {epoch} is kept" if epoch else "no epoch was complete"
-        return StageError(
+        return DivergenceError(
             f"{self.title} diverged in epoch {epoch + 1}: {what} ({kept})",
             "lower --lr or --teacher-lr; a changed option starts the stage over",
         )
@@ -250,6 +300,11 @@ class EpochLoop:
             return [], 0.0
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True)
+            if saved.get("version") != CHECKPOINT_VERSION:
+                raise InputError(
+                    f"the checkpoint {path} is of another version of kdedge, which trained on other batches",
+                    "start the stage over with --force, or finish it with the version that began it",
+                )
             for name, target in self.state.items():
                 target.load_state_dict(saved["state"][name])
         except DAMAGED as error:
@@ -264,7 +319,8 @@ class EpochLoop:
         state = {name: target.state_dict() for name, target in self.state.items()}
         # By way of memory: on a full disk torch.save raises a RuntimeError about its own zip writer.
         buffer = io.BytesIO()
-        torch.save({"rows": rows, "seconds": seconds, "state": state}, buffer)
+        saved = {"version": CHECKPOINT_VERSION, "rows": rows, "seconds": seconds, "state": state}
+        torch.save(saved, buffer)
         write_atomic(self.out_dir / CHECKPOINT, buffer.getvalue())
         self._write_csv(rows)
 

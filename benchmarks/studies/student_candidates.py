@@ -47,7 +47,7 @@ def train(model: Student, batches: Batches, epochs: int, runtime: RuntimeConfig)
     optimizer = build_optimizer(settings, model, nn.Identity())
     model.train()
     for epoch in range(epochs):
-        for index, (pixels, labels) in enumerate(batches.epoch(epoch)):
+        for index, (pixels, labels, _) in enumerate(batches.epoch(epoch)):
             progress = (epoch + index / len(batches)) / epochs
             set_learning_rate(optimizer, learning_rate(progress, settings.lr, settings.schedule))
             with autocast(runtime):

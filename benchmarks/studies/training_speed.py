@@ -24,7 +24,7 @@ from pipeline.data import Split
 from pipeline.models.student import build_student
 from pipeline.models.teacher import build_teacher
 from pipeline.runtime import autocast, prepare, resolve
-from pipeline.training import Batches, place
+from pipeline.training import Batch, Batches, place
 
 IMAGES = 45_000
 
@@ -69,16 +69,16 @@ def trainer(model: nn.Module, teacher: nn.Module | None, runtime: RuntimeConfig)
 
 def images_per_second(
     step: Callable[[Tensor, Tensor], None],
-    batches: list[tuple[Tensor, Tensor]] | DataLoader[tuple[Tensor, int]],
+    batches: list[Batch] | DataLoader[tuple[Tensor, int]],
     steps: int,
 ) -> float:
     """Time ``steps`` steps after three for warming up."""
     iterator = iter(batches)
     for _ in range(3):
-        step(*next(iterator))
+        step(*next(iterator)[:2])
     seen, start = 0, time.perf_counter()
     for _ in range(steps):
-        pixels, labels = next(iterator)
+        pixels, labels, *_ = next(iterator)
         step(pixels, labels)
         seen += len(labels)
     return seen / (time.perf_counter() - start)

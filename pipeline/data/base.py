@@ -23,14 +23,22 @@ class Split:
         images: Pixels as decoded, [N, S, S, 3] uint8 RGB.
         labels: Class of each image, an index into the class names, [N] int64.
         class_names: Names of the classes, for messages; empty where only the numbers are known.
+        taken_from: Where the images stood in the part of the data set that they were taken from, [N] int64; None:
+            they are the whole part.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     class_names: tuple[str, ...] = ()
+    taken_from: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """Place of each image in the whole part of the data set, [N] int64: the same in every split of it."""
+        return np.arange(len(self.labels)) if self.taken_from is None else self.taken_from
 
 
 class Dataset(Protocol):
@@ -153,4 +161,4 @@ def _subset(split: Split, indices: NDArray[np.int64], size: int, rng: np.random.
 
 
 def _take(split: Split, indices: NDArray[np.int64]) -> Split:
-    return replace(split, images=split.images[indices], labels=split.labels[indices])
+    return replace(split, images=split.images[indices], labels=split.labels[indices], taken_from=split.places[indices])

@@ -1,7 +1,7 @@
-"""Hints: which teacher blocks the student imitates, with which of its own blocks, and through which adapters.
+"""Hints: with which of its own blocks the student imitates a teacher block, and through which adapters.
 
-`scan_variance` ranks the teacher's blocks, `choose_blocks` applies a method's rule, `pair_blocks` finds the student
-block for each, `HintAdapters` maps student maps to teacher maps while training. `measure_similarity` judges any
+`scan_variance` measures the teacher's blocks, a rule of `pipeline.distill.blocks` chooses some, `pair_blocks` finds the
+student block for each, `HintAdapters` maps student maps to teacher maps while training. `measure_similarity` judges any
 student, also one that never saw a hint, through least-squares adapters.
 """
 
@@ -17,15 +17,7 @@ from torch.nn import functional
 from pipeline.distill.losses import hint_loss
 from pipeline.models.teacher import FeatureTap, Teacher, hint_candidates
 
-__all__ = [
-    "HintAdapters",
-    "HintPair",
-    "choose_blocks",
-    "measure_similarity",
-    "pair_blocks",
-    "scan_variance",
-    "stage_ends",
-]
+__all__ = ["HintAdapters", "HintPair", "measure_similarity", "pair_blocks", "probe_shapes", "scan_variance"]
 
 
 @dataclass(frozen=True)
@@ -63,22 +55,6 @@ def scan_variance(teacher: Teacher, batches: Iterable[Tensor]) -> dict[str, floa
                 sums[name] += tap.maps[name].float().var(correction=0).item()
             count += 1
     return {name: total / count for name, total in sums.items()}
-
-
-def choose_blocks(variances: dict[str, float], count: int) -> tuple[str, ...]:
-    """Return the ``count`` blocks of the highest variance, in depth order (the order of ``variances``)."""
-    ranked = sorted(variances, key=lambda name: -variances[name])[:count]
-    return tuple(name for name in variances if name in ranked)
-
-
-def stage_ends(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the last block of each stage: of each prefix before the last dot, or every name if there is none.
-
-    >>> stage_ends(["layer1.0", "layer1.1", "layer2.0", "layer2.1"])
-    ('layer1.1', 'layer2.1')
-    """
-    last = {name.rpartition(".")[0]: name for name in names}
-    return tuple(last.values())
 
 
 def pair_blocks(
@@ -122,8 +98,11 @@ class HintAdapters(nn.Module):
     """1x1 convolution and batch norm per pair, from student to teacher channels. Trained with the student, not shipped.
 
     Args:
-        pairs: The pairs.
+        pairs: The pairs, of blocks that are all different.
         normalised: Divide each loss by the variance of its teacher map, which `calibrate` measures.
+
+    Attributes:
+        chosen: Teacher blocks whose adapters are trained, in depth order; all of them until `choose` is called.
     """
 
     variances: Tensor
@@ -131,6 +110,7 @@ class HintAdapters(nn.Module):
     def __init__(self, pairs: tuple[HintPair, ...], *, normalised: bool) -> None:
         super().__init__()
         self.pairs = pairs
+        self.chosen = tuple(pair.teacher_block for pair in pairs)
         self.normalised = normalised
         self.adapters = nn.ModuleList(
             nn.Sequential(
@@ -141,15 +121,21 @@ class HintAdapters(nn.Module):
         )
         self.register_buffer("variances", torch.ones(len(pairs)))
 
+    def choose(self, blocks: tuple[str, ...]) -> None:
+        """Train the adapters of these teacher blocks from now on; those of the others keep their weights."""
+        self.chosen = blocks
+
     def forward(self, student_maps: Sequence[Tensor], teacher_maps: dict[str, Tensor]) -> Tensor:
-        """Return the hint loss, a scalar: the mean over the pairs.
+        """Return the hint loss, a scalar: the mean over the chosen pairs.
 
         Args:
             student_maps: Outputs ``[N, C, H, W]`` of all student blocks.
-            teacher_maps: Maps ``[N, C, H, W]`` of the teacher by block name.
+            teacher_maps: Maps ``[N, C, H, W]`` of the chosen teacher blocks by name.
         """
         losses = []
         for index, (pair, adapter) in enumerate(zip(self.pairs, self.adapters, strict=True)):
+            if pair.teacher_block not in self.chosen:
+                continue
             student_map, target = _to_common_size(student_maps[pair.student_block], teacher_maps[pair.teacher_block])
             losses.append(hint_loss(adapter(student_map), target, self.variances[index]))
         return torch.stack(losses).mean()
@@ -165,39 +151,34 @@ class HintAdapters(nn.Module):
 
 @torch.no_grad()
 def measure_similarity(
-    pairs: tuple[HintPair, ...],
+    pair: HintPair,
     fit: tuple[Sequence[Tensor], dict[str, Tensor]],
     score: tuple[Sequence[Tensor], dict[str, Tensor]],
 ) -> tuple[float, float]:
-    """Measure how well the student's maps predict the teacher's through the best linear adapters.
+    """Measure how well the student's map predicts the teacher's through the best linear adapter.
 
-    For each pair a 1x1 convolution with bias is fitted by ridge regression on one set of images and scored on
-    another, so that students trained with and without hints are judged alike.
+    A 1x1 convolution with bias is fitted by ridge regression on one set of images and scored on another, so that
+    students trained with and without hints are judged alike.
 
     Args:
-        pairs: The pairs.
+        pair: The pair.
         fit: (student maps, teacher maps by name), each ``[N, C, H, W]``, of the images to fit on.
         score: The same of the images to score on.
 
     Returns:
         (fraction of the teacher's variance that stays unexplained, cosine similarity between predicted and true
-        vectors at each place after removing the channel means), both averaged over the pairs; NaN without pairs.
+        vectors at each place after removing the channel means).
     """
-    if not pairs:
-        return math.nan, math.nan
-    unexplained, cosine = [], []
-    for pair in pairs:
-        x, y = _rows(pair, fit)
-        x_mean, y_mean = x.mean(0), y.mean(0)
-        x = x - x_mean
-        gram = x.T @ x
-        ridge = 1e-4 * gram.diagonal().mean().clamp_min(1e-12)
-        weights = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), x.T @ (y - y_mean))
-        x, y = _rows(pair, score)
-        predicted, y = (x - x_mean) @ weights, y - y_mean
-        unexplained.append(((predicted - y).square().mean() / y.square().mean().clamp_min(1e-12)).item())
-        cosine.append(functional.cosine_similarity(predicted, y, dim=1).mean().item())
-    return sum(unexplained) / len(pairs), sum(cosine) / len(pairs)
+    x, y = _rows(pair, fit)
+    x_mean, y_mean = x.mean(0), y.mean(0)
+    x = x - x_mean
+    gram = x.T @ x
+    ridge = 1e-4 * gram.diagonal().mean().clamp_min(1e-12)
+    weights = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), x.T @ (y - y_mean))
+    x, y = _rows(pair, score)
+    predicted, y = (x - x_mean) @ weights, y - y_mean
+    unexplained = (predicted - y).square().mean() / y.square().mean().clamp_min(1e-12)
+    return unexplained.item(), functional.cosine_similarity(predicted, y, dim=1).mean().item()
 
 
 def _rows(pair: HintPair, maps: tuple[Sequence[Tensor], dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -208,7 +189,7 @@ def _rows(pair: HintPair, maps: tuple[Sequence[Tensor], dict[str, Tensor]]) -> t
 
 
 def probe_shapes(
-    teacher: Teacher, student_features: Callable[[Tensor], list[Tensor]], pixels: Tensor
+    teacher: Teacher, student_features: Callable[[Tensor], Sequence[Tensor]], pixels: Tensor
 ) -> tuple[dict[str, tuple[int, int]], list[tuple[int, int]]]:
     """Return (channels, side length) of every hint candidate and of every student block for these images."""
     names = tuple(hint_candidates(teacher))

@@ -3,7 +3,15 @@ import math
 
 import pytest
 
-from pipeline.config import Config, build_config, load_config_file
+from pipeline.config import (
+    RECIPES,
+    Config,
+    DistillConfig,
+    build_config,
+    load_config_file,
+    parse_choices,
+    parse_counts,
+)
 from pipeline.errors import InputError
 
 
@@ -48,6 +56,52 @@ def test_all_problems_are_reported_at_once():
     with pytest.raises(InputError) as caught:
         build_config({"distill": {"lr": -1.0, "epoch": 2}, "nonsense": {}})
     assert str(caught.value).count("\n  - ") == 3
+
+
+def test_a_recipe_lies_over_the_preset_and_under_what_is_named():
+    config = build_config({"distill": {"recipe": "source"}}, preset="reference").distill
+    assert (config.batch_size, config.optimizer, config.lr, config.schedule) == (64, "adam", 1e-3, "constant")
+    assert (config.shift, config.flip, config.init, config.norm_bias_lr) == (0, False, "random", 1.0)
+    assert (config.hint_loss, config.beta, config.temperature, config.weight_decay) == ("raw", 250.0, 4.0, 0.0)
+    assert config.epochs == 40
+    assert build_config({"distill": {"recipe": "source", "lr": 2e-3}}).distill.lr == 2e-3
+    assert build_config({"distill": {"lr": 2e-3}}, {"distill": {"recipe": "source"}}).distill.lr == 1e-3
+
+
+def test_a_recipe_goes_through_a_recorded_configuration_and_back():
+    source = build_config({"distill": {"recipe": "source", "lr": 2e-3}})
+    again = build_config(dataclasses.asdict(source), {"distill": {"epochs": 3}})
+    assert again.distill == dataclasses.replace(source.distill, epochs=3)
+    assert build_config(dataclasses.asdict(source), {"distill": {"recipe": "kdedge"}}).distill == DistillConfig()
+    # The default, named, changes nothing that a preset or a record says.
+    assert build_config({"distill": {"lr": 0.5}}, {"distill": {"recipe": "kdedge"}}).distill.lr == 0.5
+
+
+@pytest.mark.parametrize("recipe", ["kdedge", "source"])
+def test_a_recipe_names_every_option_in_which_the_two_differ(recipe):
+    assert RECIPES["kdedge"].keys() == RECIPES["source"].keys()
+    assert set(RECIPES[recipe]) <= {item.name for item in dataclasses.fields(DistillConfig)}
+
+
+@pytest.mark.parametrize(
+    ("distill", "message"),
+    [
+        ({"recipe": "sourse"}, "did you mean 'source'"),
+        ({"method": "dynamic", "epochs": 5}, "--method dynamic would never choose again: --rechoose-epochs 5 is not"),
+        ({"method": "static", "epochs": 5}, "5 hint-only epochs .* leave none of 5"),
+        ({"method": "last3", "beta": 0.0}, "--method last3 learns from hints, and --beta 0 takes them away"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(distill, message):
+    with pytest.raises(InputError, match=message):
+        build_config({"distill": distill})
+
+
+def test_lists_of_names_are_checked():
+    assert parse_choices("ce, kd,ce", "--methods", ("ce", "kd")) == ["ce", "kd"]
+    with pytest.raises(InputError, match=r"--methods 'ce,kt': unknown name 'kt'"):
+        parse_choices("ce,kt", "--methods", ("ce", "kd"))
+    assert parse_counts("0,1", "--seeds", 9, least=0) == [0, 1]
 
 
 def test_an_unknown_preset_is_refused_with_the_closest():

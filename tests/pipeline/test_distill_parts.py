@@ -5,16 +5,10 @@ import pytest
 import torch
 
 from pipeline.distill.beta import BetaSchedule
-from pipeline.distill.hints import (
-    HintAdapters,
-    HintPair,
-    choose_blocks,
-    measure_similarity,
-    pair_blocks,
-    probe_shapes,
-    scan_variance,
-    stage_ends,
-)
+from pipeline.distill.blocks import every_block, highest_variance, last_blocks, random_blocks, stage_ends
+from pipeline.distill.dynamic import DynamicChoice
+from pipeline.distill.gradients import gradient_shares
+from pipeline.distill.hints import HintAdapters, HintPair, measure_similarity, pair_blocks, probe_shapes, scan_variance
 from pipeline.distill.losses import hint_loss, kd_loss
 from pipeline.models.registry import STUDENTS, LiteSpec
 from pipeline.models.student import build_student
@@ -73,8 +67,72 @@ def test_beta_goes_on_from_its_saved_state():
 
 def test_blocks_of_the_highest_variance_are_chosen_in_depth_order():
     variances = {"a": 5.0, "b": 1.0, "c": 9.0, "d": 7.0}
-    assert choose_blocks(variances, 3) == ("a", "c", "d")
-    assert stage_ends(["layer1.0", "layer1.1", "layer2.0"]) == ("layer1.1", "layer2.0")
+    assert highest_variance(variances, 3) == ("a", "c", "d")
+    assert last_blocks(variances, 3) == ("b", "c", "d")
+    assert every_block(variances, 3) == ("a", "b", "c", "d")
+    assert stage_ends(dict.fromkeys(["layer1.0", "layer1.1", "layer2.0"], 1.0)) == ("layer1.1", "layer2.0")
+
+
+def test_random_blocks_are_drawn_by_the_seed_in_depth_order():
+    names = [f"b{index}" for index in range(8)]
+    draws = [random_blocks(dict.fromkeys(names, 1.0), 3, seed) for seed in range(200)]
+    assert draws[3] == random_blocks(dict.fromkeys(names, 9.0), 3, 3)
+    assert all(list(draw) == sorted(draw) and len(set(draw)) == 3 for draw in draws)
+    # Each block in 3 of 8 draws: 75 of 200, with a standard deviation of 7.
+    assert all(50 <= sum(name in draw for draw in draws) <= 100 for name in names)
+
+
+def test_dynamic_takes_the_blocks_that_the_student_explains_least():
+    pairs = tuple(HintPair(name, index, 4, 4) for index, name in enumerate("abcd"))
+    adapters = HintAdapters(pairs, normalised=True)
+    adapters.choose(("a", "b"))
+    choice = DynamicChoice(adapters, 2, every=2, epochs=6)
+    shares = {"a": 0.2, "b": 0.9, "c": 0.1, "d": 0.5}
+    choice.update(0, lambda: pytest.fail("measured in an epoch without a choice"))
+    assert adapters.chosen == ("a", "b")
+    choice.update(1, lambda: shares)
+    assert adapters.chosen == ("b", "d")
+    choice.update(3, lambda: {**shares, "c": 0.95})
+    assert adapters.chosen == ("b", "c")
+    choice.update(5, lambda: pytest.fail("measured after the last epoch"))
+    assert [entry["epoch"] for entry in choice.history] == [0, 2, 4]
+
+    resumed = HintAdapters(pairs, normalised=True)
+    resumed.choose(("a", "b"))
+    DynamicChoice(resumed, 2, every=2, epochs=6).load_state_dict(choice.state_dict())
+    assert resumed.chosen == ("b", "c")
+
+
+def test_only_chosen_adapters_are_trained_and_the_others_keep_their_weights():
+    pairs = tuple(HintPair(name, 0, 3, 2) for name in "ab")
+    adapters = HintAdapters(pairs, normalised=False)
+    optimizer = torch.optim.SGD(adapters.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    maps, targets = [torch.randn(4, 2, 5, 5)], {name: torch.randn(4, 3, 5, 5) for name in "ab"}
+
+    def train(*chosen):
+        before = [adapter[0].weight.clone() for adapter in adapters.adapters]
+        adapters.choose(chosen)
+        loss = adapters(maps, {name: targets[name] for name in chosen})
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return [not torch.equal(old, new[0].weight) for old, new in zip(before, adapters.adapters, strict=True)]
+
+    assert train("a", "b") == [True, True]
+    assert train("a") == [True, False]  # neither momentum nor weight decay moves what is left out
+    assert train("b") == [False, True]
+
+
+def test_gradient_shares_equal_the_values_worked_out_by_hand():
+    weights = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    other = torch.nn.Parameter(torch.tensor(5.0))
+    # Gradients (3, 4), norm 5, and (0, 15), norm 15; `other` is no weight of the student.
+    terms = {"kd": (weights * torch.tensor([3.0, 4.0])).sum() + other, "hint": 15 * weights[1] * other / 5}
+    shares = gradient_shares(terms, [weights])
+    assert shares == {"kd": pytest.approx(25), "hint": pytest.approx(75)}
+    assert weights.grad is None
+    sum(terms.values()).backward()  # the graph is still there
+    assert gradient_shares({"ce": terms["kd"]}, [weights]) == {"ce": 100}
 
 
 def test_pairs_follow_depth_at_the_nearest_resolution():
@@ -151,7 +209,7 @@ def test_adapters_map_student_maps_to_teacher_maps_and_stay_out_of_the_student()
 
 def test_similarity_of_a_linear_image_of_the_teacher_is_perfect_and_of_noise_is_none():
     generator = torch.Generator().manual_seed(0)
-    pairs = (HintPair("t", 0, 6, 8),)
+    pair = HintPair("t", 0, 6, 8)
 
     def maps(seed, linear):
         generator.manual_seed(seed)
@@ -164,10 +222,10 @@ def test_similarity_of_a_linear_image_of_the_teacher_is_perfect_and_of_noise_is_
             teacher_map = torch.randn(64, 6, 4, 4, generator=generator)
         return [student_map], {"t": teacher_map}
 
-    unexplained, cosine = measure_similarity(pairs, maps(1, True), maps(2, True))
+    unexplained, cosine = measure_similarity(pair, maps(1, True), maps(2, True))
     assert unexplained == pytest.approx(0, abs=1e-5)
     assert cosine == pytest.approx(1, abs=1e-4)
-    unexplained, cosine = measure_similarity(pairs, maps(1, False), maps(2, False))
+    unexplained, cosine = measure_similarity(pair, maps(1, False), maps(2, False))
     assert unexplained == pytest.approx(1, abs=0.05)
     assert abs(cosine) < 0.05
 

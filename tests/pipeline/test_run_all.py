@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from pipeline.artifacts import load_manifest
 from pipeline.cli import app
 from pipeline.data.folder import Folder
+from pipeline.distill.methods import METHODS
 
 STAGES = ("teacher", "distill", "export", "quantize", "benchmark", "bundle")
 TRAINED = {"teacher": "teacher.safetensors", "distill": "student.safetensors"}
@@ -170,15 +171,15 @@ def test_the_bundle_verifies_predicts_and_can_be_measured_alone(finished, folder
     assert "labels.txt" in kdedge("verify", altered, code=1).stderr
 
 
-@pytest.mark.parametrize("method", ["ce", "kd", "static", "adaptive"])
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"selective"}))
 def test_every_method_trains(finished, method, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(finished[0], run_dir)
-    kdedge("distill", "--method", method, "--hint-epochs", "1", "--out", run_dir)
+    kdedge("distill", "--method", method, "--hint-epochs", "1", "--rechoose-epochs", "1", "--out", run_dir)
     log = (run_dir / "distill" / f"training_log_{method}.csv").read_text().splitlines()
     columns = log[0].split(",")
     assert ("train_kd" in columns) == (method != "ce")
-    assert ("train_hint" in columns) == (method in ("static", "adaptive"))
+    assert ("train_hint" in columns) == ("grad_hint_pct" in columns) == (METHODS[method].blocks is not None)
     assert {"val_kd", "val_hint", "cosine_similarity"} <= set(columns)
 
 

@@ -4,9 +4,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline.data import Split
-from pipeline.errors import InputError, StageError
-from pipeline.training import Batches, EpochLoop, learning_rate, to_pixels, views
+from pipeline.data import Split, split_train_val
+from pipeline.errors import DivergenceError, InputError
+from pipeline.training import Batches, EpochLoop, choose_views, learning_rate, to_pixels, views
 
 CPU = torch.device("cpu")
 
@@ -16,21 +16,38 @@ def images(count=12, size=8):
     return rng.integers(1, 256, (count, size, size, 3), dtype=np.uint8)
 
 
-def test_a_view_depends_on_seed_epoch_and_index_alone():
-    pixels = torch.from_numpy(images())
-    indices = np.arange(12)
-    once = views(pixels, indices, seed=1, epoch=2, shift=2)
-    assert torch.equal(once, views(pixels, indices, seed=1, epoch=2, shift=2))
+def test_a_view_depends_on_epoch_and_place_alone():
+    places = np.arange(1000)
+    once = choose_views(places, epoch=2, shift=2, flip=True)
     # The same image in another place of another batch looks the same.
-    assert torch.equal(once[[7, 3]], views(pixels[[7, 3]], indices[[7, 3]], seed=1, epoch=2, shift=2))
-    for other in ({"seed": 1, "epoch": 3}, {"seed": 2, "epoch": 2}):
-        assert not torch.equal(once, views(pixels, indices, **other, shift=2))
+    assert (choose_views(places[[7, 3]], epoch=2, shift=2, flip=True) == once[[7, 3]]).all()
+    assert (choose_views(places, epoch=3, shift=2, flip=True) == once).mean() < 0.1
+    assert set(once) == set(range(50))
+    assert set(choose_views(places, epoch=2, shift=2, flip=False)) == set(range(25))
+    assert set(choose_views(places, epoch=2, shift=0, flip=False)) == {0}
+
+
+def test_runs_of_other_seeds_and_sizes_see_the_same_view_of_an_image():
+    whole = Split(images(60), np.arange(60) % 3)
+    seen = []
+    for seed, size in ((0, 0), (1, 0), (1, 30)):
+        train, _ = split_train_val(whole, 0.2, seed, size)
+        batches = Batches(train, 16, seed, shift=1, device=CPU)
+        seen.append({int(v): p for batch in batches.epoch(1) for v, p in zip(batch.views, batch.pixels, strict=True)})
+    for other in seen[1:]:
+        both = seen[0].keys() & other.keys()
+        assert len(both) > 10
+        assert all(torch.equal(seen[0][view], other[view]) for view in both)
+        # One view per image: no image was seen as another number.
+        assert not {view // 18 for view in seen[0]} & {view // 18 for view in other} - {view // 18 for view in both}
+    assert [int(v) for v in seen[0]] != [int(v) for v in seen[1]]
 
 
 def test_a_view_is_the_image_flipped_or_not_and_shifted_over_black():
     pixels = torch.from_numpy(images(200))
     seen = set()
-    for image, view in zip(pixels, views(pixels, np.arange(200), seed=0, epoch=0, shift=1), strict=True):
+    chosen = choose_views(np.arange(200), epoch=0, shift=1, flip=True)
+    for image, view, number in zip(pixels, views(pixels, chosen, shift=1), chosen, strict=True):
         padded = functional.pad(image, (0, 0, 1, 1, 1, 1))
         flipped = functional.pad(image.flip(1), (0, 0, 1, 1, 1, 1))
         matches = [
@@ -41,13 +58,16 @@ def test_a_view_is_the_image_flipped_or_not_and_shifted_over_black():
             if torch.equal(view, source[dy : dy + 8, dx : dx + 8])
         ]
         assert len(matches) == 1
+        flip, dy, dx = matches[0]
+        column = 2 - dx if flip else dx  # the image is shifted, then flipped
+        assert number == (flip * 3 + dy) * 3 + column
         seen.add(matches[0])
     assert len(seen) == 18  # both flips times nine shifts
 
 
 def test_views_are_evenly_spread():
     pixels = torch.ones(5000, 1, 1, 3, dtype=torch.uint8)
-    shifted_in = views(pixels, np.arange(5000), seed=3, epoch=1, shift=2)[:, 0, 0, 0]
+    shifted_in = views(pixels, choose_views(np.arange(5000), epoch=1, shift=2, flip=True), shift=2)[:, 0, 0, 0]
     # The one pixel stays in place in 1 of 25 shifts.
     assert shifted_in.sum().item() == pytest.approx(200, abs=50)
 
@@ -62,7 +82,7 @@ def test_pixels_become_floats_in_0_to_1_channels_last():
 def test_an_epoch_visits_images_once_in_an_order_of_its_own():
     split = Split(images(10), np.arange(10))
     batches = Batches(split, 4, seed=0, shift=0, device=CPU)
-    epochs = [torch.cat([labels for _, labels in batches.epoch(epoch)]).tolist() for epoch in (0, 0, 1)]
+    epochs = [torch.cat([batch.labels for batch in batches.epoch(epoch)]).tolist() for epoch in (0, 0, 1)]
     assert len(batches) == 2
     assert epochs[0] == epochs[1] != epochs[2]
     assert len(set(epochs[0])) == 8
@@ -86,10 +106,10 @@ def make_loop(out_dir, *, epochs=4, fail_at=None, lr=0.1):
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     split = Split(images(24), np.arange(24) % 3)
 
-    def step(pixels, labels, epoch, progress):
+    def step(batch, epoch, progress):
         if epoch == fail_at:
             raise KeyboardInterrupt
-        loss = functional.cross_entropy(model(pixels), labels)
+        loss = functional.cross_entropy(model(batch.pixels), batch.labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -130,17 +150,32 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     assert "--force" in caught.value.hint
 
 
+def test_a_checkpoint_of_another_version_is_refused(tmp_path):
+    _, loop = make_loop(tmp_path, fail_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run()
+    path = tmp_path / ".checkpoint.pt"
+    saved = torch.load(path, weights_only=True)
+    del saved["version"]  # as it was before versions
+    torch.save(saved, path)
+    with pytest.raises(InputError, match="is of another version of kdedge, which trained on other batches") as caught:
+        make_loop(tmp_path)[1].run()
+    assert "--force" in caught.value.hint
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, bad):
     _, loop = make_loop(tmp_path)
     honest = loop.step
 
-    def step(pixels, labels, epoch, progress):
-        losses = honest(pixels, labels, epoch, progress)
+    def step(batch, epoch, progress):
+        losses = honest(batch, epoch, progress)
         return {name: loss * bad for name, loss in losses.items()} if epoch == 2 else losses
 
     loop.step = step
-    with pytest.raises(StageError, match=r"diverged in epoch 3: a loss became (nan|inf) \(the state after epoch 2"):
+    with pytest.raises(
+        DivergenceError, match=r"diverged in epoch 3: a loss became (nan|inf) \(the state after epoch 2"
+    ):
         loop.run()
     saved = torch.load(tmp_path / ".checkpoint.pt", weights_only=True)
     assert len(saved["rows"]) == 2
@@ -150,6 +185,6 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
 def test_a_loss_ten_times_that_of_guessing_is_divergence(tmp_path):
     _, loop = make_loop(tmp_path)
     honest = loop.step
-    loop.step = lambda p, t, epoch, g: {k: v + 100 * (epoch == 1) for k, v in honest(p, t, epoch, g).items()}
-    with pytest.raises(StageError, match=r"the cross-entropy is 10\d\.\d; guessing has 1.1"):
+    loop.step = lambda b, epoch, g: {k: v + 100 * (epoch == 1) for k, v in honest(b, epoch, g).items()}
+    with pytest.raises(DivergenceError, match=r"the cross-entropy is 10\d\.\d; guessing has 1.1"):
         loop.run()

@@ -1,0 +1,65 @@
+"""The methods by name, and what each of them is. Imports no PyTorch, so that the command line can list them.
+
+All minimise alpha * KD + beta * hint + gamma * CE, with the terms that the method has. ``ce`` is the control of every
+other method; ``random3``, ``last3`` and ``all`` are controls of ``selective``, from which they differ in the blocks
+alone. The rules that choose blocks are in `pipeline.distill.blocks`, the terms in `pipeline.distill.losses`, adapters
+in `pipeline.distill.hints`, the new choice while training in `pipeline.distill.dynamic`.
+"""
+
+from dataclasses import dataclass
+
+from pipeline.distill.blocks import (
+    BlockRule,
+    every_block,
+    highest_variance,
+    last_blocks,
+    random_blocks,
+    stage_ends,
+)
+
+__all__ = ["CONTROL", "METHODS", "Method"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method trains on.
+
+    Attributes:
+        note: What it is, in a few words.
+        kd: Whether it learns from the teacher's logits.
+        blocks: Rule that chooses the teacher blocks to hint at (None: no hints).
+        adaptive_beta: Whether beta is halved when the validation KD loss stops improving.
+        hint_epochs: Hint-only epochs at the start, unless ``--hint-epochs`` says otherwise.
+        dynamic: Whether the blocks are chosen again while training.
+    """
+
+    note: str
+    kd: bool = True
+    blocks: BlockRule | None = None
+    adaptive_beta: bool = False
+    hint_epochs: int = 0
+    dynamic: bool = False
+
+    @property
+    def scans(self) -> bool:
+        """Whether the choice needs the scan of activation variances."""
+        return self.blocks is highest_variance
+
+
+METHODS = {
+    "ce": Method("labels alone, the control", kd=False),
+    "kd": Method("labels and the teacher's logits"),
+    "static": Method("kd and hints at stage ends, hints alone first, constant beta", blocks=stage_ends, hint_epochs=5),
+    "adaptive": Method("kd and hints at stage ends, beta adapts", blocks=stage_ends, adaptive_beta=True),
+    "selective": Method(
+        "kd and hints at the blocks of the highest variance, beta adapts", blocks=highest_variance, adaptive_beta=True
+    ),
+    "random3": Method("as selective, at random blocks", blocks=random_blocks, adaptive_beta=True),
+    "last3": Method("as selective, at the deepest blocks", blocks=last_blocks, adaptive_beta=True),
+    "all": Method("as selective, at every block", blocks=every_block, adaptive_beta=True),
+    "dynamic": Method(
+        "as selective, blocks chosen again while training", blocks=highest_variance, adaptive_beta=True, dynamic=True
+    ),
+}
+
+CONTROL = "ce"

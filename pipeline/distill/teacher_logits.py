@@ -1,0 +1,180 @@
+"""The teacher's logits for a batch of views, computed once and kept in a file that all runs of a study share.
+
+A view is a flip and a shift drawn from (image, epoch), so another run asks for the same views. Logits are rounded to
+fp16 before they are used, also when they have just been computed, so that a run gives the same bits with an empty and
+with a full cache. For the same reason the teacher sees the images that are missing in parts of one fixed size: the
+kernels that a library chooses, and with them the last bits, depend on the batch size.
+
+An entry is the fp16 logits of a view and a CRC-32 over them and the number of the view. What was torn by a crash, or by
+two processes that write at once, has a wrong checksum and counts as missing, so no lock is needed. Holes of the sparse
+file read as zeros and count as missing, too.
+"""
+
+import hashlib
+import json
+import zlib
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.config import RuntimeConfig
+from pipeline.models.teacher import Teacher
+from pipeline.progress import log, warn_once
+from pipeline.runtime import autocast
+from pipeline.training import Batch
+
+__all__ = ["LogitsFile", "TeacherLogits", "cache_name", "round_logits"]
+
+_PART = 32  # images that the teacher sees at once
+_CRC_BYTES = 4
+_FILE_LIMIT = 1_500_000_000  # bytes; CIFAR-10 at shift 2 takes 60 MB
+_FOLDER_LIMIT = 4_000_000_000
+
+
+def round_logits(logits: Tensor) -> Tensor:
+    """Round logits to fp16, in which the cache keeps them; float32 again."""
+    return logits.half().float()
+
+
+def cache_name(teacher_sha256: str, data_sha256: str, shift: int, runtime: RuntimeConfig) -> str:
+    """Return the name of the file for everything that decides the bits of a teacher's logits.
+
+    Args:
+        teacher_sha256: Of the teacher's weight file.
+        data_sha256: Of the training images.
+        shift: Largest shift of a view in pixels.
+        runtime: Resolved; the seed does not matter.
+    """
+    device = torch.cuda.get_device_name() if runtime.device == "cuda" else runtime.isa
+    key = [teacher_sha256, data_sha256, shift, device, runtime.threads, runtime.precision, torch.__version__]
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32] + ".logits"
+
+
+class LogitsFile:
+    """Logits by number of the view, in one file, which is opened when it is needed first.
+
+    Args:
+        path: The file; made, with its folder, if it is not there.
+        classes: Logits per view.
+        views: How many views there are.
+    """
+
+    def __init__(self, path: Path, *, classes: int, views: int) -> None:
+        self._path, self._classes, self._views = path, classes, views
+        self._entry = 2 * classes + _CRC_BYTES
+
+    def read(self, views: NDArray[np.int64]) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+        """Return logits float16 ``[N, C]`` and which of them are there, bool ``[N]``."""
+        logits = np.zeros((len(views), self._classes), np.float16)
+        found = np.zeros(len(views), bool)
+        for row, view in enumerate(views.tolist()):
+            if self._file is None:
+                break
+            try:
+                self._file.seek(view * self._entry)
+                entry = self._file.read(self._entry)
+            except OSError as error:
+                self._give_up(error)
+                break
+            if len(entry) == self._entry and any(entry) and entry[-_CRC_BYTES:] == _checksum(entry, view):
+                logits[row] = np.frombuffer(entry[:-_CRC_BYTES], np.float16)
+                found[row] = True
+        return logits, found
+
+    def write(self, views: NDArray[np.int64], logits: NDArray[np.float16]) -> None:
+        """Keep logits float16 ``[N, C]``; a full disk costs the cache, not the run."""
+        for view, row in zip(views.tolist(), logits, strict=True):
+            if self._file is None:
+                return
+            entry = row.tobytes() + bytes(_CRC_BYTES)
+            try:
+                self._file.seek(view * self._entry)
+                self._file.write(entry[:-_CRC_BYTES] + _checksum(entry, view))
+            except OSError as error:
+                self._give_up(error)
+
+    @cached_property
+    def _file(self) -> IO[bytes] | None:
+        size = self._views * self._entry
+        if size > _FILE_LIMIT:
+            log(f"teacher logits are not kept: all views of these images would take {size / 1e9:.1f} GB")
+            return None
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            _make_room(self._path)
+            return self._path.open("r+b", buffering=0)
+        except OSError as error:
+            self._give_up(error)
+            return None
+
+    def _give_up(self, error: OSError) -> None:
+        warn_once(f"teacher logits are not kept: {error.strerror or error}")
+        self._file = None
+
+
+class TeacherLogits:
+    """The teacher's logits for batches, from the file where it has them.
+
+    Args:
+        teacher: In eval mode.
+        runtime: Decides the precision.
+        file: Where logits are kept.
+    """
+
+    def __init__(self, teacher: Teacher, runtime: RuntimeConfig, file: LogitsFile) -> None:
+        self._teacher, self._runtime, self._file = teacher, runtime, file
+        self.asked = self.computed = 0
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return float32 ``[B, C]``, rounded to fp16, on the device of the batch."""
+        logits, found = self._file.read(batch.views)
+        missing = np.flatnonzero(~found)
+        for start in range(0, len(missing), _PART):
+            rows = missing[start : start + _PART]
+            filled = np.resize(rows, _PART)  # repeats the rows of a smaller last part
+            with autocast(self._runtime):
+                answer = self._teacher(batch.pixels[torch.from_numpy(filled).to(batch.pixels.device)])
+            logits[rows] = answer[: len(rows)].half().cpu().numpy()
+            self._file.write(batch.views[rows], logits[rows])
+        self.asked += len(logits)
+        self.computed += len(missing)
+        return torch.from_numpy(logits).to(batch.pixels.device).float()
+
+
+def _checksum(entry: bytes, view: int) -> bytes:
+    return zlib.crc32(entry[:-_CRC_BYTES], view & 0xFFFFFFFF).to_bytes(_CRC_BYTES, "little")
+
+
+def _make_room(path: Path) -> None:
+    """Delete the files that were not used for the longest time while the folder is too large, but not ``path``."""
+    path.touch()  # made, or used now
+    others = sorted((other for other in path.parent.glob("*.logits") if other != path), key=_last_use)
+    total = sum(map(_bytes_on_disk, [path, *others]))
+    for other in others:
+        if total <= _FOLDER_LIMIT:
+            return
+        total -= _bytes_on_disk(other)
+        with suppress(OSError):
+            other.unlink()
+
+
+def _last_use(path: Path) -> float:
+    return _stat(path, "st_mtime")
+
+
+def _bytes_on_disk(path: Path) -> float:
+    return _stat(path, "st_blocks") * 512
+
+
+def _stat(path: Path, key: str) -> float:
+    try:
+        return float(getattr(path.stat(), key, 0))
+    except FileNotFoundError:  # another process made room
+        return 0.0

@@ -1,0 +1,149 @@
+"""One training step of a method: its terms, their weights, and what it updates."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.config import Config
+from pipeline.distill.beta import BetaSchedule
+from pipeline.distill.gradients import gradient_shares
+from pipeline.distill.hints import HintAdapters, HintPair
+from pipeline.distill.losses import kd_loss
+from pipeline.distill.methods import METHODS
+from pipeline.distill.optimizer import build_optimizer, set_learning_rate
+from pipeline.distill.teacher_logits import TeacherLogits, round_logits
+from pipeline.models.student import Student
+from pipeline.models.teacher import FeatureTap, Teacher
+from pipeline.runtime import autocast
+from pipeline.training import Batch, Batches, learning_rate, place
+
+__all__ = ["Trainer", "first_batches"]
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """Which terms of the loss a step trains."""
+
+    kd: bool
+    hint: bool
+    ce: bool
+
+
+class Trainer:
+    """Trains a student by one method.
+
+    Args:
+        config: The configuration.
+        teacher: In eval mode.
+        student: The student.
+        pairs: Pairs that may be hinted at; none for a method without hints.
+        chosen: Teacher blocks among them that are hinted at from the start.
+        batches: What is trained on; the first ones calibrate the hints.
+        logits: The teacher's logits for a method without hints; hints need its maps, so there the teacher runs anyway.
+
+    Attributes:
+        adapters: The adapters of the pairs.
+        beta: The schedule of beta.
+        optimizer: Of student and adapters.
+        shares: Share of each trained term in the gradient of the student's weights, in percent of the sum of norms,
+            on the first batch of the epoch.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        teacher: Teacher,
+        student: Student,
+        *,
+        pairs: tuple[HintPair, ...],
+        chosen: tuple[str, ...],
+        batches: Batches,
+        logits: TeacherLogits,
+    ) -> None:
+        settings = config.distill
+        self.method = METHODS[settings.method]
+        self._config, self._settings = config, settings
+        self._teacher, self._student, self._logits = teacher, student, logits
+        self._hint_epochs = settings.hint_only_epochs
+        self.adapters = place(HintAdapters(pairs, normalised=settings.hint_loss == "normalised"), batches.device)
+        self.adapters.choose(chosen)
+        self.beta = BetaSchedule(
+            settings.beta,
+            patience=settings.beta_patience,
+            warmup_epochs=self._hint_epochs,
+            adaptive=self.method.adaptive_beta,
+        )
+        self.optimizer = build_optimizer(settings, student, self.adapters)
+        self.shares: dict[str, float] = {}
+        self._shares_epoch = -1
+        self._hint_scale = self._calibrate(batches) if pairs else 0.0
+
+    def hint_weight(self, beta: float) -> float:
+        """Return the factor of the hint loss: beta itself for raw hints, else beta / start in calibrated units."""
+        if self._settings.hint_loss == "raw" or not self._settings.beta:
+            return beta
+        return self._hint_scale * beta / self._settings.beta
+
+    def step(self, batch: Batch, epoch: int, progress: float) -> dict[str, Tensor]:
+        """Train on one batch and return the named losses."""
+        set_learning_rate(self.optimizer, learning_rate(progress, self._settings.lr, self._settings.schedule))
+        self._student.train()
+        self.adapters.train()
+        uses_hints = self.method.blocks is not None
+        hint_only = uses_hints and epoch < self._hint_epochs
+        terms = _Terms(kd=self.method.kd and not hint_only, hint=uses_hints, ce=not hint_only)
+        losses = self._losses(self._student, self.adapters, batch, terms)
+        weights = {
+            "kd": self._settings.alpha,
+            "hint": self.hint_weight(self.beta.beta),
+            "ce": self._settings.gamma if self.method.kd else 1.0,
+        }
+        trained = {name: weights[name] * losses[name] for name in losses if getattr(terms, name)}
+        if epoch != self._shares_epoch:
+            self.shares, self._shares_epoch = gradient_shares(trained, list(self._student.parameters())), epoch
+        loss = torch.stack(list(trained.values())).sum()
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return {"loss": loss, **losses}
+
+    def _losses(self, student: Student, adapters: HintAdapters, batch: Batch, terms: _Terms) -> dict[str, Tensor]:
+        """Return the losses of a batch; cross-entropy always, the teacher's terms where they are trained."""
+        losses = {}
+        with autocast(self._config.runtime):
+            maps = student.features(batch.pixels)
+            logits = student.classify(maps[-1]).float()
+            if terms.hint:
+                with torch.no_grad(), FeatureTap(self._teacher, adapters.chosen) as tap:
+                    teacher_logits, teacher_maps = round_logits(self._teacher(batch.pixels)), dict(tap.maps)
+            elif terms.kd:
+                teacher_logits = self._logits(batch)
+            if terms.kd:
+                losses["kd"] = kd_loss(logits, teacher_logits, self._settings.temperature)
+            if terms.hint:
+                losses["hint"] = adapters(maps, teacher_maps)
+        losses["ce"] = functional.cross_entropy(logits, batch.labels)
+        return losses
+
+    @torch.no_grad()
+    def _calibrate(self, batches: Batches) -> float:
+        """Set the adapters' units and return the factor that makes the first hint loss as large as the CE loss."""
+        early = first_batches(batches, self._settings.scan_batches)
+        self._student.eval()
+        blocks = tuple(pair.teacher_block for pair in self.adapters.pairs)
+        with autocast(self._config.runtime), FeatureTap(self._teacher, blocks) as tap:
+            self._teacher(early[0].pixels)
+            self.adapters.calibrate(self._student.features(early[0].pixels), tap.maps)
+        student, adapters = copy.deepcopy(self._student).train(), copy.deepcopy(self.adapters).train()
+        terms = _Terms(kd=False, hint=True, ce=True)
+        losses = [self._losses(student, adapters, batch, terms) for batch in early]
+        ce, hint = (sum(loss[name].item() for loss in losses) for name in ("ce", "hint"))
+        return ce / hint
+
+
+def first_batches(batches: Batches, count: int) -> list[Batch]:
+    """Return the first ``count`` batches of epoch 0."""
+    return [batch for _, batch in zip(range(count), batches.epoch(0), strict=False)]

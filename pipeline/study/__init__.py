@@ -1,0 +1,1 @@
+"""Studies: many small runs that share one teacher, and the tables over them."""

@@ -1,0 +1,105 @@
+"""One-factor ablations: a base run, and runs that differ from it in one option each.
+
+    kdedge ablate --epochs 20 --seeds 0,1,2 --factors lr,temperature --out artifacts/ablate
+
+Cells, tables and figures are those of `pipeline.study.compare`; the control is the base.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config, DistillConfig, parse_choices
+from pipeline.distill.blocks import highest_variance, last_blocks, random_blocks
+from pipeline.distill.methods import METHODS, Method
+from pipeline.errors import InputError
+from pipeline.study.cells import Cell
+from pipeline.study.compare import StudyOptions, resolve_runtime, run_study, variant
+
+__all__ = ["BASE", "FACTORS", "Factor", "ablate"]
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One option that is varied.
+
+    Attributes:
+        values: Returns the values to try beside the base's, by what to call them: each a set of distillation options.
+        applies: Whether the option does anything in runs of a method.
+        needs: What a method must have for that, for messages.
+    """
+
+    values: Callable[[DistillConfig], dict[str, dict[str, Any]]]
+    applies: Callable[[Method], bool] = lambda method: True
+    needs: str = ""
+
+
+def _each(key: str, *values: Any) -> Callable[[DistillConfig], dict[str, dict[str, Any]]]:
+    """Return the values of one option that are not the base's."""
+    return lambda base: {str(value): {key: value} for value in values if getattr(base, key) != value}
+
+
+def _optimizers(base: DistillConfig) -> dict[str, dict[str, Any]]:
+    # One learning rate does not fit both, so it goes along.
+    options = {"sgd": {"optimizer": "sgd", "lr": 0.05}, "adam": {"optimizer": "adam", "lr": 1e-3}}
+    return {name: option for name, option in options.items() if name != base.optimizer}
+
+
+def _learning_rates(base: DistillConfig) -> dict[str, dict[str, Any]]:
+    # Half and twice the base: 5e-4 and 2e-3 for the source's Adam, and as far for another optimizer.
+    return {f"{lr:g}": {"lr": lr} for lr in (base.lr / 2, base.lr * 2)}
+
+
+FACTORS = {
+    "optimizer": Factor(_optimizers),
+    "lr": Factor(_learning_rates),
+    "temperature": Factor(_each("temperature", 2.0, 4.0), lambda method: method.kd, "logits of the teacher"),
+    "beta-patience": Factor(_each("beta_patience", 1, 2), lambda method: method.adaptive_beta, "an adaptive beta"),
+    "hint-layers": Factor(
+        _each("hint_layers", 2, 3),
+        lambda method: method.blocks in (highest_variance, random_blocks, last_blocks),
+        "a number of blocks to choose",
+    ),
+    "hint-loss": Factor(_each("hint_loss", "raw", "normalised"), lambda method: method.blocks is not None, "hints"),
+    "recipe": Factor(_each("recipe", "source", "kdedge")),
+}
+
+
+def ablate(config: Config, out: Path, factors: str, options: StudyOptions) -> dict[str, Any]:
+    """Vary one factor after the other; return what `run_study` returns.
+
+    Args:
+        config: The base.
+        out: Directory of the study, locked.
+        factors: Names, comma-separated; empty: every one that does something in runs of the base's method.
+        options: The rest.
+
+    Raises:
+        InputError: An unknown factor, one without effect, or options that no cell can have together.
+        StageError: A stage failed.
+    """
+    method = METHODS[config.distill.method]
+    names = [name for name, factor in FACTORS.items() if factor.applies(method)]
+    if factors:
+        names = parse_choices(factors, "--factors", tuple(FACTORS))
+    for name in names:
+        if not FACTORS[name].applies(method):
+            raise InputError(
+                f"--factors {name} has no effect on --method {config.distill.method}, "
+                f"which lacks {FACTORS[name].needs}",
+                "leave it out, or ablate another --method",
+            )
+    config = resolve_runtime(config, out)
+    cells = []
+    for epochs, seed in options.grid():
+        base = variant(config, {"epochs": epochs}, seed)
+        cells.append(Cell(BASE, base))
+        for name in names:
+            cells += [
+                Cell(f"{name}={value}", variant(base, changed, seed))
+                for value, changed in FACTORS[name].values(base.distill).items()
+            ]
+    return run_study(f"Ablations of {config.distill.method}", cells, config, out, options, control=BASE)

@@ -1,0 +1,185 @@
+"""The cells of a study: each a run directory with a distilled student, all with the same teacher.
+
+A cell lies in ``STUDY/e<epochs>/seed<seed>/<name>/``. Its ``teacher`` is a link to the one that the study shares, so
+it is a run directory like any other: it is skipped when it is up to date, resumed when it was interrupted, and
+`kdedge export --out CELL` goes on with it.
+"""
+
+import csv
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import load_json, load_manifest, lock_run
+from pipeline.config import Config
+from pipeline.distill.methods import CONTROL, METHODS
+from pipeline.errors import DivergenceError
+from pipeline.progress import format_duration, log, warn
+from pipeline.stages import run_stages
+
+__all__ = ["COLUMNS", "Cell", "Row", "measure_test", "read_log", "run_cells"]
+
+Row = dict[str, Any]
+
+# Of evaluation_results.csv. The test columns are empty without --test, the others of a cell that diverged.
+COLUMNS = (
+    "method", "epochs", "seed", "status", "val_top1_pct", "val_ce", "teacher_gap_pp", "params", "trained_params",
+    "hint_map_bytes", "scan_s", "seconds", "drowned_epochs", "reach_epochs", "fp32_test_top1_pct",
+    "int8_test_top1_pct", "commit", "hardware",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study.
+
+    Attributes:
+        name: Method or variation; the last part of its directory.
+        config: Its whole configuration, runtime resolved.
+    """
+
+    name: str
+    config: Config
+
+    def directory(self, out: Path) -> Path:
+        """Return its run directory in a study."""
+        return out / f"e{self.config.distill.epochs}" / f"seed{self.config.runtime.seed}" / self.name
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.config.distill.epochs} epochs, seed {self.config.runtime.seed}"
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    out: Path,
+    teacher_dir: Path,
+    *,
+    control: str,
+    reach: float,
+    forced: Sequence[Cell],
+    report: Callable[[list[Row]], None],
+) -> list[Row]:
+    """Train every cell that is not up to date.
+
+    A cell that diverges is recorded as such and the study goes on: its options are at fault, others have others.
+
+    Args:
+        cells: In the order in which they are to be run.
+        out: Directory of the study, locked.
+        teacher_dir: Directory of a finished teacher stage.
+        control: Name of the cells that the others of the same epochs and seed are compared with.
+        reach: Validation accuracy in percent whose first epoch is reported.
+        forced: Cells to train again although they are up to date.
+        report: Called after each cell with the rows so far.
+
+    Raises:
+        KdedgeError: A stage failed for another reason.
+    """
+    rows: list[Row] = []
+    start, trained = time.monotonic(), 0
+    for number, cell in enumerate(cells, 1):
+        to_train = sum(other.config.distill.epochs for other in cells[number - 1 :])
+        left_s = (time.monotonic() - start) / trained * to_train if trained else 0.0
+        log(f"cell {number} of {len(cells)}: {cell}" + (f"; {format_duration(left_s)} left" if trained else ""))
+        directory = cell.directory(out)
+        with lock_run(directory):
+            _link(teacher_dir, directory / "teacher")
+            try:
+                if run_stages(("distill",), cell.config, directory, force=cell in forced):
+                    trained += cell.config.distill.epochs
+                rows.append(_row(cell, directory, reach))
+            except DivergenceError as error:
+                warn(f"{cell}: {error}")
+                rows.append({**_identity(cell), "status": "diverged"})
+        _compare_with_control(rows, control)
+        report(rows)
+    return rows
+
+
+def measure_test(cells: Sequence[Cell], rows: list[Row], out: Path) -> None:
+    """Export and quantize the student of every cell and add its accuracy on the test images to its row.
+
+    To be called when everything was chosen. A study is not about latency, so that is measured as shortly as can be.
+    """
+    for number, (cell, row) in enumerate(zip(cells, rows, strict=True), 1):
+        if row["status"] != "done":
+            continue
+        log(f"test images, cell {number} of {len(cells)}: {cell}")
+        config = dataclasses.replace(
+            cell.config,
+            quantize=dataclasses.replace(cell.config.quantize, compare_formats=False),
+            benchmark=dataclasses.replace(cell.config.benchmark, seconds=0.05, batches="1", threads="1"),
+        )
+        directory = cell.directory(out)
+        with lock_run(directory):
+            run_stages(("export", "quantize", "benchmark"), config, directory)
+        accuracy = load_json(directory / "benchmark" / "report.json", ("accuracy",))["accuracy"]
+        row["fp32_test_top1_pct"] = accuracy["onnx_fp32_top1_pct"]
+        row["int8_test_top1_pct"] = accuracy["onnx_int8_top1_pct"]
+
+
+def read_log(path: Path) -> list[dict[str, float | None]]:
+    """Read a training log; None where an epoch did not train a term."""
+    with path.open(newline="") as file:
+        return [{key: float(text) if text else None for key, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _identity(cell: Cell) -> Row:
+    return {"method": cell.name, "epochs": cell.config.distill.epochs, "seed": cell.config.runtime.seed}
+
+
+def _row(cell: Cell, directory: Path, reach: float) -> Row:
+    manifest = load_manifest(directory / "distill")
+    facts, method = manifest["facts"], cell.config.distill.method
+    teacher = load_manifest(directory / "teacher")["facts"]
+    epochs = read_log(directory / "distill" / f"training_log_{method}.csv")
+    reached = [row["epoch"] for row in epochs if (row["val_top1_pct"] or 0.0) >= reach]
+    return {
+        **_identity(cell),
+        "status": "done",
+        "val_top1_pct": facts["val_top1_pct"],
+        "val_ce": round(facts["val_ce"], 6),
+        "teacher_gap_pp": round(teacher["val_top1_pct"] - facts["val_top1_pct"], 4),
+        "params": facts["params"],
+        "trained_params": facts["params"] + facts["adapter_params"],
+        "hint_map_bytes": facts["hint_map_bytes"],
+        "scan_s": facts["scan_s"] if METHODS[method].scans else 0.0,
+        "seconds": manifest["wall_s"],
+        "drowned_epochs": facts["drowned_epochs"],
+        "reach_epochs": int(reached[0]) if reached and reached[0] else None,
+        "commit": manifest["commit"],
+        "hardware": facts["hardware"],
+    }
+
+
+def _compare_with_control(rows: list[Row], control: str) -> None:
+    """Log how the last cell did beside its control, loudly if the teacher was of no use."""
+    last = rows[-1]
+    same = [row for row in rows if (row["epochs"], row["seed"]) == (last["epochs"], last["seed"])]
+    reference = next((row for row in same if row["method"] == control and row["status"] == "done"), None)
+    if last["status"] != "done":
+        return
+    text = f"{last['method']}: {last['val_top1_pct']:.2f} % on validation, {format_duration(last['seconds'])}"
+    if reference is None or reference is last:
+        log(text)
+        return
+    gain = last["val_top1_pct"] - reference["val_top1_pct"]
+    alarming = control == CONTROL and gain <= 0
+    (warn if alarming else log)(f"{text}, {gain:+.2f} pp to {control}" + (": not better" if alarming else ""))
+
+
+def _link(teacher_dir: Path, link: Path) -> None:
+    """Make ``link`` point to the teacher; where the system has no links for us, copy it."""
+    if link.is_symlink():
+        link.unlink()
+    elif link.is_dir():
+        shutil.rmtree(link)
+    try:
+        link.symlink_to(os.path.relpath(teacher_dir.resolve(), link.parent.resolve()), target_is_directory=True)
+    except OSError:
+        shutil.copytree(teacher_dir, link)

@@ -1,0 +1,225 @@
+"""The comparison of methods: methods x epochs x seeds, all with one teacher and one recipe.
+
+    kdedge compare --methods ce,kd,selective --epochs 20,40 --seeds 0,1,2 --out artifacts/compare
+
+Writes ``evaluation_results.csv`` (a row per cell), ``block_variances.csv`` (the scan) and ``comparison.md`` after every
+cell, figures at the end. A later command with other methods, lengths or seeds in the same directory adds to the tables:
+what is finished there with the same other options and the same teacher is in them. All is measured on validation
+images; test images are read with ``--test`` alone, at the end.
+"""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import MANIFEST, load_manifest, write_atomic, write_json
+from pipeline.config import Config, build_config, parse_choices, parse_counts
+from pipeline.distill.methods import CONTROL, METHODS
+from pipeline.runtime import resolve
+from pipeline.stages import CONFIG, STAGES, recorded_config, run_stages
+from pipeline.study.cells import COLUMNS, Cell, Row, measure_test, run_cells
+from pipeline.study.tables import alarms, render, summarise
+
+__all__ = ["StudyOptions", "compare", "resolve_runtime", "run_study", "variant"]
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """What a study is given beside the configuration.
+
+    Attributes:
+        epochs: Lengths of the cells, comma-separated.
+        seeds: Their seeds, comma-separated.
+        teacher_dir: Directory of a finished teacher stage (None: one is trained in the study).
+        reach: Validation accuracy in percent whose first epoch is reported.
+        test: Whether to measure the INT8 students on test images at the end.
+        command: The command line, for the record.
+        force: Whether to train again what is up to date.
+    """
+
+    epochs: str
+    seeds: str
+    teacher_dir: Path | None
+    reach: float
+    test: bool
+    command: str
+    force: bool
+
+    def grid(self) -> list[tuple[int, int]]:
+        """Return (epochs, seed) of every group of cells that are compared with each other.
+
+        Raises:
+            InputError: A list is not one of whole numbers.
+        """
+        epochs = parse_counts(self.epochs, "--epochs", 100_000)
+        return [(length, seed) for length in epochs for seed in parse_counts(self.seeds, "--seeds", 2**31 - 1, least=0)]
+
+
+def compare(config: Config, out: Path, methods: str, options: StudyOptions) -> dict[str, Any]:
+    """Compare methods; return what `run_study` returns.
+
+    Args:
+        config: What all cells share.
+        out: Directory of the study, locked.
+        methods: Names, comma-separated.
+        options: The rest.
+
+    Raises:
+        InputError: An unknown method, or options that no cell can have together.
+        StageError: A stage failed.
+    """
+    names = parse_choices(methods, "--methods", tuple(METHODS))
+    config = resolve_runtime(config, out)
+    cells = [
+        Cell(name, variant(config, {"method": name, "epochs": epochs}, seed))
+        for epochs, seed in options.grid()
+        for name in names
+    ]
+    return run_study("Comparison of methods", cells, config, out, options, control=CONTROL)
+
+
+def variant(config: Config, distill: dict[str, Any], seed: int) -> Config:
+    """Return a configuration with other distillation options and another seed, checked as the command line's is.
+
+    Raises:
+        InputError: The options contradict each other.
+    """
+    return build_config(dataclasses.asdict(config), {"distill": distill, "runtime": {"seed": seed}})
+
+
+def run_study(
+    title: str, cells: Sequence[Cell], config: Config, out: Path, options: StudyOptions, *, control: str
+) -> dict[str, Any]:
+    """Run the cells of a study and write its tables and figures.
+
+    Args:
+        title: Heading of the page.
+        cells: The cells.
+        config: What they share, for the teacher; runtime resolved.
+        out: Directory of the study, locked.
+        options: The rest.
+        control: Name of the cells that the others are compared with.
+
+    Returns:
+        ``rows``, ``summary``, ``alarms`` and the paths of what was written.
+
+    Raises:
+        KdedgeError: A stage failed.
+    """
+    from benchmarks.study_figures import draw_study
+
+    if options.teacher_dir is None:
+        run_stages(("teacher",), config, out)
+    else:
+        write_json(out / CONFIG, dataclasses.asdict(config))
+    teacher_dir = options.teacher_dir or out / "teacher"
+    teacher = load_manifest(teacher_dir)
+    forced = cells if options.force else ()
+    cells = _with_finished(cells, config, out, teacher)
+    result: dict[str, Any] = {}
+
+    def report(rows: list[Row]) -> None:
+        summary = summarise(rows, control)
+        warnings = alarms(summary, control)
+        notes = _notes(cells, rows, teacher, options)
+        if not any(cell.name == control for cell in cells):
+            notes.insert(0, f"The control {control} is not among the cells, so there are no differences.")
+        page = render(title, summary, warnings, notes, control=control, reach=options.reach)
+        write_atomic(out / "evaluation_results.csv", _csv(COLUMNS, rows))
+        write_atomic(out / "block_variances.csv", _csv(_SCAN_COLUMNS, _scan_rows(cells, rows, out)))
+        write_atomic(out / "comparison.md", page.encode())
+        result.update(rows=rows, summary=summary, alarms=warnings, page=str(out / "comparison.md"))
+
+    rows = run_cells(cells, out, teacher_dir, control=control, reach=options.reach, forced=forced, report=report)
+    if options.test:
+        measure_test(cells, rows, out)
+        report(rows)
+    draw_study(out)
+    return result
+
+
+_SCAN_COLUMNS = ("method", "epochs", "seed", "block", "variance", "chosen")
+
+
+def resolve_runtime(config: Config, out: Path) -> Config:
+    """Fill in the runtime once for all cells, as an earlier attempt at the study did."""
+    return dataclasses.replace(config, runtime=resolve(config.runtime, recorded_config(out).get("runtime")))
+
+
+def _with_finished(cells: Sequence[Cell], config: Config, out: Path, teacher: dict[str, Any]) -> list[Cell]:
+    """Add the finished cells of a comparison that differ in method, length and seed alone; sort all of them."""
+    directories = {cell.directory(out) for cell in cells}
+    found = list(cells)
+    for path in out.glob(f"e*/seed*/*/distill/{MANIFEST}"):
+        directory = path.parents[1]
+        if directory in directories or directory.name not in METHODS:
+            continue
+        manifest = load_manifest(path.parent)
+        made, wanted = manifest["config"], STAGES["distill"].key(config)
+        distill = {key: made["distill"].get(key) for key in ("method", "epochs")}
+        wanted["distill"] |= distill
+        wanted["runtime"] |= {"seed": made["runtime"].get("seed")}
+        same_teacher = (
+            manifest["inputs"].get("teacher/teacher.safetensors") == teacher["outputs"]["teacher.safetensors"]
+        )
+        if made == wanted and same_teacher:
+            found.append(Cell(directory.name, variant(config, distill, made["runtime"]["seed"])))
+    # The control is the first of the methods, so that every other cell can be compared with it as soon as it is done.
+    order = {name: place for place, name in enumerate(METHODS)}
+    return sorted(found, key=lambda c: (c.config.distill.epochs, c.config.runtime.seed, order.get(c.name, len(order))))
+
+
+def _scan_rows(cells: Sequence[Cell], rows: Sequence[Row], out: Path) -> list[Row]:
+    scans = []
+    for cell, row in zip(cells, rows, strict=False):
+        if row["status"] != "done":
+            continue
+        facts = load_manifest(cell.directory(out) / "distill")["facts"]
+        chosen = {block for block, _ in facts["hint_pairs"]}
+        scans += [
+            {key: row[key] for key in _SCAN_COLUMNS[:3]}
+            | {"block": block, "variance": variance, "chosen": int(block in chosen)}
+            for block, variance in facts["block_variances"].items()
+        ]
+    return scans
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Row]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _notes(cells: Sequence[Cell], rows: Sequence[Row], teacher: dict[str, Any], options: StudyOptions) -> list[str]:
+    """Say how the numbers came about."""
+    data, runtime, facts = cells[0].config.data, cells[0].config.runtime, teacher["facts"]
+    done = [row for row in rows if row["status"] == "done"]
+    size = f"a subset of {data.train_size:,}" if data.train_size else "all"
+    commits, hardware = ({str(row[key]): None for row in done} for key in ("commit", "hardware"))
+    notes = [
+        f"{len(rows)} of {len(cells)} cells; accuracies and losses are of the validation images"
+        + (", which no student was trained on." if not options.test else "; test images were read once, at the end."),
+        "±: standard deviation over seeds; of a difference: 95 % interval, paired by seed, Student t. An effect "
+        "smaller than its interval is not resolved; with one seed there is no interval.",
+        f"Training images: {size} of {data.source}; recipe: {cells[0].config.distill.recipe}.",
+        f"Teacher: {facts['arch']}, {facts['val_top1_pct']:.2f} % on its own validation images. Hint maps: what the "
+        "teacher's maps take in one batch. Trained: with the adapters, which are not shipped.",
+        f"Command: `{options.command}`",
+        f"Commit: {', '.join(commits)}. Hardware: {', '.join(hardware)}; {runtime.device}, {runtime.precision}, "
+        f"threads: {runtime.threads}.",
+    ]
+    known = teacher["config"]
+    own = (known.get("runtime", {}).get("seed"), known.get("data", {}).get("val_fraction"))
+    others = sorted({row["seed"] for row in rows if (row["seed"], data.val_fraction) != own})
+    if others:
+        notes.append(
+            f"The validation images of seed {', '.join(map(str, others))} are not the teacher's (seed {own[0]}): "
+            "it was trained on most of them."
+        )
+    return notes

@@ -1,0 +1,63 @@
+import pytest
+
+from pipeline.config import build_config
+from pipeline.errors import InputError
+from pipeline.study import ablate as module
+from pipeline.study.compare import StudyOptions
+
+OPTIONS = StudyOptions(
+    epochs="20", seeds="0", teacher_dir=None, reach=85, test=False, command="kdedge ablate", force=False
+)
+
+
+@pytest.fixture
+def cells_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "resolve_runtime", lambda config, out: config)
+    monkeypatch.setattr(
+        module, "run_study", lambda title, cells, *_, control: {cell.name: cell.config for cell in cells}
+    )
+
+    def cells(distill, factors="", options=OPTIONS):
+        return module.ablate(build_config({"distill": distill}), tmp_path, factors, options)
+
+    return cells
+
+
+def changed(cells, name):
+    base, other = vars(cells["base"].distill), vars(cells[name].distill)
+    return {key: other[key] for key in base if base[key] != other[key]}
+
+
+def test_each_cell_differs_from_the_base_in_one_factor(cells_of):
+    cells = cells_of({})
+    assert list(cells) == [
+        "base", "optimizer=adam", "lr=0.1", "lr=0.4", "temperature=2.0", "beta-patience=1", "hint-layers=2",
+        "hint-loss=raw", "recipe=source",
+    ]  # fmt: skip
+    assert changed(cells, "optimizer=adam") == {"optimizer": "adam", "lr": 1e-3}
+    assert changed(cells, "lr=0.1") == {"lr": 0.1}
+    assert changed(cells, "hint-layers=2") == {"hint_layers": 2}
+    assert changed(cells, "recipe=source")["batch_size"] == 64
+
+
+def test_the_learning_rates_of_the_source_are_those_of_its_table(cells_of):
+    cells = cells_of({"recipe": "source"}, "lr,recipe")
+    assert list(cells) == ["base", "lr=0.0005", "lr=0.002", "recipe=kdedge"]
+    assert cells["recipe=kdedge"].distill == build_config().distill
+
+
+def test_a_factor_without_effect_is_left_out_and_refused_when_named(cells_of):
+    assert list(cells_of({"method": "kd"})) == [
+        "base",
+        "optimizer=adam",
+        "lr=0.1",
+        "lr=0.4",
+        "temperature=2.0",
+        "recipe=source",
+    ]
+    with pytest.raises(InputError, match="--factors hint-layers has no effect on --method kd, which lacks a number of"):
+        cells_of({"method": "kd"}, "hint-layers")
+    with pytest.raises(InputError, match="no effect on --method static, which lacks an adaptive beta"):
+        cells_of({"method": "static"}, "beta-patience")
+    with pytest.raises(InputError, match="--factors 'hints': unknown name 'hints'"):
+        cells_of({}, "hints")

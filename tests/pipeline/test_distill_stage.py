@@ -1,0 +1,121 @@
+"""The distillation stage on a tiny data set: the same bits twice, after an interruption and with a warm cache."""
+
+import dataclasses
+import itertools
+import re
+
+import pytest
+
+from pipeline import teacher
+from pipeline.config import build_config
+from pipeline.distill import stage, trainer
+from pipeline.distill.dynamic import DynamicChoice
+from pipeline.runtime import resolve
+
+
+@pytest.fixture(scope="module")
+def config(folder_data):
+    runtime = {"device": "cpu", "threads": 1, "precision": "fp32", "seed": 3}
+    config = build_config(
+        {
+            "data": {"source": f"folder:{folder_data}", "image_size": 16, "val_fraction": 0.2},
+            "teacher": {"weights": "none", "epochs": 1, "batch_size": 16, "lr": 0.02},
+            "distill": {"student": "lite-xs", "epochs": 4, "batch_size": 16, "lr": 0.05, "scan_batches": 2},
+            "runtime": runtime,
+        }
+    )
+    return dataclasses.replace(config, runtime=resolve(config.runtime, None))
+
+
+@pytest.fixture(scope="module")
+def teacher_dir(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    teacher.run(config, {}, folder)
+    return folder
+
+
+@pytest.fixture
+def distill(config, teacher_dir, tmp_path):
+    def run(name, **settings):
+        out = tmp_path / name
+        out.mkdir(exist_ok=True)
+        changed = dataclasses.replace(config, distill=dataclasses.replace(config.distill, **settings))
+        facts = stage.run(changed, {"teacher": teacher_dir}, out)
+        return (out / "student.safetensors").read_bytes(), facts
+
+    return run
+
+
+def test_dynamic_gives_the_same_weights_twice_and_after_an_interruption(distill, monkeypatch):
+    # Made up, so that the choice changes: every block is the least explained in turn.
+    turns = itertools.count()
+
+    def measured(judge):
+        count = next(turns)
+        return {pair.teacher_block: float((index - count) % 8) for index, pair in enumerate(judge._candidates)}
+
+    monkeypatch.setattr(stage.Judge, "unexplained", measured)
+    settings = {"method": "dynamic", "rechoose_epochs": 1, "hint_layers": 2}
+    whole, facts = distill("whole", **settings)
+    assert [entry["epoch"] for entry in facts["hint_choices"]] == [0, 1, 2, 3]
+    assert len({tuple(entry["chosen"]) for entry in facts["hint_choices"]}) == 4
+
+    turns = itertools.count()  # read by `measured`
+    honest = DynamicChoice.update
+
+    def interrupted(self, epoch, unexplained):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        honest(self, epoch, unexplained)
+
+    monkeypatch.setattr(DynamicChoice, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        distill("broken", **settings)
+    monkeypatch.setattr(DynamicChoice, "update", honest)
+    resumed, resumed_facts = distill("broken", **settings)
+    assert resumed == whole
+    assert resumed_facts["hint_choices"] == facts["hint_choices"]
+    assert resumed_facts["hint_pairs"] == facts["hint_pairs"]
+
+
+def test_a_second_kd_run_takes_every_logit_from_the_cache_and_gives_the_same_weights(distill, capsys, monkeypatch):
+    first, _ = distill("first", method="kd")
+    # A few images have the same view in two of the four epochs.
+    computed = int(re.search(r"teacher logits: (\d+) of 384 computed", capsys.readouterr().err)[1])
+    assert 300 < computed <= 384
+    again, _ = distill("again", method="kd")
+    assert "teacher logits: 0 of 384 computed" in capsys.readouterr().err
+    assert again == first
+    monkeypatch.setenv("KDEDGE_CACHE", "/proc/no-such-folder")  # nothing can be kept there
+    without, _ = distill("without", method="kd")
+    assert without == first
+
+
+def test_all_has_an_adapter_per_block_and_says_what_its_maps_take(distill):
+    _, facts = distill("all", method="all", epochs=1)
+    pairs = facts["hint_pairs"]
+    assert [block for block, _ in pairs] == [f"layer{s}.{b}" for s in range(1, 5) for b in range(2)]
+    students = [index for _, index in pairs]
+    assert students == sorted(students)
+    # Batches of 16; ResNet-18 behind stem and pool at 8, 4, 2 and 1 pixels, two maps each, float32.
+    assert facts["hint_map_bytes"] == 16 * 4 * 2 * (64 * 8 * 8 + 128 * 4 * 4 + 256 * 2 * 2 + 512)
+    widths = (16, 32, 48, 64, 80)
+    channels = [64, 64, 128, 128, 256, 256, 512, 512]
+    assert facts["adapter_params"] == sum(c * widths[i] + 2 * c for c, i in zip(channels, students, strict=True))
+
+
+def test_hints_that_drown_the_other_terms_are_reported_but_not_while_they_are_alone(distill, capsys, monkeypatch):
+    shares = {"kd": 3.0, "hint": 94.0, "ce": 3.0}
+    monkeypatch.setattr(trainer, "gradient_shares", lambda terms, _: {name: shares[name] for name in terms})
+    _, facts = distill("drowned", method="static", hint_epochs=1)
+    assert facts["drowned_epochs"] == 3
+    assert "in 3 of 4 epochs hints supplied more than 90 % of the student's gradient" in capsys.readouterr().err
+    shares["hint"] = 89.0
+    distill("fine", method="static", hint_epochs=1)
+    assert "drowned" not in capsys.readouterr().err
+
+
+def test_measuring_the_shares_of_the_gradient_does_not_change_the_training(distill, monkeypatch):
+    measured, _ = distill("measured", method="selective", epochs=1)
+    monkeypatch.setattr(trainer, "gradient_shares", lambda terms, _: {})
+    assert distill("unmeasured", method="selective", epochs=1)[0] == measured

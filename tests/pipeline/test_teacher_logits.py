@@ -1,0 +1,128 @@
+"""The cache of the teacher's logits: a hit gives the bits of a miss, and what is wrong never hits."""
+
+import dataclasses
+import errno
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import RuntimeConfig
+from pipeline.data import Split
+from pipeline.distill.teacher_logits import LogitsFile, TeacherLogits, cache_name
+from pipeline.models.teacher import build_teacher
+from pipeline.training import Batches
+
+CLASSES, IMAGES = 3, 40
+VIEWS = IMAGES * 18
+RUNTIME = RuntimeConfig(device="cpu", threads=1, precision="fp32", isa="some")
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(0)
+    split = Split(rng.integers(0, 256, (IMAGES, 16, 16, 3), dtype=np.uint8), np.arange(IMAGES) % CLASSES)
+    return next(Batches(split, IMAGES, seed=0, shift=1, device=torch.device("cpu")).epoch(0))
+
+
+def teacher(seed=0):
+    torch.manual_seed(seed)
+    return build_teacher("resnet18", CLASSES, "cifar-pool").eval()
+
+
+def open_file(path):
+    return LogitsFile(path, classes=CLASSES, views=VIEWS)
+
+
+def test_a_hit_gives_the_bits_of_a_miss_and_runs_no_teacher(tmp_path, batch):
+    first = TeacherLogits(teacher(), RUNTIME, open_file(tmp_path / "a.logits"))
+    missed = first(batch)
+    assert (first.asked, first.computed) == (IMAGES, IMAGES)
+    broken = teacher(1).requires_grad_(False)
+    broken.forward = lambda pixels: pytest.fail("the teacher was run")
+    again = TeacherLogits(broken, RUNTIME, open_file(tmp_path / "a.logits"))
+    assert torch.equal(again(batch), missed)
+    assert (again.asked, again.computed) == (IMAGES, 0)
+    with torch.no_grad():
+        torch.testing.assert_close(missed, teacher()(batch.pixels), rtol=1e-3, atol=1e-3)
+    assert torch.equal(missed, missed.half().float())
+
+
+def test_what_is_missing_in_part_gives_the_same_bits(tmp_path, batch):
+    whole = TeacherLogits(teacher(), RUNTIME, open_file(tmp_path / "a.logits"))(batch)
+    some = batch._replace(pixels=batch.pixels[::3], labels=batch.labels[::3], views=batch.views[::3])
+    shared = open_file(tmp_path / "b.logits")
+    TeacherLogits(teacher(), RUNTIME, shared)(some)
+    rest = TeacherLogits(teacher(), RUNTIME, shared)
+    assert torch.equal(rest(batch), whole)
+    assert rest.computed == IMAGES - len(some.views)
+
+
+def test_a_torn_or_misplaced_entry_is_a_miss(tmp_path):
+    path = tmp_path / "a.logits"
+    file = open_file(path)
+    logits = np.arange(5 * CLASSES, dtype=np.float16).reshape(5, CLASSES) + 1
+    file.write(np.arange(5), logits)
+    entry = 2 * CLASSES + 4
+    data = bytearray(path.read_bytes())
+    data[1 * entry] ^= 1  # another logit
+    data[2 * entry + 2 : 3 * entry] = bytes(entry - 2)  # half written
+    data[3 * entry : 4 * entry] = data[4 * entry : 5 * entry]  # in the place of another view
+    path.write_bytes(data[: 5 * entry - 1])  # cut at the end
+    read, found = open_file(path).read(np.arange(6))
+    assert found.tolist() == [True, False, False, False, False, False]
+    assert read[0].tolist() == logits[0].tolist()
+
+
+def test_another_teacher_or_other_data_or_arithmetic_have_another_file():
+    name = cache_name("teacher", "data", 2, RUNTIME)
+    assert name == cache_name("teacher", "data", 2, dataclasses.replace(RUNTIME, seed=7))
+    others = [cache_name("other", "data", 2, RUNTIME), cache_name("teacher", "other", 2, RUNTIME)]
+    others += [cache_name("teacher", "data", 1, RUNTIME)]
+    others += [
+        cache_name("teacher", "data", 2, dataclasses.replace(RUNTIME, **changed))
+        for changed in ({"threads": 2}, {"precision": "bf16"}, {"isa": "avx2"})
+    ]
+    assert len({name, *others}) == 7
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning_not_the_run(tmp_path, batch, capsys):
+    (tmp_path / "file").write_text("")
+    logits = TeacherLogits(teacher(), RUNTIME, open_file(tmp_path / "file" / "a.logits"))
+    assert torch.equal(logits(batch), TeacherLogits(teacher(), RUNTIME, open_file(tmp_path / "b.logits"))(batch))
+    assert "teacher logits are not kept" in capsys.readouterr().err
+
+
+def test_a_full_disk_costs_a_warning_not_the_run(tmp_path, batch, capsys):
+    class Full:
+        def seek(self, place):
+            pass
+
+        def read(self, count):
+            return b""
+
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "no space for logits")
+
+    file = open_file(tmp_path / "a.logits")
+    file._file = Full()
+    logits = TeacherLogits(teacher(), RUNTIME, file)
+    assert torch.equal(logits(batch), logits(batch))
+    assert "teacher logits are not kept: no space for logits" in capsys.readouterr().err
+
+
+def test_old_files_make_room_and_too_many_views_are_not_kept(tmp_path, monkeypatch):
+    import os
+
+    for age, name in enumerate("cba"):
+        file = open_file(tmp_path / f"{name}.logits")
+        file.write(np.arange(2000), np.ones((2000, CLASSES), np.float16))
+        os.utime(tmp_path / f"{name}.logits", (1000 + age, 1000 + age))
+    monkeypatch.setattr("pipeline.distill.teacher_logits._FOLDER_LIMIT", 60_000)
+    open_file(tmp_path / "d.logits").write(np.arange(1), np.ones((1, CLASSES), np.float16))
+    assert {path.name for path in tmp_path.iterdir()} == {"b.logits", "a.logits", "d.logits"}
+    monkeypatch.setattr("pipeline.distill.teacher_logits._FILE_LIMIT", 100)
+    file = open_file(tmp_path / "e.logits")
+    file.write(np.arange(1), np.ones((1, CLASSES), np.float16))
+    assert not file.read(np.arange(1))[1].any()
+    assert not (tmp_path / "e.logits").exists()
