@@ -14,13 +14,14 @@ import numpy as np
 
 from benchmarks.runtime import CPU, import_onnxruntime, open_model, session_options
 
-__all__ = ["int8_proof"]
+__all__ = ["int8_proof", "what_ran"]
 
 _INTEGER_CONVS = {"QLinearConv", "ConvInteger", "NhwcQLinearConv"}
 _FLOAT_CONVS = {"Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose"}
 _INTEGER_GEMMS = {"QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
 _FLOAT_GEMMS = {"Gemm", "FusedGemm", "MatMul", "FusedMatMul", "TransposeMatMul"}
 _BOUNDARIES = {"QuantizeLinear", "DequantizeLinear"}
+_COPIES = {"MemcpyFromHost", "MemcpyToHost"}
 _FLOAT_TYPES = {"float", "float16", "double", "bfloat16"}
 
 
@@ -60,8 +61,53 @@ def int8_proof(path: Path, *, provider: str = CPU) -> dict[str, Any]:
     }
 
 
+def what_ran(path: Path, provider: str) -> dict[str, Any]:
+    """Run a model once on one image and say in what arithmetic, and where.
+
+    A provider that lacks a kernel leaves the node to the CPU, with copies around it, or computes it in another
+    precision: CUDA has no INT8 convolution.
+
+    Args:
+        path: The ONNX model.
+        provider: Execution provider.
+
+    Returns:
+        ``convs``: number of convolutions by arithmetic (``integer``, or the float type of their input);
+        ``nodes_by_provider``: number of kernels by execution provider; ``copies``: kernels that copy between host and
+        device; ``quantize_nodes``: Quantize and Dequantize kernels; ``tf32``: whether float convolutions may be
+        computed in TensorFloat-32 (None: the provider has no such option).
+
+    Raises:
+        InputError: The file is not a model of kdedge (see `runtime.open_model`).
+        StageError: The execution provider could not be started.
+    """
+    kernels, options = _run_profiled(path, provider, import_onnxruntime().GraphOptimizationLevel.ORT_ENABLE_ALL)
+    ops = Counter(kernel["op"] for kernel in kernels)
+    convs = Counter(kernel["type"] for kernel in kernels if kernel["op"] in _FLOAT_CONVS)
+    if integer := _count(ops, _INTEGER_CONVS):
+        convs["integer"] = integer
+    tf32 = options.get("use_tf32")
+    return {
+        "convs": dict(sorted(convs.items())),
+        "nodes_by_provider": dict(sorted(Counter(kernel["provider"] for kernel in kernels).items())),
+        "copies": _count(ops, _COPIES),
+        "quantize_nodes": _count(ops, _BOUNDARIES),
+        "tf32": None if tf32 is None else tf32 == "1",
+    }
+
+
 def _profile(path: Path, provider: str, level: Any) -> list[dict[str, Any]]:
-    """Run a model once and return its kernels in order: name, op, provider, and whether it computes in float."""
+    """Return the kernels of `_run_profiled`."""
+    return _run_profiled(path, provider, level)[0]
+
+
+def _run_profiled(path: Path, provider: str, level: Any) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Run a model once.
+
+    Returns:
+        Its kernels in order: name, op, provider, type of the first input, and whether it computes in float; and the
+        options that the provider ran with.
+    """
     options = session_options(1)
     options.graph_optimization_level = level
     options.enable_profiling = True
@@ -69,6 +115,7 @@ def _profile(path: Path, provider: str, level: Any) -> list[dict[str, Any]]:
         options.profile_file_prefix = str(Path(directory) / "profile")
         model = open_model(path, provider=provider, options=options)
         model.logits(np.zeros((1, model.image_size, model.image_size, 3), np.uint8))
+        provider_options = model.session.get_provider_options().get(provider, {})
         events = json.loads(Path(model.session.end_profiling()).read_text())
     kernels = []
     for event in events:
@@ -79,10 +126,11 @@ def _profile(path: Path, provider: str, level: Any) -> list[dict[str, Any]]:
                     "name": event["name"].removesuffix("_kernel_time"),
                     "op": args["op_name"],
                     "provider": args["provider"],
+                    "type": next(iter((args.get("input_type_shape") or [{}])[0]), ""),
                     "float": args["op_name"] not in _BOUNDARIES and _takes_float(args) and _gives_float(args),
                 }
             )
-    return kernels
+    return kernels, provider_options
 
 
 def _takes_float(args: dict[str, Any]) -> bool:

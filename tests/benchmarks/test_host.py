@@ -69,6 +69,22 @@ def test_cuda_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checks["CUDA provider"]["status"] == "ok"
 
 
+@pytest.mark.parametrize(
+    ("providers", "library", "problem"),
+    [(("CUDA",), "libnvinfer.so.10", "has no TensorRT"), (("Tensorrt",), None, "libnvinfer"),
+     (("Tensorrt",), "libnvinfer.so.10", None)],
+)  # fmt: skip
+def test_tensorrt_is_recognised(
+    monkeypatch: pytest.MonkeyPatch, providers: tuple[str, ...], library: str | None, problem: str | None
+) -> None:
+    pretend(monkeypatch, {"onnxruntime-gpu"}, "H100", *providers)
+    monkeypatch.setattr(host.ctypes.util, "find_library", lambda name: library if name == "nvinfer" else None)
+    found = host.host_record()["tensorrt_problem"]
+    assert found is None if problem is None else problem in found
+    (check,) = [check for check in host.doctor()["checks"] if check["name"] == "TensorRT provider"]
+    assert check["status"] == ("ok" if problem is None else "missing")
+
+
 def test_doctor_fits_80_columns_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, {"onnxruntime", "onnxruntime-gpu"}, None)
     text = host.format_doctor(host.doctor())
