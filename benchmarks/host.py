@@ -115,14 +115,9 @@ def cuda_problem() -> dict[str, str] | None:
     Raises:
         InputError: onnxruntime is missing or broken.
     """
-    installed = {name: _version(name) for name in ("onnxruntime", "onnxruntime-gpu")}
+    if mixture := _mixture():
+        return mixture
     gpu = _gpu()
-    if all(installed.values()):
-        wanted = "onnxruntime-gpu" if gpu else "onnxruntime"
-        return _problem(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other",
-            f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install {wanted}",
-        )
     available = CUDA in import_onnxruntime().get_available_providers()
     if available and gpu:
         return None
@@ -162,7 +157,9 @@ def doctor() -> dict[str, Any]:
     try:
         host = host_record()
     except InputError as error:
-        add("onnxruntime", "broken", str(error), error.hint)
+        mixture = _mixture()
+        detail = f"{error}; {mixture['reason']}" if mixture else str(error)
+        add("onnxruntime", "broken", detail, mixture["fix"] if mixture else error.hint)
         host = None
     if host is not None:
         add("onnxruntime", "ok", f"{host['onnxruntime']}, providers {', '.join(_short(p) for p in host['providers'])}")
@@ -235,6 +232,17 @@ def _int8_check(isa: list[str]) -> tuple[str, str, str]:
         return "ok", f"{', '.join(fast)}: integer dot products in hardware", ""
     detail = "no integer dot products: INT8 gains less, and 8-bit weights saturate on AVX2"
     return "missing", detail, "use the default (reduced-range) quantization, which is exact here too"
+
+
+def _mixture() -> dict[str, str] | None:
+    """Say how to get out of a mixture of the two packages that install the same module; None: it is none."""
+    if not all(_version(name) for name in ("onnxruntime", "onnxruntime-gpu")):
+        return None
+    wanted = "onnxruntime-gpu" if _gpu() else "onnxruntime"
+    return _problem(
+        "onnxruntime and onnxruntime-gpu are both installed and overwrite each other",
+        f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install {wanted}",
+    )
 
 
 def _problem(reason: str, fix: str) -> dict[str, str]:

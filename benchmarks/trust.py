@@ -1,8 +1,8 @@
 """Whether measured latencies may be quoted: the evidence beside every window, and the verdict.
 
 Between windows `Reading.take` reads the CPU times of the machine and the kernel's counters of thermal throttling, and
-times a fixed piece of integer work: it takes longer when the clock is lower, also in a virtual machine, which hides
-the clock itself. `judge_windows` weighs what was found.
+times a fixed piece of integer work: it takes longer when the clock is lower or the core is shared, also in a virtual
+machine, which hides the clock itself. `judge_windows` weighs what was found.
 """
 
 import functools
@@ -28,9 +28,9 @@ _MOST_CLOCK_CHANGE = 0.10
 _MOST_OTHER_LOAD = 0.10
 _MOST_OTHER_LOAD_SPINNING = 0.03
 _FEWEST_SAMPLES = 50
-# A third of a millisecond on a PC, above a millisecond on a small board; the fastest of several was not interrupted.
-_SPIN_STEPS = 20_000
-_SPINS = 5
+# A sixth of a millisecond on a PC, half a millisecond on a small board; the fastest of several was not interrupted.
+_SPIN_STEPS = 10_000
+_SPINS = 10
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
 
 
@@ -102,7 +102,8 @@ class Window:
         samples_ms: Duration of every call in milliseconds.
         other_load: CPU time that other processes (and the hypervisor) took meanwhile, as a share of the CPUs that
             this process may use; None if the operating system does not tell.
-        spin_ms: The slower of the fixed loops before and after it, in milliseconds; None if they were not timed.
+        spin_ms: The faster of the fixed loops before and after it, in milliseconds; None if they were not timed. One of
+            them alone may have been disturbed, while a low clock, or a busy neighbour on the same core, lasts.
         throttles: Thermal throttling events meanwhile; None if the operating system does not tell.
     """
 
@@ -119,11 +120,11 @@ class Window:
         if before.throttles is not None and after.throttles is not None:
             throttles = after.throttles - before.throttles
         load = after.cpu.others_since(before.cpu) if before.cpu and after.cpu else None
-        return cls(samples_ms, load, max(spins, default=None), throttles)
+        return cls(samples_ms, load, min(spins, default=None), throttles)
 
 
 def spin_ms(clock: Callable[[], int] = time.perf_counter_ns) -> float:
-    """Return how long a fixed piece of integer work takes in milliseconds, the fastest of five times.
+    """Return how long a fixed piece of integer work takes in milliseconds, the fastest of ten times.
 
     Args:
         clock: Returns the time in nanoseconds.
@@ -198,8 +199,8 @@ def judge_windows(
         )
     if clock_change is not None and clock_change > _MOST_CLOCK_CHANGE:
         reasons.append(
-            f"the clock changed: a fixed loop took {100 * clock_change:.0f} % longer than at its fastest "
-            f"(at most {100 * _MOST_CLOCK_CHANGE:.0f} %): fix the clock, or let the processor cool down"
+            f"the processor slowed down: a fixed loop took {100 * clock_change:.0f} % longer than at its fastest "
+            f"(at most {100 * _MOST_CLOCK_CHANGE:.0f} %): fix the clock, let it cool, or free the core's other thread"
         )
     if sum(throttled):
         reasons.append(f"the processor was throttled by heat {sum(throttled)} times: cool it")

@@ -109,6 +109,17 @@ def test_doctor_works_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> No
     assert "pip install onnxruntime" in host.format_doctor(facts)
 
 
+def test_a_mixture_that_does_not_even_import_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Any:
+        raise InputError("onnxruntime cannot be imported: undefined symbol", "pip install onnxruntime")
+
+    pretend(monkeypatch, {"onnxruntime", "onnxruntime-gpu"}, None)
+    monkeypatch.setattr(host, "import_onnxruntime", broken)
+    (check,) = [check for check in host.doctor()["checks"] if check["name"] == "onnxruntime"]
+    assert "undefined symbol; onnxruntime and onnxruntime-gpu are both installed" in check["detail"]
+    assert check["fix"].startswith("pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime")
+
+
 def test_a_cpu_without_dot_products_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "cpu_info", lambda: {"brand_raw": "Haswell", "flags": ["avx2"]})
     checks = {check["name"]: check for check in host.doctor()["checks"]}

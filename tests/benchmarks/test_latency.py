@@ -66,7 +66,7 @@ def test_warm_up_takes_a_tenth_of_the_time() -> None:
 
 def test_each_window_gets_the_readings_around_it() -> None:
     fake = FakeTime()
-    spins = iter([1.0, 1.0, 1.5, 1.0, 2.0])
+    spins = iter([3.0, 1.0, 1.5, 2.0, 2.5])
     measured = measure_windows(
         {"fp32": fake.call("fp32", 1), "int8": fake.call("int8", 1)},
         seconds=0.1,
@@ -75,8 +75,8 @@ def test_each_window_gets_the_readings_around_it() -> None:
         sense=lambda: Reading(spin_ms=next(spins)),
     )
     # In the order of time: fp32, int8, then int8, fp32.
-    assert [window.spin_ms for window in measured["fp32"].windows] == [1.0, 2.0]
-    assert [window.spin_ms for window in measured["int8"].windows] == [1.5, 1.5]
+    assert [window.spin_ms for window in measured["fp32"].windows] == [1.0, 2.0]  # between 3.0 and 1.0, 2.0 and 2.5
+    assert [window.spin_ms for window in measured["int8"].windows] == [1.0, 1.5]
 
 
 def test_every_window_has_a_sample_however_slow_the_call() -> None:
