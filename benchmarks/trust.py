@@ -36,12 +36,19 @@ _CPU_FOLDER = Path("/sys/devices/system/cpu")
 
 @dataclass(frozen=True)
 class CpuTimes:
-    """A moment: wall time, CPU time on the CPUs that this process may use, and of this process, all in seconds."""
+    """A moment.
+
+    Attributes:
+        wall_s: Wall time in seconds.
+        own_s: CPU time of this process so far in seconds.
+        busy_s: Time that each CPU of the machine was busy so far in seconds.
+        usable: Positions in ``busy_s`` of the CPUs that this process may use.
+    """
 
     wall_s: float
-    machine_s: float
     own_s: float
-    cores: int
+    busy_s: tuple[float, ...]
+    usable: tuple[int, ...]
 
     @classmethod
     def now(cls) -> "CpuTimes | None":
@@ -52,26 +59,31 @@ class CpuTimes:
             every = psutil.cpu_times(percpu=True)
         except (ImportError, OSError):
             return None
-        usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(len(every)))
-        # Where a CPU is offline the list has gaps and its positions are no CPU numbers: then all of them count.
-        whole = not hasattr(os, "sysconf") or os.sysconf("SC_NPROCESSORS_CONF") == len(every)
-        chosen = [every[cpu] for cpu in usable] if whole and max(usable) < len(every) else every
         # On Linux user contains guest, and nice contains guest_nice.
         idle = {"idle", "iowait", "guest", "guest_nice"}
-        machine = sum(value for times in chosen for name, value in times._asdict().items() if name not in idle)
+        busy = tuple(sum(value for name, value in times._asdict().items() if name not in idle) for times in every)
+        usable = tuple(range(len(every)))
+        # Where a CPU is offline the list has gaps and its positions are no CPU numbers: then all of them count.
+        if hasattr(os, "sched_getaffinity") and os.sysconf("SC_NPROCESSORS_CONF") == len(every):
+            usable = tuple(os.sched_getaffinity(0))
         own = os.times()
-        return cls(time.monotonic(), machine, own.user + own.system, len(chosen))
+        return cls(time.monotonic(), own.user + own.system, busy, usable)
 
     def others_since(self, earlier: "CpuTimes") -> float | None:
         """Return the CPU time that others took since ``earlier`` as a share of the CPUs (0..1).
 
-        None for less than 0.1 s: the kernel counts in steps of 0.01 s.
+        The larger of two shares: of the CPUs that this process may use, where others take its turn, and of all CPUs of
+        the machine, which share caches, memory and clock with them. None for less than 0.1 s (the kernel counts in
+        steps of 0.01 s), or if CPUs came or went.
         """
         wall = self.wall_s - earlier.wall_s
-        if wall < 0.1:
+        if wall < 0.1 or len(self.busy_s) != len(earlier.busy_s):
             return None
-        others = (self.machine_s - earlier.machine_s) - (self.own_s - earlier.own_s)
-        return min(max(others / (wall * self.cores), 0.0), 1.0)
+        own = self.own_s - earlier.own_s
+        busy = [after - before for before, after in zip(earlier.busy_s, self.busy_s, strict=True)]
+        everywhere = (sum(busy) - own) / (wall * len(busy))
+        here = (sum(busy[cpu] for cpu in self.usable) - own) / (wall * len(self.usable))
+        return min(max(everywhere, here, 0.0), 1.0)
 
 
 @dataclass(frozen=True)
@@ -100,8 +112,8 @@ class Window:
 
     Attributes:
         samples_ms: Duration of every call in milliseconds.
-        other_load: CPU time that other processes (and the hypervisor) took meanwhile, as a share of the CPUs that
-            this process may use; None if the operating system does not tell.
+        other_load: CPU time that other processes (and the hypervisor) took meanwhile, see `CpuTimes.others_since`;
+            None if the operating system does not tell.
         spin_ms: The faster of the fixed loops before and after it, in milliseconds; None if they were not timed. One of
             them alone may have been disturbed, while a low clock, or a busy neighbour on the same core, lasts.
         throttles: Thermal throttling events meanwhile; None if the operating system does not tell.
