@@ -4,6 +4,7 @@
 is not, for ``kdedge doctor``. Nothing here imports torch.
 """
 
+import ctypes.util
 import functools
 import importlib.util
 import io
@@ -18,7 +19,7 @@ from benchmarks.runtime import CUDA, Model, import_onnxruntime
 from pipeline.errors import InputError
 from pipeline.runtime import cpu_info, usable_cores
 
-__all__ = ["cuda_problem", "doctor", "format_doctor", "host_kind", "host_record", "wrong_host"]
+__all__ = ["cuda_problem", "doctor", "format_doctor", "host_kind", "host_record", "tensorrt_problem", "wrong_host"]
 
 # Instruction sets that decide how fast, or how exactly, INT8 and low-precision kernels run: our name, and the
 # names under which Linux and cpuid list them.
@@ -43,6 +44,7 @@ _PACKAGES = (
     ("matplotlib", "figures in the report (the extra train)"),
     ("PIL", "images other than .npy"),
 )
+_TENSORRT = "TensorrtExecutionProvider"
 _ONLY_GPU = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
 
 
@@ -53,7 +55,7 @@ def host_record() -> dict[str, Any]:
         ``cpu``, ``board`` (single-board computers, else None), ``cores`` (logical CPUs that this process may use),
         ``physical_cores``, ``isa`` (the instruction sets that matter for INT8), ``memory_bytes``, ``os``,
         ``python``, ``governor``, ``gpu`` (None: none found), ``onnxruntime`` (version), ``providers``,
-        ``cuda_problem`` (None: the CUDA provider is there).
+        ``cuda_problem`` and ``tensorrt_problem`` (None: the provider is there; TensorRT is not measured).
 
     Raises:
         InputError: onnxruntime is missing or broken.
@@ -78,6 +80,7 @@ def host_record() -> dict[str, Any]:
         "onnxruntime": ort.__version__,
         "providers": list(ort.get_available_providers()),
         "cuda_problem": problem,
+        "tensorrt_problem": tensorrt_problem(),
     }
 
 
@@ -112,14 +115,9 @@ def cuda_problem() -> dict[str, str] | None:
     Raises:
         InputError: onnxruntime is missing or broken.
     """
-    installed = {name: _version(name) for name in ("onnxruntime", "onnxruntime-gpu")}
+    if mixture := _mixture():
+        return mixture
     gpu = _gpu()
-    if all(installed.values()):
-        wanted = "onnxruntime-gpu" if gpu else "onnxruntime"
-        return _problem(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other",
-            f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install {wanted}",
-        )
     available = CUDA in import_onnxruntime().get_available_providers()
     if available and gpu:
         return None
@@ -128,6 +126,20 @@ def cuda_problem() -> dict[str, str] | None:
         reason = f"no NVIDIA GPU found (nvidia-smi is not there or lists none){build}"
         return _problem(reason, f"with a GPU: {_ONLY_GPU}")
     return _problem(f"{gpu} is there, but the installed onnxruntime is the CPU build", _ONLY_GPU)
+
+
+def tensorrt_problem() -> str | None:
+    """Say why the TensorRT execution provider cannot be used, or None if it is there; never seen at work.
+
+    Raises:
+        InputError: onnxruntime is missing or broken.
+    """
+    if _TENSORRT not in import_onnxruntime().get_available_providers():
+        return "the installed onnxruntime has no TensorRT provider"
+    # Builds for GPUs list the provider whether or not NVIDIA's library is there.
+    if importlib.util.find_spec("tensorrt_libs") or ctypes.util.find_library("nvinfer"):
+        return None
+    return "onnxruntime has the provider, but the library of TensorRT (libnvinfer) was not found"
 
 
 def doctor() -> dict[str, Any]:
@@ -145,7 +157,9 @@ def doctor() -> dict[str, Any]:
     try:
         host = host_record()
     except InputError as error:
-        add("onnxruntime", "broken", str(error), error.hint)
+        mixture = _mixture()
+        detail = f"{error}; {mixture['reason']}" if mixture else str(error)
+        add("onnxruntime", "broken", detail, mixture["fix"] if mixture else error.hint)
         host = None
     if host is not None:
         add("onnxruntime", "ok", f"{host['onnxruntime']}, providers {', '.join(_short(p) for p in host['providers'])}")
@@ -155,6 +169,8 @@ def doctor() -> dict[str, Any]:
         else:
             broken = "both installed" in problem["reason"]
             add("CUDA provider", "broken" if broken else "missing", problem["reason"], problem["fix"])
+        trouble = host["tensorrt_problem"]
+        add("TensorRT provider", "missing" if trouble else "ok", trouble or "there; kdedge does not measure it")
         add("INT8 instructions", *_int8_check(host["isa"]))
         if host["governor"] not in (None, "performance"):
             add(
@@ -216,6 +232,17 @@ def _int8_check(isa: list[str]) -> tuple[str, str, str]:
         return "ok", f"{', '.join(fast)}: integer dot products in hardware", ""
     detail = "no integer dot products: INT8 gains less, and 8-bit weights saturate on AVX2"
     return "missing", detail, "use the default (reduced-range) quantization, which is exact here too"
+
+
+def _mixture() -> dict[str, str] | None:
+    """Say how to get out of a mixture of the two packages that install the same module; None: it is none."""
+    if not all(_version(name) for name in ("onnxruntime", "onnxruntime-gpu")):
+        return None
+    wanted = "onnxruntime-gpu" if _gpu() else "onnxruntime"
+    return _problem(
+        "onnxruntime and onnxruntime-gpu are both installed and overwrite each other",
+        f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install {wanted}",
+    )
 
 
 def _problem(reason: str, fix: str) -> dict[str, str]:

@@ -1,13 +1,12 @@
-"""Latency of the FP32 and INT8 model on this host, and whether the numbers may be quoted.
+"""Latency of several models on this host, side by side.
 
-For every provider, batch size and thread count both models are loaded and warmed up; then windows of fixed
-duration alternate between them, so that a change of clock or load hits both alike. Every call is timed alone
-around ``session.run``. `judge_windows` looks for evidence against the numbers: windows that disagree, other
-processes at work, too few samples, more threads than cores.
+For every provider, batch size and thread count the models are loaded, run once and warmed up, each told apart; then
+windows of fixed duration alternate between them, so that a change of clock or load hits all alike. Every call is timed
+alone around ``session.run``. Whether the numbers may be quoted is decided in `benchmarks.trust`.
 """
 
 import functools
-import os
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,48 +16,36 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.runtime import CPU, open_model
+from benchmarks.runtime import CPU, Model, open_model, session_options
+from benchmarks.trust import Reading, Window, judge_windows
 from pipeline.progress import track
 from pipeline.runtime import usable_cores
 
-__all__ = [
-    "NOISY",
-    "STEADY",
-    "WINDOWS",
-    "Window",
-    "judge_windows",
-    "measure_latency",
-    "measure_windows",
-    "summarise",
-]
+__all__ = ["WINDOWS", "Measured", "measure_latency", "measure_windows", "run_window", "summarise"]
 
-STEADY = "steady"
-NOISY = "noisy: do not quote"
 WINDOWS = 5
 
 _WARM_UP_CALLS = 3
 _WARM_UP_SHARE = 0.1
-# Medians of windows on a quiet machine agree within a few percent.
-_MOST_SPREAD = 0.10
-# Work of other processes as a share of the machine: one busy core counts on anything below 10 cores.
-_MOST_OTHER_LOAD = 0.10
-_FEWEST_SAMPLES = 50
-_FEWEST_FOR_P90 = 100
-_FEWEST_FOR_P99 = 1000
+# The fewest samples of which ten lie above the percentile; the median stands in every row, and `judge_windows` objects
+# to few samples.
+_FEWEST_FOR = {"p50_ms": 1, "p90_ms": 100, "p95_ms": 200, "p99_ms": 1000}
+_ON_DEVICE = " on device"
 
 
 @dataclass
-class Window:
-    """One window of calls to one model.
+class Measured:
+    """Windows of one candidate, and the warm-up before them.
 
     Attributes:
-        samples_ms: Duration of every call in milliseconds.
-        other_load: CPU time that other processes (and the hypervisor) took meanwhile, as a share of all cores;
-            None if the operating system does not tell.
+        warm_up_calls: Calls before the first window.
+        warm_up_ms: Their duration together in milliseconds.
+        windows: The windows in the order they were measured.
     """
 
-    samples_ms: list[float] = field(default_factory=list)
-    other_load: float | None = None
+    warm_up_calls: int
+    warm_up_ms: float
+    windows: list[Window] = field(default_factory=list)
 
 
 def measure_latency(
@@ -68,6 +55,8 @@ def measure_latency(
     batches: Sequence[int] = (1,),
     threads: Sequence[int] = (1,),
     seconds: float = 3.0,
+    spinning: bool = False,
+    on_device: bool = False,
     cores: int | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Measure the latency of several models side by side.
@@ -78,11 +67,14 @@ def measure_latency(
         batches: Batch sizes to measure.
         threads: Intra-op thread counts to measure.
         seconds: Measuring time per model, batch size and thread count, split into `WINDOWS` windows.
+        spinning: Let threads spin while they wait.
+        on_device: Measure with input and output on the provider's device as well.
         cores: Cores that this process may use; None: ask the operating system.
 
     Returns:
         The rows of ``latency`` in ``report.json``, and the raw samples in the same order: the keys of the row and
-        ``windows_ms``, a list of calls for each window.
+        ``windows_ms``, a list of calls for each window. With ``on_device`` a row has ``on_device`` with the same
+        statistics, and the samples ``on_device_windows_ms``; what stands in the row itself includes the copies.
 
     Raises:
         InputError: A model cannot be read.
@@ -91,31 +83,43 @@ def measure_latency(
     cores = cores or usable_cores()
     rows: list[dict[str, Any]] = []
     raw: list[dict[str, Any]] = []
-    rng = np.random.default_rng(0)
-    cases = [(count, batch) for count in threads for batch in batches]
-    with track(f"latency ({provider.removesuffix('ExecutionProvider')})", len(cases) * WINDOWS * len(models)) as bar:
+    judged: list[tuple[dict[str, Any], int, list[Window]]] = []
+    cases = list(itertools.product(threads, batches))
+    steps = len(cases) * WINDOWS * len(models) * (2 if on_device else 1)
+    with track(f"latency ({provider.removesuffix('ExecutionProvider')})", steps) as bar:
         for count, batch in cases:
-            opened = {name: open_model(path, provider=provider, threads=count) for name, path in models.items()}
-            calls, first_ms = {}, {}
-            for name, model in opened.items():
-                size = model.image_size
-                pixels: npt.NDArray[np.uint8] = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
-                calls[name] = model.caller(pixels)
-                first_ms[name] = _timed_ms(calls[name], time.perf_counter_ns)
+            options = session_options(count, spinning=spinning)
+            opened = {
+                name: open_model(path, provider=provider, threads=count, options=options)
+                for name, path in models.items()
+            }
+            calls, first_ms = _calls(opened, batch, on_device)
             advance = functools.partial(bar.advance, note=f"batch {batch}, {count} thread{'s' * (count > 1)}")
-            for name, windows in measure_windows(calls, seconds, on_window=advance).items():
-                model = opened[name]
+            measured = measure_windows(calls, seconds, on_window=advance)
+            for name, model in opened.items():
                 keys = {"provider": provider, "model": name, "batch": batch, "threads": count}
-                rows.append(
-                    {
-                        **keys,
-                        **summarise(windows, batch),
-                        "load_ms": round(model.load_ms, 3),
-                        "first_run_ms": round(first_ms[name], 3),
-                        "trust": judge_windows(windows, count, cores),
-                    }
-                )
-                raw.append({**keys, "windows_ms": [[round(ms, 5) for ms in w.samples_ms] for w in windows]})
+                row = {
+                    **keys,
+                    "cores": cores,
+                    "spinning": spinning,
+                    **_statistics(measured[name], batch),
+                    "load_ms": round(model.load_ms, 3),
+                    "first_run_ms": round(first_ms[name], 3),
+                }
+                samples = {**keys, "windows_ms": _samples(measured[name])}
+                judged.append((row, count, measured[name].windows))
+                if on_device:
+                    resident = measured[name + _ON_DEVICE]
+                    row["on_device"] = _statistics(resident, batch)
+                    samples["on_device_windows_ms"] = _samples(resident)
+                    judged.append((row["on_device"], count, resident.windows))
+                rows.append(row)
+                raw.append(samples)
+    # The clock is compared with its highest in the whole run: a processor that throttles slowly is steady in each row.
+    spins = [window.spin_ms for _, _, windows in judged for window in windows if window.spin_ms is not None]
+    for row, count, windows in judged:
+        fastest = min(spins, default=None)
+        row["trust"] = judge_windows(windows, count, cores, spinning=spinning, fastest_spin_ms=fastest)
     return rows, raw
 
 
@@ -125,9 +129,9 @@ def measure_windows(
     *,
     windows: int = WINDOWS,
     clock: Callable[[], int] = time.perf_counter_ns,
-    load: "Callable[[], CpuTimes | None] | None" = None,
+    sense: Callable[[], Reading] = Reading.take,
     on_window: Callable[[], object] = lambda: None,
-) -> dict[str, list[Window]]:
+) -> dict[str, Measured]:
     """Time calls in windows of fixed duration that alternate between the candidates.
 
     Args:
@@ -135,131 +139,30 @@ def measure_windows(
         seconds: Measuring time per candidate in seconds, over all windows; every window has at least one call.
         windows: Windows per candidate.
         clock: Returns the time in nanoseconds.
-        load: Returns the CPU times so far; by default those of the operating system.
+        sense: Reads the state of the machine; called before the first window and after every one.
         on_window: Called after every window.
 
     Returns:
         The windows of each candidate. The warm-up (at least 3 calls and a tenth of ``seconds``) is not in them.
     """
-    load = load or CpuTimes.now
-    for call in calls.values():
-        until = clock() + int(_WARM_UP_SHARE * seconds * 1e9)
-        done = 0
-        while done < _WARM_UP_CALLS or clock() < until:
-            call()
-            done += 1
-    measured: dict[str, list[Window]] = {name: [] for name in calls}
+    measured = {name: _warm_up(call, int(_WARM_UP_SHARE * seconds * 1e9), clock) for name, call in calls.items()}
     order = list(calls)
+    before = sense()
     for _ in range(windows):
         for name in order:
-            before = load()
-            samples = _run_window(calls[name], int(seconds / windows * 1e9), clock)
-            after = load()
-            measured[name].append(Window(samples, after.others_since(before) if after and before else None))
+            samples = run_window(calls[name], int(seconds / windows * 1e9), clock)
+            after = sense()
+            measured[name].windows.append(Window.between(samples, before, after))
+            before = after
             on_window()
         # ABBA order: a steady drift of the clock cancels out.
         order.reverse()
     return measured
 
 
-def summarise(windows: Sequence[Window], batch: int) -> dict[str, Any]:
-    """Return percentiles, mean and throughput of all calls in some windows.
-
-    A percentile that the samples cannot support is None: p90 below 100 samples, p99 below 1000 (fewer than ten
-    samples would lie above it).
-
-    Args:
-        windows: At least one window with at least one sample.
-        batch: Images per call.
-    """
-    samples = np.concatenate([window.samples_ms for window in windows])
-    enough = {"p50_ms": 1, "p90_ms": _FEWEST_FOR_P90, "p99_ms": _FEWEST_FOR_P99}
-    mean_ms = float(samples.mean())
-    return {
-        **{
-            key: round(float(np.percentile(samples, int(key[1:3]))), 5) if len(samples) >= least else None
-            for key, least in enough.items()
-        },
-        "mean_ms": round(mean_ms, 5),
-        "throughput_ips": round(1000 * batch / mean_ms, 2),
-        "samples": len(samples),
-    }
-
-
-def judge_windows(windows: Sequence[Window], threads: int, cores: int) -> dict[str, Any]:
-    """Decide whether measured windows can be trusted.
-
-    Args:
-        windows: The windows of one model.
-        threads: Intra-op threads that it ran with.
-        cores: Cores that this process may use.
-
-    Returns:
-        ``verdict`` (`STEADY` or `NOISY`), ``reasons`` (a sentence for each piece of evidence against the numbers),
-        and the evidence: ``window_spread_pct`` (range of the window medians over their median) and
-        ``other_load_pct`` (highest load by other processes in a window, None if unknown).
-    """
-    medians = [float(np.median(window.samples_ms)) for window in windows]
-    spread = (max(medians) - min(medians)) / float(np.median(medians))
-    loads = [window.other_load for window in windows if window.other_load is not None]
-    other = max(loads) if loads else None
-    samples = sum(len(window.samples_ms) for window in windows)
-    reasons = []
-    if spread > _MOST_SPREAD:
-        reasons.append(f"medians of the windows differ by {100 * spread:.0f} % (at most {100 * _MOST_SPREAD:.0f} %)")
-    if other is not None and other > _MOST_OTHER_LOAD:
-        reasons.append(
-            f"other processes used {100 * other:.0f} % of the CPU (at most {100 * _MOST_OTHER_LOAD:.0f} %): stop them"
-        )
-    if samples < _FEWEST_SAMPLES:
-        reasons.append(f"only {samples} samples (at least {_FEWEST_SAMPLES}): raise --latency-seconds")
-    if threads > cores:
-        reasons.append(f"{threads} threads on {cores} core{'s' * (cores > 1)}")
-    return {
-        "verdict": NOISY if reasons else STEADY,
-        "reasons": reasons,
-        "window_spread_pct": round(100 * spread, 2),
-        "other_load_pct": None if other is None else round(100 * other, 2),
-    }
-
-
-@dataclass(frozen=True)
-class CpuTimes:
-    """A moment: wall time, CPU time of the whole machine and of this process, all in seconds."""
-
-    wall_s: float
-    machine_s: float
-    own_s: float
-    cores: int
-
-    @classmethod
-    def now(cls) -> "CpuTimes | None":
-        """Read the counters; None where the operating system has none."""
-        try:
-            import psutil
-
-            times = psutil.cpu_times()
-        except (ImportError, OSError):
-            return None
-        # On Linux user contains guest, and nice contains guest_nice.
-        idle = {"idle", "iowait", "guest", "guest_nice"}
-        machine = sum(value for name, value in times._asdict().items() if name not in idle)
-        own = os.times()
-        return cls(time.monotonic(), machine, own.user + own.system, psutil.cpu_count() or 1)
-
-    def others_since(self, earlier: "CpuTimes") -> float | None:
-        """Return the CPU time that others took since ``earlier`` as a share of all cores (0..1).
-
-        None for less than 0.1 s: the kernel counts in steps of 0.01 s.
-        """
-        wall = self.wall_s - earlier.wall_s
-        if wall < 0.1:
-            return None
-        others = (self.machine_s - earlier.machine_s) - (self.own_s - earlier.own_s)
-        return min(max(others / (wall * self.cores), 0.0), 1.0)
-
-
-def _run_window(call: Callable[[], object], duration_ns: int, clock: Callable[[], int]) -> list[float]:
+def run_window(
+    call: Callable[[], object], duration_ns: int, clock: Callable[[], int] = time.perf_counter_ns
+) -> list[float]:
     """Call until the duration is over, at least once; return the duration of each call in milliseconds."""
     samples: list[int] = []
     now = clock()
@@ -273,7 +176,62 @@ def _run_window(call: Callable[[], object], duration_ns: int, clock: Callable[[]
     return [ns / 1e6 for ns in samples]
 
 
-def _timed_ms(call: Callable[[], object], clock: Callable[[], int]) -> float:
-    start = clock()
-    call()
-    return (clock() - start) / 1e6
+def summarise(windows: Sequence[Window], batch: int) -> dict[str, Any]:
+    """Return percentiles, mean and throughput of all calls in some windows, and the median of each window.
+
+    A percentile above the median that the samples cannot support is None: fewer than ten would lie above it
+    (p90 below 100 samples, p95 below 200, p99 below 1000).
+
+    Args:
+        windows: At least one window with at least one sample.
+        batch: Images per call.
+    """
+    samples = np.concatenate([window.samples_ms for window in windows])
+    mean_ms = float(samples.mean())
+    return {
+        **{
+            key: round(float(np.percentile(samples, int(key[1:3]))), 5) if len(samples) >= fewest else None
+            for key, fewest in _FEWEST_FOR.items()
+        },
+        "mean_ms": round(mean_ms, 5),
+        "throughput_ips": round(1000 * batch / mean_ms, 2),
+        "samples": len(samples),
+        "window_p50_ms": [round(float(np.median(window.samples_ms)), 5) for window in windows],
+    }
+
+
+def _calls(
+    opened: Mapping[str, Model], batch: int, on_device: bool
+) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
+    """Return what is measured by name, and the duration of the first run of each model in milliseconds."""
+    rng = np.random.default_rng(0)
+    calls, first_ms = {}, {}
+    for name, model in opened.items():
+        size = model.image_size
+        pixels: npt.NDArray[np.uint8] = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
+        calls[name] = model.caller(pixels)
+        start = time.perf_counter_ns()
+        calls[name]()
+        first_ms[name] = (time.perf_counter_ns() - start) / 1e6
+        if on_device:
+            calls[name + _ON_DEVICE] = model.device_caller(pixels)
+    return calls, first_ms
+
+
+def _warm_up(call: Callable[[], object], duration_ns: int, clock: Callable[[], int]) -> Measured:
+    start = now = clock()
+    done = 0
+    while done < _WARM_UP_CALLS or now - start < duration_ns:
+        call()
+        done += 1
+        now = clock()
+    return Measured(done, (now - start) / 1e6)
+
+
+def _statistics(measured: Measured, batch: int) -> dict[str, Any]:
+    warm_up = {"warm_up_calls": measured.warm_up_calls, "warm_up_ms": round(measured.warm_up_ms, 3)}
+    return {**summarise(measured.windows, batch), **warm_up}
+
+
+def _samples(measured: Measured) -> list[list[float]]:
+    return [[round(ms, 5) for ms in window.samples_ms] for window in measured.windows]

@@ -1,26 +1,30 @@
-"""The benchmark stage: accuracy, gate, kernels, latency and host of a pair of models, as ``report.json`` and pages.
+"""The benchmark stage: what a pair of models is worth on this host, as ``report.json`` and pages.
 
     report = run_benchmark(config, fp32_model, int8_model, dataset, run_facts=facts, torch_top1=None, out_dir=out)
 
-This is the only place that reads the test images, and it reads them once. It writes ``report.json``,
-``report.html``, ``report.md``, ``figures/*.png`` and ``latency_samples.json``. A failed gate is a result, not an
-error: who called decides what follows from it.
+Measured are accuracy, gate, kernels, latency, memory and host. This is the only place that reads the test images, and
+it reads them once. It writes ``report.json``, ``report.html``, ``report.md``, ``figures/*.png`` and
+``latency_samples.json``. A failed gate is a result, not an error: who called decides what follows from it.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy import per_class_table, predict_logits, top1_pct, wilson_interval_pct
+from benchmarks.accuracy import answer_changes, per_class_table, predict_logits, top1_pct, wilson_interval_pct
+from benchmarks.affinity import check_cpus, pinned
+from benchmarks.cuda import measure_cuda
 from benchmarks.gate import judge
 from benchmarks.host import cuda_problem, host_record, wrong_host
 from benchmarks.latency import measure_latency
+from benchmarks.memory import check_limit, measure_memory
 from benchmarks.proof import int8_proof
 from benchmarks.report import write_report
 from benchmarks.runtime import CPU, CUDA, check_fits, open_model
 from pipeline.artifacts import git_commit, versions, write_atomic
-from pipeline.config import Config, parse_counts
+from pipeline.config import BenchmarkConfig, Config, parse_counts, parse_cpus
 from pipeline.data import Dataset, Split
 from pipeline.errors import InputError, StageError
 from pipeline.progress import log, warn
@@ -69,8 +73,9 @@ def run_benchmark(
         StageError: A convolution or matrix product of the INT8 model runs in float and was not chosen to.
     """
     settings = config.benchmark
-    batches = parse_counts(settings.batches, "--latency-batches", 4096)
-    threads = parse_counts(settings.threads, "--latency-threads", 1024)
+    cpus = parse_cpus(settings.affinity, "--affinity")
+    check_cpus(cpus)
+    check_limit(settings.memory_limit)
     paths = {"fp32": fp32_model, "int8": int8_model}
     models = {name: open_model(path, threads=usable_cores()) for name, path in paths.items()}
     for model in models.values():
@@ -87,10 +92,11 @@ def run_benchmark(
     test = dataset.test()
     if not len(test.labels):
         raise InputError("the data set has no test images", "add images to its test folder")
-    right = {}
-    for name, model in models.items():
-        logits = predict_logits(model, test.images, title=f"accuracy {name.upper()}")
-        right[name] = logits.argmax(1) == test.labels
+    answers = {
+        name: predict_logits(model, test.images, title=f"accuracy {name.upper()}").argmax(1)
+        for name, model in models.items()
+    }
+    right = {name: answer == test.labels for name, answer in answers.items()}
     # Let go of the threads and memory of these sessions before anything is timed.
     del models, model
     scores = dict(torch_top1(test)) if torch_top1 else {}
@@ -99,7 +105,9 @@ def run_benchmark(
     gate = judge(right["fp32"], right["int8"], settings.limit_pp)
     log(f"gate {gate['verdict']}: {gate['reason']}")
 
-    latency, samples, unavailable = _latency_everywhere(paths, batches, threads, settings.seconds)
+    with pinned(cpus):
+        latency, samples, unavailable = _latency_everywhere(paths, settings)
+        memory = measure_memory(paths, threads=_thread_counts(settings)[0], limit_mib=settings.memory_limit)
     facts = {name: dict(run_facts.get(name) or {}) for name in ("run", "teacher", "student")}
     sizes = {name: path.stat().st_size for name, path in paths.items()}
     report = {
@@ -129,8 +137,11 @@ def run_benchmark(
         "int8_proof": proof,
         "latency": latency,
         "unavailable": unavailable,
+        "memory": memory,
+        "benchmark": dataclasses.asdict(settings),
         "host": host_record(),
         "per_class": per_class_table(test.labels, right["fp32"], right["int8"], dataset.class_names),
+        "answer_changes": answer_changes(test.labels, answers["fp32"], answers["int8"], dataset.class_names),
         "quantization": run_facts.get("quantization"),
         "training": [dict(row) for row in run_facts.get("training") or []],
     }  # fmt: skip
@@ -143,25 +154,33 @@ def run_benchmark(
 
 
 def _latency_everywhere(
-    paths: Mapping[str, Path], batches: list[int], threads: list[int], seconds: float
+    paths: Mapping[str, Path], settings: BenchmarkConfig
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]]]:
     """Measure on the CPU and, where it is there, on CUDA; return rows, raw samples and what is unavailable."""
-    rows, samples = measure_latency(paths, provider=CPU, batches=batches, threads=threads, seconds=seconds)
+    batches = parse_counts(settings.batches, "--latency-batches", 4096)
+    threads = _thread_counts(settings)
+    rows, samples = measure_latency(
+        paths, provider=CPU, batches=batches, threads=threads, seconds=settings.seconds, spinning=settings.spinning
+    )
     problem = cuda_problem()
-    if problem is None:
-        try:
-            # Threads of the CPU hardly matter to a GPU: one count is enough.
-            more = measure_latency(paths, provider=CUDA, batches=batches, threads=threads[:1], seconds=seconds)
-        except StageError as error:
-            # onnxruntime only finds out when it loads the libraries of CUDA.
-            problem = {
-                "provider": CUDA,
-                "reason": f"{error}: the CUDA or cuDNN libraries cannot be loaded",
-                "fix": "pip install 'onnxruntime-gpu[cuda,cudnn]'",
-            }
-        else:
-            rows, samples = rows + more[0], samples + more[1]
-    return rows, samples, [] if problem is None else [problem]
+    if problem is not None:
+        return rows, samples, [problem]
+    try:
+        # Threads of the CPU hardly matter to a GPU: one count is enough.
+        more = measure_cuda(paths, batches=batches, threads=threads[:1], seconds=settings.seconds)
+    except StageError as error:
+        # onnxruntime only finds out when it loads the libraries of CUDA.
+        problem = {
+            "provider": CUDA,
+            "reason": f"{error}: the CUDA or cuDNN libraries cannot be loaded",
+            "fix": "pip install 'onnxruntime-gpu[cuda,cudnn]'",
+        }
+        return rows, samples, [problem]
+    return rows + more[0], samples + more[1], more[2]
+
+
+def _thread_counts(settings: BenchmarkConfig) -> list[int]:
+    return parse_counts(settings.threads, "--latency-threads", 1024)
 
 
 def _complete(facts: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:

@@ -400,7 +400,7 @@ def benchmark(config: Config, out: Path, force: bool, bundle: Path | None) -> No
         with lock_run(report_dir):
             benchmark_bundle(config, bundle, report_dir)
     report = _print_report(report_dir)
-    keys = ("accuracy", "gate", "size", "latency")
+    keys = ("accuracy", "gate", "size", "latency", "memory")
     print(json.dumps({"report": str(report_dir / "report.json"), **{key: report[key] for key in keys}}))
 
     from export.bundle import check_gate

@@ -8,8 +8,9 @@ then the default here. `build_config` reports all problems at once.
 import dataclasses
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,44 @@ __all__ = [
     "load_config_file",
     "parse_choices",
     "parse_counts",
+    "parse_cpus",
 ]
+
+
+def parse_counts(text: str, flag: str, most: int, least: int = 1) -> list[int]:
+    """Parse a comma-separated list of counts such as ``1,8,32``.
+
+    Raises:
+        InputError: A part is no whole number from ``least`` to ``most``.
+    """
+    counts = []
+    for part in text.split(","):
+        if not part.strip().isdecimal() or not least <= int(part) <= most:
+            raise InputError(
+                f"{flag} {text!r}: {part.strip()!r} is not a whole number from {least} to {most}",
+                f"for example {flag} 1,2",
+            )
+        counts.append(int(part))
+    return list(dict.fromkeys(counts))
+
+
+def parse_cpus(text: str, flag: str) -> list[int]:
+    """Parse a list of CPU numbers and ranges such as ``0,2-3``; the empty text names none.
+
+    Raises:
+        InputError: A part is neither a whole number nor a range.
+    """
+    cpus: list[int] = []
+    for part in text.split(",") if text else []:
+        first, _, last = part.strip().partition("-")
+        last = last if "-" in part else first
+        # As many digits as the largest Linux has CPUs: a range must not be expanded to billions.
+        if not (first.isdecimal() and last.isdecimal() and len(last) <= 4 and int(first) <= int(last)):
+            raise InputError(
+                f"{flag} {text!r}: {part.strip()!r} is no CPU number or range", f"for example {flag} 0,2-3"
+            )
+        cpus += range(int(first), int(last) + 1)
+    return list(dict.fromkeys(cpus))
 
 
 def option(
@@ -45,10 +83,10 @@ def option(
     least: float | None = None,
     most: float | None = None,
     choices: tuple[str, ...] = (),
-    counts: int = 0,
+    parse: Callable[[str, str], object] | None = None,
 ) -> Any:
-    """Declare a field: help text, flag, and the inclusive range, the choices or the largest of a list of counts."""
-    meta = {"help": help, "flag": flag, "least": least, "most": most, "choices": choices, "counts": counts}
+    """Declare a field: help text, flag, and the inclusive range, the choices or what parses it (text, flag)."""
+    meta = {"help": help, "flag": flag, "least": least, "most": most, "choices": choices, "parse": parse}
     return field(default=default, metadata=meta)
 
 
@@ -202,11 +240,33 @@ class BenchmarkConfig:
         0.5, "Gate: the INT8 loss that is refused, in percentage points.", flag="--limit-pp", least=0.01, most=100
     )
     threads: str = option(
-        "1", "Intra-op thread counts to measure, comma-separated.", flag="--latency-threads", counts=1024
+        "1",
+        "Intra-op thread counts to measure, comma-separated.",
+        flag="--latency-threads",
+        parse=partial(parse_counts, most=1024),
     )
-    batches: str = option("1,8,32", "Batch sizes to measure, comma-separated.", flag="--latency-batches", counts=4096)
+    batches: str = option(
+        "1,8,32",
+        "Batch sizes to measure, comma-separated.",
+        flag="--latency-batches",
+        parse=partial(parse_counts, most=4096),
+    )
     seconds: float = option(
-        3.0, "Measuring time per model, batch and thread count.", flag="--latency-seconds", least=0.05, most=600
+        3.0,
+        "Measuring time per model, batch and thread count, in five windows.",
+        flag="--latency-seconds",
+        least=0.05,
+        most=600,
+    )
+    spinning: bool = option(False, "Let threads spin while they wait.", flag="--latency-spinning")
+    affinity: str = option(
+        "", "Measure latency and memory on these CPUs alone, such as 0,2-3.", flag="--affinity", parse=parse_cpus
+    )
+    memory_limit: int = option(
+        0,
+        "Say whether a fresh process loads and runs the model in so many MiB (0: do not try).",
+        flag="--memory-limit",
+        least=0,
     )
 
 
@@ -376,23 +436,6 @@ _SECTIONS: dict[str, Any] = {
 }
 
 
-def parse_counts(text: str, flag: str, most: int, least: int = 1) -> list[int]:
-    """Parse a comma-separated list of counts such as ``1,8,32``.
-
-    Raises:
-        InputError: A part is no whole number from ``least`` to ``most``.
-    """
-    counts = []
-    for part in text.split(","):
-        if not part.strip().isdecimal() or not least <= int(part) <= most:
-            raise InputError(
-                f"{flag} {text!r}: {part.strip()!r} is not a whole number from {least} to {most}",
-                f"for example {flag} 1,2",
-            )
-        counts.append(int(part))
-    return list(dict.fromkeys(counts))
-
-
 def as_flags(config: Config) -> list[str]:
     """Return the shortest command line that gives a configuration: what differs from its preset and recipe.
 
@@ -452,9 +495,9 @@ def _check(section: str, item: "dataclasses.Field[Any]", value: Any, problems: l
         problems.append(f"{name} = {value!r}: expected {wanted.__name__}")
         return value
     least, most, choices = (item.metadata[key] for key in ("least", "most", "choices"))
-    if item.metadata["counts"]:
+    if item.metadata["parse"]:
         try:
-            parse_counts(str(value), item.metadata["flag"], item.metadata["counts"])
+            item.metadata["parse"](value, item.metadata["flag"])
         except InputError as error:
             problems.append(str(error))
     if choices and value not in choices:

@@ -8,6 +8,7 @@
 import csv
 import importlib.util
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from benchmarks.runtime import check_fits, open_model
 from benchmarks.stage import run_benchmark
 from pipeline.artifacts import disk_errors, load_json, load_manifest
-from pipeline.config import Config
+from pipeline.config import Config, as_flags
 from pipeline.data import Split, open_dataset
 from pipeline.errors import InputError
 from pipeline.progress import warn
@@ -31,12 +32,14 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
 
     The only stage that reads test images.
     """
+    facts = _run_facts(inputs)
+    facts["run"]["commands"] = [shlex.join(["kdedge", "run-all", *as_flags(config)])]
     report = run_benchmark(
         config,
         inputs["export"] / "student.onnx",
         inputs["quantize"] / "student.int8.onnx",
         open_dataset(config.data, config.runtime.seed),
-        run_facts=_run_facts(inputs),
+        run_facts=facts,
         torch_top1=_TorchScores(inputs) if importlib.util.find_spec("torch") else None,
         out_dir=out_dir,
     )

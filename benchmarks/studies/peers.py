@@ -227,9 +227,9 @@ def latencies(runners: Mapping[str, Runner], batch: int, seconds: float, clock: 
     pixels = np.random.default_rng(0).integers(0, 256, (batch, 32, 32, 3), np.uint8)
     calls = {name: runner.call(pixels) for name, runner in runners.items()}
     cells = {}
-    for name, windows in measure_windows(calls, seconds, windows=9, clock=CLOCKS[clock]).items():
-        low, middle = np.percentile([ms for window in windows for ms in window.samples_ms], [10, 50])
-        medians = [statistics.median(window.samples_ms) for window in windows]
+    for name, measured in measure_windows(calls, seconds, windows=9, clock=CLOCKS[clock]).items():
+        low, middle = np.percentile([ms for window in measured.windows for ms in window.samples_ms], [10, 50])
+        medians = [statistics.median(window.samples_ms) for window in measured.windows]
         cells[name] = f"{middle:.3f} ({min(medians):.3f}–{max(medians):.3f}) / {low:.3f}"
     return cells
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import sys
 from html.parser import HTMLParser
@@ -15,7 +16,7 @@ from rich.console import Console
 from benchmarks import figures, stage
 from benchmarks.report import print_summary, render_html, render_markdown
 from benchmarks.stage import run_benchmark
-from pipeline.config import build_config
+from pipeline.config import BenchmarkConfig, build_config
 from pipeline.errors import InputError, StageError
 
 # Schema 1 may gain keys, never lose one.
@@ -120,6 +121,9 @@ def test_report_holds_what_was_measured(finished: tuple[dict[str, Any], Path], m
     assert sum(row["n"] for row in report["per_class"]) == 120
     samples = json.loads((out / "latency_samples.json").read_text())
     assert [sum(map(len, case["windows_ms"])) for case in samples] == [row["samples"] for row in report["latency"]]
+    assert [row["model"] for row in report["memory"]] == ["fp32", "int8"]
+    assert all(row["peak_rss_bytes"] or row["reason"] for row in report["memory"])
+    assert report["benchmark"]["batches"] == "1,2"
 
 
 def test_files_of_the_stage(finished: tuple[dict[str, Any], Path]) -> None:
@@ -283,17 +287,59 @@ def test_bad_models_are_found_before_the_test_images_are_read(
 def test_cuda_that_does_not_start_is_unavailable_with_its_fix(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measure(paths: Any, *, provider: str, **options: Any) -> Any:
-        if provider.startswith("CUDA"):
-            raise StageError("onnxruntime fell back")
-        return [{"provider": provider}], []
+    def fail(paths: Any, **options: Any) -> Any:
+        raise StageError("onnxruntime fell back")
 
     monkeypatch.setattr(stage, "cuda_problem", lambda: None)
-    monkeypatch.setattr(stage, "measure_latency", measure)
-    rows, _, unavailable = stage._latency_everywhere(models, [1], [1], 0.1)
+    monkeypatch.setattr(stage, "measure_latency", lambda paths, *, provider, **options: ([{"provider": provider}], []))
+    monkeypatch.setattr(stage, "measure_cuda", fail)
+    rows, _, unavailable = stage._latency_everywhere(models, BenchmarkConfig())
     assert [row["provider"] for row in rows] == ["CPUExecutionProvider"]
     assert "libraries cannot be loaded" in unavailable[0]["reason"]
     assert unavailable[0]["fix"].startswith("pip install")
+
+
+def test_rows_of_cuda_stand_behind_those_of_the_cpu(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    lacking = [{"provider": "CUDA FP16", "reason": "no onnx", "fix": "pip install onnx"}]
+    seen = {}
+
+    def cuda(paths: Any, **options: Any) -> Any:
+        seen.update(options)
+        return [{"provider": "CUDA"}], [{"raw": 2}], lacking
+
+    monkeypatch.setattr(stage, "cuda_problem", lambda: None)
+    monkeypatch.setattr(stage, "measure_latency", lambda *_, **__: ([{"provider": "CPU"}], [{"raw": 1}]))
+    monkeypatch.setattr(stage, "measure_cuda", cuda)
+    settings = BenchmarkConfig(threads="2,1", batches="1,8", seconds=0.5)
+    assert stage._latency_everywhere(models, settings) == (
+        [{"provider": "CPU"}, {"provider": "CUDA"}],
+        [{"raw": 1}, {"raw": 2}],
+        lacking,
+    )
+    assert seen == {"batches": [1, 8], "threads": [2], "seconds": 0.5}
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot bind a process to a CPU")
+def test_a_share_of_the_machine_is_measured_and_checked_first(
+    models: dict[str, Path], dataset: Any, tmp_path: Path
+) -> None:
+    before = os.sched_getaffinity(0)
+    share = {"affinity": str(min(before)), "memory_limit": 2000, "seconds": 0.05, "batches": "1", "threads": "2"}
+
+    def measure(**changed: Any) -> dict[str, Any]:
+        config = build_config({"benchmark": {**share, **changed}})
+        paths = models["fp32"], models["int8"]
+        return run_benchmark(config, *paths, dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
+
+    with pytest.raises(InputError, match="CPU 9999 is not among"):
+        measure(affinity="9999")
+    assert dataset.reads == []
+    report = measure()
+    assert os.sched_getaffinity(0) == before
+    assert [row["cores"] for row in report["latency"]] == [1, 1]
+    assert "2 threads on 1 core" in report["latency"][0]["trust"]["reasons"]
+    if sys.platform == "linux":
+        assert [row["within_limit"] for row in report["memory"]] == [True, True]
 
 
 def test_the_package_imports_no_torch() -> None:

@@ -69,6 +69,22 @@ def test_cuda_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checks["CUDA provider"]["status"] == "ok"
 
 
+@pytest.mark.parametrize(
+    ("providers", "library", "problem"),
+    [(("CUDA",), "libnvinfer.so.10", "has no TensorRT"), (("Tensorrt",), None, "libnvinfer"),
+     (("Tensorrt",), "libnvinfer.so.10", None)],
+)  # fmt: skip
+def test_tensorrt_is_recognised(
+    monkeypatch: pytest.MonkeyPatch, providers: tuple[str, ...], library: str | None, problem: str | None
+) -> None:
+    pretend(monkeypatch, {"onnxruntime-gpu"}, "H100", *providers)
+    monkeypatch.setattr(host.ctypes.util, "find_library", lambda name: library if name == "nvinfer" else None)
+    found = host.host_record()["tensorrt_problem"]
+    assert found is None if problem is None else problem in found
+    (check,) = [check for check in host.doctor()["checks"] if check["name"] == "TensorRT provider"]
+    assert check["status"] == ("ok" if problem is None else "missing")
+
+
 def test_doctor_fits_80_columns_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, {"onnxruntime", "onnxruntime-gpu"}, None)
     text = host.format_doctor(host.doctor())
@@ -91,6 +107,17 @@ def test_doctor_works_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> No
         "fix": "pip install onnxruntime",
     }
     assert "pip install onnxruntime" in host.format_doctor(facts)
+
+
+def test_a_mixture_that_does_not_even_import_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Any:
+        raise InputError("onnxruntime cannot be imported: undefined symbol", "pip install onnxruntime")
+
+    pretend(monkeypatch, {"onnxruntime", "onnxruntime-gpu"}, None)
+    monkeypatch.setattr(host, "import_onnxruntime", broken)
+    (check,) = [check for check in host.doctor()["checks"] if check["name"] == "onnxruntime"]
+    assert "undefined symbol; onnxruntime and onnxruntime-gpu are both installed" in check["detail"]
+    assert check["fix"].startswith("pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime")
 
 
 def test_a_cpu_without_dot_products_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,230 @@
+"""Whether measured latencies may be quoted: the evidence beside every window, and the verdict.
+
+Between windows `Reading.take` reads the CPU times of the machine and the kernel's counters of thermal throttling, and
+times a fixed piece of integer work: it takes longer when the clock is lower or the core is shared, also in a virtual
+machine, which hides the clock itself. `judge_windows` weighs what was found.
+"""
+
+import functools
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["NOISY", "STEADY", "CpuTimes", "Reading", "Window", "judge_windows", "spin_ms", "throttle_count"]
+
+STEADY = "steady"
+NOISY = "noisy: do not quote"
+
+# Medians of windows on a quiet machine agree within a few percent, and so does the duration of a fixed loop.
+_MOST_SPREAD = 0.10
+_MOST_CLOCK_CHANGE = 0.10
+# Work of other processes as a share of the CPUs: one busy core counts on anything below 10 cores. A thread that spins
+# while it waits for one that was displaced makes more of the same disturbance.
+_MOST_OTHER_LOAD = 0.10
+_MOST_OTHER_LOAD_SPINNING = 0.03
+_FEWEST_SAMPLES = 50
+# A sixth of a millisecond on a PC, half a millisecond on a small board; the fastest of several was not interrupted.
+_SPIN_STEPS = 10_000
+_SPINS = 10
+_CPU_FOLDER = Path("/sys/devices/system/cpu")
+
+
+@dataclass(frozen=True)
+class CpuTimes:
+    """A moment.
+
+    Attributes:
+        wall_s: Wall time in seconds.
+        own_s: CPU time of this process so far in seconds.
+        busy_s: Time that each CPU of the machine was busy so far in seconds.
+        usable: Positions in ``busy_s`` of the CPUs that this process may use.
+    """
+
+    wall_s: float
+    own_s: float
+    busy_s: tuple[float, ...]
+    usable: tuple[int, ...]
+
+    @classmethod
+    def now(cls) -> "CpuTimes | None":
+        """Read the counters; None where the operating system has none."""
+        try:
+            import psutil
+
+            every = psutil.cpu_times(percpu=True)
+        except (ImportError, OSError):
+            return None
+        # On Linux user contains guest, and nice contains guest_nice.
+        idle = {"idle", "iowait", "guest", "guest_nice"}
+        busy = tuple(sum(value for name, value in times._asdict().items() if name not in idle) for times in every)
+        usable = tuple(range(len(every)))
+        # Where a CPU is offline the list has gaps and its positions are no CPU numbers: then all of them count.
+        if hasattr(os, "sched_getaffinity") and os.sysconf("SC_NPROCESSORS_CONF") == len(every):
+            usable = tuple(os.sched_getaffinity(0))
+        own = os.times()
+        return cls(time.monotonic(), own.user + own.system, busy, usable)
+
+    def others_since(self, earlier: "CpuTimes") -> float | None:
+        """Return the CPU time that others took since ``earlier`` as a share of the CPUs (0..1).
+
+        The larger of two shares: of the CPUs that this process may use, where others take its turn, and of all CPUs of
+        the machine, which share caches, memory and clock with them. None for less than 0.1 s (the kernel counts in
+        steps of 0.01 s), or if CPUs came or went.
+        """
+        wall = self.wall_s - earlier.wall_s
+        if wall < 0.1 or len(self.busy_s) != len(earlier.busy_s):
+            return None
+        own = self.own_s - earlier.own_s
+        busy = [after - before for before, after in zip(earlier.busy_s, self.busy_s, strict=True)]
+        everywhere = (sum(busy) - own) / (wall * len(busy))
+        here = (sum(busy[cpu] for cpu in self.usable) - own) / (wall * len(self.usable))
+        return min(max(everywhere, here, 0.0), 1.0)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the machine tells between two windows.
+
+    Attributes:
+        cpu: CPU times so far, or None.
+        throttles: See `throttle_count`.
+        spin_ms: See `spin_ms`; None: not timed.
+    """
+
+    cpu: CpuTimes | None = None
+    throttles: int | None = None
+    spin_ms: float | None = None
+
+    @classmethod
+    def take(cls) -> "Reading":
+        """Read everything, in a few milliseconds."""
+        return cls(CpuTimes.now(), throttle_count(), spin_ms())
+
+
+@dataclass
+class Window:
+    """One window of calls to one model.
+
+    Attributes:
+        samples_ms: Duration of every call in milliseconds.
+        other_load: CPU time that other processes (and the hypervisor) took meanwhile, see `CpuTimes.others_since`;
+            None if the operating system does not tell.
+        spin_ms: The faster of the fixed loops before and after it, in milliseconds; None if they were not timed. One of
+            them alone may have been disturbed, while a low clock, or a busy neighbour on the same core, lasts.
+        throttles: Thermal throttling events meanwhile; None if the operating system does not tell.
+    """
+
+    samples_ms: list[float] = field(default_factory=list)
+    other_load: float | None = None
+    spin_ms: float | None = None
+    throttles: int | None = None
+
+    @classmethod
+    def between(cls, samples_ms: list[float], before: Reading, after: Reading) -> "Window":
+        """Return the window that lies between two readings."""
+        spins = [reading.spin_ms for reading in (before, after) if reading.spin_ms is not None]
+        throttles = None
+        if before.throttles is not None and after.throttles is not None:
+            throttles = after.throttles - before.throttles
+        load = after.cpu.others_since(before.cpu) if before.cpu and after.cpu else None
+        return cls(samples_ms, load, min(spins, default=None), throttles)
+
+
+def spin_ms(clock: Callable[[], int] = time.perf_counter_ns) -> float:
+    """Return how long a fixed piece of integer work takes in milliseconds, the fastest of ten times.
+
+    Args:
+        clock: Returns the time in nanoseconds.
+    """
+    durations = []
+    for _ in range(_SPINS):
+        start = clock()
+        sum(range(_SPIN_STEPS))
+        durations.append(clock() - start)
+    return min(durations) / 1e6
+
+
+def throttle_count(folder: Path = _CPU_FOLDER) -> int | None:
+    """Return how often the kernel saw CPUs throttled by heat since boot; None where it does not count (x86 does).
+
+    Args:
+        folder: The directory of sysfs that has a directory for every CPU.
+    """
+    counts = []
+    for path in _throttle_files(folder):
+        try:
+            counts.append(int(path.read_text()))
+        except (OSError, ValueError):
+            continue
+    return sum(counts) if counts else None
+
+
+@functools.cache
+def _throttle_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("cpu[0-9]*/thermal_throttle/*_throttle_count"))
+
+
+def judge_windows(
+    windows: Sequence[Window],
+    threads: int,
+    cores: int,
+    *,
+    spinning: bool = False,
+    fastest_spin_ms: float | None = None,
+) -> dict[str, Any]:
+    """Decide whether measured windows can be trusted.
+
+    Args:
+        windows: The windows of one model.
+        threads: Intra-op threads that it ran with.
+        cores: Cores that this process may use.
+        spinning: Whether its threads spun while they waited.
+        fastest_spin_ms: The fixed loop at the highest clock that was seen; None: the fastest beside these windows.
+
+    Returns:
+        ``verdict`` (`STEADY` or `NOISY`), ``reasons`` (a sentence for each piece of evidence against the numbers),
+        and the evidence, None where unknown: ``window_spread_pct`` (range of the window medians over their median),
+        ``other_load_pct`` (highest load by other processes in a window), ``clock_change_pct`` (how much longer the
+        slowest fixed loop took than the fastest), ``throttle_events``.
+    """
+    medians = [float(np.median(window.samples_ms)) for window in windows]
+    spread = (max(medians) - min(medians)) / float(np.median(medians))
+    other = max((window.other_load for window in windows if window.other_load is not None), default=None)
+    spins = [window.spin_ms for window in windows if window.spin_ms is not None]
+    clock_change = max(spins) / (fastest_spin_ms or min(spins)) - 1 if spins else None
+    throttled = [window.throttles for window in windows if window.throttles is not None]
+    samples = sum(len(window.samples_ms) for window in windows)
+    beside_spinning = spinning and threads > 1
+    most_load = _MOST_OTHER_LOAD_SPINNING if beside_spinning else _MOST_OTHER_LOAD
+    reasons = []
+    if spread > _MOST_SPREAD:
+        reasons.append(f"medians of the windows differ by {100 * spread:.0f} % (at most {100 * _MOST_SPREAD:.0f} %)")
+    if other is not None and other > most_load:
+        reasons.append(
+            f"other processes used {100 * other:.0f} % of the CPU (at most {100 * most_load:.0f} %"
+            f"{' beside spinning threads' * beside_spinning}): stop them"
+        )
+    if clock_change is not None and clock_change > _MOST_CLOCK_CHANGE:
+        reasons.append(
+            f"the processor slowed down: a fixed loop took {100 * clock_change:.0f} % longer than at its fastest "
+            f"(at most {100 * _MOST_CLOCK_CHANGE:.0f} %): fix the clock, let it cool, or free the core's other thread"
+        )
+    if sum(throttled):
+        reasons.append(f"the processor was throttled by heat {sum(throttled)} times: cool it")
+    if samples < _FEWEST_SAMPLES:
+        reasons.append(f"only {samples} samples (at least {_FEWEST_SAMPLES}): raise --latency-seconds")
+    if threads > cores:
+        reasons.append(f"{threads} threads on {cores} core{'s' * (cores > 1)}")
+    return {
+        "verdict": NOISY if reasons else STEADY,
+        "reasons": reasons,
+        "window_spread_pct": round(100 * spread, 2),
+        "other_load_pct": None if other is None else round(100 * other, 2),
+        "clock_change_pct": None if clock_change is None else round(100 * clock_change, 2),
+        "throttle_events": sum(throttled) if throttled else None,
+    }
