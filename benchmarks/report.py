@@ -115,6 +115,8 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
         "percentiles": [key for key in _HIGHER if any(row[key] != "–" for row in latency)],
         "doubts": _doubts(latency),
         "proof": _proof_rows(report["int8_proof"]),
+        "memory": _memory(report.get("memory") or []),
+        "ran_as": _ran_as(report["latency"]),
         "portability": _portability((report.get("portability") or {}).get("emulated") or []),
         "commands": report["run"].get("commands") or [],
         "facts": _fact_rows(report),
@@ -135,6 +137,9 @@ def _key_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     for speedup in _speedups(report["latency"])[:1]:
         facts.append(("INT8 latency", speedup))
+    for row in report.get("memory") or []:
+        if row["model"] == "int8" and row["peak_rss_bytes"]:
+            facts.append(("INT8 memory", f"{_bytes(row['peak_rss_bytes'])} at most in a process that only runs it"))
     chosen = len(proof.get("float_on_purpose") or [])
     purpose = f"; {chosen} in float on purpose" if chosen else ""
     facts.append(("integer kernels", f"{proof['integer_convs']} of {convs} convolutions{purpose}"))
@@ -216,6 +221,40 @@ def _size(size: Mapping[str, Any]) -> str:
     return (
         f"INT8: {size['int8_bytes']:,} bytes, {size['ratio']:.2f}× smaller than FP32 with {size['fp32_bytes']:,} bytes."
     )
+
+
+def _memory(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence on the memory of each model (see `benchmarks.memory.measure_memory`)."""
+    sentences = []
+    for row in rows:
+        if row["peak_rss_bytes"] is None:
+            sentences.append(f"{row['model'].upper()}: unknown, {row['reason']}")
+            continue
+        text = (
+            f"{row['model'].upper()}: {_bytes(row['peak_rss_bytes'])} at most, {_bytes(row['baseline_bytes'])} of them "
+            "before the model is loaded"
+        )
+        if row["limit_mib"]:
+            kept = "keeps within" if row["within_limit"] else "does not keep within"
+            text += f"; {kept} {row['limit_mib']} MiB of heap and buffers"
+        sentences.append(text)
+    return sentences
+
+
+def _ran_as(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence on each model of an accelerator: in what arithmetic it ran, and without the copies."""
+    sentences = []
+    for row in rows:
+        if "ran_as" not in row:
+            continue
+        convs = ", ".join(f"{count} {kind}" for kind, count in row["ran_as"]["convs"].items()) or "none"
+        nodes = ", ".join(f"{count} on {_short(name)}" for name, count in row["ran_as"]["nodes_by_provider"].items())
+        model = f"{_short(row['provider'])} {row['model'].upper()}, batch {row['batch']}"
+        text = f"{model}: convolutions {convs}; nodes {nodes}"
+        if row.get("on_device"):
+            text += f"; p50 without copies {_ms(row['on_device']['p50_ms'])} ms"
+        sentences.append(text)
+    return sentences
 
 
 def _portability(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

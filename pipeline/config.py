@@ -168,6 +168,10 @@ class DistillConfig:
     norm_bias_lr: float = option(
         64.0, "Learning rate of batch-norm biases, in multiples of --lr.", flag="--norm-bias-lr", least=0.01, most=1000
     )
+    refresh_norms: bool = option(
+        True, "Measure the statistics of the batch norms anew after each epoch, on training images.",
+        flag="--refresh-norms",
+    )  # fmt: skip
     temperature: float = option(4.0, "Softmax temperature T of the KD term.", flag="--temperature", least=0.1, most=100)
     alpha: float = option(1.0, "Weight of the KD term.", flag="--alpha", least=0, most=1000)
     beta: float = option(250.0, "Initial beta, the weight of the hint term.", flag="--beta", least=0, most=1e6)
@@ -194,7 +198,9 @@ class DistillConfig:
     rechoose_epochs: int = option(
         5, "Epochs after which dynamic chooses its blocks again.", flag="--rechoose-epochs", least=1
     )
-    scan_batches: int = option(10, "Batches of the activation-variance scan.", flag="--scan-batches", least=1)
+    scan_batches: int = option(
+        10, "Batches of the activation-variance scan and of --refresh-norms.", flag="--scan-batches", least=1
+    )
     shift: int = option(2, "Random shift of training images in pixels.", flag="--shift", least=0, most=16)
     flip: bool = option(True, "Flip half of the training images.", flag="--flip")
 
@@ -333,6 +339,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "weight_decay": 0.0,
         "init": "random",
         "norm_bias_lr": 1.0,
+        "refresh_norms": False,
         "temperature": 4.0,
         "beta": 250.0,
         "hint_loss": "raw",

@@ -9,7 +9,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -34,6 +34,7 @@ __all__ = [
     "learning_rate",
     "place",
     "predict_logits",
+    "refresh_batch_norms",
     "to_pixels",
     "views",
 ]
@@ -197,6 +198,30 @@ def predict_logits(
     """Return float32 logits ``[N, C]`` on the CPU for uint8 images ``[N, S, S, 3]``; the model must be in eval mode."""
     pixels = torch.from_numpy(images)
     return torch.cat([model(to_pixels(part, device)).float().cpu() for part in torch.split(pixels, batch_size)])
+
+
+@torch.no_grad()
+def refresh_batch_norms(module: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace the running statistics of all batch norms by their means over some batches, with the weights as they are.
+
+    At a high learning rate the running means lag behind the weights: a student that answered 46.5 % of the validation
+    images with them answered 80 % with these (benchmarks/LOG.md, section 18; Y. Wu and J. Johnson, "Rethinking 'Batch'
+    in BatchNorm", arXiv:2105.07576, section 3).
+
+    Args:
+        module: Is in training mode afterwards.
+        batches: Training images as the module takes them, float32 ``[N, 3, S, S]``; at least one batch.
+    """
+    norms = [child for child in module.modules() if isinstance(child, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over batches
+    module.train()
+    for pixels in batches:
+        module(pixels)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 @dataclass

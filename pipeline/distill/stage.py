@@ -97,6 +97,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     judge = Judge(config, teacher, student, selective, candidates, train=train, val=val, device=device)
 
     def finish_epoch(epoch: int) -> dict[str, float]:
+        trainer.refresh_norms(epoch)
         row = {"lr": trainer.optimizer.param_groups[0]["lr"], "beta": trainer.beta.beta, **judge.measure()}
         row |= {f"grad_{name}_pct": share for name, share in trainer.shares.items()}
         trainer.beta.update(epoch, row["val_kd"])

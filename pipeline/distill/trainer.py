@@ -18,7 +18,7 @@ from pipeline.distill.teacher_logits import TeacherLogits, round_logits
 from pipeline.models.student import Student
 from pipeline.models.teacher import FeatureTap, Teacher
 from pipeline.runtime import autocast
-from pipeline.training import Batch, Batches, learning_rate, place
+from pipeline.training import Batch, Batches, learning_rate, place, refresh_batch_norms
 
 __all__ = ["Trainer", "first_batches"]
 
@@ -66,7 +66,7 @@ class Trainer:
         settings = config.distill
         self.method = METHODS[settings.method]
         self._config, self._settings = config, settings
-        self._teacher, self._student, self._logits = teacher, student, logits
+        self._teacher, self._student, self._logits, self._batches = teacher, student, logits, batches
         self._hint_epochs = settings.hint_only_epochs
         self.adapters = place(HintAdapters(pairs, normalised=settings.hint_loss == "normalised"), batches.device)
         self.adapters.choose(chosen)
@@ -79,7 +79,7 @@ class Trainer:
         self.optimizer = build_optimizer(settings, student, self.adapters)
         self.shares: dict[str, float] = {}
         self._shares_epoch = -1
-        self._hint_scale = self._calibrate(batches) if pairs else 0.0
+        self._hint_scale = self._calibrate() if pairs else 0.0
 
     def hint_weight(self, beta: float) -> float:
         """Return the factor of the hint loss: beta itself for raw hints, else beta / start in calibrated units."""
@@ -110,6 +110,13 @@ class Trainer:
         self.optimizer.step()
         return {"loss": loss, **losses}
 
+    def refresh_norms(self, epoch: int) -> None:
+        """Measure the statistics of the student's batch norms on the first batches of an epoch, if that is wanted."""
+        if self._settings.refresh_norms:
+            early = first_batches(self._batches, self._settings.scan_batches, epoch)
+            with autocast(self._config.runtime):
+                refresh_batch_norms(self._student, [batch.pixels for batch in early])
+
     def _losses(self, student: Student, adapters: HintAdapters, batch: Batch, terms: _Terms) -> dict[str, Tensor]:
         """Return the losses of a batch; cross-entropy always, the teacher's terms where they are trained."""
         losses = {}
@@ -129,9 +136,9 @@ class Trainer:
         return losses
 
     @torch.no_grad()
-    def _calibrate(self, batches: Batches) -> float:
+    def _calibrate(self) -> float:
         """Set the adapters' units and return the factor that makes the first hint loss as large as the CE loss."""
-        early = first_batches(batches, self._settings.scan_batches)
+        early = first_batches(self._batches, self._settings.scan_batches)
         self._student.eval()
         blocks = tuple(pair.teacher_block for pair in self.adapters.pairs)
         with autocast(self._config.runtime), FeatureTap(self._teacher, blocks) as tap:
@@ -144,6 +151,6 @@ class Trainer:
         return ce / hint
 
 
-def first_batches(batches: Batches, count: int) -> list[Batch]:
-    """Return the first ``count`` batches of epoch 0."""
-    return [batch for _, batch in zip(range(count), batches.epoch(0), strict=False)]
+def first_batches(batches: Batches, count: int, epoch: int = 0) -> list[Batch]:
+    """Return the first ``count`` batches of an epoch."""
+    return [batch for _, batch in zip(range(count), batches.epoch(epoch), strict=False)]

@@ -101,3 +101,25 @@ def test_the_verdict_is_a_sentence_in_front_of_everything(verdict: str) -> None:
     assert html.split(":")[0].strip().lower() == verdict
     assert html.index("Because.") < html.index("Accuracy")
     assert markdown.lower().startswith(f"# {verdict}: ")
+
+
+def test_memory_is_shown_with_its_limit_or_why_it_is_unknown() -> None:
+    known = {
+        "model": "int8", "provider": "CPUExecutionProvider", "batch": 1, "threads": 1, "peak_rss_bytes": 67_200_000,
+        "baseline_bytes": 53_000_000, "reason": None, "limit_mib": 64, "within_limit": False, "limit_reason": "…",
+    }  # fmt: skip
+    unknown = {**known, "model": "fp32", "peak_rss_bytes": None, "reason": "this system does not tell"}
+    for text in texts(memory=[known, unknown]):
+        assert "INT8: 67.20 MB at most, 53.00 MB of them before the model is loaded" in text
+        assert "does not keep within 64 MiB of heap and buffers" in text
+        assert "FP32: unknown, this system does not tell" in text
+        assert "67.20 MB at most in a process that only runs it" in text
+    assert "Memory of a process" not in "".join(texts())
+
+
+def test_an_accelerator_tells_in_what_arithmetic_it_ran() -> None:
+    ran_as = {"convs": {"float": 5}, "nodes_by_provider": {"CPUExecutionProvider": 2, "CUDAExecutionProvider": 9}}
+    row = {**REPORT["latency"][1], "provider": "CUDAExecutionProvider", "model": "int8", "batch": 8, "ran_as": ran_as}
+    expected = "CUDA INT8, batch 8: convolutions 5 float; nodes 2 on CPU, 9 on CUDA"
+    for text in texts(latency=[*REPORT["latency"], {**row, "on_device": {"p50_ms": 0.1234}}]):
+        assert f"{expected}; p50 without copies 0.123 ms" in text

@@ -119,3 +119,12 @@ def test_measuring_the_shares_of_the_gradient_does_not_change_the_training(disti
     measured, _ = distill("measured", method="selective", epochs=1)
     monkeypatch.setattr(trainer, "gradient_shares", lambda terms, _: {})
     assert distill("unmeasured", method="selective", epochs=1)[0] == measured
+
+
+def test_norms_are_refreshed_after_every_epoch_unless_told_otherwise(distill, monkeypatch):
+    calls = []
+    monkeypatch.setattr(trainer, "refresh_batch_norms", lambda module, batches: calls.append(len(batches)))
+    distill("refreshed", method="ce")
+    assert calls == [2, 2, 2, 2]
+    distill("as_trained", method="ce", refresh_norms=False)
+    assert len(calls) == 4

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from pipeline.data import Split, split_train_val
 from pipeline.errors import DivergenceError, InputError
-from pipeline.training import Batches, EpochLoop, choose_views, learning_rate, to_pixels, views
+from pipeline.training import Batches, EpochLoop, choose_views, learning_rate, refresh_batch_norms, to_pixels, views
 
 CPU = torch.device("cpu")
 
@@ -188,3 +188,16 @@ def test_a_loss_ten_times_that_of_guessing_is_divergence(tmp_path):
     loop.step = lambda b, epoch, g: {k: v + 100 * (epoch == 1) for k, v in honest(b, epoch, g).items()}
     with pytest.raises(DivergenceError, match=r"the cross-entropy is 10\d\.\d; guessing has 1.1"):
         loop.run()
+
+
+def test_refreshed_batch_norms_have_the_means_over_the_batches_and_learn_on_as_before():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=0.3)).train()
+    module(torch.rand(8, 3, 5, 5) + 9)  # old statistics that are far off
+    batches = [torch.rand(8, 3, 5, 5) for _ in range(3)]
+    refresh_batch_norms(module, batches)
+    with torch.no_grad():
+        outputs = [module[0](batch) for batch in batches]
+    torch.testing.assert_close(module[1].running_mean, torch.stack([out.mean((0, 2, 3)) for out in outputs]).mean(0))
+    torch.testing.assert_close(module[1].running_var, torch.stack([out.var((0, 2, 3)) for out in outputs]).mean(0))
+    assert module[1].momentum == 0.3
