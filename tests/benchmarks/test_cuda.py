@@ -64,6 +64,9 @@ class FakeCuda:
     def get_provider_options(self) -> dict[str, dict[str, str]]:
         return {CUDA: {"use_tf32": "1"}, CPU: {}}
 
+    def get_modelmeta(self) -> Any:
+        return SimpleNamespace(custom_metadata_map={})
+
     def end_profiling(self) -> str:
         nodes = [
             ("DequantizeLinear", CUDA, "uint8", "float"),

@@ -166,7 +166,9 @@ def test_layers_that_the_ladder_left_in_float_are_in_the_model_and_in_the_proof_
     model = quantizer.build(Candidate(), exclude=layers)
     trial = Trial(Candidate(), model, integer_proof(model), made([1], 30.0), "", layers)
     path = tmp_path / "student.int8.onnx"
-    path.write_bytes(quantize._labelled(Rung(f"{len(layers)} of 6 layers in float", trial, {}, quantizer), "portable"))
+    gate = {"verdict": "passed", "loss_pp": 0.0, "loss_upper95_pp": 0.1, "limit_pp": 0.5}
+    rung = Rung(f"{len(layers)} of 6 layers in float", trial, gate, quantizer)
+    path.write_bytes(quantize._labelled(rung, "portable", images=200))
     proof = int8_proof(path)
     assert (proof["float_on_purpose"], proof["float_by_accident"]) == (list(layers), [])
     # The pixels of a first layer in float are scaled and transposed by the model itself.
