@@ -18,7 +18,7 @@ from pipeline.progress import format_duration
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["print_summary", "render_html", "render_markdown", "write_report"]
+__all__ = ["not_portable", "print_summary", "render_html", "render_markdown", "write_report"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _HIGHER = ("p90", "p95", "p99")
@@ -99,10 +99,19 @@ def print_summary(report: Mapping[str, Any], console: "Console | None" = None) -
         console.print(f"{_short(missing['provider'])} not measured: {missing['reason']}", markup=False)
 
 
+def not_portable(report: Mapping[str, Any]) -> str:
+    """Say on which emulated CPUs INT8 gives other answers than on the host; empty: on none that was tried."""
+    other = [
+        f"{row['flips']:,} of {row['images']:,} answers differ on {row['cpu']}"
+        for row in _emulated(report)
+        if row["flips"]
+    ]
+    return f"not portable: {', '.join(other)}" if other else ""
+
+
 def _context(report: Mapping[str, Any]) -> dict[str, Any]:
     """Prepare everything that the templates and the summary show, as text where numbers need rounding."""
     latency = [_latency_row(row) for row in report["latency"]]
-    emulated = _emulated(report)
     return {
         "report": report,
         "headline": _HEADLINES[report["gate"]["verdict"]],
@@ -120,8 +129,8 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
         "proof": _proof_rows(report["int8_proof"]),
         "memory": _memory(report.get("memory") or []),
         "ran_as": _ran_as(report["latency"]),
-        "portability": _portability(emulated),
-        "not_portable": _not_portable(emulated),
+        "portability": _portability(_emulated(report)),
+        "not_portable": not_portable(report),
         "commands": report["run"].get("commands") or [],
         "facts": _fact_rows(report),
         "speedups": _speedups(report["latency"]),
@@ -268,12 +277,6 @@ def _ran_as(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _emulated(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return a row for every emulated CPU (see `export.emulate.Emulation.as_dict`)."""
     return (report.get("portability") or {}).get("emulated") or []
-
-
-def _not_portable(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Say on which emulated CPUs INT8 gives other answers than on this host; empty: on none."""
-    other = [f"{row['flips']:,} of {row['images']:,} answers differ on {row['cpu']}" for row in rows if row["flips"]]
-    return f"not portable: {', '.join(other)}" if other else ""
 
 
 def _portability(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
