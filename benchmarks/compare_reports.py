@@ -58,6 +58,10 @@ _NEEDED_OF_A_ROW: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("batch", "threads", "p50_ms", "throughput_ips", "samples"), _NUMBER),
     "trust": _DICT,
 }
+_NEEDED_OF_A_CPU: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("cpu", "onnxruntime"), _TEXT),
+    **dict.fromkeys(("images", "flips", "max_abs_diff"), _NUMBER),
+}
 _VERDICTS = ("passed", "failed", "undecided")
 _CASE = ("provider", "model", "batch", "threads")
 _TIMES = ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "throughput_ips")
@@ -190,6 +194,7 @@ def _problems(report: Any) -> list[str]:
             problems += _wrong_keys(section, found, keys)
     if not isinstance(report.get("unavailable"), list):
         problems.append("unavailable is no list")
+    problems += _wrong_portability(report.get("portability"))
     rows = report.get("latency")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         return [*problems, "latency is no list of rows"]
@@ -200,6 +205,22 @@ def _problems(report: Any) -> list[str]:
             problems.append(f"latency[{index}].p50_ms is not positive")
     if not problems and report["gate"]["verdict"] not in _VERDICTS:
         problems.append(f"gate.verdict is {report['gate']['verdict']!r}, expected one of {', '.join(_VERDICTS)}")
+    return problems
+
+
+def _wrong_portability(found: Any) -> list[str]:
+    """Return what is wrong with the answers on emulated CPUs, which only some reports have."""
+    if found is None:
+        return []
+    rows = found.get("emulated") if isinstance(found, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return ["portability.emulated is no list of rows"]
+    problems = []
+    for index, row in enumerate(rows):
+        wrong = _wrong_keys(f"portability.emulated[{index}]", row, _NEEDED_OF_A_CPU)
+        if not wrong and not row["images"] > 0:
+            wrong = [f"portability.emulated[{index}].images is not positive"]
+        problems += wrong
     return problems
 
 
@@ -267,6 +288,21 @@ def _values(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
         if section == "accuracy":
             row["difference_ci95"] = _difference_ci95(a, b, key)
         rows.append(row)
+    return rows + _other_answers(a, b)
+
+
+def _other_answers(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for every CPU that either report emulated: the share of answers that are not those of its host."""
+    shares = []
+    for report in (a, b):
+        emulated = (report.get("portability") or {}).get("emulated") or []
+        shares.append({row["cpu"]: round(100 * row["flips"] / row["images"], 4) for row in emulated})
+    rows = []
+    for cpu in dict.fromkeys((*shares[0], *shares[1])):
+        before, after = (side.get(cpu) for side in shares)
+        known = before is not None and after is not None
+        difference = round(after - before, 4) if known else None  # type: ignore[operator]
+        rows.append({"name": f"other answers on {cpu}", "unit": "%", "a": before, "b": after, "difference": difference})
     return rows
 
 

@@ -15,11 +15,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.runtime import CUDA, Model, import_onnxruntime
+from benchmarks.runtime import CUDA, Model, import_onnxruntime, open_model
 from pipeline.errors import InputError
 from pipeline.runtime import cpu_info, usable_cores
 
-__all__ = ["cuda_problem", "doctor", "format_doctor", "host_kind", "host_record", "tensorrt_problem", "wrong_host"]
+__all__ = [
+    "artifact_check",
+    "cuda_problem",
+    "doctor",
+    "format_doctor",
+    "host_kind",
+    "host_record",
+    "tensorrt_problem",
+    "wrong_host",
+]
 
 # Instruction sets that decide how fast, or how exactly, INT8 and low-precision kernels run: our name, and the
 # names under which Linux and cpuid list them.
@@ -46,6 +55,7 @@ _PACKAGES = (
 )
 _TENSORRT = "TensorrtExecutionProvider"
 _ONLY_GPU = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+_ANYWHERE = "`kdedge quantize --target portable` makes one that is right everywhere"
 
 
 def host_record() -> dict[str, Any]:
@@ -97,16 +107,34 @@ def host_kind() -> str:
 
 def wrong_host(model: Model) -> str:
     """Say that a model was made for another kind of CPU than this host's; empty: for this one, or for all."""
-    target = model.session.get_modelmeta().custom_metadata_map.get("kdedge.target", "portable")
-    if target == "portable":
-        return ""
-    if target == host_kind():
-        return ""
-    here = host_kind() or platform.machine()
-    return (
-        f"{model.path.name} was made for {target} and this host is {here}: its answers may differ here; "
-        "`kdedge quantize --target portable` makes one that is right everywhere"
-    )
+    check = _target_check(model)
+    return "" if check["status"] == "ok" else f"{check['detail']}; {check['fix']}"
+
+
+def artifact_check(model: Path) -> dict[str, str]:
+    """Say what a model was made for and whether this host is of that kind: a check as `doctor` lists them.
+
+    Raises:
+        InputError: This is no usable model, or onnxruntime is missing.
+    """
+    return _target_check(open_model(model))
+
+
+def _target_check(model: Model) -> dict[str, str]:
+    """Compare the kind of CPU that a model names as its target with this host."""
+    target = model.session.get_modelmeta().custom_metadata_map.get("kdedge.target")
+    name, here = model.path.name, host_kind() or platform.machine()
+    status, fix = "ok", ""
+    if target is None:
+        detail = f"{name} names no kind of CPU that it was made for"
+    elif target == "portable":
+        detail = f"{name} was made for every CPU"
+    elif target == host_kind():
+        detail = f"{name} was made for {target}, and this host is of that kind"
+    else:
+        status, fix = "broken", _ANYWHERE
+        detail = f"{name} was made for {target} and this host is {here}: its answers may differ here"
+    return {"name": "artifact", "status": status, "detail": detail, "fix": fix}
 
 
 def cuda_problem() -> dict[str, str] | None:

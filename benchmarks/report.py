@@ -18,7 +18,7 @@ from pipeline.progress import format_duration
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["print_summary", "render_html", "render_markdown", "write_report"]
+__all__ = ["not_portable", "print_summary", "render_html", "render_markdown", "write_report"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _HIGHER = ("p90", "p95", "p99")
@@ -76,6 +76,8 @@ def print_summary(report: Mapping[str, Any], console: "Console | None" = None) -
     style = {"passed": "bold green", "failed": "bold red"}.get(report["gate"]["verdict"], "bold yellow")
     console.print(Text(context["headline"], style=style))
     console.print(report["gate"]["reason"], markup=False)
+    if context["not_portable"]:
+        console.print(Text(context["not_portable"], style="bold yellow"))
     console.print()
     facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for label, value in context["key_facts"]:
@@ -95,6 +97,16 @@ def print_summary(report: Mapping[str, Any], console: "Console | None" = None) -
         console.print(f"noisy, do not quote: {reason}", markup=False)
     for missing in report["unavailable"]:
         console.print(f"{_short(missing['provider'])} not measured: {missing['reason']}", markup=False)
+
+
+def not_portable(report: Mapping[str, Any]) -> str:
+    """Say on which emulated CPUs INT8 gives other answers than on the host; empty: on none that was tried."""
+    other = [
+        f"{row['flips']:,} of {row['images']:,} answers differ on {row['cpu']}"
+        for row in _emulated(report)
+        if row["flips"]
+    ]
+    return f"not portable: {', '.join(other)}" if other else ""
 
 
 def _context(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,7 +129,8 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
         "proof": _proof_rows(report["int8_proof"]),
         "memory": _memory(report.get("memory") or []),
         "ran_as": _ran_as(report["latency"]),
-        "portability": _portability((report.get("portability") or {}).get("emulated") or []),
+        "portability": _portability(_emulated(report)),
+        "not_portable": not_portable(report),
         "commands": report["run"].get("commands") or [],
         "facts": _fact_rows(report),
         "speedups": _speedups(report["latency"]),
@@ -143,6 +156,10 @@ def _key_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     chosen = len(proof.get("float_on_purpose") or [])
     purpose = f"; {chosen} in float on purpose" if chosen else ""
     facts.append(("integer kernels", f"{proof['integer_convs']} of {convs} convolutions{purpose}"))
+    if same := [row for row in _emulated(report) if not row["flips"]]:
+        count = " and ".join(sorted({f"{row['images']:,}" for row in same}))
+        cpus = ", ".join(row["cpu"] for row in same)
+        facts.append(("other CPUs", f"the same {count} answers on {cpus} (emulated)"))
     return facts
 
 
@@ -257,8 +274,13 @@ def _ran_as(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return sentences
 
 
+def _emulated(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return a row for every emulated CPU (see `export.emulate.Emulation.as_dict`)."""
+    return (report.get("portability") or {}).get("emulated") or []
+
+
 def _portability(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Return the rows of the table of emulated CPUs (see `export.verify.emulate_bundle`)."""
+    """Return the rows of the table of emulated CPUs (see `_emulated`)."""
     return [
         {
             "cpu": row["cpu"],

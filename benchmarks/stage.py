@@ -2,9 +2,10 @@
 
     report = run_benchmark(config, fp32_model, int8_model, dataset, run_facts=facts, torch_top1=None, out_dir=out)
 
-Measured are accuracy, gate, kernels, latency, memory and host. This is the only place that reads the test images, and
-it reads them once. It writes ``report.json``, ``report.html``, ``report.md``, ``figures/*.png`` and
-``latency_samples.json``. A failed gate is a result, not an error: who called decides what follows from it.
+Measured are accuracy, gate, kernels, latency, memory, host and, where asked for, the answers on emulated CPUs. This is
+the only place that reads the test images, and it reads them once. It writes ``report.json``, ``report.html``,
+``report.md``, ``figures/*.png`` and ``latency_samples.json``. A failed gate is a result, not an error: who called
+decides what follows from it.
 """
 
 import dataclasses
@@ -12,6 +13,9 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from benchmarks.accuracy import answer_changes, per_class_table, predict_logits, top1_pct, wilson_interval_pct
 from benchmarks.affinity import check_cpus, pinned
@@ -30,12 +34,18 @@ from pipeline.errors import InputError, StageError
 from pipeline.progress import log, warn
 from pipeline.runtime import usable_cores
 
-__all__ = ["REPORT_SCHEMA", "TorchTop1", "run_benchmark"]
+__all__ = ["REPORT_SCHEMA", "Emulate", "TorchTop1", "run_benchmark"]
 
 REPORT_SCHEMA = 1
 
 TorchTop1 = Callable[[Split], Mapping[str, float | None]]
 """Scores the PyTorch models on the test images: ``teacher_test_top1_pct`` and ``torch_fp32_top1_pct``, in percent."""
+
+Emulate = Callable[[Path, npt.NDArray[np.uint8]], list[dict[str, Any]]]
+"""Runs a model on emulated CPUs with some of these images, ``[N, S, S, 3] uint8``.
+
+For every CPU the keys of `export.emulate.Emulation.as_dict`; its ``image`` is the number of a test image.
+"""
 
 _RUN = ("preset", "data", "seed", "commit", "wall_s", "versions")
 _TEACHER = ("arch", "params", "weights", "test_top1_pct")
@@ -50,6 +60,7 @@ def run_benchmark(
     *,
     run_facts: Mapping[str, Any],
     torch_top1: TorchTop1 | None,
+    emulate: Emulate | None = None,
     out_dir: Path,
 ) -> dict[str, Any]:
     """Measure both models and write the report.
@@ -63,6 +74,7 @@ def run_benchmark(
             ``report.json``, ``training``, the rows of the training log, and ``quantization``, what the search tried.
             What is missing becomes null.
         torch_top1: Scores the PyTorch models on the same images; None where torch is absent.
+        emulate: Runs the INT8 model on emulated CPUs; None: on none. Other answers there fail no gate.
         out_dir: Directory of the results; created if needed.
 
     Returns:
@@ -70,7 +82,8 @@ def run_benchmark(
 
     Raises:
         InputError: A model is unusable or does not fit the data set; an option is wrong; there are no test images.
-        StageError: A convolution or matrix product of the INT8 model runs in float and was not chosen to.
+        StageError: A convolution or matrix product of the INT8 model runs in float and was not chosen to, or the
+            emulation failed.
     """
     settings = config.benchmark
     cpus = parse_cpus(settings.affinity, "--affinity")
@@ -108,6 +121,7 @@ def run_benchmark(
     with pinned(cpus):
         latency, samples, unavailable = _latency_everywhere(paths, settings)
         memory = measure_memory(paths, threads=_thread_counts(settings)[0], limit_mib=settings.memory_limit)
+    portability = {"emulated": emulate(int8_model, test.images)} if emulate else None
     facts = {name: dict(run_facts.get(name) or {}) for name in ("run", "teacher", "student")}
     sizes = {name: path.stat().st_size for name, path in paths.items()}
     report = {
@@ -138,6 +152,7 @@ def run_benchmark(
         "latency": latency,
         "unavailable": unavailable,
         "memory": memory,
+        "portability": portability,
         "benchmark": dataclasses.asdict(settings),
         "host": host_record(),
         "per_class": per_class_table(test.labels, right["fp32"], right["int8"], dataset.class_names),

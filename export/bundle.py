@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.report import not_portable
 from benchmarks.runtime import check_fits, open_model
 from export.runtime import run_model
 from pipeline.artifacts import load_json, load_manifest, write_atomic, write_json
@@ -133,6 +134,8 @@ def _model_card(report: Mapping[str, Any], candidates: Mapping[str, Any], classe
         for row in report["latency"]
         if row["batch"] == 1
     ]
+    elsewhere = not_portable(report)
+    warning = f"\n**INT8 is {elsewhere}.**\n" if elsewhere else ""
     shown = ", ".join(classes[:20]) + (f", … ({len(classes)} in all, see labels.txt)" if len(classes) > 20 else "")
     return f"""# Model card
 
@@ -153,7 +156,7 @@ to INT8 (`{candidates["chosen"]}`, {candidates["calibration_images"]} calibratio
 
 Gate: {status}; passed: {str(gate["verdict"] == "passed").lower()}. INT8 loses {gate["loss_pp"]:.2f} pp, at most
 {gate["loss_upper95_pp"]:.2f} pp with 95 % confidence; the limit is {gate["limit_pp"]:g} pp.
-
+{warning}
 Latency of one image on {host["cpu"]} ({host["cores"]} cores, onnxruntime {host["onnxruntime"]}):
 
 | model | provider | threads | p50 ms | p99 ms | trust |

@@ -23,7 +23,7 @@ from pipeline.artifacts import MANIFEST, MANIFEST_SCHEMA, file_sha256, load_json
 from pipeline.errors import InputError, StageError
 from pipeline.progress import warn
 
-__all__ = ["TOLERANCE", "check_flips", "emulate_bundle", "verify_bundle"]
+__all__ = ["TOLERANCE", "check_flips", "emulate_bundle", "read_manifest", "verify_bundle"]
 
 # Of the largest absolute golden logit, for both models. FP32 sums differ in their order between CPUs (about 1e-6);
 # the portable INT8 format has the same integers everywhere and only scales them in float at the end.
@@ -46,7 +46,7 @@ def verify_bundle(path: Path) -> dict[str, Any]:
         StageError: A file is altered, missing or extra, labels do not fit the models, or a model gives other outputs;
             the message lists all.
     """
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     problems = _check_files(path, manifest["outputs"])
     if problems:
         raise StageError(f"{path} is not what was built: {'; '.join(problems)}", _HINT)
@@ -139,8 +139,13 @@ def check_flips(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
         )
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """Read the manifest of a bundle."""
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read the manifest of a bundle; its files are not checked.
+
+    Raises:
+        InputError: There is no bundle at ``path``.
+        StageError: The manifest is damaged.
+    """
     file = path / MANIFEST
     hint = "give the folder that `kdedge bundle` wrote"
     if not path.is_dir():

@@ -20,7 +20,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from pipeline.config import PRESETS, Config, build_config, load_config_file
+from pipeline.config import PRESETS, Config, build_config, load_config_file, parse_emulated
 from pipeline.distill.methods import METHODS
 from pipeline.errors import GateError, InputError, KdedgeError
 from pipeline.progress import console, log, set_quiet
@@ -400,7 +400,7 @@ def benchmark(config: Config, out: Path, force: bool, bundle: Path | None) -> No
         with lock_run(report_dir):
             benchmark_bundle(config, bundle, report_dir)
     report = _print_report(report_dir)
-    keys = ("accuracy", "gate", "size", "latency", "memory")
+    keys = ("accuracy", "gate", "size", "latency", "memory", "portability")
     print(json.dumps({"report": str(report_dir / "report.json"), **{key: report[key] for key in keys}}))
 
     from export.bundle import check_gate
@@ -469,7 +469,7 @@ def verify(
         typer.Option(
             "--emulate",
             metavar="CPU",
-            help="Run the INT8 model under qemu as well: haswell, cortex-a76 or cortex-a72; may be repeated.",
+            help="Run the INT8 model under qemu as well: haswell, cortex-a76, cortex-a72; repeated or comma-separated.",
         ),
     ] = None,
     emulate_images: Annotated[
@@ -483,22 +483,23 @@ def verify(
     """Verify a bundle; a mismatch, here or on an emulated CPU, ends with exit code 1."""
     from export.verify import check_flips, emulate_bundle, verify_bundle
 
-    if not emulate and (emulate_images or data or data_dir):
+    cpus = parse_emulated(",".join(emulate or ()), "--emulate")
+    if not cpus and (emulate_images or data or data_dir):
         raise InputError("--emulate-images, --data and --data-dir are for --emulate", "name a CPU: --emulate haswell")
     if (data or data_dir) and not emulate_images:
         raise InputError("--data and --data-dir are for --emulate-images", "say how many: --emulate-images 1000")
     result = verify_bundle(bundle)
-    if emulate:
+    if cpus:
         tests = None
         if emulate_images:
             from export.emulate import check_emulators
             from pipeline.evaluate import sample_test_images
 
-            check_emulators(emulate)  # before a data set is fetched
+            check_emulators(cpus)  # before a data set is fetched
             given = {key: value for key, value in (("source", data), ("dir", data_dir)) if value}
             config = _resolve({"bundle": bundle, "config": None}, {"data": given})
             tests = sample_test_images(config, bundle, emulate_images)
-        result["emulated"] = emulate_bundle(bundle, emulate, tests)
+        result["emulated"] = emulate_bundle(bundle, cpus, tests)
     if as_json:
         print(json.dumps(result))
     for row in result.get("emulated", ()):
@@ -563,17 +564,40 @@ def report(
         print_comparison(comparison)
 
 
-@app.command(help="Show what this host can do: devices, instruction sets, execution providers.")
+@app.command(help="Show what this host can do, and whether a bundle was made for it.")
 @_reported
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
-    """Print the host's capabilities."""
+def doctor(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Bundle directory or model file: is this host what it was made for?")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print the host's capabilities: devices, instruction sets, execution providers, emulators."""
+    from benchmarks.host import artifact_check, format_doctor
     from benchmarks.host import doctor as examine
-    from benchmarks.host import format_doctor
     from export.emulate import emulation_checks
 
     facts = examine()
     facts["checks"] += emulation_checks()
+    # Without onnxruntime no model can be asked, and that is the first check already.
+    if bundle is not None and facts["host"] is not None:
+        facts["checks"].insert(0, artifact_check(_model_of(bundle)))
     print(json.dumps(facts) if as_json else format_doctor(facts))
+
+
+def _model_of(artifact: Path) -> Path:
+    """Return the INT8 model of a bundle, or the model file that is meant.
+
+    Raises:
+        InputError: A folder that is no bundle.
+        StageError: A bundle with a damaged manifest.
+    """
+    from export.verify import read_manifest
+
+    if not artifact.is_dir():
+        return artifact
+    read_manifest(artifact)
+    return artifact / "student.int8.onnx"
 
 
 def _print_report(report_dir: Path) -> dict[str, Any]:

@@ -36,6 +36,7 @@ __all__ = [
     "parse_choices",
     "parse_counts",
     "parse_cpus",
+    "parse_emulated",
 ]
 
 
@@ -73,6 +74,20 @@ def parse_cpus(text: str, flag: str) -> list[int]:
             )
         cpus += range(int(first), int(last) + 1)
     return list(dict.fromkeys(cpus))
+
+
+def parse_emulated(text: str, flag: str) -> list[str]:
+    """Parse a comma-separated list of CPUs to emulate; the empty text names none.
+
+    Raises:
+        InputError: A part is no key of `export.emulate.CPUS`.
+    """
+    if not text:
+        return []
+    # Only where CPUs are named: it needs numpy, and `--help` shall answer at once.
+    from export.emulate import CPUS
+
+    return parse_choices(text, flag, tuple(CPUS))
 
 
 def option(
@@ -273,6 +288,15 @@ class BenchmarkConfig:
         "Say whether a fresh process loads and runs the model in so many MiB (0: do not try).",
         flag="--memory-limit",
         least=0,
+    )
+    emulate: str = option(
+        "",
+        "Also run INT8 under qemu as these CPUs, comma-separated: haswell, cortex-a76, cortex-a72.",
+        flag="--emulate",
+        parse=parse_emulated,
+    )
+    emulate_images: int = option(
+        200, "Test images for each emulated CPU, or all if there are fewer.", flag="--emulate-images", least=1
     )
 
 

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.runtime import check_fits, open_model
-from benchmarks.stage import run_benchmark
+from benchmarks.stage import Emulate, run_benchmark
 from pipeline.artifacts import disk_errors, load_json, load_manifest
-from pipeline.config import Config, as_flags
+from pipeline.config import Config, as_flags, parse_emulated
 from pipeline.data import Split, open_dataset
 from pipeline.errors import InputError
 from pipeline.progress import warn
@@ -41,6 +41,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         open_dataset(config.data, config.runtime.seed),
         run_facts=facts,
         torch_top1=_TorchScores(inputs) if importlib.util.find_spec("torch") else None,
+        emulate=_emulation(config),
         out_dir=out_dir,
     )
     return {key: report[key] for key in ("accuracy", "gate", "size")}
@@ -53,10 +54,12 @@ def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, A
 
     Raises:
         InputError: This is no bundle, or its data set is not to be had.
-        StageError: The bundle was altered, or computes other results here; or ``out_dir`` cannot be written.
+        StageError: The bundle was altered, or computes other results here; a CPU cannot be emulated; or ``out_dir``
+            cannot be written.
     """
     from export.verify import verify_bundle
 
+    emulate = _emulation(config)
     verify_bundle(bundle)
     known = load_json(bundle / "report.json", ("run", "teacher", "student"))
     # The report is about this host and these images: what was measured where the bundle was made stays in the bundle.
@@ -79,6 +82,7 @@ def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, A
                 **{key: known.get(key) for key in kept},
             },
             torch_top1=None,
+            emulate=emulate,
             out_dir=out_dir,
         )
 
@@ -97,8 +101,33 @@ def sample_test_images(config: Config, bundle: Path, count: int) -> tuple[list[i
     images = dataset.test().images
     if count > len(images):
         raise InputError(f"{dataset.name} has {len(images)} test images, {count} were asked for", "ask for fewer")
-    numbers = [number * len(images) // count for number in range(count)]
+    numbers = _spread(len(images), count)
     return numbers, images[numbers]
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """Return ``count`` numbers below ``total``, evenly spaced."""
+    return [number * total // count for number in range(count)]
+
+
+def _emulation(config: Config) -> Emulate | None:
+    """Return what runs a model on the CPUs that are to be emulated, after checking that they can be; None: on none."""
+    settings = config.benchmark
+    cpus = parse_emulated(settings.emulate, "--emulate")
+    if not cpus:
+        return None
+    from export.emulate import check_emulators, emulate
+
+    check_emulators(cpus)
+
+    def run_on_all(model: Path, images: npt.NDArray[np.uint8]) -> list[dict[str, Any]]:
+        numbers = _spread(len(images), min(settings.emulate_images, len(images)))
+        rows = [emulate(model, images[numbers], cpu).as_dict() for cpu in cpus]
+        for row in rows:
+            row["flipped"] = [{**flip, "image": numbers[flip["image"]]} for flip in row["flipped"]]
+        return rows
+
+    return run_on_all
 
 
 def _run_facts(inputs: Mapping[str, Path]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import StageSpec, run_stage, write_json
-from pipeline.config import Config, DataConfig, build_config
+from pipeline.config import Config, DataConfig, build_config, parse_emulated
 from pipeline.errors import GateError, InputError
 
 __all__ = ["STAGES", "recorded_config", "run_stages"]
@@ -32,6 +32,11 @@ def run_stages(names: tuple[str, ...], config: Config, run_dir: Path, *, force: 
     """
     for name in names:
         STAGES[name].data(config)  # bad data must not replace the configuration of a good run
+    emulated = parse_emulated(config.benchmark.emulate, "--emulate")
+    if "benchmark" in names and emulated:
+        from export.emulate import check_emulators
+
+        check_emulators(emulated)  # before hours of training
     if not TRAINING_STAGES.isdisjoint(names):
         from pipeline.runtime import resolve
 

@@ -225,6 +225,32 @@ def test_a_float_layer_that_was_chosen_is_named_as_such(
     assert "1 of 2 convolutions; 1 in float on purpose" in capsys.readouterr().out
 
 
+def test_answers_on_emulated_cpus_go_into_the_report_and_fail_no_gate(
+    models: dict[str, Path], dataset: Any, tmp_path: Path
+) -> None:
+    row = {
+        "cpu": "haswell", "images": 20, "flips": 1, "flipped": [{"image": 15, "native": 0, "emulated": 2}],
+        "max_abs_diff": 0.5, "onnxruntime": "9.9",
+    }  # fmt: skip
+    seen = []
+
+    def emulate(model: Path, images: Any) -> list[dict[str, Any]]:
+        seen.append((model, images))
+        return [row]
+
+    paths = models["fp32"], models["int8"]
+    report = run_benchmark(CONFIG, *paths, dataset, run_facts={}, torch_top1=None, emulate=emulate, out_dir=tmp_path)
+    assert [(model, images is dataset.split.images) for model, images in seen] == [(models["int8"], True)]
+    assert dataset.reads == ["test"]
+    assert report["portability"] == {"emulated": [row]}
+    assert json.loads((tmp_path / "report.json").read_text())["portability"] == report["portability"]
+    for name in ("report.html", "report.md"):
+        assert "not portable: 1 of 20 answers differ on haswell" in (tmp_path / name).read_text()
+    alone = run_benchmark(CONFIG, *paths, dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
+    assert alone["portability"] is None
+    assert alone["gate"] == report["gate"]
+
+
 @pytest.mark.parametrize(("verdict", "headline"), [("passed", "Passed: "), ("failed", "Failed: ")])
 def test_other_verdicts(finished: tuple[dict[str, Any], Path], verdict: str, headline: str) -> None:
     report = {**finished[0], "gate": {**finished[0]["gate"], "verdict": verdict, "passed": verdict == "passed"}}

@@ -36,6 +36,16 @@ def changed(**changes: Any) -> dict[str, Any]:
     return report
 
 
+def emulated(**cpus: tuple[int, int]) -> dict[str, Any]:
+    """Return a section ``portability`` in which some answers of so many differ on each CPU."""
+    return {
+        "emulated": [
+            {"cpu": cpu, "flips": flips, "images": images, "max_abs_diff": 0.5, "onnxruntime": "9.9"}
+            for cpu, (flips, images) in cpus.items()
+        ]
+    }
+
+
 def compare(b: dict[str, Any], a: dict[str, Any] = REPORT) -> dict[str, Any]:
     result = compare_reports(a, b, ("old", "new"))
     assert json.loads(json.dumps(result)) == result
@@ -70,6 +80,10 @@ def test_a_report_is_found_by_run_benchmark_bundle_and_file(path: str) -> None:
         (changed(latency={}), "latency is no list of rows"),
         (changed(latency=[{**REPORT["latency"][0], "p50_ms": 0}]), r"latency\[0\]\.p50_ms is not positive"),
         (changed(latency=[{**REPORT["latency"][0], "trust": {}}]), r"latency\[0\]\.trust\.verdict is missing"),
+        (changed(portability=[]), r"portability\.emulated is no list of rows"),
+        (changed(portability={"emulated": [1]}), r"portability\.emulated is no list of rows"),
+        (changed(portability={"emulated": [{}]}), r"portability\.emulated\[0\]\.cpu is missing"),
+        (changed(portability=emulated(haswell=(0, 0))), r"portability\.emulated\[0\]\.images is not positive"),
         (changed(latency=[{}]), r"latency\[0\]\.provider is missing.*and 5 more"),
     ],
 )
@@ -128,6 +142,23 @@ def test_the_interval_of_a_difference_is_newcombes() -> None:
     row = value(compare(reports[1], reports[0]), "INT8 top-1")
     assert row["difference"] == pytest.approx(20)
     assert row["difference_ci95"] == pytest.approx([5.24, 33.39], abs=0.006)
+
+
+def test_answers_on_emulated_cpus_are_compared_where_a_report_has_them(tmp_path: Path) -> None:
+    old = changed(portability=emulated(haswell=(30, 200)))
+    new = changed(portability=emulated(haswell=(5, 1000), arm=(0, 1000)))
+    result = compare(new, old)
+    row = {"name": "other answers on haswell", "unit": "%", "a": 15.0, "b": 0.5, "difference": -14.5}
+    assert value(result, "other answers on haswell") == row
+    assert value(result, "other answers on arm") == {
+        "name": "other answers on arm", "unit": "%", "a": None, "b": 0.0, "difference": None,
+    }  # fmt: skip
+    text = comparison_markdown(result)
+    assert "| other answers on haswell, % | 15.00 | 0.50 | -14.50 |  |" in text
+    assert "| other answers on arm, % | – | 0.00 | – |  |" in text
+    assert "other answers" not in comparison_markdown(compare(changed(portability=None)))
+    (tmp_path / "report.json").write_text(json.dumps(new))
+    assert load_report(tmp_path) == new
 
 
 @pytest.mark.parametrize(

@@ -146,3 +146,24 @@ def test_a_model_for_other_cpus_is_told(monkeypatch: pytest.MonkeyPatch, target:
     found = SimpleNamespace(custom_metadata_map={"kdedge.target": target} if target else {})
     model: Any = SimpleNamespace(path=Path("m.onnx"), session=SimpleNamespace(get_modelmeta=lambda: found))
     assert ("m.onnx was made for x64-vnni and this host is arm64" in host.wrong_host(model)) is warns
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "detail"),
+    [
+        (None, "ok", "m.onnx names no kind of CPU that it was made for"),
+        ("portable", "ok", "m.onnx was made for every CPU"),
+        ("arm64", "ok", "m.onnx was made for arm64, and this host is of that kind"),
+        ("x64-vnni", "broken", "m.onnx was made for x64-vnni and this host is arm64: its answers may differ here"),
+    ],
+)
+def test_what_an_artifact_was_made_for_is_a_check(
+    monkeypatch: pytest.MonkeyPatch, target: str | None, status: str, detail: str
+) -> None:
+    monkeypatch.setattr(host, "host_kind", lambda: "arm64")
+    found = SimpleNamespace(custom_metadata_map={"kdedge.target": target} if target else {})
+    model: Any = SimpleNamespace(path=Path("m.onnx"), session=SimpleNamespace(get_modelmeta=lambda: found))
+    monkeypatch.setattr(host, "open_model", lambda path: model)
+    check = host.artifact_check(Path("m.onnx"))
+    assert (check["name"], check["status"], check["detail"]) == ("artifact", status, detail)
+    assert ("--target portable" in check["fix"]) is (status != "ok")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.accuracy import answer_changes
-from benchmarks.report import render_html, render_markdown
+from benchmarks.report import print_summary, render_html, render_markdown
 
 REFERENCE = Path(__file__).resolve().parents[2] / "artifacts" / "reference"
 REPORT: dict[str, Any] = json.loads((REFERENCE / "benchmark" / "report.json").read_text())
@@ -123,3 +123,25 @@ def test_an_accelerator_tells_in_what_arithmetic_it_ran() -> None:
     expected = "CUDA INT8, batch 8: convolutions 5 float; nodes 2 on CPU, 9 on CUDA"
     for text in texts(latency=[*REPORT["latency"], {**row, "on_device": {"p50_ms": 0.1234}}]):
         assert f"{expected}; p50 without copies 0.123 ms" in text
+
+
+def test_answers_that_differ_elsewhere_are_said_in_front_and_in_the_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    row = json.loads((REFERENCE / "portability" / "verify.json").read_text())["emulated"][0]
+    rows = [
+        {**row, "cpu": "haswell", "images": 1000, "flips": 0},
+        {**row, "cpu": "cortex-a76", "images": 1000, "flips": 55},
+        {**row, "cpu": "cortex-a72", "images": 1000, "flips": 3},
+    ]
+    said = "not portable: 55 of 1,000 answers differ on cortex-a76, 3 of 1,000 answers differ on cortex-a72"
+    same = "the same 1,000 answers on haswell (emulated)"
+    for text in texts(portability={"emulated": rows}):
+        assert text.index(said) < text.index(same) < text.index("Accuracy")
+    print_summary({**REPORT, "portability": {"emulated": rows}})
+    summary = " ".join(capsys.readouterr().out.split())
+    assert summary.index(said) < summary.index(same)
+    for portability in (None, {"emulated": rows[:1]}):
+        print_summary({**REPORT, "portability": portability})
+        shown = [*texts(portability=portability), " ".join(capsys.readouterr().out.split())]
+        for text in shown:
+            assert "not portable" not in text
+            assert (same in text) is bool(portability)

@@ -80,6 +80,12 @@ def make_bundle(exported: Path, quantized: Path, tmp_path: Path, dataset: Any) -
     return make
 
 
+def test_the_model_card_says_where_the_answers_differ(make_bundle: Callable[..., Path]) -> None:
+    row = {"cpu": "haswell", "images": 200, "flips": 55}
+    card = (make_bundle({**REPORT, "portability": {"emulated": [row]}}) / "MODEL_CARD.md").read_text()
+    assert "pp.\n\n**INT8 is not portable: 55 of 200 answers differ on haswell.**\n\nLatency" in card
+
+
 def test_bundle_holds_everything_and_nothing_else(make_bundle: Callable[..., Path], dataset: Any) -> None:
     bundle = make_bundle()
     assert {path.name for path in bundle.iterdir()} == FILES | {"manifest.json"}

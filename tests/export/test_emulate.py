@@ -15,9 +15,12 @@ from export import arm64_root
 from export import emulate as module
 from export.emulate import CPUS, check_emulators, emulate, emulation_checks
 from export.verify import check_flips, emulate_bundle
+from pipeline import evaluate
 from pipeline.artifacts import file_sha256
 from pipeline.cli import app
+from pipeline.config import build_config
 from pipeline.errors import InputError, StageError
+from pipeline.stages import STAGES
 
 BUNDLE = Path(__file__).parents[2] / "artifacts" / "reference" / "bundle"
 MODEL = BUNDLE / "student.int8.onnx"
@@ -241,7 +244,7 @@ def test_verify_reports_each_cpu(tools):
 def test_verify_takes_test_images(tools):
     tools("qemu-x86_64", NATIVE)
     options = ("--emulate-images", 20, "--data", "sample", "--json")
-    result = verify("--emulate", "haswell", "--emulate", "haswell", *options)
+    result = verify("--emulate", "haswell, haswell", "--emulate", "haswell", *options)
     assert result.exit_code == 0, result.output
     (row,) = json.loads(result.stdout)["emulated"]
     assert (row["images"], row["golden_images"], row["test_images"]) == (36, 16, 20)
@@ -283,7 +286,7 @@ def test_test_images_keep_their_numbers(tools, golden):
 @pytest.mark.parametrize(
     ("options", "message", "code"),
     [
-        (["--emulate", "pentium"], "cannot emulate the CPU 'pentium'", 2),
+        (["--emulate", "haswell,pentium"], "unknown name 'pentium'", 2),
         (["--emulate", "haswell"], "needs qemu-x86_64, which is not installed", 1),
         (["--emulate-images", "5"], "are for --emulate", 2),
         (["--emulate", "haswell", "--data", "sample"], "are for --emulate-images", 2),
@@ -296,6 +299,64 @@ def test_verify_says_what_is_wrong(tools, options, message, code):
     assert "Traceback" not in result.output
 
 
+# kdedge benchmark ------------------------------------------------------------------------------------------------
+
+
+def benchmark(out, *arguments):
+    quick = ("--latency-seconds", 0.05, "--latency-batches", 1, "--limit-pp", 5, "--out", out)
+    return CliRunner().invoke(app, ["benchmark", str(BUNDLE), "--data", "sample", *map(str, (*quick, *arguments))])
+
+
+def test_benchmark_runs_spread_test_images_on_each_cpu(tools, tmp_path):
+    tools("qemu-x86_64", OTHER)
+    result = benchmark(tmp_path, "--emulate", "haswell", "--emulate-images", 20)
+    assert result.exit_code == 0, result.output
+    assert "not portable: 1 of 20 answers differ on haswell" in result.stdout
+    (row,) = json.loads((tmp_path / "report.json").read_text())["portability"]["emulated"]
+    assert row["images"] == 20
+    # The fourth of 20 that are spread over 1,000.
+    assert [flip["image"] for flip in row["flipped"]] == [150]
+    assert json.loads(result.stdout.splitlines()[-1])["portability"] == {"emulated": [row]}
+
+
+def test_a_run_hands_the_emulation_to_its_benchmark(tools, tmp_path, monkeypatch):
+    tools("qemu-x86_64", NATIVE)
+    given = {}
+    monkeypatch.setattr(evaluate, "_run_facts", lambda inputs: {"run": {}})
+    monkeypatch.setattr(
+        evaluate, "run_benchmark", lambda *_, **more: given.update(more) or dict.fromkeys(("accuracy", "gate", "size"))
+    )
+    config = build_config({"data": {"source": "sample"}, "benchmark": {"emulate": "haswell"}})
+    evaluate.run(config, {"export": tmp_path, "quantize": tmp_path}, tmp_path)
+    assert given["run_facts"]["run"]["commands"] == ["kdedge run-all --data sample --emulate haswell"]
+    (row,) = given["emulate"](MODEL, np.load(BUNDLE / "golden_inputs.npy"))
+    assert (row["cpu"], row["flips"]) == ("haswell", 0)
+
+
+def test_benchmark_checks_emulators_before_it_measures(tools, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.evaluate.open_dataset", lambda *_: pytest.fail("opened the data set"))
+    result = benchmark(tmp_path, "--emulate", "haswell")
+    assert result.exit_code == 1
+    assert "needs qemu-x86_64, which is not installed" in result.stderr
+    result = benchmark(tmp_path, "--emulate", "pentium")
+    assert result.exit_code == 2
+    assert "--emulate 'pentium': unknown name 'pentium'" in result.stderr
+
+
+def test_a_data_set_with_fewer_images_is_run_whole(tools):
+    tools("qemu-x86_64", NATIVE)
+    run_on_all = evaluate._emulation(build_config({"benchmark": {"emulate": "haswell", "emulate_images": 50}}))
+    (row,) = run_on_all(MODEL, np.load(BUNDLE / "golden_inputs.npy"))
+    assert (row["images"], row["flips"]) == (16, 0)
+    assert evaluate._emulation(build_config()) is None
+
+
+def test_another_cpu_to_emulate_reruns_the_benchmark_alone():
+    before, after = (build_config({"benchmark": {"emulate": cpus}}) for cpus in ("", "haswell"))
+    changed = [name for name, spec in STAGES.items() if spec.key(before) != spec.key(after)]
+    assert changed == ["benchmark"]
+
+
 def test_the_shipped_measurement_is_of_the_shipped_model():
     measured = json.loads((BUNDLE.parent / "portability" / "verify.json").read_text())["emulated"]
     assert [row["cpu"] for row in measured] == list(CPUS)
@@ -306,6 +367,15 @@ def test_the_shipped_measurement_is_of_the_shipped_model():
 
 
 # The real one ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.qemu
+def test_the_real_haswell_goes_into_the_report(tmp_path):
+    result = benchmark(tmp_path, "--emulate", "haswell", "--emulate-images", 16)
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads((tmp_path / "report.json").read_text())["portability"]["emulated"]
+    assert (row["cpu"], row["images"], row["flips"], row["max_abs_diff"]) == ("haswell", 16, 0, 0.0)
+    assert "the same 16 answers on haswell (emulated)" in " ".join(result.stdout.split())
 
 
 @pytest.mark.qemu

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.config import as_flags, build_config
+from pipeline.errors import StageError
 
 BUNDLE = Path(__file__).resolve().parents[2] / "artifacts" / "reference" / "bundle"
 COMMANDS = [
@@ -142,6 +144,7 @@ def test_kdedge_alone_shows_its_help():
         ({"teacher": {"epochs": 7}, "quantize": {"qat": True}}, "sample", None),
         ({"data": {"source": "folder:my images"}, "quantize": {"compare_formats": False}}, "", None),
         ({"distill": {"lr": 1e-05, "method": "kd"}, "runtime": {"seed": 3}}, "", None),
+        ({"benchmark": {"emulate": "haswell,cortex-a76"}}, "", ["--emulate", "haswell,cortex-a76"]),
     ],
 )  # fmt: skip
 def test_the_flags_of_a_configuration_give_it_again(layer, preset, flags, monkeypatch):
@@ -257,6 +260,41 @@ def test_doctor_speaks_json_and_text():
     assert invoke("doctor").exit_code == 0
     facts = json.loads(invoke("doctor", "--json").stdout)
     assert facts
+
+
+def test_doctor_says_whether_a_bundle_or_model_was_made_for_this_host():
+    for artifact, name in ((BUNDLE, "student.int8.onnx"), (BUNDLE / "student.onnx", "student.onnx")):
+        check = json.loads(invoke("doctor", artifact, "--json").stdout)["checks"][0]
+        assert (check["name"], check["status"]) == ("artifact", "ok")
+        assert re.match(rf"{name} (was made for every CPU|names no kind of CPU)", check["detail"])
+        assert check["detail"][:30] in invoke("doctor", artifact).stdout
+    assert "artifact" not in [check["name"] for check in json.loads(invoke("doctor", "--json").stdout)["checks"]]
+
+
+def test_doctor_refuses_what_is_neither_bundle_nor_model(tmp_path):
+    (tmp_path / "text.onnx").write_text("no model")
+    for artifact, message in (
+        (tmp_path, "is not a bundle: manifest.json is missing"),
+        (BUNDLE.parent / "quantize", "holds the stage 'quantize', not a bundle"),
+        (tmp_path / "none.onnx", "no model at"),
+        (tmp_path / "text.onnx", "is not a usable ONNX model"),
+    ):
+        result = invoke("doctor", artifact)
+        assert result.exit_code == 2, artifact
+        assert message in " ".join(result.stderr.split())
+        assert result.stdout == ""
+
+
+def test_emulators_are_checked_before_anything_is_trained(tmp_path, monkeypatch):
+    def missing(cpus):
+        assert list(cpus) == ["haswell"]
+        raise StageError("no qemu")
+
+    monkeypatch.setattr("export.emulate.check_emulators", missing)
+    monkeypatch.setattr("pipeline.runtime.resolve", lambda *_: pytest.fail("timed a training step"))
+    result = invoke("run-all", "--data", "sample", "--emulate", "haswell", "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "no qemu" in result.stderr
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"runtime": [1]}', '{"runtime": {"precision": "fp99"}}', '{"new": {}}'])
