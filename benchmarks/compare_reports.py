@@ -256,6 +256,9 @@ def _notes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
         notes.append("other hosts: the latencies compare the hosts and the models together")
     elif a["host"]["onnxruntime"] != b["host"]["onnxruntime"]:
         notes.append("another onnxruntime: the latencies compare the versions and the models together")
+    setups = [{key: (r.get("benchmark") or {}).get(key) or None for key in ("affinity", "spinning")} for r in (a, b)]
+    if setups[0] != setups[1]:
+        notes.append("other CPUs or spinning threads (--affinity, --latency-spinning): other setups are compared")
     same_images = all(a[part][key] == b[part][key] for part, key in (("run", "data"), ("accuracy", "n")))
     if not same_images or any(report["run"].get("same_test_images") is False for report in (a, b)):
         notes.append("other test images: the accuracies are not of the same task")

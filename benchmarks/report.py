@@ -253,7 +253,8 @@ def _memory(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         )
         if row["limit_mib"]:
             kept = "keeps within" if row["within_limit"] else "does not keep within"
-            text += f"; {kept} {row['limit_mib']} MiB of heap and buffers"
+            reason = f" ({row['limit_reason']})" if row["limit_reason"] else ""
+            text += f"; {kept} {row['limit_mib']} MiB of heap and buffers{reason}"
         sentences.append(text)
     return sentences
 

@@ -183,12 +183,12 @@ def _latency_everywhere(
     try:
         # Threads of the CPU hardly matter to a GPU: one count is enough.
         more = measure_cuda(paths, batches=batches, threads=threads[:1], seconds=settings.seconds)
-    except StageError as error:
-        # onnxruntime only finds out when it loads the libraries of CUDA.
+    except (StageError, InputError) as error:
+        # onnxruntime only finds out when it loads the libraries of CUDA; what was measured on the CPU stands.
         problem = {
             "provider": CUDA,
-            "reason": f"{error}: the CUDA or cuDNN libraries cannot be loaded",
-            "fix": "pip install 'onnxruntime-gpu[cuda,cudnn]'",
+            "reason": str(error),
+            "fix": "pip install 'onnxruntime-gpu[cuda,cudnn]'  (if the CUDA or cuDNN libraries cannot be loaded)",
         }
         return rows, samples, [problem]
     return rows + more[0], samples + more[1], more[2]

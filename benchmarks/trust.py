@@ -215,7 +215,7 @@ def judge_windows(
             f"(at most {100 * _MOST_CLOCK_CHANGE:.0f} %): fix the clock, let it cool, or free the core's other thread"
         )
     if sum(throttled):
-        reasons.append(f"the processor was throttled by heat {sum(throttled)} times: cool it")
+        reasons.append("the processor was throttled by heat: cool it")
     if samples < _FEWEST_SAMPLES:
         reasons.append(f"only {samples} samples (at least {_FEWEST_SAMPLES}): raise --latency-seconds")
     if threads > cores:

@@ -5,7 +5,6 @@ student block for each, `HintAdapters` maps student maps to teacher maps while t
 student, also one that never saw a hint, through least-squares adapters.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -70,18 +69,28 @@ def pair_blocks(
         student_shapes: (channels, side length) of the student's blocks.
     """
     sides = [side for _, side in teacher_shapes.values()]
-    indices = range(len(student_shapes))
-    pick = itertools.combinations if len(sides) <= len(student_shapes) else itertools.combinations_with_replacement
-    best = min(
-        pick(indices, len(sides)),
-        key=lambda choice: (
-            sum(abs(math.log2(side / student_shapes[index][1])) for side, index in zip(sides, choice, strict=True)),
-            [-index for index in choice],
-        ),
-    )
+    if not sides:
+        return ()
+    places, once = range(len(student_shapes)), len(sides) <= len(student_shapes)
+
+    def cost(side: int, index: int) -> float:
+        return abs(math.log2(side / student_shapes[index][1]))
+
+    # best[j]: of the assignments of the sides so far that end at student block j, the cost of the best, and its
+    # indices, negative so that of equals the deepest is the smallest.
+    best = [(cost(sides[0], index), [-index]) for index in places]
+    for side in sides[1:]:
+        best = [
+            min(
+                ((total + cost(side, index), [*path, -index]) for total, path in best[: index + (not once)]),
+                default=(math.inf, []),
+            )
+            for index in places
+        ]
+    chosen = [-index for index in min(best)[1]]
     return tuple(
         HintPair(name, index, channels, student_shapes[index][0])
-        for (name, (channels, _)), index in zip(teacher_shapes.items(), best, strict=True)
+        for (name, (channels, _)), index in zip(teacher_shapes.items(), chosen, strict=True)
     )
 
 

@@ -13,7 +13,8 @@ from pipeline.models.student import Block
 
 __all__ = ["initialise", "whitening_filters"]
 
-_IMAGES = 1000  # 900,000 patches at 32 pixels: their covariance has settled long before
+_IMAGES = 1000  # with some 900 patches each: their covariance has settled long before
+_CHUNK = 100  # images whose patches are in memory at a time: 106 MB for those of 7 x 7 pixels
 _EPSILON = 1e-4  # variance that is added to each direction, for pixels in 0..1: noise is not blown up without bound
 
 
@@ -31,7 +32,9 @@ def initialise(student: nn.Module, images: NDArray[np.uint8]) -> None:
     first = next(module for module in student.modules() if isinstance(module, nn.Conv2d))
     blocks = [module for module in student.modules() if isinstance(module, Block) and module.conv is not first]
     with torch.no_grad():
-        filters = whitening_filters(images[:_IMAGES], first.kernel_size[0])[: first.out_channels // 2]
+        # Spread over all images: those of a folder are in the order of their classes.
+        spread = images[:: max(1, len(images) // _IMAGES)][:_IMAGES]
+        filters = whitening_filters(spread, first.kernel_size[0])[: first.out_channels // 2]
         first.weight[: 2 * len(filters)] = torch.cat([filters, -filters]).to(first.weight)
         for block in blocks:
             nn.init.dirac_(block.conv.weight[: block.conv.in_channels])
@@ -40,8 +43,8 @@ def initialise(student: nn.Module, images: NDArray[np.uint8]) -> None:
 def whitening_filters(images: NDArray[np.uint8], side: int) -> Tensor:
     """Return filters whose responses to patches of these images are uncorrelated, with variance (almost) 1.
 
-    They are the eigenvectors of the covariance of all patches, each divided by the root of its eigenvalue, the
-    strongest direction first.
+    They are the eigenvectors of the covariance of the patches, each divided by the root of its eigenvalue, the
+    strongest direction first. Of images above 32 pixels only every second, third, … patch is taken in both axes.
 
     Args:
         images: uint8 ``[N, S, S, 3]``.
@@ -50,8 +53,13 @@ def whitening_filters(images: NDArray[np.uint8], side: int) -> Tensor:
     Returns:
         float32 ``[3 * k * k, 3, k, k]``, for pixels in 0..1.
     """
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    patches = pixels.unfold(2, side, 1).unfold(3, side, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * side * side)
-    eigenvalues, eigenvectors = torch.linalg.eigh(torch.cov(patches.T.double()))
+    step, size = -(-images.shape[1] // 32), 3 * side * side
+    count, total, products = 0, torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
+    for start in range(0, len(images), _CHUNK):
+        pixels = torch.from_numpy(images[start : start + _CHUNK]).permute(0, 3, 1, 2).double() / 255
+        patches = pixels.unfold(2, side, step).unfold(3, side, step).permute(0, 2, 3, 1, 4, 5).reshape(-1, size)
+        count, total, products = count + len(patches), total + patches.sum(0), products + patches.T @ patches
+    mean = total / count
+    eigenvalues, eigenvectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))
     filters: Tensor = (eigenvectors / (eigenvalues.clamp_min(0) + _EPSILON).sqrt()).T.flip(0)
     return filters.reshape(-1, 3, side, side).float()

@@ -17,7 +17,7 @@ from benchmarks import figures, stage
 from benchmarks.report import print_summary, render_html, render_markdown
 from benchmarks.stage import run_benchmark
 from pipeline.config import BenchmarkConfig, build_config
-from pipeline.errors import InputError, StageError
+from pipeline.errors import InputError, KdedgeError, StageError
 
 # Schema 1 may gain keys, never lose one.
 CONTRACT: dict[str, set[str]] = {
@@ -310,18 +310,19 @@ def test_bad_models_are_found_before_the_test_images_are_read(
     assert dataset.reads == []
 
 
+@pytest.mark.parametrize("error", [StageError, InputError])
 def test_cuda_that_does_not_start_is_unavailable_with_its_fix(
-    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, error: type[KdedgeError]
 ) -> None:
     def fail(paths: Any, **options: Any) -> Any:
-        raise StageError("onnxruntime fell back")
+        raise error("onnxruntime fell back")
 
     monkeypatch.setattr(stage, "cuda_problem", lambda: None)
     monkeypatch.setattr(stage, "measure_latency", lambda paths, *, provider, **options: ([{"provider": provider}], []))
     monkeypatch.setattr(stage, "measure_cuda", fail)
     rows, _, unavailable = stage._latency_everywhere(models, BenchmarkConfig())
     assert [row["provider"] for row in rows] == ["CPUExecutionProvider"]
-    assert "libraries cannot be loaded" in unavailable[0]["reason"]
+    assert unavailable[0]["reason"] == "onnxruntime fell back"
     assert unavailable[0]["fix"].startswith("pip install")
 
 

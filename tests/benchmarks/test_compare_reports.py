@@ -167,6 +167,7 @@ def test_answers_on_emulated_cpus_are_compared_where_a_report_has_them(tmp_path:
         ({"host__cpu": "another"}, "other hosts"),
         ({"host__cores": 64}, "other hosts"),
         ({"host__onnxruntime": "1.99"}, "another onnxruntime"),
+        ({"benchmark": {"affinity": "0", "spinning": False}}, "other CPUs or spinning threads"),
         ({"run__data": "sample"}, "other test images"),
         ({"accuracy__n": 9}, "other test images"),
         ({"run__same_test_images": False}, "other test images"),

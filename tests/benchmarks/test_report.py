@@ -106,12 +106,12 @@ def test_the_verdict_is_a_sentence_in_front_of_everything(verdict: str) -> None:
 def test_memory_is_shown_with_its_limit_or_why_it_is_unknown() -> None:
     known = {
         "model": "int8", "provider": "CPUExecutionProvider", "batch": 1, "threads": 1, "peak_rss_bytes": 67_200_000,
-        "baseline_bytes": 53_000_000, "reason": None, "limit_mib": 64, "within_limit": False, "limit_reason": "…",
+        "baseline_bytes": 53_000_000, "reason": None, "limit_mib": 64, "within_limit": False, "limit_reason": "killed",
     }  # fmt: skip
     unknown = {**known, "model": "fp32", "peak_rss_bytes": None, "reason": "this system does not tell"}
     for text in texts(memory=[known, unknown]):
         assert "INT8: 67.20 MB at most, 53.00 MB of them before the model is loaded" in text
-        assert "does not keep within 64 MiB of heap and buffers" in text
+        assert "does not keep within 64 MiB of heap and buffers (killed)" in text
         assert "FP32: unknown, this system does not tell" in text
         assert "67.20 MB at most in a process that only runs it" in text
     assert "Memory of a process" not in "".join(texts())

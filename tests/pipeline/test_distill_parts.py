@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -147,6 +148,28 @@ def test_pairs_follow_depth_at_the_nearest_resolution():
     indices = [pair.student_block for pair in many]
     assert indices == sorted(indices)
     assert len(indices) == 8
+
+
+def test_pairs_are_the_best_of_all_assignments_and_deep_networks_take_no_time():
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        teacher_sides = [int(side) for side in sorted(2 ** rng.integers(0, 5, rng.integers(1, 6)), reverse=True)]
+        student_sides = [int(side) for side in sorted(2 ** rng.integers(0, 5, rng.integers(1, 6)), reverse=True)]
+        once = len(teacher_sides) <= len(student_sides)
+        pick = itertools.combinations if once else itertools.combinations_with_replacement
+        best = min(
+            pick(range(len(student_sides)), len(teacher_sides)),
+            key=lambda choice: (
+                sum(abs(math.log2(t / student_sides[s])) for t, s in zip(teacher_sides, choice, strict=True)),
+                [-index for index in choice],
+            ),
+        )
+        shapes = {f"block{number}": (4, side) for number, side in enumerate(teacher_sides)}
+        pairs = pair_blocks(shapes, [(2, side) for side in student_sides])
+        assert [pair.student_block for pair in pairs] == list(best)
+    deep = {f"block{number}": (4, 32 >> number // 13) for number in range(50)}
+    assert len(pair_blocks(deep, [(2, 32 >> number // 5) for number in range(19)])) == 50
+    assert pair_blocks({}, [(2, 8)]) == ()
 
 
 def test_variance_scan_equals_numpy_over_all_four_axes():

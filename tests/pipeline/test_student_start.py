@@ -1,12 +1,14 @@
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from pipeline.config import DistillConfig
 from pipeline.distill.optimizer import build_optimizer, set_learning_rate
+from pipeline.models import initial
 from pipeline.models.initial import initialise, whitening_filters
 from pipeline.models.student import build_student
 
@@ -30,6 +32,27 @@ def test_whitening_filters_give_uncorrelated_responses_of_variance_one():
     # Strongest direction first: an eigenvalue is the inverse square of its filter's norm.
     norms = filters.flatten(1).norm(dim=1)
     assert (norms.diff() >= -1e-4 * norms[:-1]).all()
+
+
+def test_patches_of_large_images_are_thinned_and_images_are_spread_over_all():
+    images = correlated_images(12, size=96)
+    seen = []
+    real = initial.whitening_filters
+
+    def spy(chosen, side):
+        seen.append(chosen)
+        return real(chosen, side)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(initial, "whitening_filters", spy)
+        patch.setattr(initial, "_IMAGES", 4)
+        patch.setattr(initial, "_CHUNK", 3)
+        initialise(build_student("lite-xs", 4, 96), images)
+    np.testing.assert_array_equal(seen[0], images[::3])
+    pixels = torch.from_numpy(images[::3]).permute(0, 3, 1, 2).double() / 255
+    patches = pixels.unfold(2, 3, 3).unfold(3, 3, 3).permute(0, 2, 3, 1, 4, 5).reshape(-1, 27)
+    responses = patches @ real(images[::3], 3).double().flatten(1).T
+    torch.testing.assert_close(torch.cov(responses.T), torch.eye(27, dtype=torch.float64), atol=0.05, rtol=0)
 
 
 def test_a_student_starts_with_pairs_of_filters_and_with_identities():
