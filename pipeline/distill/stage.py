@@ -37,7 +37,7 @@ from pipeline.teacher import load_teacher
 from pipeline.training import Batches, EpochLoop, place, to_pixels
 from pipeline.weights import load_module, save_module
 
-__all__ = ["load_student", "run"]
+__all__ = ["DROWNED_PCT", "load_student", "run"]
 
 WEIGHTS = "student.safetensors"
 DESCRIPTION = "student.json"
@@ -199,12 +199,12 @@ def _map_bytes(
 
 
 def _drowned_epochs(rows: list[dict[str, float]], settings: DistillConfig) -> int:
-    """Count the epochs in which hints left the other terms without a say, and warn if there are any."""
+    """Count the epochs on whose first batch hints left the other terms without a say; warn if there are any."""
     drowned = sum(row.get("grad_hint_pct", 0.0) > DROWNED_PCT for row in rows[settings.hint_only_epochs :])
     if drowned:
         warn(
-            f"distill ({settings.method}): in {drowned} of {len(rows)} epochs hints supplied more than "
-            f"{DROWNED_PCT:.0f} % of the student's gradient and drowned the other terms; lower --beta, or use "
+            f"distill ({settings.method}): on the first batch of {drowned} of {len(rows)} epochs hints supplied more "
+            f"than {DROWNED_PCT:.0f} % of the student's gradient and drowned the other terms; lower --beta, or use "
             "--hint-loss normalised"
         )
     return drowned

@@ -109,7 +109,10 @@ def test_hints_that_drown_the_other_terms_are_reported_but_not_while_they_are_al
     monkeypatch.setattr(trainer, "gradient_shares", lambda terms, _: {name: shares[name] for name in terms})
     _, facts = distill("drowned", method="static", hint_epochs=1)
     assert facts["drowned_epochs"] == 3
-    assert "in 3 of 4 epochs hints supplied more than 90 % of the student's gradient" in capsys.readouterr().err
+    assert (
+        "on the first batch of 3 of 4 epochs hints supplied more than 90 % of the student's gradient"
+        in capsys.readouterr().err
+    )
     shares["hint"] = 89.0
     distill("fine", method="static", hint_epochs=1)
     assert "drowned" not in capsys.readouterr().err
