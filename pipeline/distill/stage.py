@@ -10,6 +10,7 @@ Reads the training images (not the test images) and the teacher; writes ``studen
 
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +80,12 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     selective = _pairs(highest_variance(variances, settings.hint_layers), shapes)
     chosen = method.blocks(variances, settings.hint_layers, config.runtime.seed) if method.blocks else ()
     pairs = _pairs(tuple(variances) if method.dynamic else chosen, shapes)
-    logits = TeacherLogits(
-        teacher,
-        config.runtime,
-        LogitsFile(
-            _logits_path(inputs["teacher"], dataset.train_sha256(), config),
-            classes=len(classes),
-            views=(int(train.places[-1]) + 1) * batches.views_per_image,
-        ),
+    cache = LogitsFile(
+        _logits_path(inputs["teacher"], dataset.train_sha256(), config),
+        classes=len(classes),
+        views=(int(train.places[-1]) + 1) * batches.views_per_image,
     )
+    logits = TeacherLogits(teacher, config.runtime, cache)
     trainer = Trainer(config, teacher, student, pairs=pairs, chosen=chosen, batches=batches, logits=logits)
     choice = None
     if method.dynamic:
@@ -121,7 +119,8 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         out_dir=out_dir,
         csv_name=f"training_log_{settings.method}.csv",
     )
-    rows, earlier_s = loop.run()
+    with closing(cache):
+        rows, earlier_s = loop.run()
     if logits.asked:
         log(f"teacher logits: {logits.computed:,} of {logits.asked:,} computed, the others were in the cache")
     save_module(student, out_dir / WEIGHTS)
