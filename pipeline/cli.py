@@ -20,7 +20,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from pipeline.config import PRESETS, Config, build_config, load_config_file, parse_emulated
+from pipeline.config import PRESETS, Config, build_config, load_config_file, parse_emulated, shareable
 from pipeline.distill.methods import METHODS
 from pipeline.errors import GateError, InputError, KdedgeError
 from pipeline.progress import console, log, set_quiet
@@ -450,7 +450,7 @@ def _study(run: Callable[[Any], dict[str, Any]], out: Path, as_json: bool, optio
     from pipeline.artifacts import lock_run
     from pipeline.study.compare import StudyOptions
 
-    rest = StudyOptions(command=shlex.join(["kdedge", *sys.argv[1:]]), **options)
+    rest = StudyOptions(command=shlex.join(["kdedge", *shareable(sys.argv[1:])]), **options)
     with lock_run(out):
         try:
             result = run(rest)

@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.artifacts import MANIFEST, load_manifest, write_atomic, write_json
 from pipeline.config import Config, build_config, parse_choices, parse_counts
+from pipeline.data import open_dataset
 from pipeline.distill.methods import CONTROL, METHODS
 from pipeline.runtime import resolve
 from pipeline.stages import CONFIG, STAGES, recorded_config, run_stages
@@ -37,7 +38,7 @@ class StudyOptions:
         teacher_dir: Directory of a finished teacher stage (None: one is trained in the study).
         reach: Validation accuracy in percent whose first epoch is reported.
         test: Whether to measure the INT8 students on test images at the end.
-        command: The command line, for the record.
+        command: The command line, for the record: others read it.
         force: Whether to train again what is up to date.
     """
 
@@ -120,12 +121,13 @@ def run_study(
     teacher = load_manifest(teacher_dir)
     forced = cells if options.force else ()
     cells = _with_finished(cells, config, out, teacher)
+    data_name = open_dataset(config.data, config.runtime.seed).name
     result: dict[str, Any] = {}
 
     def report(rows: list[Row]) -> None:
         summary = summarise(rows, control)
         warnings = alarms(summary, control)
-        notes = _notes(cells, rows, teacher, options)
+        notes = _notes(cells, rows, teacher, options, data_name)
         if not any(cell.name == control for cell in cells):
             notes.insert(0, f"The control {control} is not among the cells, so there are no differences.")
         page = render(title, summary, warnings, notes, control=control, reach=options.reach)
@@ -196,7 +198,9 @@ def _csv(columns: Sequence[str], rows: Sequence[Row]) -> bytes:
     return text.getvalue().encode()
 
 
-def _notes(cells: Sequence[Cell], rows: Sequence[Row], teacher: dict[str, Any], options: StudyOptions) -> list[str]:
+def _notes(
+    cells: Sequence[Cell], rows: Sequence[Row], teacher: dict[str, Any], options: StudyOptions, data_name: str
+) -> list[str]:
     """Say how the numbers came about."""
     data, runtime, facts = cells[0].config.data, cells[0].config.runtime, teacher["facts"]
     done = [row for row in rows if row["status"] == "done"]
@@ -207,7 +211,7 @@ def _notes(cells: Sequence[Cell], rows: Sequence[Row], teacher: dict[str, Any], 
         + (", which no student was trained on." if not options.test else "; test images were read once, at the end."),
         "±: standard deviation over seeds; of a difference: 95 % interval, paired by seed, Student t. An effect "
         "smaller than its interval is not resolved; with one seed there is no interval.",
-        f"Training images: {size} of {data.source}; recipe: {cells[0].config.distill.recipe}.",
+        f"Training images: {size} of {data_name}; recipe: {cells[0].config.distill.recipe}.",
         f"Teacher: {facts['arch']}, {facts['val_top1_pct']:.2f} % on its own validation images. Hint maps: what the "
         "teacher's maps take in one batch. Trained: with the adapters, which are not shipped.",
         f"Command: `{options.command}`",

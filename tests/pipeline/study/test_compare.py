@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import pytest
 from tiny import TINY
@@ -36,7 +37,9 @@ def study(tmp_path_factory, folder_data):
 
 @pytest.fixture(scope="module")
 def compared(study):
-    return kdedge(*study[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["kdedge", *map(str, study[1])])
+        return kdedge(*study[1])
 
 
 def test_a_comparison_has_a_run_directory_per_cell_and_a_row_in_the_table(study, compared):
@@ -57,12 +60,15 @@ def test_a_comparison_has_a_run_directory_per_cell_and_a_row_in_the_table(study,
         assert float(row["teacher_gap_pp"]) == pytest.approx(teacher - float(row["val_top1_pct"]), abs=1e-3)
 
 
-def test_the_page_says_what_the_numbers_are(study, compared):
+def test_the_page_says_what_the_numbers_are(study, compared, folder_data):
     page = (study[0] / "comparison.md").read_text()
     assert compared.stdout.strip() == page.strip()
     assert page.startswith("# Comparison of methods\n")
-    for text in ("6 of 6 cells", "Training images: all of folder:", "Commit: ", "Hardware: ", "threads: 1", "2 seeds"):
+    named = f"folder:{folder_data.name}"
+    texts = ("6 of 6 cells", "Commit: ", "Hardware: ", "threads: 1", "2 seeds", f"Training images: all of {named}; ")
+    for text in (*texts, f"Command: `kdedge compare --data {named} ", " --out compare --epochs 2 "):
         assert text in page
+    assert str(folder_data.parent) not in page
     assert "validation images of seed 1 are not the teacher's (seed 0)" in page
     scanned = read(study[0] / "block_variances.csv")
     chosen = [
