@@ -62,7 +62,8 @@ def alarms(summary: Sequence[Mapping[str, Any]], control: str) -> list[str]:
     from pipeline.distill.stage import DROWNED_PCT
 
     weak = [
-        f"the teacher is not better than {control}, {entry['epochs']} epochs: {-entry['teacher_gap_pp']:.2f} pp below."
+        f"the teacher is not better than {control}, {entry['epochs']} epochs: "
+        f"{abs(entry['teacher_gap_pp']):.2f} pp below."
         for entry in summary
         if entry["method"] == control == CONTROL and entry["seeds"] and entry["teacher_gap_pp"] <= 0
     ]

@@ -52,6 +52,8 @@ def test_a_teacher_that_is_not_better_than_the_control_is_an_alarm():
     strong, weak = row("ce", 0, 90.0), row("ce", 0, 90.0, teacher_gap_pp=-4.1)
     assert alarms(summarise([strong], "ce"), "ce") == []
     assert alarms(summarise([weak], "ce"), "ce") == ["the teacher is not better than ce, 20 epochs: 4.10 pp below."]
+    equal = row("ce", 0, 90.0, teacher_gap_pp=0.0)
+    assert alarms(summarise([equal], "ce"), "ce") == ["the teacher is not better than ce, 20 epochs: 0.00 pp below."]
 
 
 def test_hints_that_drown_the_rest_are_an_alarm_in_every_study(monkeypatch):
