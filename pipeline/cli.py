@@ -13,14 +13,24 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from pipeline.config import PRESETS, Config, build_config, load_config_file, parse_emulated
+from pipeline.config import (
+    PRESETS,
+    Config,
+    TeacherConfig,
+    build_config,
+    load_config_file,
+    parse_counts,
+    parse_emulated,
+    shareable,
+)
 from pipeline.distill.methods import METHODS
 from pipeline.errors import GateError, InputError, KdedgeError
 from pipeline.progress import console, log, set_quiet
@@ -228,8 +238,13 @@ def _stage_command(
                     raise InputError(f"--{key} is empty", f"leave it out for the default; see `kdedge {name} --help`")
             if "out" in given:
                 given["out"] = Path(given["out"])
-            config = _resolve(given, _sections_from_flags(arguments))
-            function(config, **{key: value for key, value in given.items() if key not in _CONSUMED})
+            layer = _sections_from_flags(arguments)
+            rest = {key: value for key, value in given.items() if key not in _CONSUMED}
+            if "epochs" not in given:
+                function(_resolve(given, layer), **rest)
+                return
+            with _study_flags(given, layer):
+                function(_resolve(given, layer), **rest)
 
         flags = {key: option for key, option in _section_options(sections).items() if key not in without}
         own = {key: _OPTIONS[key] for key in options}
@@ -305,6 +320,24 @@ def _recorded(given: dict[str, Any]) -> dict[str, Any]:
     from pipeline.stages import recorded_config
 
     return recorded_config(given["out"])
+
+
+@contextmanager
+def _study_flags(given: dict[str, Any], flags: dict[str, dict[str, Any]]) -> Iterator[None]:
+    """Check the flags of a study and complete them; name the flag that it has in errors that arise meanwhile."""
+    if given["teacher_dir"] and "teacher" in flags:
+        names = [item.metadata["flag"] for item in dataclasses.fields(TeacherConfig) if item.name in flags["teacher"]]
+        raise InputError(
+            f"--teacher-dir names a finished teacher, which {', '.join(names)} would not change",
+            "leave out the one or the others",
+        )
+    # Every cell has its own length and is checked with it; what all share is checked with the longest.
+    flags.setdefault("distill", {})["epochs"] = max(parse_counts(given["epochs"], "--epochs", 100_000))
+    try:
+        yield
+    except InputError as error:
+        error.args = (str(error).replace("--distill-epochs", "--epochs"),)
+        raise
 
 
 def _run(names: tuple[str, ...], config: Config, out: Path, force: bool) -> bool:
@@ -450,7 +483,7 @@ def _study(run: Callable[[Any], dict[str, Any]], out: Path, as_json: bool, optio
     from pipeline.artifacts import lock_run
     from pipeline.study.compare import StudyOptions
 
-    rest = StudyOptions(command=shlex.join(["kdedge", *sys.argv[1:]]), **options)
+    rest = StudyOptions(command=shlex.join(["kdedge", *shareable(sys.argv[1:])]), **options)
     with lock_run(out):
         try:
             result = run(rest)

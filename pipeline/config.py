@@ -7,8 +7,9 @@ then the default here. `build_config` reports all problems at once.
 
 import dataclasses
 import difflib
+import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ __all__ = [
     "parse_counts",
     "parse_cpus",
     "parse_emulated",
+    "shareable",
 ]
 
 
@@ -470,7 +472,7 @@ _SECTIONS: dict[str, Any] = {
 def as_flags(config: Config) -> list[str]:
     """Return the shortest command line that gives a configuration: what differs from its preset and recipe.
 
-    ``--data-dir`` is left out: where the same files lie changes no result, and is nobody else's business.
+    What only this machine has is not in it; see `shareable`.
     """
     recipe = config.distill.recipe
     base = build_config({"distill": {"recipe": recipe}}, preset=config.preset)
@@ -480,13 +482,32 @@ def as_flags(config: Config) -> list[str]:
     for section, kind in _SECTIONS.items():
         for item in dataclasses.fields(kind):
             flag, value = item.metadata["flag"], getattr(getattr(config, section), item.name)
-            if not flag or flag == "--data-dir" or value == getattr(getattr(base, section), item.name):
+            if not flag or value == getattr(getattr(base, section), item.name):
                 continue
             if isinstance(value, bool):
                 words.append(flag if value else f"--no-{flag[2:]}")
             else:
                 words += [flag, str(value)]
-    return words
+    return shareable(words)
+
+
+def shareable(words: Iterable[str]) -> list[str]:
+    """Return a command line as others may read it: without ``--data-dir``, absolute paths cut to their last part.
+
+    Where the same files lie changes no result, and is nobody else's business.
+    """
+    shown = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--data-dir":
+            next(rest, None)
+        elif not word.startswith("--data-dir="):
+            before, path = _PATH.fullmatch(word).groups()  # type: ignore[union-attr]
+            shown.append(before + (Path(path).name or path if Path(path).is_absolute() else path))
+    return shown
+
+
+_PATH = re.compile(r"((?:--[\w-]+=)?(?:folder:)?)(.*)", re.DOTALL)  # matches every word
 
 
 def parse_choices(text: str, flag: str, known: tuple[str, ...]) -> list[str]:

@@ -23,6 +23,7 @@ from pipeline.config import Config, as_flags, parse_emulated
 from pipeline.data import Split, open_dataset
 from pipeline.errors import InputError
 from pipeline.progress import warn
+from pipeline.stages import STAGES
 
 __all__ = ["benchmark_bundle", "run", "sample_test_images"]
 
@@ -33,7 +34,8 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     The only stage that reads test images.
     """
     facts = _run_facts(inputs)
-    facts["run"]["commands"] = [shlex.join(["kdedge", "run-all", *as_flags(config)])]
+    if _made_with(config, inputs):
+        facts["run"]["commands"] = [shlex.join(["kdedge", "run-all", *as_flags(config)])]
     report = run_benchmark(
         config,
         inputs["export"] / "student.onnx",
@@ -158,6 +160,14 @@ def _run_facts(inputs: Mapping[str, Path]) -> dict[str, Any]:
             "sensitivity": load_json(inputs["quantize"] / "sensitivity.json", ("layers",)),
         },
     }
+
+
+def _made_with(config: Config, inputs: Mapping[str, Path]) -> bool:
+    """Return whether every earlier stage was made with this configuration, so that it would make the run again.
+
+    A student may have another seed than its teacher, as in a study, or be older than the last options.
+    """
+    return all(load_manifest(folder)["config"] == STAGES[stage].key(config) for stage, folder in inputs.items())
 
 
 def _number(text: str) -> float | None:

@@ -12,7 +12,8 @@ def build_optimizer(settings: DistillConfig, student: nn.Module, adapters: nn.Mo
     """Return the optimizer of a student and its hint adapters.
 
     Batch-norm biases of the student get ``norm_bias_lr`` times the learning rate (K. Jordan, arXiv:2404.00498,
-    section 3.4) and accordingly less weight decay, so that they decay as fast as the others.
+    section 3.4) and accordingly less weight decay, so that under SGD they decay as fast as the others. Adam adds the
+    decay to the gradient and so scales it with everything else: there the two do not cancel.
     """
     norms = [module for module in student.modules() if isinstance(module, nn.BatchNorm2d)]
     biases = [norm.bias for norm in norms if norm.bias is not None]

@@ -10,6 +10,7 @@ Reads the training images (not the test images) and the teacher; writes ``studen
 
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from pipeline.teacher import load_teacher
 from pipeline.training import Batches, EpochLoop, place, to_pixels
 from pipeline.weights import load_module, save_module
 
-__all__ = ["load_student", "run"]
+__all__ = ["DROWNED_PCT", "load_student", "run"]
 
 WEIGHTS = "student.safetensors"
 DESCRIPTION = "student.json"
@@ -79,15 +80,12 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     selective = _pairs(highest_variance(variances, settings.hint_layers), shapes)
     chosen = method.blocks(variances, settings.hint_layers, config.runtime.seed) if method.blocks else ()
     pairs = _pairs(tuple(variances) if method.dynamic else chosen, shapes)
-    logits = TeacherLogits(
-        teacher,
-        config.runtime,
-        LogitsFile(
-            _logits_path(inputs["teacher"], dataset.train_sha256(), config),
-            classes=len(classes),
-            views=(int(train.places[-1]) + 1) * batches.views_per_image,
-        ),
+    cache = LogitsFile(
+        _logits_path(inputs["teacher"], dataset.train_sha256(), config),
+        classes=len(classes),
+        views=(int(train.places[-1]) + 1) * batches.views_per_image,
     )
+    logits = TeacherLogits(teacher, config.runtime, cache)
     trainer = Trainer(config, teacher, student, pairs=pairs, chosen=chosen, batches=batches, logits=logits)
     choice = None
     if method.dynamic:
@@ -121,7 +119,8 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         out_dir=out_dir,
         csv_name=f"training_log_{settings.method}.csv",
     )
-    rows, earlier_s = loop.run()
+    with closing(cache):
+        rows, earlier_s = loop.run()
     if logits.asked:
         log(f"teacher logits: {logits.computed:,} of {logits.asked:,} computed, the others were in the cache")
     save_module(student, out_dir / WEIGHTS)
@@ -199,12 +198,12 @@ def _map_bytes(
 
 
 def _drowned_epochs(rows: list[dict[str, float]], settings: DistillConfig) -> int:
-    """Count the epochs in which hints left the other terms without a say, and warn if there are any."""
+    """Count the epochs on whose first batch hints left the other terms without a say; warn if there are any."""
     drowned = sum(row.get("grad_hint_pct", 0.0) > DROWNED_PCT for row in rows[settings.hint_only_epochs :])
     if drowned:
         warn(
-            f"distill ({settings.method}): in {drowned} of {len(rows)} epochs hints supplied more than "
-            f"{DROWNED_PCT:.0f} % of the student's gradient and drowned the other terms; lower --beta, or use "
+            f"distill ({settings.method}): on the first batch of {drowned} of {len(rows)} epochs hints supplied more "
+            f"than {DROWNED_PCT:.0f} % of the student's gradient and drowned the other terms; lower --beta, or use "
             "--hint-loss normalised"
         )
     return drowned

@@ -31,6 +31,8 @@ from pipeline.training import Batch
 
 __all__ = ["LogitsFile", "TeacherLogits", "cache_name", "round_logits"]
 
+# Raised whenever the same key would give other bits: other views by the same number, other rounding, other parts.
+_VERSION = 1
 _PART = 32  # images that the teacher sees at once
 _CRC_BYTES = 4
 _FILE_LIMIT = 1_500_000_000  # bytes; CIFAR-10 at shift 2 takes 60 MB
@@ -52,7 +54,8 @@ def cache_name(teacher_sha256: str, data_sha256: str, shift: int, runtime: Runti
         runtime: Resolved; the seed does not matter.
     """
     device = torch.cuda.get_device_name() if runtime.device == "cuda" else runtime.isa
-    key = [teacher_sha256, data_sha256, shift, device, runtime.threads, runtime.precision, torch.__version__]
+    arithmetic = [device, runtime.threads, runtime.precision, torch.__version__]
+    key = [_VERSION, teacher_sha256, data_sha256, shift, *arithmetic]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32] + ".logits"
 
 
@@ -99,6 +102,13 @@ class LogitsFile:
             except OSError as error:
                 self._give_up(error)
 
+    def close(self) -> None:
+        """Close the file if it is open; from now on everything is missing and nothing is kept."""
+        if file := self.__dict__.get("_file"):  # asking for the property would open it
+            with suppress(OSError):
+                file.close()
+        self._file = None
+
     @cached_property
     def _file(self) -> IO[bytes] | None:
         size = self._views * self._entry
@@ -115,7 +125,7 @@ class LogitsFile:
 
     def _give_up(self, error: OSError) -> None:
         warn_once(f"teacher logits are not kept: {error.strerror or error}")
-        self._file = None
+        self.close()
 
 
 class TeacherLogits:

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import load_json, load_manifest, lock_run
+from pipeline.artifacts import load_json, load_manifest, lock_run, write_json
 from pipeline.config import Config
 from pipeline.distill.methods import CONTROL, METHODS
 from pipeline.errors import DivergenceError
 from pipeline.progress import format_duration, log, warn
-from pipeline.stages import run_stages
+from pipeline.stages import CONFIG, run_stages
 
 __all__ = ["COLUMNS", "Cell", "Row", "measure_test", "read_log", "run_cells"]
 
@@ -117,7 +117,11 @@ def measure_test(cells: Sequence[Cell], rows: list[Row], out: Path) -> None:
         )
         directory = cell.directory(out)
         with lock_run(directory):
-            run_stages(("export", "quantize", "benchmark"), config, directory)
+            try:
+                run_stages(("export", "quantize", "benchmark"), config, directory)
+            finally:
+                # Who goes on with the cell wants its options, not this hurry.
+                write_json(directory / CONFIG, dataclasses.asdict(cell.config))
         accuracy = load_json(directory / "benchmark" / "report.json", ("accuracy",))["accuracy"]
         row["fp32_test_top1_pct"] = accuracy["onnx_fp32_top1_pct"]
         row["int8_test_top1_pct"] = accuracy["onnx_int8_top1_pct"]
@@ -175,6 +179,8 @@ def _compare_with_control(rows: list[Row], control: str) -> None:
 
 def _link(teacher_dir: Path, link: Path) -> None:
     """Make ``link`` point to the teacher; where the system has no links for us, copy it."""
+    if link.resolve() == teacher_dir.resolve():
+        return
     if link.is_symlink():
         link.unlink()
     elif link.is_dir():

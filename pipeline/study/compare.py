@@ -18,7 +18,9 @@ from typing import Any
 
 from pipeline.artifacts import MANIFEST, load_manifest, write_atomic, write_json
 from pipeline.config import Config, build_config, parse_choices, parse_counts
+from pipeline.data import open_dataset
 from pipeline.distill.methods import CONTROL, METHODS
+from pipeline.errors import InputError
 from pipeline.runtime import resolve
 from pipeline.stages import CONFIG, STAGES, recorded_config, run_stages
 from pipeline.study.cells import COLUMNS, Cell, Row, measure_test, run_cells
@@ -37,7 +39,7 @@ class StudyOptions:
         teacher_dir: Directory of a finished teacher stage (None: one is trained in the study).
         reach: Validation accuracy in percent whose first epoch is reported.
         test: Whether to measure the INT8 students on test images at the end.
-        command: The command line, for the record.
+        command: The command line, for the record: others read it.
         force: Whether to train again what is up to date.
     """
 
@@ -108,24 +110,30 @@ def run_study(
         ``rows``, ``summary``, ``alarms`` and the paths of what was written.
 
     Raises:
+        InputError: The directory given holds no teacher, or cells need hints that the teacher cannot give.
         KdedgeError: A stage failed.
     """
     from benchmarks.study_figures import draw_study
 
     if options.teacher_dir is None:
+        _check_hints(cells, config.teacher.arch)
         run_stages(("teacher",), config, out)
+        teacher_dir = out / "teacher"
+        teacher = load_manifest(teacher_dir)
     else:
+        teacher_dir = options.teacher_dir.resolve()  # it may be the link of a cell that is about to be made again
+        teacher = _load_teacher_manifest(options.teacher_dir)
+        _check_hints(cells, teacher["facts"]["arch"])
         write_json(out / CONFIG, dataclasses.asdict(config))
-    teacher_dir = options.teacher_dir or out / "teacher"
-    teacher = load_manifest(teacher_dir)
     forced = cells if options.force else ()
     cells = _with_finished(cells, config, out, teacher)
+    data_name = open_dataset(config.data, config.runtime.seed).name
     result: dict[str, Any] = {}
 
     def report(rows: list[Row]) -> None:
         summary = summarise(rows, control)
         warnings = alarms(summary, control)
-        notes = _notes(cells, rows, teacher, options)
+        notes = _notes(cells, rows, teacher, options, data_name)
         if not any(cell.name == control for cell in cells):
             notes.insert(0, f"The control {control} is not among the cells, so there are no differences.")
         page = render(title, summary, warnings, notes, control=control, reach=options.reach)
@@ -148,6 +156,40 @@ _SCAN_COLUMNS = ("method", "epochs", "seed", "block", "variance", "chosen")
 def resolve_runtime(config: Config, out: Path) -> Config:
     """Fill in the runtime once for all cells, as an earlier attempt at the study did."""
     return dataclasses.replace(config, runtime=resolve(config.runtime, recorded_config(out).get("runtime")))
+
+
+def _load_teacher_manifest(teacher_dir: Path) -> dict[str, Any]:
+    """Read the manifest of a finished teacher stage.
+
+    Raises:
+        InputError: There is none, it is damaged, or it is of another stage.
+    """
+    hint = "give a finished teacher, as in artifacts/run/teacher; `kdedge teacher --out artifacts/run` trains one"
+    try:
+        manifest = load_manifest(teacher_dir)
+    except InputError as error:
+        raise InputError(f"--teacher-dir: {error}", hint) from error
+    if manifest.get("stage") != "teacher":
+        raise InputError(f"--teacher-dir {teacher_dir} holds the stage {manifest.get('stage')}, not a teacher", hint)
+    return manifest
+
+
+def _check_hints(cells: Sequence[Cell], arch: str) -> None:
+    """Refuse a teacher that cannot give the hints that a cell learns from, before hours of training.
+
+    Raises:
+        InputError: It cannot, or there is no such architecture.
+    """
+    if not any(METHODS[cell.config.distill.method].blocks for cell in cells):
+        return
+    from pipeline.models.teacher import build_teacher, hint_candidates
+
+    if not hint_candidates(build_teacher(arch, num_classes=2, stem="imagenet")):
+        raise InputError(
+            f"hints need a ResNet or a teacher with a .features stack, and {arch} is neither",
+            "train without hints: `kdedge compare --methods ce,kd`, `kdedge ablate --method kd`; or take another "
+            "--teacher",
+        )
 
 
 def _with_finished(cells: Sequence[Cell], config: Config, out: Path, teacher: dict[str, Any]) -> list[Cell]:
@@ -196,7 +238,9 @@ def _csv(columns: Sequence[str], rows: Sequence[Row]) -> bytes:
     return text.getvalue().encode()
 
 
-def _notes(cells: Sequence[Cell], rows: Sequence[Row], teacher: dict[str, Any], options: StudyOptions) -> list[str]:
+def _notes(
+    cells: Sequence[Cell], rows: Sequence[Row], teacher: dict[str, Any], options: StudyOptions, data_name: str
+) -> list[str]:
     """Say how the numbers came about."""
     data, runtime, facts = cells[0].config.data, cells[0].config.runtime, teacher["facts"]
     done = [row for row in rows if row["status"] == "done"]
@@ -207,7 +251,7 @@ def _notes(cells: Sequence[Cell], rows: Sequence[Row], teacher: dict[str, Any], 
         + (", which no student was trained on." if not options.test else "; test images were read once, at the end."),
         "±: standard deviation over seeds; of a difference: 95 % interval, paired by seed, Student t. An effect "
         "smaller than its interval is not resolved; with one seed there is no interval.",
-        f"Training images: {size} of {data.source}; recipe: {cells[0].config.distill.recipe}.",
+        f"Training images: {size} of {data_name}; recipe: {cells[0].config.distill.recipe}.",
         f"Teacher: {facts['arch']}, {facts['val_top1_pct']:.2f} % on its own validation images. Hint maps: what the "
         "teacher's maps take in one batch. Trained: with the adapters, which are not shipped.",
         f"Command: `{options.command}`",

@@ -59,8 +59,11 @@ def alarms(summary: Sequence[Mapping[str, Any]], control: str) -> list[str]:
     every method that is not; in any case one for hints that drowned the other terms
     (`pipeline.distill.stage.DROWNED_PCT`).
     """
+    from pipeline.distill.stage import DROWNED_PCT
+
     weak = [
-        f"the teacher is not better than {control}, {entry['epochs']} epochs: {-entry['teacher_gap_pp']:.2f} pp below."
+        f"the teacher is not better than {control}, {entry['epochs']} epochs: "
+        f"{abs(entry['teacher_gap_pp']):.2f} pp below."
         for entry in summary
         if entry["method"] == control == CONTROL and entry["seeds"] and entry["teacher_gap_pp"] <= 0
     ]
@@ -71,8 +74,8 @@ def alarms(summary: Sequence[Mapping[str, Any]], control: str) -> list[str]:
         if control == CONTROL and entry["difference_pp"] is not None and entry["difference_pp"] <= 0
     ]
     drowned = [
-        f"{entry['method']}, {entry['epochs']} epochs: in {entry['drowned_epochs']:.1f} of them on average, hints "
-        "supplied more than 90 % of the gradient."
+        f"{entry['method']}, {entry['epochs']} epochs: on the first batch of {entry['drowned_epochs']:.1f} of them on "
+        f"average, hints supplied more than {DROWNED_PCT:.0f} % of the gradient."
         for entry in summary
         if entry["drowned_epochs"]
     ]

@@ -323,6 +323,7 @@ def test_a_run_hands_the_emulation_to_its_benchmark(tools, tmp_path, monkeypatch
     tools("qemu-x86_64", NATIVE)
     given = {}
     monkeypatch.setattr(evaluate, "_run_facts", lambda inputs: {"run": {}})
+    monkeypatch.setattr(evaluate, "_made_with", lambda config, inputs: True)
     monkeypatch.setattr(
         evaluate, "run_benchmark", lambda *_, **more: given.update(more) or dict.fromkeys(("accuracy", "gate", "size"))
     )

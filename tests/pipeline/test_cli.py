@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.config import as_flags, build_config
+from pipeline.config import as_flags, build_config, shareable
 from pipeline.errors import StageError
 
 BUNDLE = Path(__file__).resolve().parents[2] / "artifacts" / "reference" / "bundle"
@@ -158,6 +158,37 @@ def test_the_flags_of_a_configuration_give_it_again(layer, preset, flags, monkey
     (again,) = seen
     layer.get("data", {}).pop("dir", None)
     assert again == build_config(layer, preset=preset)
+
+
+def test_a_command_that_others_read_has_no_place_of_this_machine(tmp_path):
+    config = build_config(
+        {"data": {"source": f"folder:{tmp_path / 'images'}"}, "teacher": {"weights": str(tmp_path / "w.safetensors")}}
+    )
+    assert as_flags(config) == ["--data", "folder:images", "--teacher-weights", "w.safetensors"]
+    home = str(tmp_path)
+    typed = [
+        "compare",
+        "--data-dir",
+        home,
+        f"--data-dir={home}",
+        f"--data=folder:{home}/a b/",
+        f"--config={home}/c.toml",
+    ]
+    typed += [
+        "--out",
+        f"{home}/out",
+        "--teacher-dir",
+        "runs/teacher",
+        "--lr",
+        "0.1",
+        "--data",
+        "folder:/",
+        "--data-dir",
+    ]
+    assert shareable(typed) == [
+        "compare", "--data=folder:a b", "--config=c.toml", "--out", "out", "--teacher-dir", "runs/teacher",
+        "--lr", "0.1", "--data", "folder:/",
+    ]  # fmt: skip
 
 
 def test_missing_data_are_found_before_anything_is_timed(tmp_path, monkeypatch):

@@ -91,6 +91,27 @@ def test_a_second_kd_run_takes_every_logit_from_the_cache_and_gives_the_same_wei
     assert without == first
 
 
+def test_the_cache_is_closed_at_the_end_and_after_an_error(distill, monkeypatch):
+    handles = []
+    honest = stage.LogitsFile.read
+
+    def read(file, views):
+        handles.append(file._file)
+        return honest(file, views)
+
+    def interrupted(judge):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage.LogitsFile, "read", read)
+    distill("whole", method="kd", epochs=1)
+    assert {handle.closed for handle in handles} == {True}
+    monkeypatch.setattr(stage.Judge, "measure", interrupted)
+    handles.clear()
+    with pytest.raises(KeyboardInterrupt):
+        distill("broken", method="kd", epochs=1)
+    assert {handle.closed for handle in handles} == {True}
+
+
 def test_all_has_an_adapter_per_block_and_says_what_its_maps_take(distill):
     _, facts = distill("all", method="all", epochs=1)
     pairs = facts["hint_pairs"]
@@ -109,7 +130,10 @@ def test_hints_that_drown_the_other_terms_are_reported_but_not_while_they_are_al
     monkeypatch.setattr(trainer, "gradient_shares", lambda terms, _: {name: shares[name] for name in terms})
     _, facts = distill("drowned", method="static", hint_epochs=1)
     assert facts["drowned_epochs"] == 3
-    assert "in 3 of 4 epochs hints supplied more than 90 % of the student's gradient" in capsys.readouterr().err
+    assert (
+        "on the first batch of 3 of 4 epochs hints supplied more than 90 % of the student's gradient"
+        in capsys.readouterr().err
+    )
     shares["hint"] = 89.0
     distill("fine", method="static", hint_epochs=1)
     assert "drowned" not in capsys.readouterr().err

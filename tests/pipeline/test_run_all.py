@@ -60,6 +60,8 @@ def test_run_all_leaves_every_stage_with_exactly_its_files(finished):
         assert {path.name for path in (run_dir / stage).iterdir()} == names | {"manifest.json"}
     assert not [path for path in run_dir.iterdir() if path.name.startswith(".") and path.name != ".lock"]
     assert str(run_dir / "bundle") in result.stdout
+    (command,) = json.loads((run_dir / "benchmark" / "report.json").read_text())["run"]["commands"]
+    assert command.startswith("kdedge run-all --data folder:images")
 
 
 def test_the_log_of_a_distillation_has_every_term(finished):

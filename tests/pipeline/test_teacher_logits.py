@@ -74,7 +74,7 @@ def test_a_torn_or_misplaced_entry_is_a_miss(tmp_path):
     assert read[0].tolist() == logits[0].tolist()
 
 
-def test_another_teacher_or_other_data_or_arithmetic_have_another_file():
+def test_another_teacher_or_other_data_or_arithmetic_have_another_file(monkeypatch):
     name = cache_name("teacher", "data", 2, RUNTIME)
     assert name == cache_name("teacher", "data", 2, dataclasses.replace(RUNTIME, seed=7))
     others = [cache_name("other", "data", 2, RUNTIME), cache_name("teacher", "other", 2, RUNTIME)]
@@ -83,7 +83,9 @@ def test_another_teacher_or_other_data_or_arithmetic_have_another_file():
         cache_name("teacher", "data", 2, dataclasses.replace(RUNTIME, **changed))
         for changed in ({"threads": 2}, {"precision": "bf16"}, {"isa": "avx2"})
     ]
-    assert len({name, *others}) == 7
+    monkeypatch.setattr("pipeline.distill.teacher_logits._VERSION", 0)
+    others.append(cache_name("teacher", "data", 2, RUNTIME))
+    assert len({name, *others}) == 8
 
 
 def test_a_cache_that_cannot_be_written_costs_a_warning_not_the_run(tmp_path, batch, capsys):
@@ -95,6 +97,11 @@ def test_a_cache_that_cannot_be_written_costs_a_warning_not_the_run(tmp_path, ba
 
 def test_a_full_disk_costs_a_warning_not_the_run(tmp_path, batch, capsys):
     class Full:
+        closed = False
+
+        def close(self):
+            self.closed = True
+
         def seek(self, place):
             pass
 
@@ -105,10 +112,25 @@ def test_a_full_disk_costs_a_warning_not_the_run(tmp_path, batch, capsys):
             raise OSError(errno.ENOSPC, "no space for logits")
 
     file = open_file(tmp_path / "a.logits")
-    file._file = Full()
+    file._file = full = Full()
     logits = TeacherLogits(teacher(), RUNTIME, file)
     assert torch.equal(logits(batch), logits(batch))
     assert "teacher logits are not kept: no space for logits" in capsys.readouterr().err
+    assert full.closed
+
+
+def test_a_closed_file_has_nothing_and_keeps_nothing(tmp_path):
+    file, logits = open_file(tmp_path / "a.logits"), np.ones((1, CLASSES), np.float16)
+    file.write(np.arange(1), logits)
+    handle = file._file
+    file.close()
+    assert handle.closed
+    assert not file.read(np.arange(1))[1].any()
+    file.write(np.arange(1, 2), logits)
+    assert open_file(tmp_path / "a.logits").read(np.arange(2))[1].tolist() == [True, False]
+    unused = open_file(tmp_path / "b.logits")
+    unused.close()
+    assert not (tmp_path / "b.logits").exists()
 
 
 def test_old_files_make_room_and_too_many_views_are_not_kept(tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ def test_each_cell_differs_from_the_base_in_one_factor(cells_of):
         "base", "optimizer=adam", "lr=0.1", "lr=0.4", "temperature=2.0", "beta-patience=1", "hint-layers=2",
         "hint-loss=raw", "recipe=source",
     ]  # fmt: skip
-    assert changed(cells, "optimizer=adam") == {"optimizer": "adam", "lr": 1e-3}
+    assert changed(cells, "optimizer=adam") == {"optimizer": "adam", "lr": 1e-3, "norm_bias_lr": 1.0}
     assert changed(cells, "lr=0.1") == {"lr": 0.1}
     assert changed(cells, "hint-layers=2") == {"hint_layers": 2}
     assert changed(cells, "recipe=source")["batch_size"] == 64

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import shutil
+import sys
+from pathlib import Path
 
 import pytest
 from tiny import TINY
@@ -22,6 +25,12 @@ def kdedge(*arguments, code=0):
     return result
 
 
+def without_teacher_options(command):
+    """Drop what `--teacher-dir` excludes."""
+    flags = [index for index, part in enumerate(command) if str(part).startswith("--teacher")]
+    return [part for index, part in enumerate(command) if index not in flags and index - 1 not in flags]
+
+
 def read(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -36,7 +45,9 @@ def study(tmp_path_factory, folder_data):
 
 @pytest.fixture(scope="module")
 def compared(study):
-    return kdedge(*study[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["kdedge", *map(str, study[1])])
+        return kdedge(*study[1])
 
 
 def test_a_comparison_has_a_run_directory_per_cell_and_a_row_in_the_table(study, compared):
@@ -57,12 +68,15 @@ def test_a_comparison_has_a_run_directory_per_cell_and_a_row_in_the_table(study,
         assert float(row["teacher_gap_pp"]) == pytest.approx(teacher - float(row["val_top1_pct"]), abs=1e-3)
 
 
-def test_the_page_says_what_the_numbers_are(study, compared):
+def test_the_page_says_what_the_numbers_are(study, compared, folder_data):
     page = (study[0] / "comparison.md").read_text()
     assert compared.stdout.strip() == page.strip()
     assert page.startswith("# Comparison of methods\n")
-    for text in ("6 of 6 cells", "Training images: all of folder:", "Commit: ", "Hardware: ", "threads: 1", "2 seeds"):
+    named = f"folder:{folder_data.name}"
+    texts = ("6 of 6 cells", "Commit: ", "Hardware: ", "threads: 1", "2 seeds", f"Training images: all of {named}; ")
+    for text in (*texts, f"Command: `kdedge compare --data {named} ", " --out compare --epochs 2 "):
         assert text in page
+    assert str(folder_data.parent) not in page
     assert "validation images of seed 1 are not the teacher's (seed 0)" in page
     scanned = read(study[0] / "block_variances.csv")
     chosen = [
@@ -98,7 +112,7 @@ def test_a_later_command_adds_to_the_table_what_was_trained_alike(study, compare
 
 def test_a_finished_teacher_is_taken_and_not_copied(study, compared, tmp_path):
     out, command = study
-    command = [tmp_path if part == out else part for part in command]
+    command = [tmp_path if part == out else part for part in without_teacher_options(command)]
     command[command.index("--seeds") + 1] = "0"
     command[command.index("--methods") + 1] = "kd"
     page = kdedge(*command, "--teacher-dir", out / "teacher").stdout
@@ -121,7 +135,7 @@ def test_a_cell_that_diverges_is_recorded_and_the_study_goes_on(study, compared,
         return honest(config, inputs, out_dir)
 
     monkeypatch.setattr(stage, "run", run)
-    command = [tmp_path if part == out else part for part in command]
+    command = [tmp_path if part == out else part for part in without_teacher_options(command)]
     command[command.index("--seeds") + 1] = "0"
     result = kdedge(*command, "--teacher-dir", out / "teacher")
     status = {row["method"]: row["status"] for row in read(tmp_path / "evaluation_results.csv")}
@@ -136,9 +150,15 @@ def test_a_cell_that_diverges_is_recorded_and_the_study_goes_on(study, compared,
         (["--methods", "ce,selectiv"], "unknown name 'selectiv' (did you mean 'selective'?)"),
         (["--epochs", "0"], "--epochs '0': '0' is not a whole number from 1"),
         (["--seeds", "a"], "--seeds 'a': 'a' is not a whole number from 0"),
-        (["--methods", "static", "--epochs", "40,5"], "5 hint-only epochs (--hint-epochs) leave none of 5"),
+        (["--methods", "static", "--epochs", "40,5"], "5 hint-only epochs (--hint-epochs) leave none of 5 (--epochs)"),
+        (["--hint-epochs", "9", "--epochs", "8,9"], "9 hint-only epochs (--hint-epochs) leave none of 9 (--epochs)"),
         (["--method", "kd"], "--method"),
-        (["--teacher-dir", "/does/not/exist"], "holds no finished stage"),
+        (["--teacher", "regnet_y_400mf"], "and regnet_y_400mf is neither"),
+        (
+            ["--teacher", "shufflenet_v2_x0_5"],
+            "hints need a ResNet or a teacher with a .features stack, and shufflenet_v2_x0_5 is neither\n"
+            "  -> train without hints: `kdedge compare --methods ce,kd`, `kdedge ablate --method kd`; or take another",
+        ),
     ],
 )
 def test_what_no_cell_can_do_is_refused_before_anything_is_trained(arguments, message, study, tmp_path):
@@ -146,6 +166,69 @@ def test_what_no_cell_can_do_is_refused_before_anything_is_trained(arguments, me
     result = kdedge(*command, *arguments, code=2)
     assert message in result.stderr
     assert "running" not in result.stderr
+
+
+def test_a_teacher_directory_must_hold_a_teacher_and_excludes_options_of_its_training(study, compared, tmp_path):
+    out, command = study
+    command = [tmp_path if part == out else part for part in command]
+    result = kdedge(*command, "--teacher-dir", out / "teacher", code=2)
+    assert (
+        "--teacher-dir names a finished teacher, which --teacher-weights, --teacher-epochs, --teacher-batch-size, "
+        "--teacher-lr would not change" in result.stderr
+    )
+    command = without_teacher_options(command)
+    result = kdedge(*command, "--teacher-dir", "/does/not/exist", code=2)
+    assert "/does/not/exist holds no finished stage" in result.stderr
+    cell = out / "e2" / "seed0" / "ce"
+    result = kdedge(*command, "--teacher-dir", cell / "distill", code=2)
+    assert f"--teacher-dir {cell / 'distill'} holds the stage distill, not a teacher" in result.stderr
+    assert (
+        "-> give a finished teacher, as in artifacts/run/teacher; `kdedge teacher --out artifacts/run` trains one"
+        in result.stderr
+    )
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_finished_teacher_without_hint_blocks_is_refused_before_anything_is_trained(study, compared, tmp_path):
+    out, command = study
+    plain = tmp_path / "plain" / "teacher"
+    shutil.copytree(out / "teacher", plain)
+    manifest = json.loads((plain / "manifest.json").read_text())
+    manifest["facts"]["arch"] = "shufflenet_v2_x0_5"
+    (plain / "manifest.json").write_text(json.dumps(manifest))
+    command = [tmp_path if part == out else part for part in without_teacher_options(command)]
+    result = kdedge(*command, "--teacher-dir", plain, code=2)
+    assert "shufflenet_v2_x0_5 is neither" in result.stderr
+    assert "running" not in result.stderr
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_teacher_of_a_cell_can_be_given(study, compared, tmp_path, monkeypatch, links):
+    out, command = study
+    if not links:
+        monkeypatch.setattr(Path, "symlink_to", refuse)
+    command = [tmp_path if part == out else part for part in without_teacher_options(command)]
+    command[command.index("--seeds") + 1] = "0"
+    command[command.index("--methods") + 1] = "kd"
+    kdedge(*command, "--teacher-dir", out / "teacher")
+    teacher = tmp_path / "e2" / "seed0" / "kd" / "teacher"
+    assert teacher.is_symlink() == links
+    for method in ("kd", "ce"):
+        command[command.index("--methods") + 1] = method
+        kdedge(*command, "--teacher-dir", teacher)
+        weights = tmp_path / "e2" / "seed0" / method / "teacher" / "teacher.safetensors"
+        assert weights.read_bytes() == (out / "teacher" / "teacher.safetensors").read_bytes()
+
+
+def refuse(*_, **__):
+    raise OSError("no links here")
+
+
+def test_the_lengths_of_a_study_are_what_options_are_checked_against(study, compared, tmp_path):
+    # More hint-only epochs than a run has by default, and fewer than those of this study.
+    command = [tmp_path if part == study[0] else part for part in without_teacher_options(study[1])]
+    result = kdedge(*command, "--hint-epochs", 30, "--epochs", 40, "--teacher-dir", "/does/not/exist", code=2)
+    assert "holds no finished stage" in result.stderr
 
 
 def test_test_images_are_read_only_when_asked_for_and_after_the_last_training(study, compared, tmp_path, monkeypatch):
@@ -156,15 +239,18 @@ def test_test_images_are_read_only_when_asked_for_and_after_the_last_training(st
     monkeypatch.setattr(Folder, "test", lambda self: events.append("test images") or honest_test(self))
     monkeypatch.setattr(stage, "run", lambda *arguments: events.append("training") or honest_run(*arguments))
     out, command = study
-    command = [tmp_path if part == out else part for part in command]
+    command = [tmp_path if part == out else part for part in without_teacher_options(command)]
     command[command.index("--seeds") + 1] = "0"
     command[command.index("--methods") + 1] = "ce,kd"
+    recorded = tmp_path / "e2" / "seed0" / "kd" / "config.json"
     page = kdedge(*command, "--teacher-dir", out / "teacher").stdout
     assert events == ["training", "training"]
     assert "INT8 test" not in page
+    before = recorded.read_text()
     page = kdedge(*command, "--teacher-dir", out / "teacher", "--test").stdout
     assert events == ["training", "training", "test images", "test images"]
     assert "INT8 test top-1 %" in page
+    assert recorded.read_text() == before  # not the short measurement of latency
     for row in read(tmp_path / "evaluation_results.csv"):
         report = tmp_path / "e2" / "seed0" / row["method"] / "benchmark" / "report.json"
         assert float(row["int8_test_top1_pct"]) == json.loads(report.read_text())["accuracy"]["onnx_int8_top1_pct"]

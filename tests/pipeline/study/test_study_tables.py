@@ -52,13 +52,17 @@ def test_a_teacher_that_is_not_better_than_the_control_is_an_alarm():
     strong, weak = row("ce", 0, 90.0), row("ce", 0, 90.0, teacher_gap_pp=-4.1)
     assert alarms(summarise([strong], "ce"), "ce") == []
     assert alarms(summarise([weak], "ce"), "ce") == ["the teacher is not better than ce, 20 epochs: 4.10 pp below."]
+    equal = row("ce", 0, 90.0, teacher_gap_pp=0.0)
+    assert alarms(summarise([equal], "ce"), "ce") == ["the teacher is not better than ce, 20 epochs: 0.00 pp below."]
 
 
-def test_hints_that_drown_the_rest_are_an_alarm_in_every_study():
+def test_hints_that_drown_the_rest_are_an_alarm_in_every_study(monkeypatch):
+    monkeypatch.setattr("pipeline.distill.stage.DROWNED_PCT", 80.0)
     rows = [row("base", 0, 90.0), row("hint-loss=raw", 0, 80.0, drowned_epochs=4)]
     rows.append(row("hint-loss=raw", 1, 81.0, drowned_epochs=5))
     assert alarms(summarise(rows, "base"), "base") == [
-        "hint-loss=raw, 20 epochs: in 4.5 of them on average, hints supplied more than 90 % of the gradient."
+        "hint-loss=raw, 20 epochs: on the first batch of 4.5 of them on average, hints supplied more than 80 % "
+        "of the gradient."
     ]
 
 
