@@ -25,8 +25,9 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.latency import judge_windows, measure_windows, summarise
+from benchmarks.latency import measure_windows, summarise
 from benchmarks.runtime import CPU, import_onnxruntime, session_options
+from benchmarks.trust import judge_windows
 from export.graph import read_model
 from export.proof import integer_proof
 
@@ -112,11 +113,11 @@ def main() -> None:
             if not np.array_equal(values, logits["deployed"]):
                 raise SystemExit(f"{front} gives other logits than the deployed model: nothing to compare")
         measured = measure_windows(calls, options.seconds)
-        rows = {front: summarise(windows, batch) for front, windows in measured.items()}
+        rows = {front: summarise(found.windows, batch) for front, found in measured.items()}
         for front, row in rows.items():
             listed = ["Cast, Mul, Transpose in numpy"] * (front == "front in numpy") + operators[front]
             p90 = "–" if row["p90_ms"] is None else f"{row['p90_ms']:.3f}"
-            verdict = judge_windows(measured[front], 1, 1)["verdict"]
+            verdict = judge_windows(measured[front].windows, 1, 1)["verdict"]
             print(
                 f"| {front} | {', '.join(listed) or 'none'} | {batch} | {row['p50_ms']:.3f} | {p90} "
                 f"| {row['p50_ms'] / rows['deployed']['p50_ms']:.3f} | {verdict} |",

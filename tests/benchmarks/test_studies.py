@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gate import judge, tango_interval
+from benchmarks.studies import pixel_front
 from benchmarks.studies.gate_coverage import properties, trinomial, verdict, wald_interval
 from benchmarks.studies.harness_overhead import bare_loop, harness_window
 from benchmarks.studies.pixel_front import FRONTS, caller, with_front
@@ -73,6 +74,15 @@ def test_fronts_differ_in_what_stands_before_the_first_convolution_and_in_nothin
     assert "QuantizeLinear" in operators["front in numpy"]
     # onnxruntime moves the Transpose behind the QuantizeLinear and into the convolution.
     assert operators["front in the graph"] == ["Cast", "Mul", "QuantizeLinear"]
+
+
+def test_the_study_of_fronts_prints_a_row_for_each(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["pixel_front.py", "--batches", "1", "--seconds", "0.05"])
+    pixel_front.main()
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == list(FRONTS)
 
 
 def test_a_front_cannot_be_exchanged_before_a_first_layer_in_float() -> None:
