@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from quantized import trainable_graph_sqnr_db
 
 from export import ladder, qat, rounding
 from export.calibrate import tensor_runner
@@ -189,19 +190,8 @@ def test_fine_tuning_repairs_what_rounding_cannot() -> None:
 
 
 def test_the_trainable_graph_computes_what_onnxruntime_does() -> None:
-    import torch
-
-    from export.torch_graph import TorchGraph
-
     for candidate in (PER_TENSOR, Candidate(calibration_images=128)):
-        quantizer = quantizer_of(core(spread=1))
-        model = onnx.load_model_from_string(quantizer.build(candidate))
-        pixels = images(32, seed=2)
-        graph = TorchGraph(model, Weights(quantizer.core), reduce_range=True)
-        with torch.no_grad():
-            got = graph(torch.from_numpy(pixels)).numpy()
-        expected = tensor_runner(model, ["logits"])(pixels)[0]
-        assert score(expected, got, expected.argmax(1)).sqnr_db > 40
+        assert trainable_graph_sqnr_db(quantizer_of(core(spread=1)), candidate, images(32, seed=2)) > 40
 
 
 def test_sensitivity_finds_the_bad_layer() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from quantized import as_written_and_as_run
 
 from benchmarks.proof import int8_proof
 from benchmarks.runtime import open_model
@@ -137,8 +138,6 @@ def test_a_candidate_does_not_depend_on_those_before_it(quantizer: Quantizer, ex
 
 def test_a_layer_left_in_float_stays_in_float(quantizer: Quantizer, exported: Path) -> None:
     """onnxruntime quantizes float weights behind a Dequantize by itself, to 8 bits, when a session starts."""
-    from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
-
     pixels = quantizer.images[:32]
     for layer in quantizer.layers:
         model = quantizer.build(Candidate(), exclude=[layer])
@@ -146,12 +145,7 @@ def test_a_layer_left_in_float_stays_in_float(quantizer: Quantizer, exported: Pa
         assert [label.split(" (")[0] for label in (*proof["float_convs"], *proof["float_gemms"])] == [layer]
         assert layer in why_not_integer(proof)
         assert why_not_integer(proof, [layer]) == ""
-        plain = SessionOptions()
-        plain.graph_optimization_level = GraphOptimizationLevel.ORT_DISABLE_ALL
-        as_written, as_run = (
-            InferenceSession(model, options).run(["logits"], {"pixels": pixels})[0]
-            for options in (plain, SessionOptions())
-        )
+        as_written, as_run = as_written_and_as_run(model, pixels)
         # The logits are near 5: rounding of intermediate values differs by a step here and there, weights do not.
         assert np.abs(as_written - as_run).max() < 0.05
 

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from quantized import as_written_and_as_run, trainable_graph_sqnr_db
 
 from export import rounding
 from export.calibrate import tensor_runner
@@ -179,19 +180,9 @@ def test_adaptive_rounding_knows_what_the_activation_cuts_off() -> None:
 @pytest.mark.parametrize("activation", ["Relu", "Clip"])
 @pytest.mark.parametrize("float_layers", [(), ("depthwise",), ("stem", "project")], ids="+".join)
 def test_the_trainable_graph_computes_what_onnxruntime_does(activation: str, float_layers: tuple[str, ...]) -> None:
-    import torch
-
-    from export.torch_graph import TorchGraph
-
     for candidate in (PER_TENSOR, PER_CHANNEL):
         quantizer = quantizer_of(core(activation))
-        model = onnx.load_model_from_string(quantizer.build(candidate, exclude=float_layers))
-        pixels = images(32, seed=2)
-        graph = TorchGraph(model, Weights(quantizer.core), reduce_range=True)
-        with torch.no_grad():
-            got = graph(torch.from_numpy(pixels)).numpy()
-        expected = tensor_runner(model, ["logits"])(pixels)[0]
-        assert score(expected, got, expected.argmax(1)).sqnr_db > 40
+        assert trainable_graph_sqnr_db(quantizer, candidate, images(32, seed=2), float_layers) > 40
 
 
 def test_fine_tuning() -> None:
@@ -204,8 +195,6 @@ def test_fine_tuning() -> None:
 
 @pytest.mark.parametrize("activation", ["Relu", "Clip"])
 def test_every_layer_can_go_back_to_float_alone(activation: str) -> None:
-    from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
-
     quantizer = quantizer_of(core(activation))
     pixels = images(32, seed=2)
     for layer in LAYERS:
@@ -213,10 +202,5 @@ def test_every_layer_can_go_back_to_float_alone(activation: str) -> None:
         proof = integer_proof(model)
         assert [label.split(" (")[0] for label in (*proof["float_convs"], *proof["float_gemms"])] == [layer]
         assert why_not_integer(proof, [layer]) == ""
-        plain = SessionOptions()
-        plain.graph_optimization_level = GraphOptimizationLevel.ORT_DISABLE_ALL
-        as_written, as_run = (
-            InferenceSession(model, options).run(["logits"], {"pixels": pixels})[0]
-            for options in (plain, SessionOptions())
-        )
+        as_written, as_run = as_written_and_as_run(model, pixels)
         assert score(as_written, as_run, as_written.argmax(1)).sqnr_db > 40
