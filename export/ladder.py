@@ -1,11 +1,12 @@
-"""The ladder: what is tried, from cheap to costly, when the validation images say that the gate would fail.
+"""The ladder: what is done to the choice of the search, from cheap to costly.
 
-Batch norm is folded at export. Then: cross-layer equalisation, bias correction, adaptive rounding, the most sensitive
-layers back to float (at most half of them), and with ``--qat`` a short fine-tuning. It stops at the first rung whose
-interval on the validation images passes; the test images judge only once, afterwards.
+Batch norm is folded at export. Bias correction is tried on every model and kept where the rule of the search prefers
+it. If the validation images then say that the gate would fail: cross-layer equalisation, adaptive rounding, the most
+sensitive layers back to float (at most half of them), and with ``--qat`` a short fine-tuning. It stops at the first
+rung whose interval on the validation images passes; the test images judge only once, afterwards.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.gate import tango_interval
-from export.candidates import Candidate
+from export.candidates import choose
 from export.equalise import equalise
 from export.quantizer import Quantizer
 from export.rounding import correct_biases, round_adaptively
@@ -70,7 +71,7 @@ def climb(
     *,
     train_images: npt.NDArray[np.uint8] | None = None,
 ) -> list[Rung]:
-    """Climb until the validation interval passes.
+    """Correct the biases, then climb until the validation interval passes.
 
     Args:
         quantizer: The quantizer that built ``start``.
@@ -79,16 +80,14 @@ def climb(
         train_images: ``[N, S, S, 3] uint8``, for the fine-tuning; None: that rung is left out.
 
     Returns:
-        The rungs in order, ``search`` first. The last is the one to ship: the first that passes, or if none does, the
-        one with the smallest loss, once more. A rung that is partly in float without having chosen so is never it.
+        The rungs in order, ``search`` first. The last is the one to ship, if need be once more: the first that passes,
+        or if none does, the one with the smallest loss. A rung that is partly in float without having chosen so is
+        never it.
     """
     candidate = start.candidate
     images = len(validation.labels)
     rungs = [Rung("search", start, validation.gate(start.score), quantizer)]
-    if settled(rungs[0].gate, images):
-        return rungs
-    log(f"quantize: the gate would fail on validation images ({_numbers(rungs[0])}); climbing the ladder")
-    best = sound = rungs[0]
+    best, plain = rungs[0], quantizer
 
     def attempt(name: str, built: Quantizer, float_layers: tuple[str, ...] = ()) -> Rung:
         trial = validation.try_out(built, candidate, float_layers)
@@ -100,26 +99,36 @@ def climb(
     def done(rung: Rung) -> bool:
         return not rung.trial.refused and settled(rung.gate, images)
 
-    repairs: list[tuple[str, Callable[[Quantizer, Candidate], Quantizer]]] = [
-        ("cross-layer equalisation", lambda q, _: q.equivalent(equalise(q.core))),
-        ("bias correction", correct_biases),
-        ("adaptive rounding", round_adaptively),
-    ]
-    for name, repair in repairs:
-        rung = attempt(name, repair(best.quantizer, candidate))
-        if done(rung):
-            return rungs
-        # Nothing is built on a rung that made it worse, or that is partly in float although nobody chose that.
-        if not rung.trial.refused:
-            best = max(best, rung, key=lambda item: item.trial.score.sqnr_db)
-        if best.quantizer.core is best.quantizer.original:
-            sound = best
-    # Not on repaired weights: they make up for the error of the very layer that goes back to float.
-    rows = measure_sensitivity(sound.quantizer, candidate, validation)["layers"]
+    def better(rung: Rung) -> bool:
+        """Return whether to go on from a rung: not if it made it worse, or is in float although nobody chose that."""
+        return not rung.trial.refused and choose([best.trial.score, rung.trial.score]) == 1
+
+    log(f"quantize: search: {_numbers(best)}")
+    rung = attempt("bias correction", correct_biases(plain, candidate))
+    if better(rung):
+        best = rung
+    if done(best):
+        return rungs if best is rungs[-1] else [*rungs, best]
+
+    log("quantize: the gate would fail on the validation images; climbing the ladder")
+    equalised = plain.equivalent(equalise(plain.core))
+    rung = attempt("cross-layer equalisation", correct_biases(equalised, candidate))
+    if done(rung):
+        return rungs
+    if better(rung):
+        best, plain = rung, equalised
+    rung = attempt("adaptive rounding", round_adaptively(best.quantizer, candidate))
+    if done(rung):
+        return rungs
+    if better(rung):
+        best = rung
+    # Not on rounded weights: they make up for the error of the very layer that goes back to float.
+    rows = measure_sensitivity(plain, candidate, validation)["layers"]
     by_noise = [row["layer"] for row in sorted(rows, key=lambda row: -row["noise_share"])]
     for count in range(1, len(by_noise) // 2 + 1):
-        rung = attempt(f"{count} of {len(by_noise)} layers in float", sound.quantizer, tuple(by_noise[:count]))
-        if done(rung):
+        in_float = tuple(by_noise[:count])
+        corrected = correct_biases(plain, candidate, in_float)
+        if done(attempt(f"{count} of {len(by_noise)} layers in float", corrected, in_float)):
             return rungs
     if train_images is not None:
         from export.qat import fine_tune

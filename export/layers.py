@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-__all__ = ["Layer", "Weights", "quantized_layer"]
+__all__ = ["Layer", "Weights", "quantized_layer", "set_quantized_bias"]
 
 Array = npt.NDArray[np.float32]
 
@@ -119,3 +119,23 @@ def quantized_layer(model: onnx.ModelProto, name: str) -> tuple[onnx.NodeProto, 
     if dequantize is None:
         return node, None
     return node, np.array(numpy_helper.to_array(constants[dequantize.input[1]]), np.float32)
+
+
+def set_quantized_bias(model: onnx.ModelProto, node: onnx.NodeProto, bias: Array) -> None:
+    """Replace the bias of a layer in a quantized model, in place; a MatMul has none and is left as it is.
+
+    Args:
+        model: The QDQ model.
+        node: The layer's node in it, from `quantized_layer`.
+        bias: ``[out]``, in the units of the layer's output.
+    """
+    if node.op_type == "MatMul":
+        return
+    constants = {item.name: item for item in model.graph.initializer}
+    dequantize = next((other for other in model.graph.node if node.input[2] in other.output), None)
+    if dequantize is None:  # the layer is in float
+        target, values = constants[node.input[2]], bias
+    else:
+        target, scale = constants[dequantize.input[0]], numpy_helper.to_array(constants[dequantize.input[1]])
+        values = np.rint(bias / scale).astype(np.int32)
+    target.CopyFrom(numpy_helper.from_array(values, target.name))

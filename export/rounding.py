@@ -4,7 +4,7 @@ Both go through the layers in order and compare each with the float core, its in
 they are quantized by then. Both return a quantizer whose core holds the repaired values; the ranges stay.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from export.calibrate import tensor_runner
 from export.candidates import Candidate
-from export.layers import Layer, Weights, quantized_layer
+from export.layers import Layer, Weights, quantized_layer, set_quantized_bias
 from export.quantizer import Quantizer
 from export.runtime import batch_size
 from pipeline.progress import track
@@ -39,33 +39,38 @@ def correct_biases(quantizer: Quantizer, candidate: Candidate, float_layers: Seq
     Source: Nagel et al., ICCV 2019, arXiv:1906.04721, sec. 4.2, with the mean measured on calibration images.
     """
     images = quantizer.images[:IMAGES]
-    with track("quantize: bias correction", len(quantizer.layers)) as progress:
-        for name in quantizer.layers:
-            weights = Weights(quantizer.core)
-            layer = next(layer for layer in weights.layers if layer.name == name)
-            model = onnx.load_model_from_string(quantizer.build(candidate, exclude=float_layers))
-            node, _ = quantized_layer(model, name)
-            mean = _mean(model, node.output[0], images, layer)
-            error = mean - _mean(quantizer.original, layer.node.output[0], images, layer)
-            weights.set_bias(layer, weights.bias(layer) - error.astype(np.float32))
-            quantizer = quantizer.repaired(weights.core)
-            progress.advance(note=name)
-    return quantizer
+    weights = Weights(quantizer.core)
+    for layer in weights.layers:
+        weights.set_bias(layer, weights.bias(layer))  # so that each has one, be it zeros
+    model = onnx.load_model_from_string(quantizer.repaired(weights.core).build(candidate, exclude=float_layers))
+    aims = _channel_means(quantizer.original, {layer.node.output[0]: layer for layer in weights.layers}, images)
+    with track("quantize: bias correction", len(weights.layers)) as progress:
+        for layer in weights.layers:
+            node, _ = quantized_layer(model, layer.name)
+            [mean] = _channel_means(model, {node.output[0]: layer}, images).values()
+            bias = weights.bias(layer) - (mean - aims[layer.node.output[0]]).astype(np.float32)
+            weights.set_bias(layer, bias)
+            set_quantized_bias(model, node, bias)  # the layers behind it shall see what it gives now
+            progress.advance(note=layer.name)
+    return quantizer.repaired(weights.core)
 
 
-def _mean(model: onnx.ModelProto, tensor: str, images: npt.NDArray[np.uint8], layer: Layer) -> npt.NDArray[np.float64]:
-    """Return the mean of every channel of a tensor over the images, ``[channels]``."""
-    run, batch = tensor_runner(model, [tensor]), batch_size(images.shape[1])
-    total, count = 0.0, 0
+def _channel_means(
+    model: onnx.ModelProto, tensors: Mapping[str, Layer], images: npt.NDArray[np.uint8]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Return the mean of every channel of the output tensors of layers over the images, each ``[channels]``."""
+    run, batch = tensor_runner(model, list(tensors)), batch_size(images.shape[1])
+    totals: dict[str, npt.NDArray[np.float64]] = {}
+    counts = dict.fromkeys(tensors, 0)
     for start in range(0, len(images), batch):
-        values = np.moveaxis(run(images[start : start + batch])[0], layer.channel_axis, 0)
-        values = values.reshape(len(values), -1)
-        total, count = total + values.sum(1, dtype=np.float64), count + values.shape[1]
-    mean: npt.NDArray[np.float64] = np.asarray(total) / count
-    return mean
+        for (name, layer), values in zip(tensors.items(), run(images[start : start + batch]), strict=True):
+            channels = np.moveaxis(values, layer.channel_axis, 0).reshape(values.shape[layer.channel_axis], -1)
+            totals[name] = totals.get(name, 0.0) + channels.sum(1, dtype=np.float64)
+            counts[name] += channels.shape[1]
+    return {name: total / counts[name] for name, total in totals.items()}
 
 
-def round_adaptively(quantizer: Quantizer, candidate: Candidate, float_layers: Sequence[str] = ()) -> Quantizer:
+def round_adaptively(quantizer: Quantizer, candidate: Candidate) -> Quantizer:
     """Choose for every weight whether it is rounded up or down so that the layer's output changes least (AdaRound).
 
     Source: M. Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, ICML 2020,
@@ -75,19 +80,16 @@ def round_adaptively(quantizer: Quantizer, candidate: Candidate, float_layers: S
     images = quantizer.images[:IMAGES]
     with track("quantize: adaptive rounding", len(quantizer.layers)) as progress:
         for name in quantizer.layers:
-            if name not in float_layers:
-                quantizer = _round_layer(quantizer, candidate, float_layers, name, images)
+            quantizer = _round_layer(quantizer, candidate, name, images)
             progress.advance(note=name)
     return quantizer
 
 
-def _round_layer(
-    quantizer: Quantizer, candidate: Candidate, float_layers: Sequence[str], name: str, images: npt.NDArray[np.uint8]
-) -> Quantizer:
+def _round_layer(quantizer: Quantizer, candidate: Candidate, name: str, images: npt.NDArray[np.uint8]) -> Quantizer:
     """Round the weights of one layer."""
     weights = Weights(quantizer.core)
     layer = next(layer for layer in weights.layers if layer.name == name)
-    model = onnx.load_model_from_string(quantizer.build(candidate, exclude=float_layers))
+    model = onnx.load_model_from_string(quantizer.build(candidate))
     node, scale = quantized_layer(model, name)
     if scale is None:
         return quantizer

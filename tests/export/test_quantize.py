@@ -35,7 +35,9 @@ def test_stage(exported: Path, tmp_path: Path, config: Config, dataset: Any) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == files
     record = json.loads((tmp_path / "candidates.json").read_text())
     assert record["chosen"] == facts["candidate"]["name"]
-    assert (record["rule"], record["target"], record["rung"]) == (RULE, "portable", "search")
+    assert (record["rule"], record["target"]) == (RULE, "portable")
+    assert [rung["rung"] for rung in record["rungs"][:2]] == ["search", "bias correction"]
+    assert record["rung"] == record["rungs"][-1]["rung"] == facts["rung"]
     assert (record["calibration_images"], record["scored_images"]) == (64, 80)
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["candidates.png", "sensitivity.png"]
     chosen = next(item for item in record["candidates"] if item["name"] == record["chosen"])

@@ -135,7 +135,7 @@ def test_the_ladder_climbs(exported: Exported, monkeypatch: pytest.MonkeyPatch) 
     start = validation.try_out(exported.quantizer, Candidate(calibration_images=64))
     rungs = climb(exported.quantizer, start, validation)
     assert [rung.name for rung in rungs[:-1]] == [
-        "search", "cross-layer equalisation", "bias correction", "adaptive rounding", "1 of 3 layers in float",
+        "search", "bias correction", "cross-layer equalisation", "adaptive rounding", "1 of 3 layers in float",
     ]  # fmt: skip
     for rung in rungs:
         assert not rung.trial.refused
@@ -143,7 +143,7 @@ def test_the_ladder_climbs(exported: Exported, monkeypatch: pytest.MonkeyPatch) 
         left = [label.split(" (")[0] for label in (*proof["float_convs"], *proof["float_gemms"])]
         assert left == list(rung.trial.float_layers)
         assert proof["integer_convs"] == CONVOLUTIONS[exported.arch] - len(proof["float_convs"])
-    best = max(rung.trial.score.sqnr_db for rung in rungs[2:4])
+    best = max(rung.trial.score.sqnr_db for rung in rungs[1:4])
     assert best > rungs[0].trial.score.sqnr_db
 
 
