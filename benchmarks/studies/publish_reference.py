@@ -1,7 +1,7 @@
 """Copy what is worth shipping of a finished run to artifacts/reference.
 
-The bundle, the report with its figures and samples, the logs and manifests of every stage, and the teacher as fp16
-safetensors, so that nobody has to train it twice.
+The bundle, the report with its figures and samples, the logs and manifests of every stage, and a teacher that the run
+trained as fp16 safetensors, so that nobody has to train it twice.
 
     python benchmarks/studies/publish_reference.py RUN
 """
@@ -34,7 +34,8 @@ def main() -> None:
     config = load_json(run_dir / "config.json", ("data",))
     config["data"]["dir"] = ""  # where the files lay on the machine that trained
     write_json(TARGET / "config.json", config)
-    save_module(load_teacher(run_dir / "teacher"), TARGET / "teacher" / "teacher.safetensors", dtype=torch.float16)
+    if load_manifest(run_dir / "teacher")["facts"]["epochs"]:
+        save_module(load_teacher(run_dir / "teacher"), TARGET / "teacher" / "teacher.safetensors", dtype=torch.float16)
     for path in sorted(TARGET.rglob("*")):
         if path.is_file():
             print(f"{path.stat().st_size:>10} {path.relative_to(TARGET)}")
