@@ -13,7 +13,7 @@ import typer
 
 from pipeline.commands.flags import BEGINNING, Fields, Options, configured, out_option
 from pipeline.config import Config, TeacherConfig
-from pipeline.distill.methods import METHODS
+from pipeline.distill.methods import CONTROL, METHODS
 from pipeline.errors import InputError
 from pipeline.parsing import parse_counts
 from pipeline.shareable import shareable
@@ -96,19 +96,26 @@ _FACTORS: Options = {
 
 @contextmanager
 def _study_flags(given: dict[str, Any], fields: Fields) -> Iterator[None]:
-    """Check the flags of a study and complete them; name the flag that it has in errors that arise meanwhile."""
+    """Check the flags of a study and complete them; name the flags that it has in errors that arise meanwhile."""
     if given["teacher_dir"] and "teacher" in fields:
         names = [item.metadata["flag"] for item in dataclasses.fields(TeacherConfig) if item.name in fields["teacher"]]
         raise InputError(
             f"--teacher-dir names a finished teacher, which {', '.join(names)} would not change",
             "leave out the one or the others",
         )
-    # Every cell has its own length and is checked with it; what all share is checked with the longest.
-    fields.setdefault("distill", {})["epochs"] = max(parse_counts(given["epochs"], "--epochs", 100_000))
+    # Every cell has its own length and method and is checked with them; what all share is checked with the longest, and
+    # with the method that contradicts no option.
+    shared = fields.setdefault("distill", {})
+    shared["epochs"] = max(parse_counts(given["epochs"], "--epochs", 100_000))
+    renamed = {"--distill-epochs": "--epochs"}
+    if "methods" in given:
+        shared["method"] = CONTROL
+        renamed["--method "] = "--methods "
     try:
         yield
     except InputError as error:
-        error.args = (str(error).replace("--distill-epochs", "--epochs"),)
+        for flag, own in renamed.items():
+            error.args = (str(error).replace(flag, own),)
         raise
 
 
