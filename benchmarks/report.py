@@ -1,33 +1,25 @@
 """The report for people: ``report.html`` (one file, no network), ``report.md``, and the summary on the console.
 
 All three say the verdict first and show the same numbers; what makes a number doubtful stands beside it. The HTML
-and Markdown are templates in ``benchmarks/templates``; this module only prepares what they show.
+and Markdown are templates in ``benchmarks/templates``; `benchmarks.report_content` prepares what they show.
 """
 
 import base64
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.figures import Figure, draw_figures, number
+from benchmarks.figures import Figure, draw_figures
+from benchmarks.report_content import context
 from pipeline.artifacts import write_atomic, write_json
-from pipeline.progress import format_duration
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["not_portable", "print_summary", "render_html", "render_markdown", "write_report"]
+__all__ = ["print_summary", "render_html", "render_markdown", "write_report"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_HIGHER = ("p90", "p95", "p99")
-_MOST_CHANGES = 20
-_HEADLINES = {
-    "passed": "Passed: INT8 keeps its accuracy",
-    "failed": "Failed: INT8 loses too much accuracy",
-    "undecided": "Undecided: too few test images to tell",
-}
 
 
 def write_report(report: Mapping[str, Any], out_dir: Path) -> None:
@@ -50,13 +42,13 @@ def render_html(report: Mapping[str, Any], figures: Sequence[Figure]) -> str:
         embedded[figure.section].append(
             {"title": figure.title, "alt": figure.alt, "light": _data_url(figure.light), "dark": _data_url(figure.dark)}
         )
-    return _render("report.html.j2", {**_context(report), "figures": embedded})
+    return _render("report.html.j2", {**context(report), "figures": embedded})
 
 
 def render_markdown(report: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     """Return the report as Markdown that refers to ``figures/*.png`` beside it."""
     files = [{"title": figure.title, "alt": figure.alt, "file": f"figures/{figure.name}.png"} for figure in figures]
-    return _render("report.md.j2", {**_context(report), "figures": files})
+    return _render("report.md.j2", {**context(report), "figures": files})
 
 
 def print_summary(report: Mapping[str, Any], console: "Console | None" = None) -> None:
@@ -72,311 +64,34 @@ def print_summary(report: Mapping[str, Any], console: "Console | None" = None) -
     from rich.text import Text
 
     console = console or Console(width=80, highlight=False)
-    context = _context(report)
+    shown = context(report)
     style = {"passed": "bold green", "failed": "bold red"}.get(report["gate"]["verdict"], "bold yellow")
-    console.print(Text(context["headline"], style=style))
+    console.print(Text(shown["headline"], style=style))
     console.print(report["gate"]["reason"], markup=False)
-    if context["not_portable"]:
-        console.print(Text(context["not_portable"], style="bold yellow"))
+    if shown["not_portable"]:
+        console.print(Text(shown["not_portable"], style="bold yellow"))
     console.print()
     facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    for label, value in context["key_facts"]:
+    for label, value in shown["key_facts"]:
         facts.add_row(label, value)
     console.print(facts)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for title in ("provider", "model", "batch", "threads", "p50 ms", "p90 ms", "img/s", "trust"):
         text = title in ("provider", "model", "trust")
         table.add_column(title, justify="left" if text else "right", no_wrap=True)
-    for row in context["latency"]:
+    for row in shown["latency"]:
         table.add_row(
             row["provider"], row["model"], str(row["batch"]), str(row["threads"]), row["p50"], row["p90"],
             row["throughput"], Text(row["trust"], style="" if row["steady"] else "yellow"),
         )  # fmt: skip
     console.print(table)
-    for reason in context["doubts"]:
+    for reason in shown["doubts"]:
         console.print(f"noisy, do not quote: {reason}", markup=False)
-    for missing in report["unavailable"]:
-        console.print(f"{_short(missing['provider'])} not measured: {missing['reason']}", markup=False)
+    for missing in shown["unavailable"]:
+        console.print(f"{missing['provider']} not measured: {missing['reason']}", markup=False)
 
 
-def not_portable(report: Mapping[str, Any]) -> str:
-    """Say on which emulated CPUs INT8 gives other answers than on the host; empty: on none that was tried."""
-    other = [
-        f"{row['flips']:,} of {row['images']:,} answers differ on {row['cpu']}"
-        for row in _emulated(report)
-        if row["flips"]
-    ]
-    return f"not portable: {', '.join(other)}" if other else ""
-
-
-def _context(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Prepare everything that the templates and the summary show, as text where numbers need rounding."""
-    latency = [_latency_row(row) for row in report["latency"]]
-    return {
-        "report": report,
-        "headline": _HEADLINES[report["gate"]["verdict"]],
-        "key_facts": _key_facts(report),
-        "accuracy": _accuracy_rows(report),
-        "per_class": [
-            {**row, "fp32": _pct(row["fp32_top1_pct"]), "int8": _pct(row["int8_top1_pct"])}
-            for row in report.get("per_class") or []
-        ],
-        "changes": _changes(report.get("answer_changes")),
-        "size": _size(report["size"]),
-        "latency": latency,
-        "percentiles": [key for key in _HIGHER if any(row[key] != "–" for row in latency)],
-        "doubts": _doubts(latency),
-        "proof": _proof_rows(report["int8_proof"]),
-        "memory": _memory(report.get("memory") or []),
-        "ran_as": _ran_as(report["latency"]),
-        "portability": _portability(_emulated(report)),
-        "not_portable": not_portable(report),
-        "commands": report["run"].get("commands") or [],
-        "facts": _fact_rows(report),
-        "speedups": _speedups(report["latency"]),
-        "unavailable": [{**item, "provider": _short(item["provider"])} for item in report["unavailable"]],
-    }
-
-
-def _key_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the handful of numbers that stand on top."""
-    accuracy, size, proof = report["accuracy"], report["size"], report["int8_proof"]
-    low, high = accuracy["onnx_int8_ci95_pct"]
-    convs = proof["integer_convs"] + proof["float_convs"]
-    facts = [
-        ("INT8 top-1", f"{_pct(accuracy['onnx_int8_top1_pct'])}  (95 %: {low:.2f} to {high:.2f})"),
-        ("FP32 top-1", _pct(accuracy["onnx_fp32_top1_pct"])),
-        ("INT8 size", f"{_bytes(size['int8_bytes'])}, {size['ratio']:.2f}× smaller than FP32"),
-    ]
-    for speedup in _speedups(report["latency"])[:1]:
-        facts.append(("INT8 latency", speedup))
-    for row in report.get("memory") or []:
-        if row["model"] == "int8" and row["peak_rss_bytes"]:
-            facts.append(("INT8 memory", f"{_bytes(row['peak_rss_bytes'])} at most in a process that only runs it"))
-    chosen = len(proof.get("float_on_purpose") or [])
-    purpose = f"; {chosen} in float on purpose" if chosen else ""
-    facts.append(("integer kernels", f"{proof['integer_convs']} of {convs} convolutions{purpose}"))
-    if same := [row for row in _emulated(report) if not row["flips"]]:
-        count = " and ".join(sorted({f"{row['images']:,}" for row in same}))
-        cpus = ", ".join(row["cpu"] for row in same)
-        facts.append(("other CPUs", f"the same {count} answers on {cpus} (emulated)"))
-    return facts
-
-
-def _speedups(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a sentence on INT8 against FP32 for every provider, batch and thread count that has both."""
-    by_key = {(row["provider"], row["batch"], row["threads"], row["model"]): row for row in rows}
-    sentences = []
-    for (provider, batch, threads, model), int8 in by_key.items():
-        fp32 = by_key.get((provider, batch, threads, "fp32"))
-        if model != "int8" or fp32 is None:
-            continue
-        steady = all(row["trust"]["verdict"] == "steady" for row in (fp32, int8))
-        sentences.append(
-            f"{_ms(int8['p50_ms'])} ms, {fp32['p50_ms'] / int8['p50_ms']:.2f}× as fast as FP32 "
-            f"({_short(provider)}, batch {batch}, {threads} thread{'s' * (threads > 1)}"
-            f"{'' if steady else '; noisy: do not quote'})"
-        )
-    return sentences
-
-
-def _accuracy_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return model, top-1 and 95 % interval for every model that was scored."""
-    accuracy = report["accuracy"]
-    arch = report["teacher"]["arch"]
-    rows = [
-        (f"teacher {arch or ''} (PyTorch)".replace("  ", " "), report["teacher"]["test_top1_pct"], None),
-        ("student FP32 (PyTorch)", accuracy["torch_fp32_top1_pct"], None),
-        ("student FP32 (ONNX)", accuracy["onnx_fp32_top1_pct"], accuracy.get("onnx_fp32_ci95_pct")),
-        ("student INT8 (ONNX)", accuracy["onnx_int8_top1_pct"], accuracy.get("onnx_int8_ci95_pct")),
-    ]
-    return [
-        (name, _pct(value), f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "")
-        for name, value, interval in rows
-        if value is not None
-    ]
-
-
-def _latency_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return one row of the latency table as text."""
-    return {
-        "provider": _short(row["provider"]),
-        "model": row["model"].upper(),
-        "batch": row["batch"],
-        "threads": row["threads"],
-        **{key: _ms(row.get(f"{key}_ms")) for key in ("p50", *_HIGHER, "load", "first_run")},
-        "throughput": f"{row['throughput_ips']:,.0f}",
-        "samples": f"{row['samples']:,}",
-        "steady": row["trust"]["verdict"] == "steady",
-        "trust": row["trust"]["verdict"].partition(":")[0],
-        "reasons": row["trust"]["reasons"],
-    }
-
-
-def _changes(rows: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:
-    """Return how many answers INT8 changed, what that did, and the most frequent changes; None if it is not known."""
-    if rows is None:
-        return None
-    lost = sum(row["count"] for row in rows if row["fp32"] == row["label"])
-    won = sum(row["count"] for row in rows if row["int8"] == row["label"])
-    total = sum(row["count"] for row in rows)
-    shown = rows[:_MOST_CHANGES]
-    return {
-        "total": total,
-        "lost": lost,
-        "won": won,
-        "other": total - lost - won,
-        "rows": [
-            {**row, "effect": "lost" if row["fp32"] == row["label"] else "won" if row["int8"] == row["label"] else ""}
-            for row in shown
-        ],
-        "hidden": total - sum(row["count"] for row in shown),
-    }
-
-
-def _size(size: Mapping[str, Any]) -> str:
-    return (
-        f"INT8: {size['int8_bytes']:,} bytes, {size['ratio']:.2f}× smaller than FP32 with {size['fp32_bytes']:,} bytes."
-    )
-
-
-def _memory(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a sentence on the memory of each model (see `benchmarks.memory.measure_memory`)."""
-    sentences = []
-    for row in rows:
-        if row["peak_rss_bytes"] is None:
-            sentences.append(f"{row['model'].upper()}: unknown, {row['reason']}")
-            continue
-        text = (
-            f"{row['model'].upper()}: {_bytes(row['peak_rss_bytes'])} at most, {_bytes(row['baseline_bytes'])} of them "
-            "before the model is loaded"
-        )
-        if row["limit_mib"]:
-            kept = "keeps within" if row["within_limit"] else "does not keep within"
-            reason = f" ({row['limit_reason']})" if row["limit_reason"] else ""
-            text += f"; {kept} {row['limit_mib']} MiB of heap and buffers{reason}"
-        sentences.append(text)
-    return sentences
-
-
-def _ran_as(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a sentence on each model of an accelerator: in what arithmetic it ran, and without the copies."""
-    sentences = []
-    for row in rows:
-        if "ran_as" not in row:
-            continue
-        convs = ", ".join(f"{count} {kind}" for kind, count in row["ran_as"]["convs"].items()) or "none"
-        nodes = ", ".join(f"{count} on {_short(name)}" for name, count in row["ran_as"]["nodes_by_provider"].items())
-        model = f"{_short(row['provider'])} {row['model'].upper()}, batch {row['batch']}"
-        text = f"{model}: convolutions {convs}; nodes {nodes}"
-        if row.get("on_device"):
-            text += f"; p50 without copies {_ms(row['on_device']['p50_ms'])} ms"
-        sentences.append(text)
-    return sentences
-
-
-def _emulated(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return a row for every emulated CPU (see `export.emulate.Emulation.as_dict`)."""
-    return (report.get("portability") or {}).get("emulated") or []
-
-
-def _portability(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Return the rows of the table of emulated CPUs (see `_emulated`)."""
-    return [
-        {
-            "cpu": row["cpu"],
-            "images": f"{row['images']:,}",
-            "flips": f"{row['flips']:,}",
-            "difference": f"{row['max_abs_diff']:.3g}" if row["max_abs_diff"] else "0 (identical)",
-            "runtime": row["onnxruntime"],
-        }
-        for row in rows
-    ]
-
-
-def _doubts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return each kind of evidence against the latencies once, with its highest number and how often it was found."""
-    kinds: dict[str, list[str]] = {}
-    for row in rows:
-        for reason in row["reasons"]:
-            kinds.setdefault(re.sub(r"\d+", "#", reason), []).append(reason)
-    return [f"{max(found, key=_first_number)} (in {len(found)} of {len(rows)} rows)" for found in kinds.values()]
-
-
-def _first_number(text: str) -> int:
-    match = re.search(r"\d+", text)
-    return int(match[0]) if match else 0
-
-
-def _proof_rows(proof: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what ran as integers and what did not."""
-    providers = {_short(name) for name in proof["providers_by_node"].values()}
-    chosen = proof.get("float_on_purpose") or []
-    beside = [name for name in proof.get("float_operators") or [] if name not in chosen]
-    groups = {"left in float on purpose, for accuracy": chosen, "beside them" if chosen else "": beside}
-    left = [f"{what}: {', '.join(names)}".removeprefix(": ") for what, names in groups.items() if names]
-    return {
-        "convs": f"{proof['integer_convs']} integer, {proof['float_convs']} float",
-        "gemms": f"{proof['integer_gemms']} integer, {proof['float_gemms']} float",
-        "float": "; ".join(left) or "none",
-        "ops": ", ".join(f"{count} × {op}" for op, count in proof["ops_by_type"].items()),
-        "providers": ", ".join(sorted(providers)),
-    }
-
-
-def _fact_rows(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return the sections of facts about run, models and host, leaving out what is unknown."""
-    run, teacher, student, host, size = (report[key] for key in ("run", "teacher", "student", "host", "size"))
-    installed = {name: version for name, version in (run["versions"] or {}).items() if version}
-    sections: list[tuple[str, list[tuple[str, Any]]]] = [
-        (
-            "Run",
-            [
-                ("data", run["data"]),
-                ("test images", "not those of the bundle" if run.get("same_test_images") is False else None),
-                ("preset", run["preset"]), ("seed", run["seed"]), ("commit", run["commit"]),
-                ("wall time", None if run["wall_s"] is None else format_duration(run["wall_s"])),
-                ("peak memory while training", _bytes(1e6 * run["peak_rss_mb"]) if run.get("peak_rss_mb") else None),
-                ("versions", ", ".join(f"{name} {version}" for name, version in installed.items()) or None),
-            ],
-        ),
-        (
-            "Models",
-            [
-                ("teacher", teacher["arch"]),
-                ("teacher parameters", _count(teacher["params"])),
-                ("teacher's initial weights", teacher["weights"]),
-                ("student", student["arch"]),
-                ("student parameters", _count(student["params"])),
-                ("multiply-accumulates per image", _count(student["macs"])),
-                ("method", student["method"]),
-                ("epochs", student["epochs"]),
-                ("INT8 format", (report.get("quantization") or {}).get("chosen")),
-                ("INT8 made for", (report.get("quantization") or {}).get("target")),
-                ("rung of the ladder", (report.get("quantization") or {}).get("rung")),
-                ("FP32 file", _bytes(size["fp32_bytes"])),
-                ("INT8 file", _bytes(size["int8_bytes"])),
-            ],
-        ),
-        (
-            "Host",
-            [
-                ("processor", host["cpu"]),
-                ("board", host.get("board")),
-                ("cores", host["cores"]),
-                ("instructions", ", ".join(host["isa"])),
-                ("memory", f"{host['memory_bytes'] / 2**30:.1f} GiB"),
-                ("system", host["os"]),
-                ("governor", host["governor"] or "not readable"),
-                ("GPU", host["gpu"] or "none"),
-                ("onnxruntime", host["onnxruntime"]),
-            ],
-        ),
-    ]  # fmt: skip
-    return [(title, [(k, str(v)) for k, v in rows if v not in (None, "")]) for title, rows in sections]
-
-
-def _render(template: str, context: Mapping[str, Any]) -> str:
+def _render(template: str, shown: Mapping[str, Any]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -389,33 +104,8 @@ def _render(template: str, context: Mapping[str, Any]) -> str:
     )
     # Class names are the user's: a bar would end the cell of a Markdown table.
     environment.filters["cell"] = lambda value: str(value).replace("|", "\\|")
-    return environment.get_template(template).render(context)
+    return environment.get_template(template).render(shown)
 
 
 def _data_url(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def _short(provider: str) -> str:
-    return provider.removesuffix("ExecutionProvider")
-
-
-def _pct(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f} %"
-
-
-def _ms(value: float | None) -> str:
-    """Format milliseconds with three digits that count."""
-    return "–" if value is None else f"{value:.3f}" if value < 10 else f"{value:.1f}"
-
-
-def _count(value: Any) -> str | None:
-    """Format a large count, such as parameters, with its unit prefix."""
-    amount = number(value)
-    if amount is None:
-        return None
-    return f"{amount / 1e6:.2f} M" if amount >= 1e6 else f"{amount:,.0f}"
-
-
-def _bytes(value: float) -> str:
-    return f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.1f} kB"

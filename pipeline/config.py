@@ -6,10 +6,8 @@ then the default here. `build_config` reports all problems at once.
 """
 
 import dataclasses
-import difflib
-import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,10 +16,12 @@ from typing import Any
 from pipeline.distill.methods import METHODS
 from pipeline.errors import InputError
 from pipeline.models.registry import STUDENTS
+from pipeline.parsing import closest, parse_counts, parse_cpus, parse_emulated
 
 __all__ = [
     "PRESETS",
     "RECIPES",
+    "SECTIONS",
     "BenchmarkConfig",
     "BundleConfig",
     "Config",
@@ -31,65 +31,9 @@ __all__ = [
     "QuantizeConfig",
     "RuntimeConfig",
     "TeacherConfig",
-    "as_flags",
     "build_config",
     "load_config_file",
-    "parse_choices",
-    "parse_counts",
-    "parse_cpus",
-    "parse_emulated",
-    "shareable",
 ]
-
-
-def parse_counts(text: str, flag: str, most: int, least: int = 1) -> list[int]:
-    """Parse a comma-separated list of counts such as ``1,8,32``.
-
-    Raises:
-        InputError: A part is no whole number from ``least`` to ``most``.
-    """
-    counts = []
-    for part in text.split(","):
-        if not part.strip().isdecimal() or not least <= int(part) <= most:
-            raise InputError(
-                f"{flag} {text!r}: {part.strip()!r} is not a whole number from {least} to {most}",
-                f"for example {flag} 1,2",
-            )
-        counts.append(int(part))
-    return list(dict.fromkeys(counts))
-
-
-def parse_cpus(text: str, flag: str) -> list[int]:
-    """Parse a list of CPU numbers and ranges such as ``0,2-3``; the empty text names none.
-
-    Raises:
-        InputError: A part is neither a whole number nor a range.
-    """
-    cpus: list[int] = []
-    for part in text.split(",") if text else []:
-        first, _, last = part.strip().partition("-")
-        last = last if "-" in part else first
-        # As many digits as the largest Linux has CPUs: a range must not be expanded to billions.
-        if not (first.isdecimal() and last.isdecimal() and len(last) <= 4 and int(first) <= int(last)):
-            raise InputError(
-                f"{flag} {text!r}: {part.strip()!r} is no CPU number or range", f"for example {flag} 0,2-3"
-            )
-        cpus += range(int(first), int(last) + 1)
-    return list(dict.fromkeys(cpus))
-
-
-def parse_emulated(text: str, flag: str) -> list[str]:
-    """Parse a comma-separated list of CPUs to emulate; the empty text names none.
-
-    Raises:
-        InputError: A part is no key of `export.emulate.CPUS`.
-    """
-    if not text:
-        return []
-    # Only where CPUs are named: it needs numpy, and `--help` shall answer at once.
-    from export.emulate import CPUS
-
-    return parse_choices(text, flag, tuple(CPUS))
 
 
 def option(
@@ -342,6 +286,10 @@ class Config:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
+SECTIONS: dict[str, Any] = {
+    item.name: item.default_factory for item in dataclasses.fields(Config) if item.name != "preset"
+}
+
 # `sample` is taken for --data sample when no preset is named: a few minutes for a few thousand images.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {},
@@ -419,14 +367,14 @@ def build_config(*layers: Mapping[str, Any], preset: str = "") -> Config:
         sources = [layer["data"].get("source") for layer in layers if isinstance(layer.get("data"), Mapping)]
         preset = "sample" if [source for source in sources if source][-1:] == ["sample"] else "default"
     if preset not in PRESETS:
-        raise InputError(f"unknown preset {preset!r}{_closest(preset, PRESETS)}", f"presets: {', '.join(PRESETS)}")
+        raise InputError(f"unknown preset {preset!r}{closest(preset, PRESETS)}", f"presets: {', '.join(PRESETS)}")
     merged: dict[str, dict[str, Any]] = {"distill": {"recipe": DistillConfig.recipe}}
     for layer in (PRESETS[preset], *layers):
         for section, values in layer.items():
             if section == "preset":
                 continue
-            if section not in _SECTIONS:
-                problems.append(f"unknown section [{section}]{_closest(section, _SECTIONS)}")
+            if section not in SECTIONS:
+                problems.append(f"unknown section [{section}]{closest(section, SECTIONS)}")
             elif not isinstance(values, Mapping):
                 problems.append(f"{section} = {values!r}: expected a table [{section}]")
             else:
@@ -464,77 +412,16 @@ def _conflicts(data: DataConfig, distill: DistillConfig, problems: list[str]) ->
     return conflicts
 
 
-_SECTIONS: dict[str, Any] = {
-    item.name: item.default_factory for item in dataclasses.fields(Config) if item.name != "preset"
-}
-
-
-def as_flags(config: Config) -> list[str]:
-    """Return the shortest command line that gives a configuration: what differs from its preset and recipe.
-
-    What only this machine has is not in it; see `shareable`.
-    """
-    recipe = config.distill.recipe
-    base = build_config({"distill": {"recipe": recipe}}, preset=config.preset)
-    implied = "sample" if config.data.source == "sample" else "default"
-    words = [] if config.preset == implied else ["--preset", config.preset]
-    words += [] if recipe == DistillConfig().recipe else ["--recipe", recipe]
-    for section, kind in _SECTIONS.items():
-        for item in dataclasses.fields(kind):
-            flag, value = item.metadata["flag"], getattr(getattr(config, section), item.name)
-            if not flag or value == getattr(getattr(base, section), item.name):
-                continue
-            if isinstance(value, bool):
-                words.append(flag if value else f"--no-{flag[2:]}")
-            else:
-                words += [flag, str(value)]
-    return shareable(words)
-
-
-def shareable(words: Iterable[str]) -> list[str]:
-    """Return a command line as others may read it: without ``--data-dir``, absolute paths cut to their last part.
-
-    Where the same files lie changes no result, and is nobody else's business.
-    """
-    shown = []
-    rest = iter(words)
-    for word in rest:
-        if word == "--data-dir":
-            next(rest, None)
-        elif not word.startswith("--data-dir="):
-            before, path = _PATH.fullmatch(word).groups()  # type: ignore[union-attr]
-            shown.append(before + (Path(path).name or path if Path(path).is_absolute() else path))
-    return shown
-
-
-_PATH = re.compile(r"((?:--[\w-]+=)?(?:folder:)?)(.*)", re.DOTALL)  # matches every word
-
-
-def parse_choices(text: str, flag: str, known: tuple[str, ...]) -> list[str]:
-    """Parse a comma-separated list of names such as ``ce,kd``.
-
-    Raises:
-        InputError: A part is none of the known names.
-    """
-    names = [part.strip() for part in text.split(",")]
-    for name in names:
-        if name not in known:
-            raise InputError(
-                f"{flag} {text!r}: unknown name {name!r}{_closest(name, known)}", f"known: {', '.join(known)}"
-            )
-    return list(dict.fromkeys(names))
-
-
 def _build_section(section: str, values: Mapping[str, Any], problems: list[str]) -> Any:
     """Build one section's dataclass; append what is wrong with its values to ``problems``."""
-    known = {item.name: item for item in dataclasses.fields(_SECTIONS[section])}
+    known = {item.name: item for item in dataclasses.fields(SECTIONS[section])}
     clean = {}
     for key, value in values.items():
         if key in known:
             clean[key] = _check(section, known[key], value, problems)
         else:
-            problems.append(f"unknown key {key!r} in [{section}]{_closest(key, known)}")
-    return _SECTIONS[section](**clean)
+            problems.append(f"unknown key {key!r} in [{section}]{closest(key, known)}")
+    return SECTIONS[section](**clean)
 
 
 def _check(section: str, item: "dataclasses.Field[Any]", value: Any, problems: list[str]) -> Any:
@@ -553,15 +440,9 @@ def _check(section: str, item: "dataclasses.Field[Any]", value: Any, problems: l
         except InputError as error:
             problems.append(str(error))
     if choices and value not in choices:
-        problems.append(f"{name} = {value!r}{_closest(str(value), choices)}: expected one of {', '.join(choices)}")
+        problems.append(f"{name} = {value!r}{closest(str(value), choices)}: expected one of {', '.join(choices)}")
     # Written so that NaN fails too.
     if (least is not None and not value >= least) or (most is not None and not value <= most):
         bounds = f"at least {least}" if most is None else f"between {least} and {most}"
         problems.append(f"{name} = {value!r} is out of range: expected {bounds}")
     return value
-
-
-def _closest(name: str, known: Any) -> str:
-    """Return a suggestion for a misspelled name, or an empty string."""
-    match = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {match[0]!r}?)" if match else ""

@@ -1,7 +1,7 @@
 """The errors that kdedge shows to its users, and the exit code that each ends with.
 
 A message says what was found, where and what was expected; ``hint`` says what to do next.
-`pipeline.cli` prints both without a traceback. Anything else that escapes is a bug in kdedge.
+`pipeline.commands.failures` prints both without a traceback. Anything else that escapes is a bug in kdedge.
 """
 
 __all__ = ["DivergenceError", "GateError", "InputError", "KdedgeError", "StageError"]

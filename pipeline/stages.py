@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import StageSpec, run_stage, write_json
-from pipeline.config import Config, DataConfig, build_config, parse_emulated
+from pipeline.config import Config, DataConfig, build_config
 from pipeline.errors import GateError, InputError
+from pipeline.parsing import parse_emulated
 
 __all__ = ["STAGES", "recorded_config", "run_stages"]
 

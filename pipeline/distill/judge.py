@@ -24,9 +24,8 @@ class Judge:
     """Measures a student; the teacher is asked once.
 
     Args:
-        config: Decides temperature and precision.
-        teacher: In eval mode.
-        student: Measured by `measure`; may be replaced by another of the same architecture.
+        config, teacher, student: As of `pipeline.distill.trainer.Trainer`; the attribute `student` may be replaced by
+            another of the same architecture.
         pairs: Feature similarity is reported of these: the same for every method.
         candidates: Further pairs that `unexplained` is asked of.
         train: Training images, to fit adapters on.

@@ -36,9 +36,9 @@ class Trainer:
     """Trains a student by one method.
 
     Args:
-        config: The configuration.
+        config: Decides the method, its settings and the precision.
         teacher: In eval mode.
-        student: The student.
+        student: Changed in place.
         pairs: Pairs that may be hinted at; none for a method without hints.
         chosen: Teacher blocks among them that are hinted at from the start.
         batches: What is trained on; the first ones calibrate the hints.

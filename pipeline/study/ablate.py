@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config, DistillConfig, parse_choices
+from pipeline.config import Config, DistillConfig
 from pipeline.distill.blocks import highest_variance, last_blocks, random_blocks
 from pipeline.distill.methods import METHODS, Method
 from pipeline.errors import InputError
+from pipeline.parsing import parse_choices
 from pipeline.study.cells import Cell
 from pipeline.study.compare import StudyOptions, resolve_runtime, run_study, variant
 

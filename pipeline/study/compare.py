@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import MANIFEST, load_manifest, write_atomic, write_json
-from pipeline.config import Config, build_config, parse_choices, parse_counts
+from pipeline.config import Config, build_config
 from pipeline.data import open_dataset
 from pipeline.distill.methods import CONTROL, METHODS
 from pipeline.errors import InputError
+from pipeline.parsing import parse_choices, parse_counts
 from pipeline.runtime import resolve
 from pipeline.stages import CONFIG, STAGES, recorded_config, run_stages
 from pipeline.study.cells import COLUMNS, Cell, Row, measure_test, run_cells

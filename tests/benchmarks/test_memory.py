@@ -10,7 +10,6 @@ import pytest
 from benchmarks import memory
 from benchmarks.affinity import check_cpus, pinned
 from benchmarks.memory import measure_memory
-from pipeline.config import build_config, parse_cpus
 from pipeline.errors import InputError
 from pipeline.runtime import usable_cores
 
@@ -103,13 +102,3 @@ def test_a_system_without_affinity_says_so(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(InputError, match="cannot bind a process to CPUs"):
         check_cpus([0])
     check_cpus([])
-
-
-def test_lists_of_cpus() -> None:
-    assert parse_cpus("0, 2-4,3", "--affinity") == [0, 2, 3, 4]
-    assert parse_cpus("", "--affinity") == []
-    for text in (",", "0,", "a", "-1", "3-1", "0-99999999", "1.5"):
-        with pytest.raises(InputError, match=r"--affinity .* is no CPU number or range"):
-            parse_cpus(text, "--affinity")
-    with pytest.raises(InputError, match="'x' is no CPU number"):
-        build_config({"benchmark": {"affinity": "x"}})

@@ -1,6 +1,7 @@
-"""A tiny trained-looking student, its exports, and a data set that refuses to show test images."""
+"""A tiny trained-looking student, its exports and bundles, and a data set that refuses to show test images."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundles import MANIFEST_OF_BENCHMARK, REPORT
 
 from pipeline.config import Config, build_config
 
@@ -140,6 +142,29 @@ def quantized(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         run(build_config({"quantize": {"calibration_images": 64}}), {"export": exported}, folder)
     write_manifest(folder, "quantize", {"data/train": "cd" * 32})
     return folder
+
+
+@pytest.fixture
+def make_bundle(exported: Path, quantized: Path, tmp_path: Path, dataset: Any) -> Callable[..., Path]:
+    """Build a bundle as `kdedge bundle` does, from a report."""
+    from export.bundle import run
+    from pipeline.artifacts import StageSpec, file_sha256, run_stage
+
+    def make(report: dict[str, Any] = REPORT, allow_undecided: bool = False) -> Path:
+        run_dir = tmp_path / "run"
+        shutil.copytree(exported, run_dir / "export")
+        shutil.copytree(quantized, run_dir / "quantize")
+        benchmark = run_dir / "benchmark"
+        benchmark.mkdir()
+        (benchmark / "report.json").write_text(json.dumps(report))
+        outputs = {"report.json": file_sha256(benchmark / "report.json")}
+        (benchmark / "manifest.json").write_text(json.dumps(MANIFEST_OF_BENCHMARK | {"outputs": outputs}))
+        reads = ("export", "quantize", "benchmark")
+        spec = StageSpec("bundle", reads, run, lambda config: {}, lambda config: {})
+        run_stage(spec, build_config({"bundle": {"allow_undecided": allow_undecided}}), run_dir)
+        return run_dir / "bundle"
+
+    return make
 
 
 def write_manifest(folder: Path, stage: str, inputs: dict[str, str]) -> None:

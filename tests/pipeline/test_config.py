@@ -9,9 +9,6 @@ from pipeline.config import (
     DistillConfig,
     build_config,
     load_config_file,
-    parse_choices,
-    parse_counts,
-    parse_emulated,
 )
 from pipeline.errors import InputError
 
@@ -96,20 +93,6 @@ def test_a_recipe_names_every_option_in_which_the_two_differ(recipe):
 def test_options_that_contradict_each_other_are_refused(distill, message):
     with pytest.raises(InputError, match=message):
         build_config({"distill": distill})
-
-
-def test_lists_of_names_are_checked():
-    assert parse_choices("ce, kd,ce", "--methods", ("ce", "kd")) == ["ce", "kd"]
-    with pytest.raises(InputError, match=r"--methods 'ce,kt': unknown name 'kt'"):
-        parse_choices("ce,kt", "--methods", ("ce", "kd"))
-    assert parse_counts("0,1", "--seeds", 9, least=0) == [0, 1]
-
-
-def test_cpus_to_emulate_are_checked():
-    assert parse_emulated("", "--emulate") == []
-    assert parse_emulated("haswell, cortex-a76,haswell", "--emulate") == ["haswell", "cortex-a76"]
-    with pytest.raises(InputError, match=r"--emulate 'haswel': unknown name 'haswel' \(did you mean 'haswell'"):
-        build_config({"benchmark": {"emulate": "haswel"}})
 
 
 def test_an_unknown_preset_is_refused_with_the_closest():

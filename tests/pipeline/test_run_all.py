@@ -128,13 +128,13 @@ def test_only_the_benchmark_reads_test_images(tiny_options, tmp_path, monkeypatc
 
 
 def test_a_bundle_is_measured_on_the_test_images_of_its_own_split(tmp_path):
-    from pipeline.cli import _resolve
+    from pipeline.commands.flags import resolve
 
     data = make_folder(tmp_path / "data") / "train"
     run_dir = tmp_path / "run"
     options = ["--seed", "3", "--test-fraction", "0.3"]
     kdedge("run-all", "--data", f"folder:{data}", *TINY, *options, "--out", run_dir, "--allow-undecided")
-    config = _resolve({"out": run_dir, "config": None, "bundle": run_dir / "bundle"}, {})
+    config = resolve({"out": run_dir, "config": None, "bundle": run_dir / "bundle"}, {})
     assert (config.runtime.seed, config.data.test_fraction) == (3, 0.3)
 
 

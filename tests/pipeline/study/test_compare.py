@@ -151,7 +151,8 @@ def test_a_cell_that_diverges_is_recorded_and_the_study_goes_on(study, compared,
         (["--epochs", "0"], "--epochs '0': '0' is not a whole number from 1"),
         (["--seeds", "a"], "--seeds 'a': 'a' is not a whole number from 0"),
         (["--methods", "static", "--epochs", "40,5"], "5 hint-only epochs (--hint-epochs) leave none of 5 (--epochs)"),
-        (["--hint-epochs", "9", "--epochs", "8,9"], "9 hint-only epochs (--hint-epochs) leave none of 9 (--epochs)"),
+        (["--hint-epochs", "9", "--epochs", "8,9"], "9 hint-only epochs (--hint-epochs) leave none of 8 (--epochs)"),
+        (["--beta", "0"], "--methods selective learns from hints, and --beta 0 takes them away: use --methods kd"),
         (["--method", "kd"], "--method"),
         (["--teacher", "regnet_y_400mf"], "and regnet_y_400mf is neither"),
         (
@@ -228,6 +229,13 @@ def test_the_lengths_of_a_study_are_what_options_are_checked_against(study, comp
     # More hint-only epochs than a run has by default, and fewer than those of this study.
     command = [tmp_path if part == study[0] else part for part in without_teacher_options(study[1])]
     result = kdedge(*command, "--hint-epochs", 30, "--epochs", 40, "--teacher-dir", "/does/not/exist", code=2)
+    assert "holds no finished stage" in result.stderr
+
+
+@pytest.mark.parametrize("options", [["--beta", 0], ["--hint-epochs", 30]])
+def test_options_of_hints_are_refused_only_where_a_method_uses_hints(options, study, tmp_path):
+    command = [tmp_path if part == study[0] else part for part in without_teacher_options(study[1])]
+    result = kdedge(*command, "--methods", "ce,kd", *options, "--teacher-dir", "/does/not/exist", code=2)
     assert "holds no finished stage" in result.stderr
 
 

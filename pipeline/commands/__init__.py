@@ -1,0 +1,1 @@
+"""The commands of ``kdedge``, by what they are for, and what they share."""

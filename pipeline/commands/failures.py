@@ -1,0 +1,72 @@
+"""How a command that fails ends: one message with what to do next on stderr, no traceback, an exit code."""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from pipeline.errors import KdedgeError
+from pipeline.progress import console, set_quiet
+
+__all__ = ["Commands", "reported"]
+
+# The base of everything that Typer finds wrong with a command line; it lies in click or, later, in Typer's copy of it.
+_UsageError: Any = typer.BadParameter.__base__
+
+# Which extra installs a module that the base install lacks.
+_EXTRAS = {"onnxruntime": "cpu"} | dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "safetensors"), "train")
+
+
+class Commands(TyperGroup):
+    """The commands; wrong usage is shown as every other error is."""
+
+    def main(self, *args: Any, **options: Any) -> NoReturn:
+        """Run a command line and exit."""
+        try:
+            code = super().main(*args, **{**options, "standalone_mode": False})
+        except _UsageError as error:
+            if not error.format_message():  # no command: Typer has printed the help
+                sys.exit(error.exit_code)
+            command = error.ctx.command_path if error.ctx else "kdedge"
+            _show_error(error.format_message(), f"see `{command} --help`")
+            code = error.exit_code
+        sys.exit(code)
+
+
+def reported(function: Callable[..., None]) -> Callable[..., None]:
+    """Show a `KdedgeError` as one message with what to do next, and end with its exit code."""
+
+    @functools.wraps(function)
+    def wrapper(**arguments: Any) -> None:
+        set_quiet(arguments.get("quiet", False))
+        try:
+            function(**arguments)
+            # A reader that went away (`kdedge … | head`) is met here, where Typer ends quietly, not at exit.
+            sys.stdout.flush()
+        except KdedgeError as error:
+            _show_error(str(error), error.hint)
+            raise typer.Exit(error.exit_code) from None
+        except ModuleNotFoundError as error:
+            extra = _EXTRAS.get((error.name or "").partition(".")[0])
+            if extra is None:
+                raise
+            _show_error(f"this command needs {error.name}, which is not installed", f"pip install 'kdedge[{extra}]'")
+            raise typer.Exit(2) from None
+        except MemoryError:
+            _show_error("not enough memory", "lower --image-size or --train-size")
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt as interrupt:
+            console.print("; ".join(["interrupted", *interrupt.args]), markup=False)
+            raise typer.Exit(130) from None
+
+    return wrapper
+
+
+def _show_error(message: str, hint: str) -> None:
+    sys.stdout.flush()  # where both go to one file, results stand before the error that ended them
+    console.print(f"error: {message}", style="red" if console.is_terminal else None, markup=False)
+    if hint:
+        console.print(f"  -> {hint}", markup=False)

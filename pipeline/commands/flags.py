@@ -1,0 +1,172 @@
+"""Makes a command from a function: a flag for every field of `pipeline.config`, and the options that steer it.
+
+Under ``@app.command()``, ``@configured(("export",))`` gives ``export(config, out, force)`` the flags of one section.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.commands.failures import reported
+from pipeline.config import PRESETS, SECTIONS, Config, build_config, load_config_file
+from pipeline.errors import InputError
+
+__all__ = ["BEGINNING", "DEFAULT_OUT", "STAGE", "Fields", "Options", "configured", "out_option", "resolve"]
+
+Options = dict[str, tuple[Any, Any]]
+"""Annotation and default of parameters of a command, by name."""
+
+Fields = dict[str, dict[str, Any]]
+"""Values of fields of the configuration, by section and name."""
+
+DEFAULT_OUT = Path("artifacts/run")
+
+
+def out_option(default: Path) -> Options:
+    """Return the option ``--out`` with its default."""
+    # Text, because an empty path is the current directory.
+    return {"out": (Annotated[str, typer.Option("--out", help="Run directory.", metavar="path")], str(default))}
+
+
+# What begins a run states its options; the later stages go on with those of the run.
+BEGINNING: Options = out_option(DEFAULT_OUT) | {
+    "config": (
+        Annotated[Path | None, typer.Option("--config", help="TOML file with a table per section.", metavar="path")],
+        None,
+    ),
+    "preset": (
+        Annotated[
+            str | None,
+            typer.Option(
+                "--preset",
+                help=f"Named settings: {', '.join(PRESETS)}. The later stages go on with those of the run.",
+                metavar="str",
+            ),
+        ],
+        None,
+    ),
+    "force": (
+        Annotated[bool, typer.Option("--force", help="Run again even if everything is up to date.", metavar="")],
+        False,
+    ),
+    "quiet": (
+        Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and warnings.", metavar="")],
+        False,
+    ),
+}
+STAGE: Options = {key: option for key, option in BEGINNING.items() if key != "preset"}
+_CONSUMED = ("config", "preset", "quiet")  # before the function of a command is called
+
+
+def configured(
+    sections: tuple[str, ...],
+    options: Options = STAGE,
+    *,
+    without: tuple[str, ...] = (),
+    within: Callable[[dict[str, Any], Fields], AbstractContextManager[None]] = lambda given, fields: nullcontext(),
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command these options and a flag for every field of some sections.
+
+    The decorated function is called with the configuration and the options that did not go into it.
+
+    Args:
+        sections: Sections of the configuration.
+        options: Further options.
+        without: Options, or fields as ``section__field``, that the command does not have.
+        within: Makes the context in which the configuration is built and the function called, from the options and the
+            fields that were given; it may change the fields.
+    """
+    parameters = [
+        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+        for key, (annotation, default) in {**options, **_section_options(sections)}.items()
+        if key not in without
+    ]
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @reported
+        @functools.wraps(function)
+        def command(**arguments: Any) -> None:
+            given = {key: arguments.pop(key) for key in options if key in arguments}
+            for key in ("out", "preset"):
+                if given.get(key) == "":
+                    name = function.__name__.replace("_", "-")
+                    raise InputError(f"--{key} is empty", f"leave it out for the default; see `kdedge {name} --help`")
+            if "out" in given:
+                given["out"] = Path(given["out"])
+            fields = _fields(arguments)
+            rest = {key: value for key, value in given.items() if key not in _CONSUMED}
+            with within(given, fields):
+                function(resolve(given, fields), **rest)
+
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return command
+
+    return decorate
+
+
+def _section_options(sections: tuple[str, ...]) -> Options:
+    """Return (annotation, default) of a Typer option for every field of these sections, by ``section__field``."""
+    options: Options = {}
+    for section in sections:
+        for item in dataclasses.fields(SECTIONS[section]):
+            flag = item.metadata["flag"]
+            if not flag:
+                continue
+            kind = type(item.default)
+            names = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
+            text = f"{item.metadata['help']} ({_describe_default(item)})"
+            declared = typer.Option(
+                *names,
+                help=text,
+                rich_help_panel=section,
+                show_default=False,
+                metavar="" if kind is bool else kind.__name__,
+            )
+            options[f"{section}__{item.name}"] = (Annotated[kind | None, declared], None)
+    return options
+
+
+def _describe_default(item: "dataclasses.Field[Any]") -> str:
+    parts = [f"default: {item.default if item.default != '' else 'none'}"]
+    if item.metadata["choices"]:
+        parts.insert(0, ", ".join(item.metadata["choices"]))  # can be broken into lines, which "|" cannot
+    least, most = item.metadata["least"], item.metadata["most"]
+    if least is not None:
+        parts.insert(0, f"{least} to {most}" if most is not None else f"at least {least}")
+    return "; ".join(parts)
+
+
+def _fields(arguments: dict[str, Any]) -> Fields:
+    fields: Fields = {}
+    for key, value in arguments.items():
+        if value is not None:
+            section, _, name = key.partition("__")
+            fields.setdefault(section, {})[name] = value
+    return fields
+
+
+def resolve(given: dict[str, Any], fields: Fields) -> Config:
+    """Build the configuration of a command: recorded run or bundle, preset, ``--config`` file, fields from flags."""
+    file = load_config_file(given["config"]) if given["config"] else {}
+    return build_config(_recorded(given), file, fields, preset=given.get("preset") or "")
+
+
+def _recorded(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of the bundle that a command measures or of the run that it goes on with; empty: neither."""
+    if given.get("bundle"):
+        from pipeline.artifacts import load_manifest
+
+        made_with = load_manifest(given["bundle"])["config"]
+        return {"data": made_with.get("all data", {}), "runtime": made_with.get("seed", {})}
+    if "preset" in given or "out" not in given:
+        return {}
+    from pipeline.stages import recorded_config
+
+    return recorded_config(given["out"])

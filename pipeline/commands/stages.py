@@ -1,0 +1,144 @@
+"""Commands of the pipeline: all of it, and each of its stages."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.commands.flags import BEGINNING, DEFAULT_OUT, STAGE, Options, configured
+from pipeline.config import SECTIONS, Config
+from pipeline.errors import GateError
+from pipeline.progress import log
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+_BUNDLE: Options = {
+    "bundle": (
+        Annotated[Path | None, typer.Argument(help="Bundle to measure on this host; without it the run at --out.")],
+        None,
+    )
+}
+
+
+@app.command(help="Run every stage in order: data set to verified bundle.")
+@configured(tuple(SECTIONS), BEGINNING)
+def run_all(config: Config, out: Path, force: bool) -> None:
+    """Run the pipeline and print the summary."""
+    from pipeline.stages import STAGES
+
+    try:
+        if not _run(tuple(STAGES), config, out, force):
+            log(f"nothing to do: every stage of {out} is up to date (--force runs them again)")
+    except GateError:
+        _print_report(out / "benchmark")
+        raise
+    _print_report(out / "benchmark")
+    print(f"bundle: {out / 'bundle'}\n  kdedge verify {out / 'bundle'}\n  kdedge predict {out / 'bundle'} IMAGE")
+
+
+@app.command(help="Fetch and check the data set; print what it holds.")
+@configured(("data", "runtime"), without=("out", "force"))
+def data(config: Config) -> None:
+    """Print the data set as one JSON line."""
+    from pipeline.data import open_dataset, split_train_val
+
+    dataset = open_dataset(config.data, config.runtime.seed)
+    train, val = split_train_val(dataset.train(), config.data.val_fraction, config.runtime.seed, config.data.train_size)
+    facts = {
+        "data": dataset.name,
+        "classes": list(dataset.class_names),
+        "image_size": dataset.image_size,
+        "train": len(train.labels),
+        "val": len(val.labels),
+        "train_sha256": dataset.train_sha256(),
+        "test_sha256": dataset.test_sha256(),
+    }
+    print(json.dumps(facts))
+
+
+@app.command(help="Fine-tune the teacher.")
+@configured(("data", "teacher", "runtime"), BEGINNING)
+def teacher(config: Config, out: Path, force: bool) -> None:
+    """Run the teacher stage."""
+    _run(("teacher",), config, out, force)
+    print(out / "teacher")
+
+
+@app.command(help="Distill the teacher into the student.")
+@configured(("data", "distill", "runtime"))
+def distill(config: Config, out: Path, force: bool) -> None:
+    """Run the distillation stage."""
+    _run(("distill",), config, out, force)
+    print(out / "distill")
+
+
+@app.command(help="Export the student to ONNX and check parity.")
+@configured(("export",))
+def export(config: Config, out: Path, force: bool) -> None:
+    """Run the export stage."""
+    _run(("export",), config, out, force)
+    print(out / "export" / "student.onnx")
+
+
+@app.command(help="Quantize the ONNX model to INT8, calibrated on training images.")
+@configured(("data", "quantize"))
+def quantize(config: Config, out: Path, force: bool) -> None:
+    """Run the quantization stage."""
+    _run(("quantize",), config, out, force)
+    print(out / "quantize" / "student.int8.onnx")
+
+
+@app.command(help="Measure accuracy and latency of a run, or of a bundle on this host, and judge it.")
+@configured(("data", "benchmark", "bundle"), _BUNDLE | STAGE)
+def benchmark(config: Config, out: Path, force: bool, bundle: Path | None) -> None:
+    """Measure, print the summary and end stdout with one JSON line."""
+    from pipeline.artifacts import lock_run
+
+    if bundle is None:
+        _run(("benchmark",), config, out, force)
+        report_dir = out / "benchmark"
+    else:
+        from pipeline.evaluate import benchmark_bundle
+
+        report_dir = out if out != DEFAULT_OUT else Path("artifacts/benchmark")
+        with lock_run(report_dir):
+            benchmark_bundle(config, bundle, report_dir)
+    report = _print_report(report_dir)
+    keys = ("accuracy", "gate", "size", "latency", "memory", "portability")
+    print(json.dumps({"report": str(report_dir / "report.json"), **{key: report[key] for key in keys}}))
+
+    from export.bundle import check_gate
+
+    check_gate(report, allow_undecided=config.bundle.allow_undecided)
+
+
+@app.command(help="Write the bundle, if the gate passed.")
+@configured(("data", "bundle"))
+def bundle(config: Config, out: Path, force: bool) -> None:
+    """Run the bundle stage."""
+    _run(("bundle",), config, out, force)
+    print(out / "bundle")
+
+
+def _run(names: tuple[str, ...], config: Config, out: Path, force: bool) -> bool:
+    from pipeline.artifacts import lock_run
+    from pipeline.stages import run_stages
+
+    with lock_run(out):
+        try:
+            return run_stages(names, config, out, force=force)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the same command goes on where it stopped") from None
+
+
+def _print_report(report_dir: Path) -> dict[str, Any]:
+    """Print the summary of the report in a directory and return the report."""
+    from benchmarks.report import print_summary
+
+    report: dict[str, Any] = json.loads((report_dir / "report.json").read_text())
+    print_summary(report)
+    print(f"report: {report_dir / 'report.html'}")
+    return report

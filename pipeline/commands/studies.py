@@ -1,0 +1,161 @@
+"""Commands that compare many runs: compare, ablate."""
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.commands.flags import BEGINNING, Fields, Options, configured, out_option
+from pipeline.config import Config, TeacherConfig
+from pipeline.distill.methods import CONTROL, METHODS
+from pipeline.errors import InputError
+from pipeline.parsing import parse_counts
+from pipeline.shareable import shareable
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+# What a study has beside the options of its runs; see `pipeline.study.compare.StudyOptions`.
+_STUDY: Options = {
+    "epochs": (
+        Annotated[str, typer.Option("--epochs", help="Lengths of the runs, comma-separated.", metavar="str")],
+        "20",
+    ),
+    "seeds": (
+        Annotated[str, typer.Option("--seeds", help="Their seeds, comma-separated.", metavar="str")],
+        "0",
+    ),
+    "teacher_dir": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                "--teacher-dir",
+                help="Finished teacher, as in artifacts/run/teacher (default: one is trained).",
+                metavar="path",
+            ),
+        ],
+        None,
+    ),
+    "reach": (
+        Annotated[
+            float,
+            typer.Option(
+                "--reach",
+                min=0,
+                max=100,
+                metavar="float",
+                help="Report the first epoch with this validation top-1, in percent.",
+            ),
+        ],
+        85.0,
+    ),
+    "test": (
+        Annotated[
+            bool,
+            typer.Option(
+                "--test",
+                help="At the end, when all is chosen, also quantize every student and read the test images once.",
+                metavar="",
+            ),
+        ],
+        False,
+    ),
+    "as_json": (
+        Annotated[bool, typer.Option("--json", help="Print one JSON line instead of the page.", metavar="")],
+        False,
+    ),
+}
+_METHODS: Options = {
+    "methods": (
+        Annotated[str, typer.Option("--methods", help="Methods to compare, comma-separated.", metavar="str")],
+        ",".join(METHODS),
+    ),
+}
+_FACTORS: Options = {
+    "factors": (
+        Annotated[
+            str,
+            typer.Option(
+                "--factors",
+                help="What to vary, comma-separated: optimizer, lr, temperature, beta-patience, hint-layers, "
+                "hint-loss, recipe (default: all that matter to the method).",
+                metavar="str",
+            ),
+        ],
+        "",
+    ),
+}
+
+
+@contextmanager
+def _study_flags(given: dict[str, Any], fields: Fields) -> Iterator[None]:
+    """Check the flags of a study and complete them; name the flags that it has in errors that arise meanwhile."""
+    if given["teacher_dir"] and "teacher" in fields:
+        names = [item.metadata["flag"] for item in dataclasses.fields(TeacherConfig) if item.name in fields["teacher"]]
+        raise InputError(
+            f"--teacher-dir names a finished teacher, which {', '.join(names)} would not change",
+            "leave out the one or the others",
+        )
+    # Every cell has its own length and method and is checked with them; what all share is checked with the longest, and
+    # with the method that contradicts no option.
+    shared = fields.setdefault("distill", {})
+    shared["epochs"] = max(parse_counts(given["epochs"], "--epochs", 100_000))
+    renamed = {"--distill-epochs": "--epochs"}
+    if "methods" in given:
+        shared["method"] = CONTROL
+        renamed["--method "] = "--methods "
+    try:
+        yield
+    except InputError as error:
+        for flag, own in renamed.items():
+            error.args = (str(error).replace(flag, own),)
+        raise
+
+
+@app.command(help="Compare methods over lengths and seeds, all with one teacher.")
+@configured(
+    ("data", "teacher", "distill", "runtime"),
+    BEGINNING | out_option(Path("artifacts/compare")) | _METHODS | _STUDY,
+    without=("distill__method", "distill__epochs", "runtime__seed"),
+    within=_study_flags,
+)
+def compare(config: Config, out: Path, methods: str, as_json: bool, **options: Any) -> None:
+    """Run the comparison; print its page or one JSON line."""
+    from pipeline.study.compare import compare as run_comparison
+
+    _study(lambda rest: run_comparison(config, out, methods, rest), out, as_json, options)
+
+
+@app.command(help="Vary one training option after the other, all with one teacher.")
+@configured(
+    ("data", "teacher", "distill", "runtime"),
+    BEGINNING | out_option(Path("artifacts/ablate")) | _FACTORS | _STUDY,
+    without=("distill__epochs", "runtime__seed"),
+    within=_study_flags,
+)
+def ablate(config: Config, out: Path, factors: str, as_json: bool, **options: Any) -> None:
+    """Run the ablations; print their page or one JSON line."""
+    from pipeline.study.ablate import ablate as run_ablations
+
+    _study(lambda rest: run_ablations(config, out, factors, rest), out, as_json, options)
+
+
+def _study(run: Callable[[Any], dict[str, Any]], out: Path, as_json: bool, options: dict[str, Any]) -> None:
+    """Run a study in its locked directory and print what it found."""
+    from pipeline.artifacts import lock_run
+    from pipeline.study.compare import StudyOptions
+
+    rest = StudyOptions(command=shlex.join(["kdedge", *shareable(sys.argv[1:])]), **options)
+    with lock_run(out):
+        try:
+            result = run(rest)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the same command goes on where it stopped") from None
+    print(json.dumps(result) if as_json else Path(result["page"]).read_text(encoding="utf-8"))

@@ -1,0 +1,79 @@
+"""Parsers of comma-separated options, and what to suggest for a misspelled name."""
+
+import difflib
+from collections.abc import Iterable
+
+from pipeline.errors import InputError
+
+__all__ = ["closest", "parse_choices", "parse_counts", "parse_cpus", "parse_emulated"]
+
+
+def parse_counts(text: str, flag: str, most: int, least: int = 1) -> list[int]:
+    """Parse a comma-separated list of counts such as ``1,8,32``.
+
+    Raises:
+        InputError: A part is no whole number from ``least`` to ``most``.
+    """
+    counts = []
+    for part in text.split(","):
+        if not part.strip().isdecimal() or not least <= int(part) <= most:
+            raise InputError(
+                f"{flag} {text!r}: {part.strip()!r} is not a whole number from {least} to {most}",
+                f"for example {flag} 1,2",
+            )
+        counts.append(int(part))
+    return list(dict.fromkeys(counts))
+
+
+def parse_cpus(text: str, flag: str) -> list[int]:
+    """Parse a list of CPU numbers and ranges such as ``0,2-3``; the empty text names none.
+
+    Raises:
+        InputError: A part is neither a whole number nor a range.
+    """
+    cpus: list[int] = []
+    for part in text.split(",") if text else []:
+        first, _, last = part.strip().partition("-")
+        last = last if "-" in part else first
+        # As many digits as the largest Linux has CPUs: a range must not be expanded to billions.
+        if not (first.isdecimal() and last.isdecimal() and len(last) <= 4 and int(first) <= int(last)):
+            raise InputError(
+                f"{flag} {text!r}: {part.strip()!r} is no CPU number or range", f"for example {flag} 0,2-3"
+            )
+        cpus += range(int(first), int(last) + 1)
+    return list(dict.fromkeys(cpus))
+
+
+def parse_emulated(text: str, flag: str) -> list[str]:
+    """Parse a comma-separated list of CPUs to emulate; the empty text names none.
+
+    Raises:
+        InputError: A part is no key of `export.emulate.CPUS`.
+    """
+    if not text:
+        return []
+    # Only where CPUs are named: it needs numpy, and `--help` shall answer at once.
+    from export.emulate import CPUS
+
+    return parse_choices(text, flag, tuple(CPUS))
+
+
+def parse_choices(text: str, flag: str, known: tuple[str, ...]) -> list[str]:
+    """Parse a comma-separated list of names such as ``ce,kd``.
+
+    Raises:
+        InputError: A part is none of the known names.
+    """
+    names = [part.strip() for part in text.split(",")]
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"{flag} {text!r}: unknown name {name!r}{closest(name, known)}", f"known: {', '.join(known)}"
+            )
+    return list(dict.fromkeys(names))
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return a suggestion for a misspelled name, or an empty string."""
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""

@@ -1,0 +1,50 @@
+"""Command lines as others may read them: short, and without what only this machine has."""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipeline.config import SECTIONS, Config, DistillConfig, build_config
+
+__all__ = ["as_flags", "shareable"]
+
+_PATH = re.compile(r"((?:--[\w-]+=)?(?:folder:)?)(.*)", re.DOTALL)  # matches every word
+
+
+def as_flags(config: Config) -> list[str]:
+    """Return the shortest command line that gives a configuration: what differs from its preset and recipe.
+
+    What only this machine has is not in it; see `shareable`.
+    """
+    recipe = config.distill.recipe
+    base = build_config({"distill": {"recipe": recipe}}, preset=config.preset)
+    implied = "sample" if config.data.source == "sample" else "default"
+    words = [] if config.preset == implied else ["--preset", config.preset]
+    words += [] if recipe == DistillConfig().recipe else ["--recipe", recipe]
+    for section, kind in SECTIONS.items():
+        for item in dataclasses.fields(kind):
+            flag, value = item.metadata["flag"], getattr(getattr(config, section), item.name)
+            if not flag or value == getattr(getattr(base, section), item.name):
+                continue
+            if isinstance(value, bool):
+                words.append(flag if value else f"--no-{flag[2:]}")
+            else:
+                words += [flag, str(value)]
+    return shareable(words)
+
+
+def shareable(words: Iterable[str]) -> list[str]:
+    """Return a command line as others may read it: without ``--data-dir``, absolute paths cut to their last part.
+
+    Where the same files lie changes no result, and is nobody else's business.
+    """
+    shown = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--data-dir":
+            next(rest, None)
+        elif not word.startswith("--data-dir="):
+            before, path = _PATH.fullmatch(word).groups()  # type: ignore[union-attr]
+            shown.append(before + (Path(path).name or path if Path(path).is_absolute() else path))
+    return shown

@@ -1,0 +1,238 @@
+"""`kdedge predict`, and the predict.py that travels with the bundle."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from export.predict import predict
+from export.verify import verify_bundle
+from pipeline.cli import app
+from pipeline.errors import InputError
+
+
+def pictures(folder: Path) -> list[Path]:
+    """Write images of several modes and sizes."""
+    folder.mkdir()
+    pixels = np.random.default_rng(3).integers(0, 256, (40, 30, 4), dtype=np.uint8)
+    rgba = Image.fromarray(pixels)
+    rgba.save(folder / "a.png")
+    rgba.convert("L").save(folder / "b.png")
+    rgba.convert("RGB").save(folder / "c.jpg")
+    rgba.convert("P").save(folder / "d.gif")
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(folder / "e.png")
+    Image.fromarray(pixels[:16, :16, :3]).save(folder / "f.png")
+    return sorted(folder.iterdir())
+
+
+def test_predict_takes_files_folders_and_arrays(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle()
+    files = pictures(tmp_path / "pictures")
+    (tmp_path / "pictures" / "notes.txt").write_text("ignored")
+    golden = bundle / "golden_inputs.npy"
+    rows = list(predict(bundle, [files[0], tmp_path / "pictures", golden]))
+    assert [row["file"] for row in rows[:7]] == [str(files[0]), *map(str, files)]
+    assert [row["file"] for row in rows[7:]] == [f"{golden}[{i}]" for i in range(16)]
+    logits = np.load(bundle / "golden_int8_logits.npy")
+    assert [row["index"] for row in rows[7:]] == logits.argmax(1).tolist()
+    assert rows[0] == {**rows[1]}
+    assert all(row["label"] == ("ant", "bee", "cat", "dog")[row["index"]] for row in rows)
+
+
+def test_predict_reads_paths_from_standard_input(
+    make_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle()
+    files = pictures(tmp_path / "pictures")
+    odd = tmp_path / os.fsdecode(b" not text \xff.png")
+    shutil.copy(files[0], odd)
+    lines = b"\n".join([os.fsencode(files[1]), b"", os.fsencode(odd), os.fsencode(tmp_path / "pictures"), b""])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    rows = list(predict(bundle, [files[2], Path("-")]))
+    assert [row["file"] for row in rows] == [str(path) for path in (files[2], files[1], odd, *files)]
+    shown = CliRunner().invoke(app, ["predict", str(bundle), "-"], input=lines)
+    assert (shown.exit_code, len(shown.stdout.splitlines())) == (0, 2 + len(files))
+    assert "not text \N{REPLACEMENT CHARACTER}.png" in shown.stdout
+
+
+@pytest.mark.parametrize("text", [b"", b"\n\n"])
+def test_predict_with_nothing_on_standard_input(
+    make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, text: bytes
+) -> None:
+    bundle = make_bundle()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
+    with pytest.raises(InputError, match="standard input names no images"):
+        list(predict(bundle, [Path("-")]))
+
+
+def test_predict_keeps_the_order_of_many_images(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    """More than are decoded ahead, large and small in turn, so that threads overtake each other."""
+    bundle = make_bundle()
+    files = []
+    for number in range(150):
+        side = 600 if number % 7 == 0 else 16
+        pixels = np.full((side, side, 3), number, np.uint8)
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(pixels).save(files[-1])
+    rows = list(predict(bundle, files))
+    assert [row["file"] for row in rows] == [str(path) for path in files]
+    alone = [next(predict(bundle, [path]))["label"] for path in files[::50]]
+    assert alone == [row["label"] for row in rows[::50]]
+
+
+def test_predict_stops_at_a_bad_file_among_many(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle()
+    (good, *_) = pictures(tmp_path / "pictures")
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    rows = predict(bundle, [*[good] * 100, bad, *[good] * 100])
+    assert [next(rows)["file"] for _ in range(100)] == [str(good)] * 100
+    with pytest.raises(InputError, match=r"cannot read the image .*bad\.png"):
+        next(rows)
+
+
+def test_predict_top_k_and_fp32(make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle()
+    rows = list(predict(bundle, [bundle / "golden_inputs.npy"], top_k=4, fp32=True))
+    logits = np.load(bundle / "golden_fp32_logits.npy")
+    assert [row["index"] for row in rows] == logits.argmax(1).tolist()
+    for row in rows:
+        shares = [item["probability"] for item in row["top"]]
+        assert shares == sorted(shares, reverse=True)
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+        assert row["top"][0]["label"] == row["label"]
+    with pytest.raises(InputError, match="--top 9 is out of range"):
+        next(predict(bundle, [bundle / "golden_inputs.npy"], top_k=9))
+
+
+def test_predict_refuses_what_it_cannot_read(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle()
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"\x89PNG\r\n\x1a\n and nothing")
+    np.save(tmp_path / "small.npy", np.zeros((8, 8, 3), np.uint8))
+    np.save(tmp_path / "float.npy", np.zeros((16, 16, 3), np.float32))
+    np.save(tmp_path / "pickle.npy", np.array([{}], dtype=object), allow_pickle=True)
+    (tmp_path / "empty").mkdir()
+    for name, message in (
+        ("bad.png", "cannot read the image"),
+        ("small.npy", r"holds uint8 \[1, 8, 8, 3\]; expected uint8 \[16, 16, 3\]"),
+        ("float.npy", "holds float32"),
+        ("pickle.npy", "not a readable .npy file"),
+        ("empty", "holds no images"),
+        ("nowhere.png", "does not exist"),
+    ):
+        with pytest.raises(InputError, match=message):
+            list(predict(bundle, [tmp_path / name]))
+
+
+def test_predict_answers_what_came_before_a_bad_file(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle()
+    good = pictures(tmp_path / "pictures")[:2]
+    answers = predict(bundle, [*good, tmp_path / "nowhere.png", good[0]])
+    assert [next(answers)["file"], next(answers)["file"]] == [str(path) for path in good]
+    with pytest.raises(InputError, match=r"nowhere\.png does not exist"):
+        next(answers)
+
+
+def broken_arrays(folder: Path) -> list[Path]:
+    """Write files that end in .npy and hold no images."""
+    for name, shape in (("none", (0, 16, 16, 3)), ("huge", (10**12, 16, 16, 3)), ("absurd", (2**62, 16, 16, 3))):
+        with (folder / f"{name}.npy").open("wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+    np.savez(folder / "archive.npz", np.zeros((16, 16, 3), np.uint8))
+    (folder / "archive.npz").rename(folder / "archive.npy")
+    (folder / "cut.npy").write_bytes((folder / "archive.npy").read_bytes()[:50])
+    return sorted(folder.glob("*.npy"))
+
+
+def test_predict_refuses_arrays_that_hold_no_images(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle()
+    for path in broken_arrays(tmp_path):
+        with pytest.raises(InputError, match=f"{path.name} (is not a readable .npy file|holds no images)"):
+            list(predict(bundle, [path]))
+
+
+def test_predict_needs_a_bundle(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a bundle: cannot read"):
+        next(predict(tmp_path, []))
+    bundle = make_bundle()
+    (bundle / "preprocessing.json").write_text('{"size": 32}')
+    with pytest.raises(InputError, match=r"takes images of 16 pixels and knows 4 classes; preprocessing\.json says 32"):
+        next(predict(bundle, []))
+    (bundle / "preprocessing.json").write_text("{}")
+    with pytest.raises(InputError, match="is damaged"):
+        next(predict(bundle, []))
+
+
+# predict.py, alone ---------------------------------------------------------------------------------------------------
+
+# Runs predict.py as a device would that has numpy and onnxruntime only (and Pillow where it is not blocked).
+ALONE = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ImportError(f"No module named {name!r}")
+sys.meta_path.insert(0, Blocker())
+import runpy
+sys.argv = ["predict.py", *sys.argv[1:]]
+runpy.run_path(SCRIPT, run_name="__main__")
+"""
+
+
+def run_alone(bundle: Path, *arguments: object, pillow: bool = True) -> "subprocess.CompletedProcess[str]":
+    blocked = {"torch", "onnx", "typer", "rich", "filelock", "pipeline", "export", "benchmarks"}
+    blocked |= set() if pillow else {"PIL"}
+    code = f"BLOCKED = {blocked!r}\nSCRIPT = {str(bundle / 'predict.py')!r}\n{ALONE}"
+    command = [sys.executable, "-I", "-c", code, *map(str, arguments)]
+    return subprocess.run(command, cwd=bundle.parent, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_predict_py_agrees_with_kdedge_predict(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle()
+    files = [*pictures(tmp_path / "pictures"), bundle / "golden_inputs.npy"]
+    done = run_alone(bundle, *files)
+    assert done.stderr == ""
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert rows == list(predict(bundle, files))
+    assert rows[0].keys() == {"file", "label", "index", "probability"}
+    assert verify_bundle(bundle)  # running it leaves nothing behind
+
+
+def test_predict_py_without_pillow(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle()
+    np.save(tmp_path / "one.npy", np.load(bundle / "golden_inputs.npy")[0])
+    done = run_alone(bundle, "--fp32", tmp_path / "one.npy", pillow=False)
+    assert json.loads(done.stdout)["index"] == int(np.load(bundle / "golden_fp32_logits.npy")[0].argmax())
+    done = run_alone(bundle, pictures(tmp_path / "pictures")[0], pillow=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "needs Pillow" in done.stderr
+
+
+def test_predict_py_errors_are_one_line(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle()
+    np.save(tmp_path / "small.npy", np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    for name in ["small.npy", "bad.png", "nowhere.npy", *(path.name for path in broken_arrays(tmp_path))]:
+        done = run_alone(bundle, tmp_path / name)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"predict.py: {tmp_path / name}: ")
+        assert done.stderr.count("\n") == 1
+
+
+def test_predict_py_is_short() -> None:
+    import export
+
+    lines = Path(export.__file__).with_name("standalone.py").read_text().splitlines()
+    assert len(lines) < 80

@@ -1,0 +1,138 @@
+"""`kdedge verify`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import FILES, gate
+from typer.testing import CliRunner
+
+from export.verify import verify_bundle
+from pipeline.artifacts import file_sha256
+from pipeline.cli import app
+from pipeline.errors import InputError, StageError
+
+
+def test_verify(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    result = verify_bundle(make_bundle())
+    assert result["files"] == len(FILES)
+    assert result["golden_images"] == 16
+    assert result["passed"] is True
+    assert result["manifest_sha256"] == file_sha256(tmp_path / "run" / "bundle" / "manifest.json")
+    assert result["manifest_sha256"] in CliRunner().invoke(app, ["verify", result["bundle"]]).stdout
+    assert result["int8"]["max_rel_diff"] <= 1e-3
+    json.dumps(result)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_verify_finds_an_altered_and_a_missing_file(make_bundle: Callable[..., Path], name: str) -> None:
+    bundle = make_bundle()
+    data = bytearray((bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / name).write_bytes(data)
+    with pytest.raises(StageError, match=f"{name} was altered"):
+        verify_bundle(bundle)
+    (bundle / name).unlink()
+    with pytest.raises(StageError, match=f"{name} is missing"):
+        verify_bundle(bundle)
+
+
+def test_verify_finds_extra_files_and_lists_all(make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle()
+    (bundle / "sub").mkdir()
+    (bundle / "sub" / "extra.txt").write_text("x")
+    (bundle / "labels.txt").unlink()
+    with pytest.raises(StageError, match=r"labels\.txt is missing; sub/extra\.txt does not belong to it"):
+        verify_bundle(bundle)
+
+
+def test_verify_finds_links_even_to_folders(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle()
+    (bundle / "more").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(StageError, match="more does not belong to it"):
+        verify_bundle(bundle)
+    (bundle / "more").unlink()
+    (bundle / "labels.txt").rename(tmp_path / "labels.txt")
+    (bundle / "labels.txt").symlink_to(tmp_path / "labels.txt")
+    with pytest.raises(StageError, match=r"labels\.txt is no regular file"):
+        verify_bundle(bundle)
+
+
+def test_verify_finds_a_manifest_that_calls_an_undecided_bundle_passed(make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle(gate("undecided"), allow_undecided=True)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["facts"]["passed"] = True
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StageError, match=r"manifest\.json says passed: true, report\.json says otherwise"):
+        verify_bundle(bundle)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00\x01", '{"schema": 1, "stage": "bundle"}', '{"schema": 9}'])
+def test_verify_finds_an_unreadable_manifest(make_bundle: Callable[..., Path], text: str) -> None:
+    bundle = make_bundle()
+    (bundle / "manifest.json").write_text(text)
+    with pytest.raises(StageError, match="manifest"):
+        verify_bundle(bundle)
+
+
+def test_verify_needs_the_golden_files_in_the_manifest(make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle()
+    change_manifest(bundle, lambda outputs: outputs.pop("golden_inputs.npy"))
+    (bundle / "golden_inputs.npy").unlink()
+    with pytest.raises(StageError, match=r"golden_inputs\.npy is missing from the manifest"):
+        verify_bundle(bundle)
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp32"])
+def test_verify_finds_other_outputs(make_bundle: Callable[..., Path], kind: str) -> None:
+    bundle = make_bundle()
+    path = bundle / f"golden_{kind}_logits.npy"
+    logits = np.load(path)
+    np.save(path, -logits)
+    change_manifest(bundle, lambda outputs: outputs.update({path.name: file_sha256(path)}))
+    with pytest.raises(StageError, match=r"largest logit difference .* predictions differ"):
+        verify_bundle(bundle)
+
+
+def test_verify_refuses_pickles(make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle()
+    path = bundle / "golden_inputs.npy"
+    np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+    change_manifest(bundle, lambda outputs: outputs.update({path.name: file_sha256(path)}))
+    with pytest.raises(StageError, match=r"golden_inputs\.npy is not a readable \.npy file"):
+        verify_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("ant\nbee\ncat\n", r"labels\.txt has 3 labels, student\.onnx gives 4 logits"),
+        ("ant\nbee\ndog\ncat\n", r"labels\.txt names other classes than student\.onnx"),
+    ],
+)
+def test_verify_finds_labels_that_are_not_those_of_the_models(
+    make_bundle: Callable[..., Path], labels: str, message: str
+) -> None:
+    bundle = make_bundle()
+    (bundle / "labels.txt").write_text(labels)
+    change_manifest(bundle, lambda outputs: outputs.update({"labels.txt": file_sha256(bundle / "labels.txt")}))
+    with pytest.raises(StageError, match=f"contradicts itself: {message}"):
+        verify_bundle(bundle)
+
+
+def test_verify_of_something_else(tmp_path: Path, quantized: Path) -> None:
+    with pytest.raises(InputError, match="is not a folder"):
+        verify_bundle(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"is not a bundle: manifest\.json is missing"):
+        verify_bundle(tmp_path)
+    with pytest.raises(InputError, match="holds the stage 'quantize', not a bundle"):
+        verify_bundle(quantized)
+
+
+def change_manifest(bundle: Path, change: Callable[[dict[str, str]], Any]) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    change(manifest["outputs"])
+    (bundle / "manifest.json").write_text(json.dumps(manifest))

@@ -1,0 +1,29 @@
+import pytest
+
+from pipeline.config import build_config
+from pipeline.errors import InputError
+from pipeline.parsing import parse_choices, parse_counts, parse_cpus, parse_emulated
+
+
+def test_lists_of_names_are_checked():
+    assert parse_choices("ce, kd,ce", "--methods", ("ce", "kd")) == ["ce", "kd"]
+    with pytest.raises(InputError, match=r"--methods 'ce,kt': unknown name 'kt'"):
+        parse_choices("ce,kt", "--methods", ("ce", "kd"))
+    assert parse_counts("0,1", "--seeds", 9, least=0) == [0, 1]
+
+
+def test_cpus_to_emulate_are_checked():
+    assert parse_emulated("", "--emulate") == []
+    assert parse_emulated("haswell, cortex-a76,haswell", "--emulate") == ["haswell", "cortex-a76"]
+    with pytest.raises(InputError, match=r"--emulate 'haswel': unknown name 'haswel' \(did you mean 'haswell'"):
+        build_config({"benchmark": {"emulate": "haswel"}})
+
+
+def test_lists_of_cpus():
+    assert parse_cpus("0, 2-4,3", "--affinity") == [0, 2, 3, 4]
+    assert parse_cpus("", "--affinity") == []
+    for text in (",", "0,", "a", "-1", "3-1", "0-99999999", "1.5"):
+        with pytest.raises(InputError, match=r"--affinity .* is no CPU number or range"):
+            parse_cpus(text, "--affinity")
+    with pytest.raises(InputError, match="'x' is no CPU number"):
+        build_config({"benchmark": {"affinity": "x"}})

@@ -1,0 +1,64 @@
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.config import build_config
+from pipeline.shareable import as_flags, shareable
+
+
+@pytest.mark.parametrize(
+    ("layer", "preset", "flags"),
+    [
+        ({}, "", []),
+        ({"data": {"dir": "/private"}}, "", []),
+        ({"data": {"source": "sample"}}, "", ["--data", "sample"]),
+        ({"data": {"source": "sample"}}, "default", ["--preset", "default", "--data", "sample"]),
+        ({"distill": {"epochs": 40}}, "reference", ["--preset", "reference"]),
+        ({"teacher": {"epochs": 7}, "quantize": {"qat": True}}, "sample", None),
+        ({"data": {"source": "folder:my images"}, "quantize": {"compare_formats": False}}, "", None),
+        ({"distill": {"lr": 1e-05, "method": "kd"}, "runtime": {"seed": 3}}, "", None),
+        ({"benchmark": {"emulate": "haswell,cortex-a76"}}, "", ["--emulate", "haswell,cortex-a76"]),
+    ],
+)  # fmt: skip
+def test_the_flags_of_a_configuration_give_it_again(layer, preset, flags, monkeypatch):
+    seen = []
+    monkeypatch.setattr("pipeline.commands.stages._run", lambda names, config, out, force: seen.append(config))
+    monkeypatch.setattr("pipeline.commands.stages._print_report", lambda folder: None)
+    config = build_config(layer, preset=preset)
+    result = CliRunner().invoke(app, ["run-all", *as_flags(config)])
+    assert result.exit_code == 0
+    assert flags is None or as_flags(config) == flags
+    (again,) = seen
+    layer.get("data", {}).pop("dir", None)
+    assert again == build_config(layer, preset=preset)
+
+
+def test_a_command_that_others_read_has_no_place_of_this_machine(tmp_path):
+    config = build_config(
+        {"data": {"source": f"folder:{tmp_path / 'images'}"}, "teacher": {"weights": str(tmp_path / "w.safetensors")}}
+    )
+    assert as_flags(config) == ["--data", "folder:images", "--teacher-weights", "w.safetensors"]
+    home = str(tmp_path)
+    typed = [
+        "compare",
+        "--data-dir",
+        home,
+        f"--data-dir={home}",
+        f"--data=folder:{home}/a b/",
+        f"--config={home}/c.toml",
+    ]
+    typed += [
+        "--out",
+        f"{home}/out",
+        "--teacher-dir",
+        "runs/teacher",
+        "--lr",
+        "0.1",
+        "--data",
+        "folder:/",
+        "--data-dir",
+    ]
+    assert shareable(typed) == [
+        "compare", "--data=folder:a b", "--config=c.toml", "--out", "out", "--teacher-dir", "runs/teacher",
+        "--lr", "0.1", "--data", "folder:/",
+    ]  # fmt: skip
