@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pareto_figure import PICTURE_SIZE, paint_picture
 from benchmarks.quantization_figures import paint_candidates, paint_sensitivity
 from pipeline.artifacts import write_atomic
 from pipeline.progress import log
@@ -72,6 +73,13 @@ def draw_figures(report: Mapping[str, Any], out_dir: Path) -> list[Figure]:
             ("latency" if short == "CPU" else f"latency_{short.lower()}", "latency", f"Latency per image, {short}",
              f"Bars: median latency per image on {short} of FP32 and INT8 by batch size, with higher percentiles",
              partial(_latency, rows=rows), (7.2, 3.6))
+        )  # fmt: skip
+    table = report.get("beside")
+    if table and any(row["p50_ms"] for row in table["rows"]):
+        wanted.append(
+            ("beside", "beside", "Accuracy against latency, with other runs",
+             "Dots: top-1 accuracy against median latency of FP32 and INT8 of this and other runs",
+             partial(paint_picture, table=table), PICTURE_SIZE)
         )  # fmt: skip
     classes = [
         {**row, "class": _drawable(str(row["class"]), instead=f"class {index}")}

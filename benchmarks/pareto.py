@@ -35,6 +35,7 @@ __all__ = [
     "check_same_test_images",
     "draw_picture",
     "print_table",
+    "run_name",
     "table_markdown",
     "tabulate",
 ]
@@ -54,11 +55,11 @@ def tabulate(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict
     Returns:
         ``reports`` (name, host and origin by the letter of the run), ``notes`` (what limits the comparison) and
         ``rows``, the fastest first, or the most accurate where no latency is known: ``run`` (its letter), ``label``
-        (its student, and the name of the run where another has the same), ``student``, ``params``, ``macs``,
-        ``train_images``, ``epochs``, ``method``, ``model`` (fp32 or int8), ``top1_pct``, ``ci95_pct``, ``loss_pp`` and
-        ``gate`` (of int8), ``size_bytes``, ``p50_ms`` and ``trust`` (CPU, batch 1, one thread) and ``dominated_by``
-        (``run`` and ``model`` of the fastest row that is at least as accurate and at least as fast, and not equal in
-        both; null: none). What is unknown is null.
+        (its student, and where another has the same also the name of the run, or its letter), ``student``, ``params``,
+        ``macs``, ``train_images``, ``epochs``, ``method``, ``model`` (fp32 or int8), ``top1_pct``, ``ci95_pct``,
+        ``loss_pp`` and ``gate`` (of int8), ``size_bytes``, ``p50_ms`` and ``trust`` (CPU, batch 1, one thread) and
+        ``dominated_by`` (``run`` and ``model`` of the fastest row that is at least as accurate and at least as fast,
+        and not equal in both; null: none). What is unknown is null.
 
     Raises:
         InputError: A report is named twice, or they are of different test images.
@@ -93,7 +94,8 @@ def check_same_test_images(reports: Sequence[Mapping[str, Any]], names: Sequence
     """Refuse to put accuracies of different test images side by side.
 
     Args:
-        reports: Reports, or what stands in for one: ``run`` with ``data``, and ``accuracy`` with ``n``.
+        reports: Reports, or what stands in for one: ``run`` with ``data``, and ``accuracy`` with ``n``
+            (None in all: not yet known).
         names: What to call them.
 
     Raises:
@@ -249,16 +251,16 @@ def _dominates(other: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
 def _labels(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
     """Name each run by its student, and by its directory too where that is not enough."""
     students = [str(report["student"]["arch"] or "student") for report in reports]
-    places = [_place(name) for name in names]
+    places = [run_name(name) for name in names]
     if len(set(places)) < len(places):
-        places = list(names)
+        places = [_letter(index) for index in range(len(names))]
     return [
         student if students.count(student) == 1 else f"{student} ({place})"
         for student, place in zip(students, places, strict=True)
     ]
 
 
-def _place(name: str) -> str:
+def run_name(name: str) -> str:
     """Return the name of the run directory that a path to a report, a benchmark or a bundle lies in."""
     path = Path(name).resolve()
     while path.name in ("report.json", "benchmark", "bundle"):
@@ -315,7 +317,8 @@ def _footnotes(table: Mapping[str, Any]) -> list[str]:
 
 def _test_images(report: Mapping[str, Any]) -> str:
     other = ", not those of its bundle" if report["run"].get("same_test_images") is False else ""
-    return f"{report['accuracy']['n']:,} of {report['run']['data']}{other}"
+    count = report["accuracy"]["n"]
+    return f"{'' if count is None else f'{count:,} of '}{report['run']['data']}{other}"
 
 
 def _text(value: Any, form: str) -> str:

@@ -38,6 +38,7 @@ __all__ = [
     "parse_counts",
     "parse_cpus",
     "parse_emulated",
+    "parse_paths",
     "shareable",
 ]
 
@@ -90,6 +91,18 @@ def parse_emulated(text: str, flag: str) -> list[str]:
     from export.emulate import CPUS
 
     return parse_choices(text, flag, tuple(CPUS))
+
+
+def parse_paths(text: str, flag: str) -> list[Path]:
+    """Parse a comma-separated list of paths; the empty text names none.
+
+    Raises:
+        InputError: A part is empty.
+    """
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(parts):
+        raise InputError(f"{flag} {text!r}: nothing between two commas", f"for example {flag} artifacts/a,artifacts/b")
+    return [Path(part) for part in dict.fromkeys(parts)]
 
 
 def option(
@@ -300,6 +313,12 @@ class BenchmarkConfig:
     emulate_images: int = option(
         200, "Test images for each emulated CPU, or all if there are fewer.", flag="--emulate-images", least=1
     )
+    beside: str = option(
+        "",
+        "Other runs, benchmarks or bundles to show beside this one, accuracy against latency; comma-separated.",
+        flag="--beside",
+        parse=parse_paths,
+    )
 
 
 @dataclass(frozen=True)
@@ -492,16 +511,16 @@ def as_flags(config: Config) -> list[str]:
 
 
 def shareable(words: Iterable[str]) -> list[str]:
-    """Return a command line as others may read it: without ``--data-dir``, absolute paths cut to their last part.
+    """Return a command line as others may read it, with absolute paths cut to their last part.
 
-    Where the same files lie changes no result, and is nobody else's business.
+    Without ``--data-dir`` and ``--beside``: where files lie changes no result of a run, and is nobody else's business.
     """
     shown = []
     rest = iter(words)
     for word in rest:
-        if word == "--data-dir":
+        if word in ("--data-dir", "--beside"):
             next(rest, None)
-        elif not word.startswith("--data-dir="):
+        elif not word.startswith(("--data-dir=", "--beside=")):
             before, path = _PATH.fullmatch(word).groups()  # type: ignore[union-attr]
             shown.append(before + (Path(path).name or path if Path(path).is_absolute() else path))
     return shown
