@@ -572,9 +572,7 @@ def predict(
 @app.command(help="Print a report, compare two, or put more into a table: which student to ship.")
 @_reported
 def report(
-    reports: Annotated[
-        list[Path], typer.Argument(help="Run or benchmark directories, bundles, or report.json files.")
-    ],
+    reports: Annotated[list[Path], typer.Argument(help="Run or benchmark directories, bundles, or report.json files.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, for a pull request.")] = False,
     figure: Annotated[
