@@ -6,12 +6,12 @@
 before anything is measured here. Only rows go into the report, no path of this machine.
 """
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.compare_reports import find_report, load_report
 from benchmarks.pareto import check_same_host, check_same_test_images, run_name, tabulate
+from pipeline.artifacts import file_sha256
 from pipeline.config import parse_paths
 from pipeline.errors import InputError
 
@@ -30,14 +30,13 @@ def load_beside(text: str) -> dict[str, dict[str, Any]]:
     return {str(path): load_report(path) for path in parse_paths(text, _FLAG)}
 
 
-def beside_sha256(text: str) -> dict[str, str]:
-    """Return the SHA-256 of every report that ``--beside`` names, by its path.
+def beside_sha256(text: str) -> list[str]:
+    """Return the SHA-256 of every report that ``--beside`` names.
 
     Raises:
         InputError: One is missing.
     """
-    files = {str(path): find_report(path) for path in parse_paths(text, _FLAG)}
-    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+    return [file_sha256(find_report(path)) for path in parse_paths(text, _FLAG)]
 
 
 def check_beside(

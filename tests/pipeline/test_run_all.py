@@ -298,14 +298,14 @@ def test_what_is_shown_beside_a_run_reruns_its_benchmark_alone(finished, folder_
     log = kdedge(*command, "--beside", other).stderr
     for stage in ("teacher", "distill", "export", "quantize"):
         assert f"{stage}: up to date, skipped" in log
-    assert "benchmark: running (changed: config beside." in log
+    assert "benchmark: running (changed: config benchmark.beside, config beside)" in log
     report = json.loads((run_dir / "benchmark" / "report.json").read_text())
     assert report["student"]["train_images"] == 96
     assert {row["label"] for row in report["beside"]["rows"]} == {"lite-xs (this run)", "lite-xs (other)"}
     assert "nothing to do" in kdedge(*command, "--beside", other).stderr
     # The other run was measured again.
     (other / "report.json").write_text((other / "report.json").read_text().replace('"seed": 0', '"seed": 1'))
-    assert "benchmark: running (changed: config beside." in kdedge("benchmark", "--out", run_dir, code=3).stderr
+    assert "benchmark: running (changed: config beside)" in kdedge("benchmark", "--out", run_dir).stderr
 
 
 def test_what_cannot_stand_beside_a_run_stops_it_before_it_trains(finished, folder_data, tmp_path):
