@@ -4,7 +4,7 @@
     kdedge report artifacts/run                                  # one report as Markdown, for a pull request
 
 A report is found by its file, or by the run, benchmark or bundle directory that holds it. `compare_reports` gives plain
-data; the table and the Markdown are made from that alone. Needs no onnxruntime.
+data; the table and the Markdown are made from that alone. Needs no onnxruntime. More than two: `benchmarks.pareto`.
 """
 
 import json
@@ -18,9 +18,22 @@ from pipeline.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["compare_reports", "comparison_markdown", "load_report", "print_comparison"]
+__all__ = [
+    "OTHER_HOSTS",
+    "compare_reports",
+    "comparison_markdown",
+    "comparison_notes",
+    "describe_origin",
+    "find_report",
+    "load_report",
+    "origin",
+    "print_comparison",
+    "same_host",
+    "same_test_images",
+]
 
 REPORT = "report.json"
+OTHER_HOSTS = "other hosts: the latencies compare the hosts and the models together"
 _SCHEMA = 1
 _HINT = "give a run directory, what `kdedge benchmark` wrote, a bundle, or a report.json"
 
@@ -76,7 +89,7 @@ def load_report(path: Path) -> dict[str, Any]:
     Raises:
         InputError: There is none, it cannot be read, or it is no report of this schema.
     """
-    file = _find(path)
+    file = find_report(path)
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -103,9 +116,9 @@ def compare_reports(a: Mapping[str, Any], b: Mapping[str, Any], names: Sequence[
         trust verdicts and ``ratio``, p50 of B over that of A; a case that only one has is null in the other).
     """
     return {
-        "a": _origin(a, names[0]),
-        "b": _origin(b, names[1]),
-        "notes": _notes(a, b),
+        "a": origin(a, names[0]),
+        "b": origin(b, names[1]),
+        "notes": comparison_notes(a, b),
         "gate": {"a": a["gate"]["verdict"], "b": b["gate"]["verdict"]},
         "values": _values(a, b),
         "latency": _latency(a["latency"], b["latency"]),
@@ -126,10 +139,10 @@ def print_comparison(comparison: Mapping[str, Any], console: "Console | None" = 
 
     console = console or Console(width=80, highlight=False)
     for key in ("a", "b"):
-        origin = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-        for label, text in zip((key.upper(), ""), _describe(comparison[key]), strict=True):
-            origin.add_row(label, Text(text, overflow="fold"))
-        console.print(origin)
+        facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        for label, text in zip((key.upper(), ""), describe_origin(comparison[key]), strict=True):
+            facts.add_row(label, Text(text, overflow="fold"))
+        console.print(facts)
     for note in comparison["notes"]:
         console.print(Text(f"mind: {note}", style="yellow"))
     values, latency = _value_cells(comparison), _latency_cells(comparison)
@@ -151,7 +164,7 @@ def comparison_markdown(comparison: Mapping[str, Any]) -> str:
     """Return a comparison as Markdown, for a pull request."""
     lines = []
     for key in ("a", "b"):
-        name, facts = _describe(comparison[key])
+        name, facts = describe_origin(comparison[key])
         lines.append(f"- **{key.upper()}**: {name}: {facts}")
     lines += [f"- **Mind:** {note}" for note in comparison["notes"]]
     for rows in (_value_cells(comparison), _latency_cells(comparison)):
@@ -165,8 +178,12 @@ def comparison_markdown(comparison: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _find(path: Path) -> Path:
-    """Return the file of the report that ``path`` means."""
+def find_report(path: Path) -> Path:
+    """Return the file of the report that ``path`` means; see `load_report`.
+
+    Raises:
+        InputError: There is none.
+    """
     if path.is_file():
         return path
     if not path.is_dir():
@@ -236,7 +253,8 @@ def _wrong_keys(place: str, found: Mapping[str, Any], keys: Mapping[str, tuple[t
     return problems
 
 
-def _origin(report: Mapping[str, Any], name: str) -> dict[str, Any]:
+def origin(report: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return what a report is of: its name, data, student and host."""
     host, run = report["host"], report["run"]
     return {
         "report": name,
@@ -248,19 +266,28 @@ def _origin(report: Mapping[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def _notes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+def same_host(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Return whether two reports were measured on hosts that nothing tells apart."""
+    return all(a["host"].get(key) == b["host"].get(key) for key in ("cpu", "board", "cores", "gpu"))
+
+
+def same_test_images(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Return whether the accuracies of two reports are of the same task, as far as the reports know."""
+    same = all(a[part][key] == b[part][key] for part, key in (("run", "data"), ("accuracy", "n")))
+    return same and all(report["run"].get("same_test_images") is not False for report in (a, b))
+
+
+def comparison_notes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Say what makes the numbers of two reports incomparable."""
     notes = []
-    hosts = [{key: report["host"].get(key) for key in ("cpu", "board", "cores", "gpu")} for report in (a, b)]
-    if hosts[0] != hosts[1]:
-        notes.append("other hosts: the latencies compare the hosts and the models together")
+    if not same_host(a, b):
+        notes.append(OTHER_HOSTS)
     elif a["host"]["onnxruntime"] != b["host"]["onnxruntime"]:
         notes.append("another onnxruntime: the latencies compare the versions and the models together")
     setups = [{key: (r.get("benchmark") or {}).get(key) or None for key in ("affinity", "spinning")} for r in (a, b)]
     if setups[0] != setups[1]:
         notes.append("other CPUs or spinning threads (--affinity, --latency-spinning): other setups are compared")
-    same_images = all(a[part][key] == b[part][key] for part, key in (("run", "data"), ("accuracy", "n")))
-    if not same_images or any(report["run"].get("same_test_images") is False for report in (a, b)):
+    if not same_test_images(a, b):
         notes.append("other test images: the accuracies are not of the same task")
     if a["gate"]["limit_pp"] != b["gate"]["limit_pp"]:
         notes.append(f"another limit of the gate: {a['gate']['limit_pp']:g} and {b['gate']['limit_pp']:g} pp")
@@ -344,7 +371,7 @@ def _times(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return None if row is None else {**{key: row.get(key) for key in _TIMES}, "trust": row["trust"]["verdict"]}
 
 
-def _describe(origin: Mapping[str, Any]) -> tuple[str, str]:
+def describe_origin(origin: Mapping[str, Any]) -> tuple[str, str]:
     """Return the name of a report, and its host and origin in a line."""
     host = origin["host"]
     cores = f"{host['cores']} core{'s' * (host['cores'] != 1)}"

@@ -13,11 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pareto_figure import PICTURE_SIZE, paint_picture
 from benchmarks.quantization_figures import paint_candidates, paint_sensitivity
 from pipeline.artifacts import write_atomic
 from pipeline.progress import log
 
-__all__ = ["Figure", "draw_figures", "number"]
+__all__ = ["Figure", "draw_figures", "number", "render"]
 
 _FP32, _INT8, _GREY = "#8a94a6", "#2f7ed8", "#888888"
 _PALETTE = ("#2f7ed8", "#e07b39", "#3c9d6b", "#a25ddc", "#8a94a6")
@@ -73,6 +74,13 @@ def draw_figures(report: Mapping[str, Any], out_dir: Path) -> list[Figure]:
              f"Bars: median latency per image on {short} of FP32 and INT8 by batch size, with higher percentiles",
              partial(_latency, rows=rows), (7.2, 3.6))
         )  # fmt: skip
+    table = report.get("beside")
+    if table and any(row["p50_ms"] for row in table["rows"]):
+        wanted.append(
+            ("beside", "beside", "Accuracy against latency, with other runs",
+             "Dots: top-1 accuracy against median latency of FP32 and INT8 of this and other runs",
+             partial(paint_picture, table=table), PICTURE_SIZE)
+        )  # fmt: skip
     classes = [
         {**row, "class": _drawable(str(row["class"]), instead=f"class {index}")}
         for index, row in enumerate(report.get("per_class") or [])
@@ -105,7 +113,7 @@ def draw_figures(report: Mapping[str, Any], out_dir: Path) -> list[Figure]:
         )  # fmt: skip
     figures = []
     for name, section, title, alt, paint, size in wanted:
-        light, dark = (_render(paint, size, theme) for theme in ("light", "dark"))
+        light, dark = (render(paint, size, theme) for theme in ("light", "dark"))
         out_dir.mkdir(parents=True, exist_ok=True)
         write_atomic(out_dir / f"{name}.png", light)
         figures.append(Figure(name, section, title, alt, light, dark))
@@ -121,8 +129,18 @@ def number(value: Any) -> float | None:
     return None if math.isnan(result) else result
 
 
-def _render(paint: Callable[[Any], None], size: tuple[float, float], theme: str) -> bytes:
-    """Draw one figure in one theme and return the PNG."""
+def render(paint: Callable[[Any], None], size: tuple[float, float], theme: str = "light", kind: str = "png") -> bytes:
+    """Draw one figure.
+
+    Args:
+        paint: Draws on the matplotlib axes that it is given.
+        size: Width and height in inches.
+        theme: ``light`` or ``dark``.
+        kind: ``png`` or ``svg``.
+
+    Returns:
+        The content of the file.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Canvas
 
@@ -135,6 +153,8 @@ def _render(paint: Callable[[Any], None], size: tuple[float, float], theme: str)
         "legend.frameon": False,
         # Class names are the user's, and a dollar sign in one is no formula.
         "text.parse_math": False,
+        "svg.hashsalt": "kdedge",
+        "svg.fonttype": "none",
         **dict.fromkeys(("axes.facecolor", "figure.facecolor", "savefig.facecolor"), colors["face"]),
         **dict.fromkeys(
             ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), colors["text"]
@@ -146,8 +166,9 @@ def _render(paint: Callable[[Any], None], size: tuple[float, float], theme: str)
     with rc_context(style):
         canvas = Canvas(figsize=size, dpi=150, layout="constrained")
         paint(canvas.subplots())
-        # No Software key: the same data gives the same file whatever the version.
-        canvas.savefig(buffer, format="png", metadata={"Software": None})
+        # No version, no date: the same data gives the same file.
+        nothing = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
+        canvas.savefig(buffer, format=kind, metadata=nothing)
     return buffer.getvalue()
 
 

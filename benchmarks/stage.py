@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from benchmarks.accuracy import answer_changes, per_class_table, predict_logits, top1_pct, wilson_interval_pct
 from benchmarks.affinity import check_cpus, pinned
+from benchmarks.beside import beside_table, check_beside, load_beside
 from benchmarks.cuda import measure_cuda
 from benchmarks.gate import judge
 from benchmarks.host import cuda_problem, host_record, wrong_host
@@ -82,7 +83,8 @@ def run_benchmark(
         The content of ``report.json``.
 
     Raises:
-        InputError: A model is unusable or does not fit the data set; an option is wrong; there are no test images.
+        InputError: A model is unusable or does not fit the data set; an option is wrong; there are no test images; a
+            report to show beside this one is missing, or of another host or other test images.
         StageError: A convolution or matrix product of the INT8 model runs in float and was not chosen to, or the
             emulation failed.
     """
@@ -90,6 +92,8 @@ def run_benchmark(
     cpus = parse_cpus(settings.affinity, "--affinity")
     check_cpus(cpus)
     check_limit(settings.memory_limit)
+    host, others = host_record(), load_beside(settings.beside)
+    check_beside(others, host, dataset.name)
     paths = {"fp32": fp32_model, "int8": int8_model}
     models = {name: open_model(path, threads=usable_cores()) for name, path in paths.items()}
     for model in models.values():
@@ -106,6 +110,7 @@ def run_benchmark(
     test = dataset.test()
     if not len(test.labels):
         raise InputError("the data set has no test images", "add images to its test folder")
+    check_beside(others, host, dataset.name, len(test.labels))
     answers = {
         name: predict_logits(model, test.images, title=f"accuracy {name.upper()}").argmax(1)
         for name, model in models.items()
@@ -154,13 +159,15 @@ def run_benchmark(
         "unavailable": unavailable,
         "memory": memory,
         "portability": portability,
-        "benchmark": dataclasses.asdict(settings),
-        "host": host_record(),
+        # Where the reports beside this one lie is nobody else's business; what they say follows.
+        "benchmark": {key: value for key, value in dataclasses.asdict(settings).items() if key != "beside"},
+        "host": host,
         "per_class": per_class_table(test.labels, right["fp32"], right["int8"], dataset.class_names),
         "answer_changes": answer_changes(test.labels, answers["fp32"], answers["int8"], dataset.class_names),
         "quantization": run_facts.get("quantization"),
         "training": [dict(row) for row in run_facts.get("training") or []],
     }  # fmt: skip
+    report["beside"] = beside_table(report, others)
     out_dir.mkdir(parents=True, exist_ok=True)
     # One line a case: the raw samples are many.
     lines = ",\n".join(json.dumps(case) for case in samples)

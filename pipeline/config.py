@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.distill.methods import METHODS
 from pipeline.errors import InputError
 from pipeline.models.registry import STUDENTS
-from pipeline.parsing import closest, parse_counts, parse_cpus, parse_emulated
+from pipeline.parsing import closest, parse_counts, parse_cpus, parse_emulated, parse_paths
 
 __all__ = [
     "PRESETS",
@@ -243,6 +243,12 @@ class BenchmarkConfig:
     )
     emulate_images: int = option(
         200, "Test images for each emulated CPU, or all if there are fewer.", flag="--emulate-images", least=1
+    )
+    beside: str = option(
+        "",
+        "Other runs, benchmarks or bundles to show beside this one, accuracy against latency; comma-separated.",
+        flag="--beside",
+        parse=parse_paths,
     )
 
 

@@ -153,6 +153,7 @@ def _run_facts(inputs: Mapping[str, Path]) -> dict[str, Any]:
         "student": {
             **{key: student[key] for key in ("arch", "params", "method", "epochs", "val_top1_pct")},
             "macs": exported["macs"],
+            "train_images": student["train_images"],
             "hint_pairs": student["hint_pairs"],
             "block_variances": student["block_variances"],
         },

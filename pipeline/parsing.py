@@ -2,10 +2,11 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 from pipeline.errors import InputError
 
-__all__ = ["closest", "parse_choices", "parse_counts", "parse_cpus", "parse_emulated"]
+__all__ = ["closest", "parse_choices", "parse_counts", "parse_cpus", "parse_emulated", "parse_paths"]
 
 
 def parse_counts(text: str, flag: str, most: int, least: int = 1) -> list[int]:
@@ -77,3 +78,15 @@ def closest(name: str, known: Iterable[str]) -> str:
     """Return a suggestion for a misspelled name, or an empty string."""
     match = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def parse_paths(text: str, flag: str) -> list[Path]:
+    """Parse a comma-separated list of paths; the empty text names none.
+
+    Raises:
+        InputError: A part is empty.
+    """
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(parts):
+        raise InputError(f"{flag} {text!r}: nothing between two commas", f"for example {flag} artifacts/a,artifacts/b")
+    return [Path(part) for part in dict.fromkeys(parts)]

@@ -35,16 +35,16 @@ def as_flags(config: Config) -> list[str]:
 
 
 def shareable(words: Iterable[str]) -> list[str]:
-    """Return a command line as others may read it: without ``--data-dir``, absolute paths cut to their last part.
+    """Return a command line as others may read it, with absolute paths cut to their last part.
 
-    Where the same files lie changes no result, and is nobody else's business.
+    Without ``--data-dir`` and ``--beside``: where files lie changes no result of a run, and is nobody else's business.
     """
     shown = []
     rest = iter(words)
     for word in rest:
-        if word == "--data-dir":
+        if word in ("--data-dir", "--beside"):
             next(rest, None)
-        elif not word.startswith("--data-dir="):
+        elif not word.startswith(("--data-dir=", "--beside=")):
             before, path = _PATH.fullmatch(word).groups()  # type: ignore[union-attr]
             shown.append(before + (Path(path).name or path if Path(path).is_absolute() else path))
     return shown

@@ -38,6 +38,8 @@ def run_stages(names: tuple[str, ...], config: Config, run_dir: Path, *, force: 
         from export.emulate import check_emulators
 
         check_emulators(emulated)  # before hours of training
+    if "benchmark" in names and config.benchmark.beside:
+        _check_beside(config, run_dir)  # likewise
     if not TRAINING_STAGES.isdisjoint(names):
         from pipeline.runtime import resolve
 
@@ -114,10 +116,30 @@ def _quantize_key(config: Config) -> dict[str, Any]:
 
 def _host_key(config: Config) -> dict[str, Any]:
     """Return the benchmark's key: its options and the machine that it measures."""
+    from benchmarks.beside import beside_sha256
     from benchmarks.host import host_record
 
     host = host_record()
-    return {**_key("benchmark", "all data", "seed")(config), "host": {"cpu": host["cpu"], "cores": host["cores"]}}
+    return {
+        **_key("benchmark", "all data", "seed")(config),
+        "host": {"cpu": host["cpu"], "cores": host["cores"]},
+        "beside": beside_sha256(config.benchmark.beside),
+    }
+
+
+def _check_beside(config: Config, run_dir: Path) -> None:
+    """Refuse reports that cannot be shown beside that of this run."""
+    from benchmarks.beside import check_beside, load_beside
+    from benchmarks.compare_reports import find_report
+    from benchmarks.host import host_record
+    from pipeline.data import open_dataset
+
+    others = load_beside(config.benchmark.beside)
+    for name in others:
+        # Its own report is another one after every benchmark, which would never be up to date.
+        if find_report(Path(name)).resolve().parent.parent == run_dir.resolve():
+            raise InputError(f"--beside {name} is this run itself", "name only the others")
+    check_beside(others, host_record(), open_dataset(config.data, config.runtime.seed).name)
 
 
 @cache

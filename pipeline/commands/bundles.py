@@ -11,6 +11,7 @@ from pipeline.commands.failures import reported
 from pipeline.commands.flags import resolve
 from pipeline.errors import InputError
 from pipeline.parsing import parse_emulated
+from pipeline.progress import log
 
 __all__ = ["app"]
 
@@ -94,32 +95,45 @@ def predict(
             print(f"{answer['label']:<16} {100 * answer['probability']:6.2f} %  {name}")
 
 
-@app.command(help="Compare two reports, or print one as Markdown for a pull request.")
+@app.command(help="Print a report, compare two, or put more into a table: which student to ship.")
 @reported
 def report(
-    a: Annotated[Path, typer.Argument(help="A run or benchmark directory, a bundle, or a report.json.")],
-    b: Annotated[Path | None, typer.Argument(help="Another, to compare with A.")] = None,
+    reports: Annotated[list[Path], typer.Argument(help="Run or benchmark directories, bundles, or report.json files.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print a comparison as Markdown.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, for a pull request.")] = False,
+    figure: Annotated[
+        Path | None,
+        typer.Option("--figure", help="Also draw accuracy against latency, as .png or .svg.", metavar="path"),
+    ] = None,
 ) -> None:
-    """Print one report, or what is different in another."""
+    """Print one report, what is different in another, or a table of several."""
+    from benchmarks import pareto
     from benchmarks.compare_reports import compare_reports, comparison_markdown, load_report, print_comparison
 
     if as_json and markdown:
         raise InputError("--json and --markdown exclude each other", "give one of them")
-    first = load_report(a)
-    if b is None:
+    if figure and len(reports) == 1:
+        raise InputError("--figure needs two reports or more", "name another: kdedge report A B --figure FILE.png")
+    loaded, names = [load_report(path) for path in reports], [str(path) for path in reports]
+    if len(loaded) == 1:
         from benchmarks.report import render_markdown
 
-        print(json.dumps(first) if as_json else render_markdown(first, []))
+        print(json.dumps(loaded[0]) if as_json else render_markdown(loaded[0], []))
         return
-    comparison = compare_reports(first, load_report(b), (str(a), str(b)))
+    two = len(loaded) == 2
+    result = compare_reports(loaded[0], loaded[1], names) if two else pareto.tabulate(loaded, names)
+    if figure:
+        pareto.check_same_host(loaded, names)
+        pareto.draw_picture(pareto.tabulate(loaded, names), figure)
+        log(f"figure: {figure}")
     if as_json:
-        print(json.dumps(comparison))
+        print(json.dumps(result))
     elif markdown:
-        print(comparison_markdown(comparison), end="")
+        print(comparison_markdown(result) if two else pareto.table_markdown(result), end="")
+    elif two:
+        print_comparison(result)
     else:
-        print_comparison(comparison)
+        pareto.print_table(result)
 
 
 @app.command(help="Show what this host can do, and whether a bundle was made for it.")
