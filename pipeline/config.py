@@ -126,6 +126,11 @@ class DistillConfig:
         flag="--init",
         choices=("whitening", "random"),
     )
+    weights: str = option(
+        "",
+        "Trained weights to start from instead, the student.safetensors of a run with the same --student and classes.",
+        flag="--student-weights",
+    )
     norm_bias_lr: float = option(
         64.0, "Learning rate of batch-norm biases, in multiples of --lr.", flag="--norm-bias-lr", least=0.01, most=1000
     )

@@ -38,6 +38,10 @@ def run_stages(names: tuple[str, ...], config: Config, run_dir: Path, *, force: 
         from export.emulate import check_emulators
 
         check_emulators(emulated)  # before hours of training
+    if "distill" in names and config.distill.weights:
+        from pipeline.weights import load_weights
+
+        load_weights(Path(config.distill.weights))  # likewise
     if "benchmark" in names and config.benchmark.beside:
         _check_beside(config, run_dir)  # likewise
     if not TRAINING_STAGES.isdisjoint(names):

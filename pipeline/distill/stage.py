@@ -50,7 +50,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     """Train the student; see `pipeline.artifacts.StageSpec`.
 
     Raises:
-        InputError: Bad data, or a teacher of other classes.
+        InputError: Bad data, a teacher of other classes, or initial weights that do not fit.
         StageError: The loss diverges.
     """
     settings, method = config.distill, METHODS[config.distill.method]
@@ -61,8 +61,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     teacher = load_teacher(inputs["teacher"])
     _check_classes(inputs["teacher"], len(classes))
     train, val = split_train_val(dataset.train(), config.data.val_fraction, config.runtime.seed, config.data.train_size)
-    if settings.init == "whitening":
-        initialise(student, train.images)
+    weights = _start(student, settings, train, len(classes))
     place(student, device)
     teacher = fold_batch_norms(place(teacher, device), dataset.image_size).requires_grad_(False)
     batches = Batches(train, settings.batch_size, config.runtime.seed, settings.shift, device, settings.flip)
@@ -132,6 +131,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     return {
         **description,
         "params": sum(parameter.numel() for parameter in student.parameters()),
+        "weights": weights,
         "method": settings.method,
         "epochs": len(rows),
         "train_images": len(train.labels),
@@ -162,6 +162,17 @@ def load_student(distill_dir: Path) -> Student:
     student = build_student(description["arch"], classes, description["image_size"])
     load_module(student, distill_dir / WEIGHTS, f"a {description['arch']!r} student with {classes} classes")
     return student.eval()
+
+
+def _start(student: Student, settings: DistillConfig, train: Split, classes: int) -> str:
+    """Give a student its initial weights; return where trained ones are from (``none``: they are not trained)."""
+    if settings.weights:
+        path = Path(settings.weights)
+        load_module(student, path, f"a {settings.student!r} student with {classes} classes")
+        return f"file:{file_sha256(path)}"
+    if settings.init == "whitening":
+        initialise(student, train.images)
+    return "none"
 
 
 def _check_classes(teacher_dir: Path, num_classes: int) -> None:
