@@ -95,6 +95,8 @@ def test_help_imports_nothing_heavy():
         (["--config", "/does/not/exist.toml"], "cannot read the configuration /does/not/exist.toml"),
         (["--data", "sample", "--teacher", "resnet19"], "unknown teacher 'resnet19' (did you mean"),
         (["--data", "sample", "--teacher-weights", "/no.pth"], "weights /no.pth do not exist"),
+        # Found before the teacher is trained.
+        (["--data", "sample", "--student-weights", "/no.safetensors"], "weights /no.safetensors do not exist"),
         (["--student", "huge"], "--student ([distill] student) = 'huge': expected one of lite, lite-s, lite-xs"),
     ],
 )  # fmt: skip

@@ -1,15 +1,19 @@
 """The distillation stage on a tiny data set: the same bits twice, after an interruption and with a warm cache."""
 
 import dataclasses
+import hashlib
 import itertools
 import re
 
 import pytest
+import torch
+from safetensors.torch import load
 
 from pipeline import teacher
 from pipeline.config import build_config
 from pipeline.distill import stage, trainer
 from pipeline.distill.dynamic import DynamicChoice
+from pipeline.errors import InputError
 from pipeline.runtime import resolve
 
 
@@ -152,3 +156,17 @@ def test_norms_are_refreshed_after_every_epoch_unless_told_otherwise(distill, mo
     assert calls == [2, 2, 2, 2]
     distill("as_trained", method="ce", refresh_norms=False)
     assert len(calls) == 4
+
+
+def test_distillation_goes_on_from_a_trained_student(distill, tmp_path):
+    trained, facts = distill("first", method="ce", epochs=1)
+    assert facts["weights"] == "none"
+    first = tmp_path / "first" / "student.safetensors"
+    still, facts = distill("second", method="ce", epochs=1, weights=str(first), lr=1e-6, weight_decay=0.0)
+    assert facts["weights"] == f"file:{hashlib.sha256(trained).hexdigest()}"
+    before, after = load(trained), load(still)
+    for name, value in before.items():
+        if name.endswith("weight"):
+            torch.testing.assert_close(after[name], value, atol=1e-4, rtol=0)
+    with pytest.raises(InputError, match="does not fit a 'lite-s' student with 3 classes"):
+        distill("other", method="ce", epochs=1, student="lite-s", weights=str(first))
