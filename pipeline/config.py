@@ -114,7 +114,9 @@ class DistillConfig:
         flag="--recipe",
         choices=("kdedge", "source"),
     )
-    epochs: int = option(20, "Epochs of distillation.", flag="--distill-epochs", least=1)
+    epochs: int = option(
+        20, "Epochs of distillation (0: use --student-weights as they are).", flag="--distill-epochs", least=0
+    )
     batch_size: int = option(128, "Images per step.", flag="--distill-batch-size", least=2, most=4096)
     optimizer: str = option("sgd", "Optimizer.", flag="--optimizer", choices=("sgd", "adam"))
     schedule: str = option("one-cycle", "Learning-rate schedule.", flag="--schedule", choices=("one-cycle", "constant"))
@@ -128,8 +130,10 @@ class DistillConfig:
     )
     weights: str = option(
         "",
-        "Trained weights to start from instead, the student.safetensors of a run with the same --student and classes.",
+        "Trained weights to start from instead: the student.safetensors of a run with the same --student and classes; "
+        "of several, comma-separated, the mean.",
         flag="--student-weights",
+        parse=parse_paths,
     )
     norm_bias_lr: float = option(
         64.0, "Learning rate of batch-norm biases, in multiples of --lr.", flag="--norm-bias-lr", least=0.01, most=1000
@@ -408,6 +412,10 @@ def _conflicts(data: DataConfig, distill: DistillConfig, problems: list[str]) ->
     conflicts = []
     if data.dir and data.source != "cifar10":
         conflicts.append(f"--data-dir ([data] dir) is for --data cifar10; --data {data.source} does not read it")
+    if not distill.epochs:
+        if not distill.weights:
+            conflicts.append("--distill-epochs 0 takes trained weights as they are: name them with --student-weights")
+        return conflicts
     method, hint_only = METHODS[distill.method], distill.hint_only_epochs
     if method.blocks and hint_only >= distill.epochs:
         conflicts.append(

@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.artifacts import StageSpec, run_stage, write_json
 from pipeline.config import Config, DataConfig, build_config
 from pipeline.errors import GateError, InputError
-from pipeline.parsing import parse_emulated
+from pipeline.parsing import parse_emulated, parse_paths
 
 __all__ = ["STAGES", "recorded_config", "run_stages"]
 
@@ -41,7 +41,8 @@ def run_stages(names: tuple[str, ...], config: Config, run_dir: Path, *, force: 
     if "distill" in names and config.distill.weights:
         from pipeline.weights import load_weights
 
-        load_weights(Path(config.distill.weights))  # likewise
+        for path in parse_paths(config.distill.weights, "--student-weights"):
+            load_weights(path)  # likewise
     if "benchmark" in names and config.benchmark.beside:
         _check_beside(config, run_dir)  # likewise
     if not TRAINING_STAGES.isdisjoint(names):

@@ -4,6 +4,7 @@ import os
 import pickle
 import struct
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ DAMAGED = (
     OverflowError,
 )
 
-__all__ = ["DAMAGED", "load_module", "load_weights", "save_module"]
+__all__ = ["DAMAGED", "load_mean", "load_module", "load_weights", "save_module"]
 
 
 def save_module(module: nn.Module, path: Path, *, dtype: torch.dtype | None = None) -> None:
@@ -92,3 +93,19 @@ def load_module(module: nn.Module, path: Path, what: str) -> None:
                 "it is of another architecture or class count; make it again, or give the matching options",
             )
     module.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()})
+
+
+def load_mean(module: nn.Module, paths: Sequence[Path], what: str) -> None:
+    """Load the mean of the weights in safetensors files into ``module``; what is no float is of the last file.
+
+    Raises:
+        InputError: As for `load_module`.
+    """
+    total: dict[str, Tensor] = {}
+    for path in paths:
+        load_module(module, path, what)
+        for name, value in module.state_dict().items():
+            total[name] = total.get(name, torch.zeros_like(value, dtype=torch.float64)) + value.double()
+    state = module.state_dict()
+    means = {name: (total[name] / len(paths)).to(value.dtype) for name, value in state.items()}
+    module.load_state_dict({name: means[name] if state[name].is_floating_point() else state[name] for name in state})

@@ -31,12 +31,13 @@ from pipeline.errors import InputError
 from pipeline.models.initial import initialise
 from pipeline.models.student import Student, build_student
 from pipeline.models.teacher import Teacher, fold_batch_norms
+from pipeline.parsing import parse_paths
 from pipeline.progress import log, warn
 from pipeline.runtime import autocast, cpu_info, prepare
 from pipeline.teacher import WEIGHTS as TEACHER_WEIGHTS
 from pipeline.teacher import load_teacher
-from pipeline.training import Batches, EpochLoop, place, to_pixels
-from pipeline.weights import load_module, save_module
+from pipeline.training import Batches, EpochLoop, place, refresh_batch_norms, to_pixels
+from pipeline.weights import load_mean, load_module, save_module
 
 __all__ = ["DROWNED_PCT", "load_student", "run"]
 
@@ -61,10 +62,9 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     teacher = load_teacher(inputs["teacher"])
     _check_classes(inputs["teacher"], len(classes))
     train, val = split_train_val(dataset.train(), config.data.val_fraction, config.runtime.seed, config.data.train_size)
-    weights = _start(student, settings, train, len(classes))
-    place(student, device)
     teacher = fold_batch_norms(place(teacher, device), dataset.image_size).requires_grad_(False)
     batches = Batches(train, settings.batch_size, config.runtime.seed, settings.shift, device, settings.flip)
+    weights = _start(student, config, train, batches)
 
     scan_start = time.monotonic()
     variances = _scan(config, teacher, batches)
@@ -131,7 +131,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     return {
         **description,
         "params": sum(parameter.numel() for parameter in student.parameters()),
-        "weights": weights,
+        "weights_sha256": weights,
         "method": settings.method,
         "epochs": len(rows),
         "train_images": len(train.labels),
@@ -164,15 +164,20 @@ def load_student(distill_dir: Path) -> Student:
     return student.eval()
 
 
-def _start(student: Student, settings: DistillConfig, train: Split, classes: int) -> str:
-    """Give a student its initial weights; return where trained ones are from (``none``: they are not trained)."""
-    if settings.weights:
-        path = Path(settings.weights)
-        load_module(student, path, f"a {settings.student!r} student with {classes} classes")
-        return f"file:{file_sha256(path)}"
-    if settings.init == "whitening":
+def _start(student: Student, config: Config, train: Split, batches: Batches) -> list[str]:
+    """Put a student on its device with its initial weights; return the SHA-256 of the files that these are from."""
+    settings = config.distill
+    paths = parse_paths(settings.weights, "--student-weights")
+    if paths:
+        load_mean(student, paths, f"a {settings.student!r} student with {student.classifier.out_features} classes")
+    elif settings.init == "whitening":
         initialise(student, train.images)
-    return "none"
+    place(student, batches.device)
+    if len(paths) > 1:
+        # The mean of networks has other statistics than each of them (Izmailov et al., arXiv:1803.05407, sec. 3.2).
+        with autocast(config.runtime):
+            refresh_batch_norms(student, [batch.pixels for batch in first_batches(batches, settings.scan_batches)])
+    return [file_sha256(path) for path in paths]
 
 
 def _check_classes(teacher_dir: Path, num_classes: int) -> None:

@@ -79,7 +79,7 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--distill-epochs", "0"], "--distill-epochs ([distill] epochs) = 0 is out of range: expected at least 1"),
+        (["--distill-epochs", "-1"], "--distill-epochs ([distill] epochs) = -1 is out of range: expected at least 0"),
         (["--latency-batches", "1,abc"], "'abc' is not a whole number from 1 to 4096"),
         (["--method", "static", "--distill-epochs", "3"], "5 hint-only epochs (--hint-epochs) leave none of 3"),
         (["--threads", "2000000000"], "--threads ([runtime] threads) = 2000000000 is out of range"),
@@ -97,6 +97,7 @@ def test_help_imports_nothing_heavy():
         (["--data", "sample", "--teacher-weights", "/no.pth"], "weights /no.pth do not exist"),
         # Found before the teacher is trained.
         (["--data", "sample", "--student-weights", "/no.safetensors"], "weights /no.safetensors do not exist"),
+        (["--data", "sample", "--distill-epochs", "0"], "name them with --student-weights"),
         (["--student", "huge"], "--student ([distill] student) = 'huge': expected one of lite, lite-s, lite-xs"),
     ],
 )  # fmt: skip

@@ -160,13 +160,29 @@ def test_norms_are_refreshed_after_every_epoch_unless_told_otherwise(distill, mo
 
 def test_distillation_goes_on_from_a_trained_student(distill, tmp_path):
     trained, facts = distill("first", method="ce", epochs=1)
-    assert facts["weights"] == "none"
+    assert facts["weights_sha256"] == []
     first = tmp_path / "first" / "student.safetensors"
     still, facts = distill("second", method="ce", epochs=1, weights=str(first), lr=1e-6, weight_decay=0.0)
-    assert facts["weights"] == f"file:{hashlib.sha256(trained).hexdigest()}"
+    assert facts["weights_sha256"] == [hashlib.sha256(trained).hexdigest()]
     before, after = load(trained), load(still)
     for name, value in before.items():
         if name.endswith("weight"):
             torch.testing.assert_close(after[name], value, atol=1e-4, rtol=0)
     with pytest.raises(InputError, match="does not fit a 'lite-s' student with 3 classes"):
         distill("other", method="ce", epochs=1, student="lite-s", weights=str(first))
+
+
+def test_the_mean_of_trained_students_has_statistics_of_its_own(distill, tmp_path):
+    states = []
+    for name, lr in (("one", 0.05), ("two", 0.1)):
+        states.append(load(distill(name, method="ce", epochs=1, lr=lr)[0]))
+    files = ",".join(str(tmp_path / name / "student.safetensors") for name in ("one", "two"))
+    mean, facts = distill("mean", epochs=0, weights=files)
+    assert facts["epochs"] == 0
+    assert len(facts["weights_sha256"]) == 2
+    for name, value in load(mean).items():
+        expected = (states[0][name] + states[1][name]) / 2
+        if name.endswith(("running_mean", "running_var")):
+            assert not torch.allclose(value, expected)
+        elif value.is_floating_point():
+            torch.testing.assert_close(value, expected)
