@@ -273,7 +273,7 @@ def formats(student: Path, calibration: Pixels, folder: Path) -> dict[str, Runne
     # onnxruntime's own remedy: at load, int8 weights become uint8 and other kernels run.
     precise = {"session.x64quantprecision": "1"}
     name = "U8S8 per channel, session option `x64quantprecision`"
-    runners[name] = onnx_runner(folder / "u8s8-channel.onnx", "FP32", precise)
+    runners[name] = onnx_runner(folder / f"{FORMATS['U8S8 per channel'].name}.onnx", "FP32", precise)
     return runners
 
 

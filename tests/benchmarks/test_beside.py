@@ -15,7 +15,7 @@ from pipeline.parsing import parse_paths
 from pipeline.shareable import as_flags
 
 REFERENCE = Path(__file__).resolve().parents[2] / "artifacts" / "reference"
-REPORT: dict[str, Any] = json.loads((REFERENCE / "benchmark" / "report.json").read_text())
+REPORT: dict[str, Any] = json.loads((REFERENCE / "benchmark-vnni" / "report.json").read_text())
 
 
 @pytest.fixture

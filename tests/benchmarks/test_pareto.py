@@ -19,7 +19,7 @@ from pipeline.cli import app
 from pipeline.errors import InputError
 
 REFERENCE = Path(__file__).resolve().parents[2] / "artifacts" / "reference"
-REPORT: dict[str, Any] = json.loads((REFERENCE / "benchmark" / "report.json").read_text())
+REPORT: dict[str, Any] = json.loads((REFERENCE / "benchmark-vnni" / "report.json").read_text())
 
 Model = tuple[float, float | None]
 

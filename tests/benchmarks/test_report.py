@@ -13,7 +13,7 @@ from benchmarks.accuracy import answer_changes
 from benchmarks.report import print_summary, render_html, render_markdown
 
 REFERENCE = Path(__file__).resolve().parents[2] / "artifacts" / "reference"
-REPORT: dict[str, Any] = json.loads((REFERENCE / "benchmark" / "report.json").read_text())
+REPORT: dict[str, Any] = json.loads((REFERENCE / "benchmark-vnni" / "report.json").read_text())
 
 
 def texts(**more: Any) -> tuple[str, str]:

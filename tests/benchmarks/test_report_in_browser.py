@@ -38,9 +38,10 @@ LISTEN = "<script>onmessage = ({ data }) => { document.title = JSON.stringify(da
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of the reference run with every section that a report can have."""
     folder = tmp_path_factory.mktemp("report")
-    report: dict[str, Any] = copy.deepcopy(json.loads((REFERENCE / "benchmark" / "report.json").read_text()))
+    report: dict[str, Any] = copy.deepcopy(json.loads((REFERENCE / "benchmark-vnni" / "report.json").read_text()))
     searched = {
-        name: json.loads((REFERENCE / "int8" / f"{name}.json").read_text()) for name in ("candidates", "sensitivity")
+        name: json.loads((REFERENCE / "quantize" / f"{name}.json").read_text())
+        for name in ("candidates", "sensitivity")
     }
     report["quantization"] = {**searched["candidates"], "sensitivity": searched["sensitivity"]}
     report["portability"] = json.loads((REFERENCE / "portability" / "verify.json").read_text())
