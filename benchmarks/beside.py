@@ -9,8 +9,8 @@ before anything is measured here. Only rows go into the report, no path of this 
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.compare_reports import find_report, load_report
 from benchmarks.pareto import check_same_host, check_same_test_images, run_name, tabulate
+from benchmarks.report_file import find_report, load_report
 from pipeline.artifacts import file_sha256
 from pipeline.errors import InputError
 from pipeline.parsing import parse_paths

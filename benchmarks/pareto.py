@@ -49,7 +49,7 @@ def tabulate(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict
     """Put reports into one table.
 
     Args:
-        reports: Two or more; see `benchmarks.compare_reports.load_report`.
+        reports: Two or more; see `benchmarks.report_file.load_report`.
         names: What to call them, usually their paths.
 
     Returns:

@@ -6,13 +6,12 @@ then the default here. `build_config` reports all problems at once.
 """
 
 import dataclasses
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from pipeline.checks import check_value, conflicts
 from pipeline.distill.methods import METHODS
 from pipeline.errors import InputError
 from pipeline.models.registry import STUDENTS
@@ -32,7 +31,6 @@ __all__ = [
     "RuntimeConfig",
     "TeacherConfig",
     "build_config",
-    "load_config_file",
 ]
 
 
@@ -341,27 +339,6 @@ RECIPES["kdedge"] = {
 }
 
 
-def load_config_file(path: Path) -> dict[str, Any]:
-    """Read a TOML configuration file (tables as in `Config`) or the ``config.json`` of a run.
-
-    Raises:
-        InputError: The file cannot be read or parsed.
-    """
-    import json
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        config = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except OSError as error:
-        raise InputError(f"cannot read the configuration {path}: {error.strerror}", "check --config") from error
-    except ValueError as error:
-        kind = path.suffix.lstrip(".").upper() or "TOML"
-        raise InputError(f"{path} is not valid {kind}: {error}", "write a table per section: [distill]") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path} holds a {type(config).__name__}, expected an object with a key per section")
-    return config
-
-
 def build_config(*layers: Mapping[str, Any], preset: str = "") -> Config:
     """Merge configuration layers over the preset, later layers winning.
 
@@ -398,37 +375,11 @@ def build_config(*layers: Mapping[str, Any], preset: str = "") -> Config:
                     into.update(RECIPES.get(str(values["recipe"]), {}))
                 into.update(values)
     sections = {section: _build_section(section, values, problems) for section, values in merged.items()}
-    problems += _conflicts(sections.get("data", DataConfig()), sections.get("distill", DistillConfig()), problems)
+    problems = problems or conflicts(sections.get("data", DataConfig()), sections.get("distill", DistillConfig()))
     if problems:
         text = problems[0] if len(problems) == 1 else "\n".join(["several problems:", *(f"  - {p}" for p in problems)])
         raise InputError(text, "see `kdedge run-all --help` for every option and its range")
     return Config(preset=preset, **sections)
-
-
-def _conflicts(data: DataConfig, distill: DistillConfig, problems: list[str]) -> list[str]:
-    """Return what is wrong with options taken together, if each alone is right."""
-    if problems:
-        return []
-    conflicts = []
-    if data.dir and data.source != "cifar10":
-        conflicts.append(f"--data-dir ([data] dir) is for --data cifar10; --data {data.source} does not read it")
-    if not distill.epochs:
-        if not distill.weights:
-            conflicts.append("--distill-epochs 0 takes trained weights as they are: name them with --student-weights")
-        return conflicts
-    method, hint_only = METHODS[distill.method], distill.hint_only_epochs
-    if method.blocks and hint_only >= distill.epochs:
-        conflicts.append(
-            f"{hint_only} hint-only epochs (--hint-epochs) leave none of {distill.epochs} (--distill-epochs)"
-        )
-    if method.dynamic and distill.rechoose_epochs >= distill.epochs:
-        conflicts.append(
-            f"--method {distill.method} would never choose again: --rechoose-epochs {distill.rechoose_epochs} "
-            f"is not below {distill.epochs} (--distill-epochs)"
-        )
-    if method.blocks and not distill.beta:
-        conflicts.append(f"--method {distill.method} learns from hints, and --beta 0 takes them away: use --method kd")
-    return conflicts
 
 
 def _build_section(section: str, values: Mapping[str, Any], problems: list[str]) -> Any:
@@ -437,31 +388,7 @@ def _build_section(section: str, values: Mapping[str, Any], problems: list[str])
     clean = {}
     for key, value in values.items():
         if key in known:
-            clean[key] = _check(section, known[key], value, problems)
+            clean[key] = check_value(section, known[key], value, problems)
         else:
             problems.append(f"unknown key {key!r} in [{section}]{closest(key, known)}")
     return SECTIONS[section](**clean)
-
-
-def _check(section: str, item: "dataclasses.Field[Any]", value: Any, problems: list[str]) -> Any:
-    """Return ``value`` in the type of the field; append what is wrong with it to ``problems``."""
-    name = f"{item.metadata['flag'] or item.name} ([{section}] {item.name})"
-    wanted = type(item.default)
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not wanted:
-        problems.append(f"{name} = {value!r}: expected {wanted.__name__}")
-        return value
-    least, most, choices = (item.metadata[key] for key in ("least", "most", "choices"))
-    if item.metadata["parse"]:
-        try:
-            item.metadata["parse"](value, item.metadata["flag"])
-        except InputError as error:
-            problems.append(str(error))
-    if choices and value not in choices:
-        problems.append(f"{name} = {value!r}{closest(str(value), choices)}: expected one of {', '.join(choices)}")
-    # Written so that NaN fails too.
-    if (least is not None and not value >= least) or (most is not None and not value <= most):
-        bounds = f"at least {least}" if most is None else f"between {least} and {most}"
-        problems.append(f"{name} = {value!r} is out of range: expected {bounds}")
-    return value

@@ -135,8 +135,8 @@ def _host_key(config: Config) -> dict[str, Any]:
 def _check_beside(config: Config, run_dir: Path) -> None:
     """Refuse reports that cannot be shown beside that of this run."""
     from benchmarks.beside import check_beside, load_beside
-    from benchmarks.compare_reports import find_report
     from benchmarks.host import host_record
+    from benchmarks.report_file import find_report
     from pipeline.data import open_dataset
 
     others = load_beside(config.benchmark.beside)

@@ -108,7 +108,8 @@ def report(
 ) -> None:
     """Print one report, what is different in another, or a table of several."""
     from benchmarks import pareto
-    from benchmarks.compare_reports import compare_reports, comparison_markdown, load_report, print_comparison
+    from benchmarks.compare_reports import compare_reports, comparison_markdown, print_comparison
+    from benchmarks.report_file import load_report
 
     if as_json and markdown:
         raise InputError("--json and --markdown exclude each other", "give one of them")

@@ -6,6 +6,8 @@ Under ``@app.command()``, ``@configured(("export",))`` gives ``export(config, ou
 import dataclasses
 import functools
 import inspect
+import json
+import tomllib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,10 +16,20 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.commands.failures import reported
-from pipeline.config import PRESETS, SECTIONS, Config, build_config, load_config_file
+from pipeline.config import PRESETS, SECTIONS, Config, build_config
 from pipeline.errors import InputError
 
-__all__ = ["BEGINNING", "DEFAULT_OUT", "STAGE", "Fields", "Options", "configured", "out_option", "resolve"]
+__all__ = [
+    "BEGINNING",
+    "DEFAULT_OUT",
+    "STAGE",
+    "Fields",
+    "Options",
+    "configured",
+    "load_config_file",
+    "out_option",
+    "resolve",
+]
 
 Options = dict[str, tuple[Any, Any]]
 """Annotation and default of parameters of a command, by name."""
@@ -170,3 +182,22 @@ def _recorded(given: dict[str, Any]) -> dict[str, Any]:
     from pipeline.stages import recorded_config
 
     return recorded_config(given["out"])
+
+
+def load_config_file(path: Path) -> dict[str, Any]:
+    """Read a TOML configuration file (tables as in `Config`) or the ``config.json`` of a run.
+
+    Raises:
+        InputError: The file cannot be read or parsed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        config = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise InputError(f"cannot read the configuration {path}: {error.strerror}", "check --config") from error
+    except ValueError as error:
+        kind = path.suffix.lstrip(".").upper() or "TOML"
+        raise InputError(f"{path} is not valid {kind}: {error}", "write a table per section: [distill]") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} holds a {type(config).__name__}, expected an object with a key per section")
+    return config

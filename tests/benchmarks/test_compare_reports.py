@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.accuracy import wilson_interval_pct
-from benchmarks.compare_reports import compare_reports, comparison_markdown, load_report, print_comparison
+from benchmarks.compare_reports import compare_reports, comparison_markdown, print_comparison
 from benchmarks.report import render_markdown
+from benchmarks.report_file import load_report
 from pipeline.cli import app
 from pipeline.errors import InputError
 

@@ -3,12 +3,12 @@ import math
 
 import pytest
 
+from pipeline.commands.flags import load_config_file
 from pipeline.config import (
     RECIPES,
     Config,
     DistillConfig,
     build_config,
-    load_config_file,
 )
 from pipeline.errors import InputError
 
