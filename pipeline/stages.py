@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import StageSpec, run_stage, write_json
+from pipeline.artifacts import StageSpec, file_sha256, run_stage, write_json
 from pipeline.config import Config, DataConfig, build_config
 from pipeline.errors import GateError, InputError
 from pipeline.parsing import parse_emulated, parse_paths
@@ -114,6 +114,17 @@ def _section(config: Config, name: str) -> dict[str, Any]:
     return dataclasses.asdict(getattr(config, name))
 
 
+def _training_key(section: str) -> Callable[[Config], dict[str, Any]]:
+    """Return the key function of a training stage: its options, and what the files of its initial weights hold."""
+
+    def key(config: Config) -> dict[str, Any]:
+        paths = [Path(part.strip()) for part in getattr(config, section).weights.split(",")]
+        hashes = [file_sha256(path) for path in paths if path.is_file()]
+        return _key("data", section, "runtime")(config) | ({"weights_sha256": hashes} if hashes else {})
+
+    return key
+
+
 def _quantize_key(config: Config) -> dict[str, Any]:
     """Return the quantization's key: its options and the gate's limit, which decides whether the ladder is climbed."""
     return {**_key("quantize", "data", "seed")(config), "limit_pp": config.benchmark.limit_pp}
@@ -162,10 +173,9 @@ def _data(*parts: str) -> Callable[[Config], dict[str, str]]:
 STAGES = {
     spec.name: spec
     for spec in (
-        StageSpec("teacher", (), _lazy("pipeline.teacher:run"), _key("data", "teacher", "runtime"), _data("train")),
+        StageSpec("teacher", (), _lazy("pipeline.teacher:run"), _training_key("teacher"), _data("train")),
         StageSpec(
-            "distill", ("teacher",), _lazy("pipeline.distill.stage:run"), _key("data", "distill", "runtime"),
-            _data("train"),
+            "distill", ("teacher",), _lazy("pipeline.distill.stage:run"), _training_key("distill"), _data("train"),
         ),
         StageSpec("export", ("distill",), _lazy("export.onnx_export:run"), _key("export"), _data()),
         StageSpec(
