@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.latency import measure_latency
+from benchmarks.latency import MOST_WINDOWS, measure_latency
 from benchmarks.proof import what_ran
 from benchmarks.runtime import CUDA
 
@@ -62,7 +62,13 @@ def measure_cuda(
                 }
             )
         rows, raw = measure_latency(
-            paths, provider=provider, batches=batches, threads=threads, seconds=seconds, on_device=True
+            paths,
+            provider=provider,
+            batches=batches,
+            threads=threads,
+            seconds=seconds,
+            most_windows=MOST_WINDOWS,
+            on_device=True,
         )
         ran_as = {name: what_ran(path, provider) for name, path in paths.items()}
     return [{**row, "ran_as": ran_as[row["model"]]} for row in rows], raw, unavailable

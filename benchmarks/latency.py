@@ -2,7 +2,9 @@
 
 For every provider, batch size and thread count the models are loaded, run once and warmed up, each told apart; then
 windows of fixed duration alternate between them, so that a change of clock or load hits all alike. Every call is timed
-alone around ``session.run``. Whether the numbers may be quoted is decided in `benchmarks.trust`.
+alone around ``session.run``. Where the machine disturbed them, windows are added until the last five in a row are
+quiet, up to a limit (like the steady state of Georges et al., "Statistically rigorous Java performance evaluation",
+OOPSLA 2007); the earlier ones are kept and counted. Whether the numbers may be quoted is decided in `benchmarks.trust`.
 """
 
 import functools
@@ -17,13 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.runtime import CPU, Model, open_model, session_options
-from benchmarks.trust import Reading, Window, judge_windows
-from pipeline.progress import track
+from benchmarks.trust import Reading, Window, disturbances, judge_windows
+from pipeline.progress import Tracker, track
 from pipeline.runtime import usable_cores
 
-__all__ = ["WINDOWS", "Measured", "measure_latency", "measure_windows", "run_window", "summarise"]
+__all__ = ["MOST_WINDOWS", "WINDOWS", "Measured", "measure_latency", "measure_windows", "run_window", "summarise"]
 
 WINDOWS = 5
+MOST_WINDOWS = 3 * WINDOWS
 
 _WARM_UP_CALLS = 3
 _WARM_UP_SHARE = 0.1
@@ -40,12 +43,14 @@ class Measured:
     Attributes:
         warm_up_calls: Calls before the first window.
         warm_up_ms: Their duration together in milliseconds.
-        windows: The windows in the order they were measured.
+        windows: The windows that count, in the order they were measured.
+        earlier: The windows before them, when these were not the first.
     """
 
     warm_up_calls: int
     warm_up_ms: float
     windows: list[Window] = field(default_factory=list)
+    earlier: list[Window] = field(default_factory=list)
 
 
 def measure_latency(
@@ -55,6 +60,7 @@ def measure_latency(
     batches: Sequence[int] = (1,),
     threads: Sequence[int] = (1,),
     seconds: float = 3.0,
+    most_windows: int = WINDOWS,
     spinning: bool = False,
     on_device: bool = False,
     cores: int | None = None,
@@ -67,14 +73,16 @@ def measure_latency(
         batches: Batch sizes to measure.
         threads: Intra-op thread counts to measure.
         seconds: Measuring time per model, batch size and thread count, split into `WINDOWS` windows.
+        most_windows: Where windows were disturbed, measure on for the last `WINDOWS` to be quiet, up to so many.
         spinning: Let threads spin while they wait.
         on_device: Measure with input and output on the provider's device as well.
         cores: Cores that this process may use; None: ask the operating system.
 
     Returns:
         The rows of ``latency`` in ``report.json``, and the raw samples in the same order: the keys of the row and
-        ``windows_ms``, a list of calls for each window. With ``on_device`` a row has ``on_device`` with the same
-        statistics, and the samples ``on_device_windows_ms``; what stands in the row itself includes the copies.
+        ``windows_ms``, a list of calls for each window, and ``earlier_windows_ms``, those that do not count. With
+        ``on_device`` a row has ``on_device`` with the same statistics, and the samples ``on_device_windows_ms`` and
+        ``on_device_earlier_windows_ms``; what stands in the row itself includes the copies.
 
     Raises:
         InputError: A model cannot be read.
@@ -84,6 +92,8 @@ def measure_latency(
     rows: list[dict[str, Any]] = []
     raw: list[dict[str, Any]] = []
     judged: list[tuple[dict[str, Any], int, list[Window]]] = []
+    # The clock is compared with its highest in the whole run: a processor that throttles slowly is steady in each row.
+    spins: list[float] = []
     cases = list(itertools.product(threads, batches))
     steps = len(cases) * WINDOWS * len(models) * (2 if on_device else 1)
     with track(f"latency ({provider.removesuffix('ExecutionProvider')})", steps) as bar:
@@ -94,8 +104,13 @@ def measure_latency(
                 for name, path in models.items()
             }
             calls, first_ms = _calls(opened, batch, on_device)
-            advance = functools.partial(bar.advance, note=f"batch {batch}, {count} thread{'s' * (count > 1)}")
-            measured = measure_windows(calls, seconds, on_window=advance)
+            measured = measure_windows(
+                calls,
+                seconds,
+                most_windows=most_windows,
+                disturbed=functools.partial(_disturbed, spins, spins_beside=spinning and count > 1),
+                on_window=functools.partial(_show, bar, f"batch {batch}, {count} thread{'s' * (count > 1)}"),
+            )
             for name, model in opened.items():
                 keys = {"provider": provider, "model": name, "batch": batch, "threads": count}
                 row = {
@@ -106,17 +121,15 @@ def measure_latency(
                     "load_ms": round(model.load_ms, 3),
                     "first_run_ms": round(first_ms[name], 3),
                 }
-                samples = {**keys, "windows_ms": _samples(measured[name])}
+                samples = {**keys, **_samples(measured[name])}
                 judged.append((row, count, measured[name].windows))
                 if on_device:
                     resident = measured[name + _ON_DEVICE]
                     row["on_device"] = _statistics(resident, batch)
-                    samples["on_device_windows_ms"] = _samples(resident)
+                    samples |= {f"on_device_{key}": value for key, value in _samples(resident).items()}
                     judged.append((row["on_device"], count, resident.windows))
                 rows.append(row)
                 raw.append(samples)
-    # The clock is compared with its highest in the whole run: a processor that throttles slowly is steady in each row.
-    spins = [window.spin_ms for _, _, windows in judged for window in windows if window.spin_ms is not None]
     for row, count, windows in judged:
         fastest = min(spins, default=None)
         row["trust"] = judge_windows(windows, count, cores, spinning=spinning, fastest_spin_ms=fastest)
@@ -128,35 +141,47 @@ def measure_windows(
     seconds: float,
     *,
     windows: int = WINDOWS,
+    most_windows: int | None = None,
+    disturbed: Callable[[Sequence[Window]], bool] = lambda _: False,
     clock: Callable[[], int] = time.perf_counter_ns,
     sense: Callable[[], Reading] = Reading.take,
-    on_window: Callable[[], object] = lambda: None,
+    on_window: Callable[[int], object] = lambda _: None,
 ) -> dict[str, Measured]:
     """Time calls in windows of fixed duration that alternate between the candidates.
 
     Args:
         calls: Name to the call that is measured.
-        seconds: Measuring time per candidate in seconds, over all windows; every window has at least one call.
-        windows: Windows per candidate.
+        seconds: Measuring time per candidate in seconds, over ``windows``; every window has at least one call.
+        windows: Windows per candidate that count.
+        most_windows: Windows per candidate at most, if those that count are disturbed; None: ``windows``.
+        disturbed: Whether some windows of one candidate were disturbed.
         clock: Returns the time in nanoseconds.
         sense: Reads the state of the machine; called before the first window and after every one.
-        on_window: Called after every window.
+        on_window: Called after every window with its number, from 1; all candidates have a first one, and so on.
 
     Returns:
-        The windows of each candidate. The warm-up (at least 3 calls and a tenth of ``seconds``) is not in them.
+        The windows of each candidate; of more than ``windows`` the last ones count. The warm-up (at least 3 calls and a
+        tenth of ``seconds``) is not in them.
     """
     measured = {name: _warm_up(call, int(_WARM_UP_SHARE * seconds * 1e9), clock) for name, call in calls.items()}
     order = list(calls)
     before = sense()
-    for _ in range(windows):
+    for number in itertools.count(1):
         for name in order:
             samples = run_window(calls[name], int(seconds / windows * 1e9), clock)
             after = sense()
             measured[name].windows.append(Window.between(samples, before, after))
             before = after
-            on_window()
+            on_window(number)
         # ABBA order: a steady drift of the clock cancels out.
         order.reverse()
+        # A list, for every candidate is to be looked at.
+        if number >= windows and not any([disturbed(found.windows[-windows:]) for found in measured.values()]):
+            break
+        if number >= (most_windows or windows):
+            break
+    for found in measured.values():
+        found.earlier, found.windows = found.windows[:-windows], found.windows[-windows:]
     return measured
 
 
@@ -228,10 +253,30 @@ def _warm_up(call: Callable[[], object], duration_ns: int, clock: Callable[[], i
     return Measured(done, (now - start) / 1e6)
 
 
+def _disturbed(spins: list[float], windows: Sequence[Window], *, spins_beside: bool) -> bool:
+    """Judge some windows by the highest clock so far; ``spins`` collects the fixed loops of the run."""
+    spins += [window.spin_ms for window in windows if window.spin_ms is not None]
+    reasons, _ = disturbances(windows, spins_beside=spins_beside, fastest_spin_ms=min(spins, default=None))
+    return bool(reasons)
+
+
+def _show(bar: Tracker, case: str, number: int) -> None:
+    """Show a window that was measured; those beyond the planned ones are no progress."""
+    planned = number <= WINDOWS
+    bar.advance(int(planned), case if planned else f"{case}, disturbed: measuring on")
+
+
 def _statistics(measured: Measured, batch: int) -> dict[str, Any]:
-    warm_up = {"warm_up_calls": measured.warm_up_calls, "warm_up_ms": round(measured.warm_up_ms, 3)}
-    return {**summarise(measured.windows, batch), **warm_up}
+    return {
+        **summarise(measured.windows, batch),
+        "earlier_windows": len(measured.earlier),
+        "warm_up_calls": measured.warm_up_calls,
+        "warm_up_ms": round(measured.warm_up_ms, 3),
+    }
 
 
-def _samples(measured: Measured) -> list[list[float]]:
-    return [[round(ms, 5) for ms in window.samples_ms] for window in measured.windows]
+def _samples(measured: Measured) -> dict[str, list[list[float]]]:
+    return {
+        key: [[round(ms, 5) for ms in window.samples_ms] for window in windows]
+        for key, windows in (("windows_ms", measured.windows), ("earlier_windows_ms", measured.earlier))
+    }

@@ -128,11 +128,17 @@ def _latency_row(row: Mapping[str, Any]) -> dict[str, Any]:
         "threads": row["threads"],
         **{key: _ms(row.get(f"{key}_ms")) for key in ("p50", *_HIGHER, "load", "first_run")},
         "throughput": f"{row['throughput_ips']:,.0f}",
-        "samples": f"{row['samples']:,}",
+        "samples": _samples(row),
         "steady": row["trust"]["verdict"] == "steady",
         "trust": row["trust"]["verdict"].partition(":")[0],
         "reasons": row["trust"]["reasons"],
     }
+
+
+def _samples(row: Mapping[str, Any]) -> str:
+    """Return the number of calls, and of which windows they are where windows before them were disturbed."""
+    counted, earlier = len(row.get("window_p50_ms") or ()), row.get("earlier_windows")
+    return f"{row['samples']:,}" + (f" (last {counted} of {counted + earlier} windows)" if earlier else "")
 
 
 def _changes(rows: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:

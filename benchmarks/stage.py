@@ -23,7 +23,7 @@ from benchmarks.beside import beside_table, check_beside, load_beside
 from benchmarks.cuda import measure_cuda
 from benchmarks.gate import judge
 from benchmarks.host import cuda_problem, host_record, wrong_host
-from benchmarks.latency import measure_latency
+from benchmarks.latency import MOST_WINDOWS, measure_latency
 from benchmarks.memory import check_limit, measure_memory
 from benchmarks.proof import int8_proof
 from benchmarks.report import write_report
@@ -183,7 +183,13 @@ def _latency_everywhere(
     batches = parse_counts(settings.batches, "--latency-batches", 4096)
     threads = _thread_counts(settings)
     rows, samples = measure_latency(
-        paths, provider=CPU, batches=batches, threads=threads, seconds=settings.seconds, spinning=settings.spinning
+        paths,
+        provider=CPU,
+        batches=batches,
+        threads=threads,
+        seconds=settings.seconds,
+        most_windows=MOST_WINDOWS,
+        spinning=settings.spinning,
     )
     problem = cuda_problem()
     if problem is not None:

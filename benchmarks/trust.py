@@ -2,7 +2,8 @@
 
 Between windows `Reading.take` reads the CPU times of the machine and the kernel's counters of thermal throttling, and
 times a fixed piece of integer work: it takes longer when the clock is lower or the core is shared, also in a virtual
-machine, which hides the clock itself. `judge_windows` weighs what was found.
+machine, which hides the clock itself. `judge_windows` weighs what was found; `disturbances` is the part of it that may
+pass, so that measuring on can help.
 """
 
 import functools
@@ -15,7 +16,17 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["NOISY", "STEADY", "CpuTimes", "Reading", "Window", "judge_windows", "spin_ms", "throttle_count"]
+__all__ = [
+    "NOISY",
+    "STEADY",
+    "CpuTimes",
+    "Reading",
+    "Window",
+    "disturbances",
+    "judge_windows",
+    "spin_ms",
+    "throttle_count",
+]
 
 STEADY = "steady"
 NOISY = "noisy: do not quote"
@@ -169,6 +180,49 @@ def _throttle_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("cpu[0-9]*/thermal_throttle/*_throttle_count"))
 
 
+def disturbances(
+    windows: Sequence[Window], *, spins_beside: bool = False, fastest_spin_ms: float | None = None
+) -> tuple[list[str], dict[str, Any]]:
+    """Return what disturbed some windows: other processes, a lower clock, heat, or what only they show.
+
+    Args:
+        windows: The windows of one model.
+        spins_beside: Whether several threads spun while they waited.
+        fastest_spin_ms: The fixed loop at the highest clock that was seen; None: the fastest beside these windows.
+
+    Returns:
+        A sentence for each piece of evidence against the numbers, and the evidence of `judge_windows`.
+    """
+    medians = [float(np.median(window.samples_ms)) for window in windows]
+    spread = (max(medians) - min(medians)) / float(np.median(medians))
+    other = max((window.other_load for window in windows if window.other_load is not None), default=None)
+    spins = [window.spin_ms for window in windows if window.spin_ms is not None]
+    clock_change = max(spins) / (fastest_spin_ms or min(spins)) - 1 if spins else None
+    throttled = [window.throttles for window in windows if window.throttles is not None]
+    most_load = _MOST_OTHER_LOAD_SPINNING if spins_beside else _MOST_OTHER_LOAD
+    reasons = []
+    if spread > _MOST_SPREAD:
+        reasons.append(f"medians of the windows differ by {100 * spread:.0f} % (at most {100 * _MOST_SPREAD:.0f} %)")
+    if other is not None and other > most_load:
+        reasons.append(
+            f"other processes used {100 * other:.0f} % of the CPU (at most {100 * most_load:.0f} %"
+            f"{' beside spinning threads' * spins_beside}): stop them"
+        )
+    if clock_change is not None and clock_change > _MOST_CLOCK_CHANGE:
+        reasons.append(
+            f"the processor slowed down: a fixed loop took {100 * clock_change:.0f} % longer than at its fastest "
+            f"(at most {100 * _MOST_CLOCK_CHANGE:.0f} %): fix the clock, let it cool, or free the core's other thread"
+        )
+    if sum(throttled):
+        reasons.append("the processor was throttled by heat: cool it")
+    return reasons, {
+        "window_spread_pct": round(100 * spread, 2),
+        "other_load_pct": None if other is None else round(100 * other, 2),
+        "clock_change_pct": None if clock_change is None else round(100 * clock_change, 2),
+        "throttle_events": sum(throttled) if throttled else None,
+    }
+
+
 def judge_windows(
     windows: Sequence[Window],
     threads: int,
@@ -192,39 +246,10 @@ def judge_windows(
         ``other_load_pct`` (highest load by other processes in a window), ``clock_change_pct`` (how much longer the
         slowest fixed loop took than the fastest), ``throttle_events``.
     """
-    medians = [float(np.median(window.samples_ms)) for window in windows]
-    spread = (max(medians) - min(medians)) / float(np.median(medians))
-    other = max((window.other_load for window in windows if window.other_load is not None), default=None)
-    spins = [window.spin_ms for window in windows if window.spin_ms is not None]
-    clock_change = max(spins) / (fastest_spin_ms or min(spins)) - 1 if spins else None
-    throttled = [window.throttles for window in windows if window.throttles is not None]
+    reasons, evidence = disturbances(windows, spins_beside=spinning and threads > 1, fastest_spin_ms=fastest_spin_ms)
     samples = sum(len(window.samples_ms) for window in windows)
-    beside_spinning = spinning and threads > 1
-    most_load = _MOST_OTHER_LOAD_SPINNING if beside_spinning else _MOST_OTHER_LOAD
-    reasons = []
-    if spread > _MOST_SPREAD:
-        reasons.append(f"medians of the windows differ by {100 * spread:.0f} % (at most {100 * _MOST_SPREAD:.0f} %)")
-    if other is not None and other > most_load:
-        reasons.append(
-            f"other processes used {100 * other:.0f} % of the CPU (at most {100 * most_load:.0f} %"
-            f"{' beside spinning threads' * beside_spinning}): stop them"
-        )
-    if clock_change is not None and clock_change > _MOST_CLOCK_CHANGE:
-        reasons.append(
-            f"the processor slowed down: a fixed loop took {100 * clock_change:.0f} % longer than at its fastest "
-            f"(at most {100 * _MOST_CLOCK_CHANGE:.0f} %): fix the clock, let it cool, or free the core's other thread"
-        )
-    if sum(throttled):
-        reasons.append("the processor was throttled by heat: cool it")
     if samples < _FEWEST_SAMPLES:
         reasons.append(f"only {samples} samples (at least {_FEWEST_SAMPLES}): raise --latency-seconds")
     if threads > cores:
         reasons.append(f"{threads} threads on {cores} core{'s' * (cores > 1)}")
-    return {
-        "verdict": NOISY if reasons else STEADY,
-        "reasons": reasons,
-        "window_spread_pct": round(100 * spread, 2),
-        "other_load_pct": None if other is None else round(100 * other, 2),
-        "clock_change_pct": None if clock_change is None else round(100 * clock_change, 2),
-        "throttle_events": sum(throttled) if throttled else None,
-    }
+    return {"verdict": NOISY if reasons else STEADY, "reasons": reasons, **evidence}

@@ -16,7 +16,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["console", "log", "set_quiet", "track", "warn", "warn_once"]
+__all__ = ["Tracker", "console", "log", "set_quiet", "track", "warn", "warn_once"]
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 

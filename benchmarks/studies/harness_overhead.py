@@ -9,8 +9,8 @@ of the window against the bare loop, which is what the clock adds to a reported 
 rounds.
 
 **Repeatability.** The latency measurement of `kdedge benchmark` at batch 1, so many runs in a row, each in a process of
-its own: the p50 of every run, their range over their median, the largest difference between two neighbours, and the
-share of runs whose verdict is steady for both models, with the reasons of the others.
+its own: the p50 of every run, their range over their median, the largest difference between two neighbours, the windows
+that were measured, and the share of runs whose verdict is steady for both models, with the reasons of the others.
 
 Prints Markdown, first the machine. Needs a quiet one.
 """
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.host import host_record
-from benchmarks.latency import measure_latency, run_window
+from benchmarks.latency import MOST_WINDOWS, WINDOWS, measure_latency, run_window
 from benchmarks.runtime import open_model
 from benchmarks.trust import STEADY
 
@@ -77,7 +77,8 @@ def overhead(call: Callable[[], object], rounds: int) -> dict[str, Any]:
 
 def measure_once(bundle: Path, seconds: float) -> list[dict[str, Any]]:
     """Measure both models at batch 1 on one thread; runs in a process of its own."""
-    return measure_latency({name: bundle / file for name, file in MODELS.items()}, seconds=seconds)[0]
+    paths = {name: bundle / file for name, file in MODELS.items()}
+    return measure_latency(paths, seconds=seconds, most_windows=MOST_WINDOWS)[0]
 
 
 def repeat(bundle: Path, runs: int, seconds: float) -> list[list[dict[str, Any]]]:
@@ -120,6 +121,8 @@ def print_repeatability(results: list[list[dict[str, Any]]]) -> None:
         listed = ", ".join(f"{ms:.4f}" for ms in p50)
         print(f"| {name} | {listed} | {spread:.1f} | {step:.1f} | {evidence[0]} | {evidence[1]} |")
     steady = [all(row["trust"]["verdict"] == STEADY for row in run) for run in results]
+    windows = ", ".join(str(WINDOWS + run[0]["earlier_windows"]) for run in results)
+    print(f"\nwindows per model (the last {WINDOWS} count): {windows}")
     print(f"\nsteady: {sum(steady)} of {len(steady)} runs")
     for number, run in enumerate(results, 1):
         for row in run:

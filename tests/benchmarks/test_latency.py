@@ -1,13 +1,13 @@
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from benchmarks.latency import measure_latency, measure_windows, run_window, summarise
 from benchmarks.runtime import session_options
-from benchmarks.trust import Reading, Window
+from benchmarks.trust import NOISY, Reading, Window
 
 
 class FakeTime:
@@ -83,6 +83,58 @@ def test_every_window_has_a_sample_however_slow_the_call() -> None:
     fake = FakeTime()
     measured = measure_windows({"fp32": fake.call("fp32", 9000)}, 0.1, clock=fake.clock, sense=Reading)
     assert [len(window.samples_ms) for window in measured["fp32"].windows] == [1] * 5
+
+
+def test_windows_are_added_until_the_last_ones_are_quiet() -> None:
+    fake = FakeTime()
+    # The second window of int8 lies between the third and the fourth reading.
+    spins = itertools.chain([1.0, 1.0, 9.0, 9.0], itertools.repeat(1.0))
+    looked: list[int] = []
+
+    def disturbed(windows: Sequence[Window]) -> bool:
+        looked.append(len(windows))
+        return any(window.spin_ms == 9.0 for window in windows)
+
+    measured = measure_windows(
+        {"fp32": fake.call("fp32", 4), "int8": fake.call("int8", 1)},
+        seconds=0.06,
+        windows=3,
+        most_windows=9,
+        disturbed=disturbed,
+        clock=fake.clock,
+        sense=lambda: Reading(spin_ms=next(spins)),
+    )
+    assert [window.spin_ms for window in measured["int8"].earlier] == [1.0, 9.0]
+    assert [window.spin_ms for window in measured["int8"].windows] == [1.0, 1.0, 1.0]
+    assert (len(measured["fp32"].earlier), len(measured["fp32"].windows)) == (2, 3)
+    assert looked == [3] * 6  # both models after the third, fourth and fifth round
+
+
+@pytest.mark.parametrize(("most", "windows"), [(None, 3), (3, 3), (7, 7)])
+def test_windows_that_stay_disturbed_come_to_an_end(most: int | None, windows: int) -> None:
+    fake = FakeTime()
+    numbers: list[int] = []
+    (measured,) = measure_windows(
+        {"int8": fake.call("int8", 1)},
+        seconds=0.03,
+        windows=3,
+        most_windows=most,
+        disturbed=lambda _: True,
+        clock=fake.clock,
+        sense=Reading,
+        on_window=numbers.append,
+    ).values()
+    assert (len(measured.earlier), len(measured.windows)) == (windows - 3, 3)
+    assert numbers == list(range(1, windows + 1))
+
+
+def test_a_row_tells_how_many_windows_were_disturbed(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.trust._MOST_CLOCK_CHANGE", -1.0)  # no clock is steady enough
+    (row,), (samples,) = measure_latency({"int8": models["int8"]}, seconds=0.05, most_windows=7)
+    assert row["earlier_windows"] == 2
+    assert (len(samples["earlier_windows_ms"]), len(samples["windows_ms"])) == (2, 5)
+    assert sum(map(len, samples["windows_ms"])) == row["samples"]
+    assert row["trust"]["verdict"] == NOISY
 
 
 def test_time_between_calls_is_in_no_sample() -> None:

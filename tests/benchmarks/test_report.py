@@ -91,6 +91,10 @@ def test_the_table_of_latencies_has_the_percentiles_that_were_measured_and_the_t
     assert "| 1.006 | steady | 1.234 |" in markdown
     assert "| 1.006 | noisy | – |" in markdown
     assert "load of 42 %" in markdown
+    counted = f"{row['samples']:,}"
+    assert f"| {counted} |" in markdown
+    measured_on = {**row, "window_p50_ms": [1.0] * 5, "earlier_windows": 3}
+    assert f"| {counted} (last 5 of 8 windows) |" in texts(latency=[measured_on])[1]
     old = {key: value for key, value in row.items() if key != "p95_ms"}
     assert "| p50 ms | trust | images/s |" in texts(latency=[old])[1]
 
