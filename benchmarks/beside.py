@@ -40,7 +40,11 @@ def beside_sha256(text: str) -> list[str]:
 
 
 def check_beside(
-    others: Mapping[str, Mapping[str, Any]], host: Mapping[str, Any], data: str, test_images: int | None = None
+    others: Mapping[str, Mapping[str, Any]],
+    host: Mapping[str, Any],
+    data: str,
+    sha256: str,
+    test_images: int | None = None,
 ) -> None:
     """Refuse reports that cannot stand in one picture with what is about to be measured.
 
@@ -48,6 +52,7 @@ def check_beside(
         others: From `load_beside`.
         host: From `benchmarks.host.host_record`.
         data: Name of the data set.
+        sha256: Of its test images.
         test_images: How many it has; None: not yet known.
 
     Raises:
@@ -55,9 +60,10 @@ def check_beside(
     """
     if not others:
         return
-    reports = [{"run": {"data": data}, "accuracy": {"n": test_images}, "host": host}, *others.values()]
+    this = {"run": {"data": data}, "accuracy": {"n": test_images, "images_sha256": sha256}, "host": host}
+    reports = [this, *others.values()]
     if test_images is None:
-        reports = [{**report, "accuracy": {"n": None}} for report in reports]
+        reports = [{**report, "accuracy": {**report["accuracy"], "n": None}} for report in reports]
     try:
         check_same_test_images(reports, [_THIS, *others])
         check_same_host(reports, [_THIS, *others])

@@ -127,7 +127,11 @@ def same_host(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 def same_test_images(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Return whether the accuracies of two reports are of the same task, as far as the reports know."""
-    same = all(a[part][key] == b[part][key] for part, key in (("run", "data"), ("accuracy", "n")))
+    hashes = [report["accuracy"].get("images_sha256") for report in (a, b)]
+    if all(hashes):
+        same = hashes[0] == hashes[1]
+    else:
+        same = all(a[part][key] == b[part][key] for part, key in (("run", "data"), ("accuracy", "n")))
     return same and all(report["run"].get("same_test_images") is not False for report in (a, b))
 
 

@@ -95,7 +95,7 @@ def check_same_test_images(reports: Sequence[Mapping[str, Any]], names: Sequence
 
     Args:
         reports: Reports, or what stands in for one: ``run`` with ``data``, and ``accuracy`` with ``n``
-            (None in all: not yet known).
+            (None in all: not yet known) and ``images_sha256`` (which decides where it is known).
         names: What to call them.
 
     Raises:
@@ -317,8 +317,9 @@ def _footnotes(table: Mapping[str, Any]) -> list[str]:
 
 def _test_images(report: Mapping[str, Any]) -> str:
     other = ", not those of its bundle" if report["run"].get("same_test_images") is False else ""
-    count = report["accuracy"]["n"]
-    return f"{'' if count is None else f'{count:,} of '}{report['run']['data']}{other}"
+    count, sha256 = report["accuracy"]["n"], report["accuracy"].get("images_sha256")
+    known = f" ({sha256[:8]})" if sha256 else ""
+    return f"{'' if count is None else f'{count:,} of '}{report['run']['data']}{known}{other}"
 
 
 def _text(value: Any, form: str) -> str:

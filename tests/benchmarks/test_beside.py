@@ -69,11 +69,20 @@ def test_without_others_nothing_is_beside(models: dict[str, Path], dataset: Any,
     "case",
     [
         ({"host": {"cpu": "Cortex-A76"}}, "--beside: latencies of different hosts .*Cortex-A76", []),
-        ({"run": {"data": "cifar10"}}, "--beside: accuracies on different .*this run: made-up; .*odd: cifar10", []),
+        (
+            {"run": {"data": "cifar10"}},
+            "--beside: accuracies on different .*this run: made-up .1{8}.; .*odd: cifar10",
+            [],
+        ),
         (
             {"accuracy": {"n": 299}},
-            "--beside: accuracies on different .*this run: 300 of made-up; .*odd: 299 of",
+            "--beside: accuracies on different .*this run: 300 of made-up .1{8}.; .*odd: 299 of",
             ["test"],
+        ),
+        (
+            {"accuracy": {"images_sha256": "2" * 64}},
+            "--beside: accuracies on different .*this run: made-up .1{8}.; .*odd: made-up .2{8}.",
+            [],
         ),
     ],
 )

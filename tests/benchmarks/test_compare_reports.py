@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.accuracy import wilson_interval_pct
-from benchmarks.compare_reports import compare_reports, comparison_markdown, print_comparison
+from benchmarks.compare_reports import compare_reports, comparison_markdown, print_comparison, same_test_images
 from benchmarks.report import render_markdown
 from benchmarks.report_file import load_report
 from pipeline.cli import app
@@ -180,6 +180,15 @@ def test_what_makes_numbers_incomparable_is_said(changes: dict[str, Any], note: 
     for result in (compare(changed(**changes)), compare(REPORT, changed(**changes))):
         assert len(result["notes"]) == 1
     assert compare(changed(**changes))["notes"][0].startswith(note)
+
+
+def test_test_images_are_told_apart_by_their_hash_where_both_reports_have_it() -> None:
+    here, moved = ({"accuracy__images_sha256": "1" * 64, "run__data": f"folder:{name}"} for name in ("a", "b"))
+    other = {**here, "accuracy__images_sha256": "2" * 64}
+    assert same_test_images(changed(**here), changed(**moved))
+    assert not same_test_images(changed(**here), changed(**other))
+    assert not same_test_images(changed(**here), changed())
+    assert same_test_images(changed(**{**here, "run__data": REPORT["run"]["data"]}), changed())
 
 
 def strange() -> dict[str, Any]:
