@@ -40,11 +40,7 @@ def beside_sha256(text: str) -> list[str]:
 
 
 def check_beside(
-    others: Mapping[str, Mapping[str, Any]],
-    host: Mapping[str, Any],
-    data: str,
-    sha256: str,
-    test_images: int | None = None,
+    others: Mapping[str, Mapping[str, Any]], host: Mapping[str, Any], data: str, images: Mapping[str, Any]
 ) -> None:
     """Refuse reports that cannot stand in one picture with what is about to be measured.
 
@@ -52,17 +48,15 @@ def check_beside(
         others: From `load_beside`.
         host: From `benchmarks.host.host_record`.
         data: Name of the data set.
-        sha256: Of its test images.
-        test_images: How many it has; None: not yet known.
+        images: ``images_sha256`` and ``image_size`` of its test images, and ``n`` once it is known.
 
     Raises:
         InputError: One is of another host, or of other test images.
     """
     if not others:
         return
-    this = {"run": {"data": data}, "accuracy": {"n": test_images, "images_sha256": sha256}, "host": host}
-    reports = [this, *others.values()]
-    if test_images is None:
+    reports = [{"run": {"data": data}, "accuracy": images, "host": host}, *others.values()]
+    if "n" not in images:
         reports = [{**report, "accuracy": {**report["accuracy"], "n": None}} for report in reports]
     try:
         check_same_test_images(reports, [_THIS, *others])

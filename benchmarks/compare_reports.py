@@ -127,9 +127,10 @@ def same_host(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 def same_test_images(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Return whether the accuracies of two reports are of the same task, as far as the reports know."""
-    hashes = [report["accuracy"].get("images_sha256") for report in (a, b)]
-    if all(hashes):
-        same = hashes[0] == hashes[1]
+    # The hash is of the images at the size in which a student sees them.
+    known = [[report["accuracy"].get(key) for key in ("image_size", "images_sha256")] for report in (a, b)]
+    if known[0][0] == known[1][0] and known[0][1] and known[1][1]:
+        same = known[0] == known[1]
     else:
         same = all(a[part][key] == b[part][key] for part, key in (("run", "data"), ("accuracy", "n")))
     return same and all(report["run"].get("same_test_images") is not False for report in (a, b))

@@ -8,6 +8,7 @@ are left out. Needs no onnxruntime; only the picture needs matplotlib.
 """
 
 import importlib.util
+import itertools
 import string
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -101,7 +102,7 @@ def check_same_test_images(reports: Sequence[Mapping[str, Any]], names: Sequence
     Raises:
         InputError: They are of different test images, or not of those that their bundle was judged on.
     """
-    if not all(same_test_images(reports[0], other) for other in reports[1:]):
+    if not all(same_test_images(a, b) for a, b in itertools.combinations(reports, 2)):
         raise InputError(
             "accuracies on different test images cannot be put side by side: "
             + "; ".join(f"{name}: {_test_images(report)}" for name, report in zip(names, reports, strict=True)),

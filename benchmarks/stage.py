@@ -93,12 +93,12 @@ def run_benchmark(
     check_cpus(cpus)
     check_limit(settings.memory_limit)
     host, others = host_record(), load_beside(settings.beside)
-    images_sha256 = dataset.test_sha256()
-    check_beside(others, host, dataset.name, images_sha256)
     paths = {"fp32": fp32_model, "int8": int8_model}
     models = {name: open_model(path, threads=usable_cores()) for name, path in paths.items()}
     for model in models.values():
         check_fits(model, dataset.class_names, dataset.image_size)
+    images = {"images_sha256": dataset.test_sha256(), "image_size": dataset.image_size}
+    check_beside(others, host, dataset.name, images)
 
     if problem := wrong_host(models["int8"]):
         warn(problem)
@@ -111,7 +111,7 @@ def run_benchmark(
     test = dataset.test()
     if not len(test.labels):
         raise InputError("the data set has no test images", "add images to its test folder")
-    check_beside(others, host, dataset.name, images_sha256, len(test.labels))
+    check_beside(others, host, dataset.name, {**images, "n": len(test.labels)})
     answers = {
         name: predict_logits(model, test.images, title=f"accuracy {name.upper()}").argmax(1)
         for name, model in models.items()
@@ -143,7 +143,7 @@ def run_benchmark(
         "accuracy": {
             "split": "test",
             "n": len(test.labels),
-            "images_sha256": images_sha256,
+            **images,
             "torch_fp32_top1_pct": scores.get("torch_fp32_top1_pct"),
             "onnx_fp32_top1_pct": top1_pct(right["fp32"]),
             "onnx_int8_top1_pct": top1_pct(right["int8"]),

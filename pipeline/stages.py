@@ -155,7 +155,11 @@ def _check_beside(config: Config, run_dir: Path) -> None:
         # Its own report is another one after every benchmark, which would never be up to date.
         if find_report(Path(name)).resolve().parent.parent == run_dir.resolve():
             raise InputError(f"--beside {name} is this run itself", "name only the others")
-    check_beside(others, host_record(), open_dataset(config.data, config.runtime.seed).name)
+    images = {
+        "images_sha256": _data_sha256(config.data, config.runtime.seed, "test"),
+        "image_size": config.data.image_size,
+    }
+    check_beside(others, host_record(), open_dataset(config.data, config.runtime.seed).name, images)
 
 
 @cache

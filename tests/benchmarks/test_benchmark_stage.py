@@ -92,6 +92,9 @@ class TestImages:
         self.reads += 1
         return self._split
 
+    def test_sha256(self) -> str:
+        return "1" * 64
+
 
 def test_report_keeps_the_contract(finished: tuple[dict[str, Any], Path]) -> None:
     report, out = finished
@@ -99,6 +102,7 @@ def test_report_keeps_the_contract(finished: tuple[dict[str, Any], Path]) -> Non
     assert report["schema"] == 1
     for section, keys in CONTRACT.items():
         assert keys <= report[section].keys(), section
+    assert (report["accuracy"]["images_sha256"], report["accuracy"]["image_size"]) == ("1" * 64, 16)
     assert len(report["latency"]) == 4
     for row in report["latency"]:
         assert row.keys() >= LATENCY

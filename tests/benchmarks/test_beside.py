@@ -80,7 +80,7 @@ def test_without_others_nothing_is_beside(models: dict[str, Path], dataset: Any,
             ["test"],
         ),
         (
-            {"accuracy": {"images_sha256": "2" * 64}},
+            {"accuracy": {"images_sha256": "2" * 64, "image_size": 16}},
             "--beside: accuracies on different .*this run: made-up .1{8}.; .*odd: made-up .2{8}.",
             [],
         ),

@@ -188,6 +188,11 @@ def test_test_images_are_told_apart_by_their_hash_where_both_reports_have_it() -
     assert same_test_images(changed(**here), changed(**moved))
     assert not same_test_images(changed(**here), changed(**other))
     assert not same_test_images(changed(**here), changed())
+    # Another size gives another hash of the same images.
+    larger = {**other, "accuracy__image_size": 64}
+    assert same_test_images(
+        changed(**{**here, "accuracy__image_size": 32}), changed(**{**larger, "run__data": "folder:a"})
+    )
     assert same_test_images(changed(**{**here, "run__data": REPORT["run"]["data"]}), changed())
 
 

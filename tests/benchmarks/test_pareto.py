@@ -116,6 +116,12 @@ def test_more_runs_than_letters() -> None:
     assert list(table["reports"])[24:] == ["Y", "Z", "A1", "B1"]
 
 
+def test_every_two_reports_must_be_of_the_same_test_images() -> None:
+    known = [report("odd", (91, 4), (91, 1), accuracy={"images_sha256": digit * 64}) for digit in "12"]
+    with pytest.raises(InputError, match="different test images"):
+        tabulate([SMALL, *known], ["a", "b", "c"])
+
+
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
