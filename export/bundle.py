@@ -100,8 +100,8 @@ def _golden_inputs(config: Config) -> tuple[npt.NDArray[np.uint8], list[str]]:
     from pipeline.data import open_dataset, split_train_val
 
     seed = config.runtime.seed
-    dataset = open_dataset(config.data, seed)
-    _, val = split_train_val(dataset.train(), config.data.val_fraction, seed, config.data.train_size)
+    dataset = open_dataset(config.data)
+    _, val = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
     images = val.images[pick_stratified(val.labels, GOLDEN_IMAGES, seed)]
     return np.ascontiguousarray(images), list(dataset.class_names)
 

@@ -53,9 +53,9 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     settings = config.quantize
     path = inputs["export"] / "student.onnx"
     model = read_model(path)
-    dataset = open_dataset(config.data, config.runtime.seed)
+    dataset = open_dataset(config.data)
     check_fits(open_model(path), dataset.class_names, dataset.image_size)
-    train, val = split_train_val(dataset.train(), config.data.val_fraction, config.runtime.seed, config.data.train_size)
+    train, val = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
     wanted = settings.calibration_images
     if wanted > len(train.labels):
         log(f"quantize: only {len(train.labels)} training images are there; calibrating on all of them, not {wanted}")

@@ -42,7 +42,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         config,
         inputs["export"] / "student.onnx",
         inputs["quantize"] / "student.int8.onnx",
-        open_dataset(config.data, config.runtime.seed),
+        open_dataset(config.data),
         run_facts=facts,
         torch_top1=_TorchScores(inputs) if importlib.util.find_spec("torch") else None,
         emulate=_emulation(config),
@@ -69,7 +69,7 @@ def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, A
     # The report is about this host and these images: what was measured where the bundle was made stays in the bundle.
     run = {key: value for key, value in known["run"].items() if key not in ("commit", "data", "versions", "wall_s")}
     kept = ("teacher", "student", "training", "quantization")
-    dataset = open_dataset(config.data, config.runtime.seed)
+    dataset = open_dataset(config.data)
     judged_on = load_manifest(bundle)["facts"].get("history", {}).get("data", {}).get("data/test")
     if judged_on:
         run["same_test_images"] = judged_on == dataset.test_sha256()
@@ -100,7 +100,7 @@ def sample_test_images(config: Config, bundle: Path, count: int) -> tuple[list[i
         InputError: The data set is not to be had, has fewer test images, or is not what the model was trained on.
         StageError: CIFAR-10 could not be fetched.
     """
-    dataset = open_dataset(config.data, config.runtime.seed)
+    dataset = open_dataset(config.data)
     check_fits(open_model(bundle / "student.int8.onnx"), dataset.class_names, dataset.image_size)
     images = dataset.test().images
     if count > len(images):

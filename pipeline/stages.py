@@ -156,22 +156,22 @@ def _check_beside(config: Config, run_dir: Path) -> None:
         if find_report(Path(name)).resolve().parent.parent == run_dir.resolve():
             raise InputError(f"--beside {name} is this run itself", "name only the others")
     images = {
-        "images_sha256": _data_sha256(config.data, config.runtime.seed, "test"),
+        "images_sha256": _data_sha256(config.data, "test"),
         "image_size": config.data.image_size,
     }
-    check_beside(others, host_record(), open_dataset(config.data, config.runtime.seed).name, images)
+    check_beside(others, host_record(), open_dataset(config.data).name, images)
 
 
 @cache
-def _data_sha256(data: DataConfig, seed: int, part: str) -> str:
+def _data_sha256(data: DataConfig, part: str) -> str:
     from pipeline.data import open_dataset
 
-    dataset = open_dataset(data, seed)
+    dataset = open_dataset(data)
     return dataset.train_sha256() if part == "train" else dataset.test_sha256()
 
 
 def _data(*parts: str) -> Callable[[Config], dict[str, str]]:
-    return lambda config: {part: _data_sha256(config.data, config.runtime.seed, part) for part in parts}
+    return lambda config: {part: _data_sha256(config.data, part) for part in parts}
 
 
 STAGES = {

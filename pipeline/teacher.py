@@ -37,12 +37,12 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     """
     settings = config.teacher
     device = prepare(config.runtime)
-    dataset = open_dataset(config.data, config.runtime.seed)
+    dataset = open_dataset(config.data)
     stem = _resolve_stem(settings.stem, settings.arch, config.data.image_size, config.runtime.device)
     teacher = build_teacher(settings.arch, len(dataset.class_names), stem)
     check_image_size(teacher, settings.arch, dataset.image_size)
     weights = load_initial_weights(teacher, settings.arch, settings.weights)
-    train, val = split_train_val(dataset.train(), config.data.val_fraction, config.runtime.seed, config.data.train_size)
+    train, val = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
     place(teacher, device)
     batches = Batches(train, settings.batch_size, config.runtime.seed, shift=2, device=device)
     # Pretrained weights are tuned gently: a tenth of the rate that trains from scratch.

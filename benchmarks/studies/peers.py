@@ -296,8 +296,8 @@ def main() -> None:
         return
 
     config = build_config({"data": {"dir": options.data_dir}})
-    dataset = open_dataset(config.data, config.runtime.seed)
-    train, _ = split_train_val(dataset.train(), config.data.val_fraction, config.runtime.seed)
+    dataset = open_dataset(config.data)
+    train, _ = split_train_val(dataset.train(), config.data.val_fraction)
     picked = pick_stratified(train.labels, config.quantize.calibration_images, config.runtime.seed)
     calibration = train.images[picked]
     with tempfile.TemporaryDirectory(prefix="kdedge-") as temporary:

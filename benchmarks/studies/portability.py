@@ -34,8 +34,8 @@ def main() -> None:
     args = parser.parse_args()
 
     config = build_config({"data": {"source": args.data, "dir": args.data_dir}})
-    dataset, seed = open_dataset(config.data, 0), 0
-    train, _ = split_train_val(dataset.train(), config.data.val_fraction, seed, config.data.train_size)
+    dataset, seed = open_dataset(config.data), 0
+    train, _ = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
     calibration = train.images[pick_stratified(train.labels, config.quantize.calibration_images, seed)]
     numbers, pixels = sample_test_images(config, args.bundle, args.images)
     labels = dataset.test().labels[numbers]

@@ -40,13 +40,13 @@ def run_all(config: Config, out: Path, force: bool) -> None:
 
 
 @app.command(help="Fetch and check the data set; print what it holds.")
-@configured(("data", "runtime"), without=("out", "force"))
+@configured(("data",), without=("out", "force"))
 def data(config: Config) -> None:
     """Print the data set as one JSON line."""
     from pipeline.data import open_dataset, split_train_val
 
-    dataset = open_dataset(config.data, config.runtime.seed)
-    train, val = split_train_val(dataset.train(), config.data.val_fraction, config.runtime.seed, config.data.train_size)
+    dataset = open_dataset(config.data)
+    train, val = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
     facts = {
         "data": dataset.name,
         "classes": list(dataset.class_names),

@@ -31,12 +31,11 @@ def _user_path(text: str) -> Path:
     return path
 
 
-def open_dataset(config: DataConfig, seed: int) -> Dataset:
+def open_dataset(config: DataConfig) -> Dataset:
     """Open the data set that ``config.source`` names and check its files, without decoding an image.
 
     Args:
         config: Source, folder, image size and share of test images.
-        seed: Seed of the train/test split of a folder that has none.
 
     Raises:
         InputError: Unknown source; a file or folder is missing, damaged or not as expected.
@@ -57,7 +56,7 @@ def open_dataset(config: DataConfig, seed: int) -> Dataset:
 
         if not path:
             raise InputError("--data folder: names no folder", "give its path, as in `--data folder:my_images`")
-        return open_folder(_user_path(path), config.image_size, config.test_fraction, seed)
+        return open_folder(_user_path(path), config.image_size, config.test_fraction)
     match = difflib.get_close_matches(source, [name.partition(":")[0] for name in _SOURCES], n=1)
     suggestion = f" (did you mean {match[0]!r}?)" if match else ""
     raise InputError(f"unknown data set --data {config.source}{suggestion}", f"expected one of {', '.join(_SOURCES)}")

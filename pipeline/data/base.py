@@ -10,9 +10,9 @@ from pipeline.errors import InputError
 
 __all__ = ["Dataset", "Split", "hold_out", "split_train_val"]
 
-# Streams of the run's seed, so that the two kinds of split do not draw the same permutations.
-TEST_STREAM = 1
-VAL_STREAM = 2
+# Of the two kinds of split, which are not to draw the same permutations.
+TEST_SEED = (0, 1)
+VAL_SEED = (0, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,16 +79,16 @@ class Dataset(Protocol):
         ...
 
 
-def split_train_val(split: Split, val_fraction: float, seed: int, train_size: int = 0) -> tuple[Split, Split]:
+def split_train_val(split: Split, val_fraction: float, train_size: int = 0) -> tuple[Split, Split]:
     """Divide training images into train and validation, stratified by class.
 
-    The result depends on the labels and the arguments alone. Both parts keep the order of ``split``. The validation
+    The result depends on the labels and the arguments alone, not on the seed of a run: whatever seed a student has, its
+    validation images are those that its teacher never saw. Both parts keep the order of ``split``. The validation
     part is the same for every ``train_size``.
 
     Args:
         split: All training images.
         val_fraction: Share of the images of each class that is held out for validation, 0..1.
-        seed: Seed of the run.
         train_size: Keep only a stratified subset of so many training images (0: all).
 
     Returns:
@@ -98,7 +98,7 @@ def split_train_val(split: Split, val_fraction: float, seed: int, train_size: in
         InputError: A class has fewer than two images, or ``train_size`` is more than there is or leaves a class
             without an image.
     """
-    rng = np.random.default_rng([seed, VAL_STREAM])
+    rng = np.random.default_rng(VAL_SEED)
     train, val = hold_out(split.labels, val_fraction, rng)
     if train_size:
         train = _subset(split, train, train_size, rng)

@@ -1,7 +1,7 @@
 """The user's own images in class folders: ``--data folder:PATH``.
 
 Either ``PATH/train/CLASS/IMAGE`` and ``PATH/test/CLASS/IMAGE``, or ``PATH/CLASS/IMAGE`` (or only the ``train`` part),
-which is then divided by seed. Classes are the folder names, sorted; hidden files, other kinds of files and folders
+which is then divided, always alike. Classes are the folder names, sorted; hidden files, other kinds of files and folders
 inside class folders are ignored; a link that leads nowhere is an error.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.base import TEST_STREAM, Split, hold_out
+from pipeline.data.base import TEST_SEED, Split, hold_out
 from pipeline.data.images import EXTENSIONS, check_image, check_pixels, fill_images, for_each, read_image
 from pipeline.errors import InputError
 from pipeline.progress import log, track, warn_once
@@ -86,14 +86,13 @@ class Folder:
         return total.hexdigest()
 
 
-def open_folder(root: Path, image_size: int, test_fraction: float, seed: int) -> Folder:
+def open_folder(root: Path, image_size: int, test_fraction: float) -> Folder:
     """List the images of class folders, check their headers and divide them into train and test.
 
     Args:
         root: Folder with class folders, or with ``train`` and ``test`` folders that have them.
         image_size: Side length in pixels to which every image is resized.
         test_fraction: Share of each class that becomes test images if there is no ``test`` folder, 0..1.
-        seed: Seed of that division.
 
     Raises:
         InputError: A folder is missing or empty, has fewer than two classes or too few images of a class, test and
@@ -108,7 +107,7 @@ def open_folder(root: Path, image_size: int, test_fraction: float, seed: int) ->
     if test_root is None:
         # One image each for train, validation and test.
         _check_counts(train_root, names, train, least=3, parts="training, validation and test")
-        kept, held = hold_out(_labels(train), test_fraction, np.random.default_rng([seed, TEST_STREAM]))
+        kept, held = hold_out(_labels(train), test_fraction, np.random.default_rng(TEST_SEED))
         train, test = [train[index] for index in kept], [train[index] for index in held]
     else:
         _check_counts(train_root, names, train, least=2, parts="training and validation")

@@ -56,12 +56,12 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     """
     settings, method = config.distill, METHODS[config.distill.method]
     device = prepare(config.runtime)
-    dataset = open_dataset(config.data, config.runtime.seed)
+    dataset = open_dataset(config.data)
     classes = dataset.class_names
     student = build_student(settings.student, len(classes), dataset.image_size)
     teacher = load_teacher(inputs["teacher"])
     _check_classes(inputs["teacher"], len(classes))
-    train, val = split_train_val(dataset.train(), config.data.val_fraction, config.runtime.seed, config.data.train_size)
+    train, val = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
     teacher = fold_batch_norms(place(teacher, device), dataset.image_size).requires_grad_(False)
     batches = Batches(train, settings.batch_size, config.runtime.seed, settings.shift, device, settings.flip)
     weights = _start(student, config, train, batches)

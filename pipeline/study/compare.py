@@ -128,7 +128,7 @@ def run_study(
         write_json(out / CONFIG, dataclasses.asdict(config))
     forced = cells if options.force else ()
     cells = _with_finished(cells, config, out, teacher)
-    data_name = open_dataset(config.data, config.runtime.seed).name
+    data_name = open_dataset(config.data).name
     result: dict[str, Any] = {}
 
     def report(rows: list[Row]) -> None:

@@ -31,7 +31,7 @@ def test_runs_of_other_seeds_and_sizes_see_the_same_view_of_an_image():
     whole = Split(images(60), np.arange(60) % 3)
     seen = []
     for seed, size in ((0, 0), (1, 0), (1, 30)):
-        train, _ = split_train_val(whole, 0.2, seed, size)
+        train, _ = split_train_val(whole, 0.2, size)
         batches = Batches(train, 16, seed, shift=1, device=CPU)
         seen.append({int(v): p for batch in batches.epoch(1) for v, p in zip(batch.views, batch.pixels, strict=True)})
     for other in seen[1:]:

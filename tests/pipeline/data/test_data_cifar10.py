@@ -61,7 +61,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
 
 @pytest.mark.parametrize("kind", ["bin", "py"])
 def test_both_formats_give_the_same_images(folders: dict[str, Path], kind: str) -> None:
-    dataset = open_dataset(DataConfig(dir=str(folders[kind])), seed=0)
+    dataset = open_dataset(DataConfig(dir=str(folders[kind])))
     train, test = dataset.train(), dataset.test()
     assert dataset.name == "cifar10"
     assert dataset.image_size == 32

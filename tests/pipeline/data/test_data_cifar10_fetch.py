@@ -126,11 +126,11 @@ def assert_filled(world: dict[str, Any]) -> None:
 
 def test_download_fills_the_cache_once(world: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     asked = serve(monkeypatch, world["archive"])
-    dataset = open_dataset(DataConfig(), seed=0)
+    dataset = open_dataset(DataConfig())
     assert_filled(world)
     assert len(dataset.train()) == 5 * ROWS
     assert len(dataset.test()) == ROWS
-    open_dataset(DataConfig(), seed=0)
+    open_dataset(DataConfig())
     assert asked == ["https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"]
 
 
@@ -156,7 +156,7 @@ def test_npm_is_the_second_route(
 
 def test_nothing_works(world: dict[str, Any]) -> None:
     with pytest.raises(StageError) as caught:
-        open_dataset(DataConfig(), seed=0)
+        open_dataset(DataConfig())
     message = str(caught.value)
     assert str(world["cache"]) in message
     assert caught.value.exit_code == 1

@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 
 
 def test_shape_labels_and_stratification() -> None:
-    dataset = open_dataset(DataConfig(source="sample"), seed=0)
+    dataset = open_dataset(DataConfig(source="sample"))
     assert dataset.name == "sample"
     assert len(dataset.class_names) == 10
     assert dataset.image_size == 32
@@ -25,7 +25,7 @@ def test_shape_labels_and_stratification() -> None:
 
 def test_pixels_are_the_official_ones() -> None:
     """Pins the decoded pixels, checked against the official batches when the sample was made."""
-    dataset = open_dataset(DataConfig(source="sample"), seed=0)
+    dataset = open_dataset(DataConfig(source="sample"))
     assert hashlib.sha256(dataset.train().images.tobytes()).hexdigest() == TRAIN_PIXELS
     assert hashlib.sha256(dataset.test().images.tobytes()).hexdigest() == TEST_PIXELS
 
@@ -35,7 +35,7 @@ TEST_PIXELS = "4b9aed7842d477c405566bb14236d5c48f09338c957c59ffb0a8a842de2d9cfc"
 
 
 def test_no_image_twice() -> None:
-    dataset = open_dataset(DataConfig(source="sample"), seed=0)
+    dataset = open_dataset(DataConfig(source="sample"))
     images = np.concatenate([dataset.train().images, dataset.test().images])
     assert len({image.tobytes() for image in images}) == 5000
 

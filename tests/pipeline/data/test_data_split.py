@@ -1,4 +1,4 @@
-"""Train and validation: stratified, seeded, disjoint, and complete."""
+"""Train and validation: stratified, always the same, disjoint, and complete."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def ids(split: Split) -> list[int]:
 
 def test_parts_are_disjoint_complete_stratified_and_in_order() -> None:
     whole = numbered([100, 60, 40])
-    train, val = split_train_val(whole, 0.1, seed=0)
+    train, val = split_train_val(whole, 0.1)
     assert np.bincount(train.labels).tolist() == [90, 54, 36]
     assert np.bincount(val.labels).tolist() == [10, 6, 4]
     assert sorted(ids(train) + ids(val)) == list(range(200))
@@ -35,53 +35,47 @@ def test_parts_are_disjoint_complete_stratified_and_in_order() -> None:
     assert len(train) == 180
 
 
-def test_same_seed_same_parts_other_seed_other_parts() -> None:
-    whole = numbered([50, 50])
-    first, again, other = (split_train_val(whole, 0.2, seed)[1] for seed in (3, 3, 4))
-    assert ids(first) == ids(again) != ids(other)
-
-
 def test_known_parts() -> None:
     """Pins the split (NumPy 2.4): with other parts, a reused teacher would have seen the validation images."""
-    assert ids(split_train_val(numbered([10, 10]), 0.2, seed=0)[1]) == [3, 15, 17, 18]
+    assert ids(split_train_val(numbered([10, 10]), 0.2)[1]) == [3, 15, 17, 18]
 
 
 def test_train_size_is_exact_stratified_and_leaves_validation_alone() -> None:
     whole = numbered([100, 60, 40])
-    train, val = split_train_val(whole, 0.1, seed=0)
-    small, same_val = split_train_val(whole, 0.1, seed=0, train_size=61)
+    train, val = split_train_val(whole, 0.1)
+    small, same_val = split_train_val(whole, 0.1, train_size=61)
     assert np.bincount(small.labels).tolist() == [31, 18, 12]  # 30.5, 18.3, 12.2
     assert set(ids(small)) < set(ids(train))
     assert ids(val) == ids(same_val)
-    full, _ = split_train_val(whole, 0.1, seed=0, train_size=180)
+    full, _ = split_train_val(whole, 0.1, train_size=180)
     assert ids(full) == ids(train)
 
 
 def test_small_classes_get_an_image_in_each_part() -> None:
-    train, val = split_train_val(numbered([100, 2, 3]), 0.01, seed=0)
+    train, val = split_train_val(numbered([100, 2, 3]), 0.01)
     assert np.bincount(val.labels).tolist() == [1, 1, 1]
     assert np.bincount(train.labels).tolist() == [99, 1, 2]
-    assert np.bincount(split_train_val(numbered([9, 2]), 0.9, seed=0)[0].labels).tolist() == [1, 1]
+    assert np.bincount(split_train_val(numbered([9, 2]), 0.9)[0].labels).tolist() == [1, 1]
 
 
 def test_class_with_one_image_cannot_be_divided() -> None:
     with pytest.raises(InputError, match="class number 1 has 1 image, expected at least 2") as caught:
-        split_train_val(numbered([10, 1]), 0.1, seed=0)
+        split_train_val(numbered([10, 1]), 0.1)
     assert caught.value.exit_code == 2
 
 
 def test_train_size_beyond_what_is_there() -> None:
     with pytest.raises(InputError, match="--train-size 181 is more than the 180 training images") as caught:
-        split_train_val(numbered([100, 60, 40]), 0.1, seed=0, train_size=181)
+        split_train_val(numbered([100, 60, 40]), 0.1, train_size=181)
     assert "--train-size 180" in caught.value.hint
 
 
 def test_train_size_that_leaves_a_class_empty() -> None:
     whole = numbered([200, 20])
     with pytest.raises(InputError, match="--train-size 4 leaves class number 1 without an image") as caught:
-        split_train_val(whole, 0.1, seed=0, train_size=4)
+        split_train_val(whole, 0.1, train_size=4)
     assert "at least --train-size 11" in caught.value.hint
-    small, _ = split_train_val(whole, 0.1, seed=0, train_size=11)
+    small, _ = split_train_val(whole, 0.1, train_size=11)
     assert np.bincount(small.labels).tolist() == [10, 1]
 
 
@@ -98,6 +92,6 @@ def test_train_size_that_leaves_a_class_empty() -> None:
 )
 def test_unknown_source(source: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        open_dataset(DataConfig(source=source), seed=0)
+        open_dataset(DataConfig(source=source))
     assert caught.value.hint
     assert caught.value.exit_code == 2
