@@ -29,12 +29,12 @@ def paint_candidates(axes: Any, record: Mapping[str, Any]) -> None:
     if chosen:
         axes.scatter(
             chosen["p50_ms"], chosen["sqnr_db"], s=150, facecolors="none", edgecolors=_CHOSEN, linewidths=2,
-            label="chosen", zorder=4,
+            label=_chosen_label(record), zorder=4,
         )  # fmt: skip
     axes.axvline(record["fp32_p50_ms"], color=_FP32, linestyle="--", linewidth=1.2, label="latency of FP32")
     axes.set_xlim(left=0)
     axes.margins(x=0.12, y=0.1)
-    axes.set_xlabel("median ms at batch 1, one thread of this host")
+    axes.set_xlabel("median ms at batch 1, one thread of the host that quantized")
     axes.set_ylabel("SQNR of the logits in dB (more is better)")
     axes.set_title(f"hollow: not for the target {record['target']!r}", fontsize=8, loc="left")
     axes.grid()
@@ -58,6 +58,12 @@ def paint_sensitivity(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     chosen = f" (the worst {len(shown)} of {len(rows)} layers)" if len(shown) < len(rows) else ""
     axes.set_xlabel(f"share of the logits' noise in %, each layer quantized alone{chosen}")
     axes.grid(axis="x")
+
+
+def _chosen_label(record: Mapping[str, Any]) -> str:
+    """Say what the ring means: what was done to the chosen model afterwards moved it."""
+    rung = record.get("rung") or "search"
+    return "chosen" if rung == "search" else f"chosen format,\nbefore {rung}"
 
 
 def _format(row: Mapping[str, Any]) -> str:

@@ -68,8 +68,8 @@ def print_summary(report: Mapping[str, Any], console: "Console | None" = None) -
     style = {"passed": "bold green", "failed": "bold red"}.get(report["gate"]["verdict"], "bold yellow")
     console.print(Text(shown["headline"], style=style))
     console.print(report["gate"]["reason"], markup=False)
-    if shown["not_portable"]:
-        console.print(Text(shown["not_portable"], style="bold yellow"))
+    for warning in shown["warnings"]:
+        console.print(Text(warning, style="bold yellow"))
     console.print()
     facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for label, value in shown["key_facts"]:

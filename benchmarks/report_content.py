@@ -7,13 +7,18 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from benchmarks.accuracy import wilson_interval_pct
 from benchmarks.figures import number
 from pipeline.progress import format_duration
 
-__all__ = ["context", "not_portable"]
+__all__ = ["context", "not_portable", "starts_from"]
 
 _HIGHER = ("p90", "p95", "p99")
-_MOST_CHANGES = 20
+_MOST_CHANGES = 8
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_HASH = re.compile(r"[0-9a-f]{64}")
 _HEADLINES = {
     "passed": "Passed: INT8 keeps its accuracy",
     "failed": "Failed: INT8 loses too much accuracy",
@@ -37,12 +42,14 @@ def context(report: Mapping[str, Any]) -> dict[str, Any]:
         "size": _size(report["size"]),
         "latency": latency,
         "percentiles": [key for key in _HIGHER if any(row[key] != "–" for row in latency)],
-        "doubts": _doubts(latency),
+        "measured_on": _measured_on(report["latency"]),
+        "doubts": _doubts(report["latency"]),
         "proof": _proof_rows(report["int8_proof"]),
         "memory": _memory(report.get("memory") or []),
         "ran_as": _ran_as(report["latency"]),
         "portability": _portability(_emulated(report)),
-        "not_portable": not_portable(report),
+        "warnings": _warnings(report),
+        "quantization": _quantization(report.get("quantization")),
         "commands": report["run"].get("commands") or [],
         "facts": _fact_rows(report),
         "speedups": _speedups(report["latency"]),
@@ -58,6 +65,23 @@ def not_portable(report: Mapping[str, Any]) -> str:
         if row["flips"]
     ]
     return f"not portable: {', '.join(other)}" if other else ""
+
+
+def starts_from(student: Mapping[str, Any]) -> str:
+    """Say which weights a student began from, by the first digits of their SHA-256; empty: from none, or unknown."""
+    hashes = student.get("weights_sha256") or []
+    students = "a student" if len(hashes) == 1 else f"mean of {len(hashes)} students"
+    return f"{students} ({', '.join(sha256[:8] for sha256 in hashes)})" if hashes else ""
+
+
+def _warnings(report: Mapping[str, Any]) -> list[str]:
+    """Return what must be read before any number, a sentence each."""
+    warnings = []
+    if report["run"].get("same_test_images") is False:
+        warnings.append("These are not the test images that the bundle was judged on: compare no accuracies")
+    if elsewhere := not_portable(report):
+        warnings.append(f"INT8 is {elsewhere}")
+    return warnings
 
 
 def _key_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -105,10 +129,14 @@ def _speedups(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _accuracy_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return model, top-1 and 95 % interval for every model that was scored."""
     accuracy = report["accuracy"]
-    arch = report["teacher"]["arch"]
+    arch, teacher, torch = (
+        report["teacher"]["arch"],
+        report["teacher"]["test_top1_pct"],
+        accuracy["torch_fp32_top1_pct"],
+    )
     rows = [
-        (f"teacher {arch or ''} (PyTorch)".replace("  ", " "), report["teacher"]["test_top1_pct"], None),
-        ("student FP32 (PyTorch)", accuracy["torch_fp32_top1_pct"], None),
+        (f"teacher {arch or ''} (PyTorch)".replace("  ", " "), teacher, _interval(teacher, accuracy["n"])),
+        ("student FP32 (PyTorch)", torch, _interval(torch, accuracy["n"])),
         ("student FP32 (ONNX)", accuracy["onnx_fp32_top1_pct"], accuracy.get("onnx_fp32_ci95_pct")),
         ("student INT8 (ONNX)", accuracy["onnx_int8_top1_pct"], accuracy.get("onnx_int8_ci95_pct")),
     ]
@@ -117,6 +145,11 @@ def _accuracy_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         for name, value, interval in rows
         if value is not None
     ]
+
+
+def _interval(top1_pct: float | None, n: int) -> list[float] | None:
+    """Return the 95 % interval of an accuracy on ``n`` images, in percent."""
+    return None if top1_pct is None else wilson_interval_pct(np.arange(n) < round(n * top1_pct / 100))
 
 
 def _latency_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,17 +161,22 @@ def _latency_row(row: Mapping[str, Any]) -> dict[str, Any]:
         "threads": row["threads"],
         **{key: _ms(row.get(f"{key}_ms")) for key in ("p50", *_HIGHER, "load", "first_run")},
         "throughput": f"{row['throughput_ips']:,.0f}",
-        "samples": _samples(row),
+        "samples": f"{row['samples']:,}{'*' if row.get('earlier_windows') else ''}",
         "steady": row["trust"]["verdict"] == "steady",
         "trust": row["trust"]["verdict"].partition(":")[0],
-        "reasons": row["trust"]["reasons"],
     }
 
 
-def _samples(row: Mapping[str, Any]) -> str:
-    """Return the number of calls, and of which windows they are where windows before them were disturbed."""
-    counted, earlier = len(row.get("window_p50_ms") or ()), row.get("earlier_windows")
-    return f"{row['samples']:,}" + (f" (last {counted} of {counted + earlier} windows)" if earlier else "")
+def _measured_on(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say what the star behind a number of calls means; empty: no row has one."""
+    counted = [(len(row["window_p50_ms"]), row["earlier_windows"]) for row in rows if row.get("earlier_windows")]
+    if not counted:
+        return ""
+    totals = sorted({last + earlier for last, earlier in counted})
+    return (
+        f"the last {counted[0][0]} windows of {' to '.join(map(str, dict.fromkeys((totals[0], totals[-1]))))}; those "
+        "before them were disturbed and do not count"
+    )
 
 
 def _changes(rows: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:
@@ -198,7 +236,8 @@ def _ran_as(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         model = f"{_short(row['provider'])} {row['model'].upper()}, batch {row['batch']}"
         text = f"{model}: convolutions {convs}; nodes {nodes}"
         if row.get("on_device"):
-            text += f"; p50 without copies {_ms(row['on_device']['p50_ms'])} ms"
+            resident = row["on_device"]
+            text += f"; p50 without copies {_ms(resident['p50_ms'])} ms ({resident['trust']['verdict']})"
         sentences.append(text)
     return sentences
 
@@ -223,17 +262,19 @@ def _portability(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def _doubts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return each kind of evidence against the latencies once, with its highest number and how often it was found."""
+    """Return each kind of evidence against the latencies once, with its worst number and how often it was found."""
+    verdicts = [timed["trust"] for row in rows for timed in (row, row.get("on_device")) if timed]
     kinds: dict[str, list[str]] = {}
-    for row in rows:
-        for reason in row["reasons"]:
-            kinds.setdefault(re.sub(r"\d+", "#", reason), []).append(reason)
-    return [f"{max(found, key=_first_number)} (in {len(found)} of {len(rows)} rows)" for found in kinds.values()]
+    for trust in verdicts:
+        for reason in trust["reasons"]:
+            kinds.setdefault(_NUMBER.sub("#", reason), []).append(reason)
+    worst = {kind: (min if "(at least" in kind else max)(found, key=_first_number) for kind, found in kinds.items()}
+    return [f"{worst[kind]} (in {len(found)} of {len(verdicts)} measurements)" for kind, found in kinds.items()]
 
 
-def _first_number(text: str) -> int:
-    match = re.search(r"\d+", text)
-    return int(match[0]) if match else 0
+def _first_number(text: str) -> float:
+    match = _NUMBER.search(text)
+    return float(match[0]) if match else 0.0
 
 
 def _proof_rows(proof: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,9 +293,44 @@ def _proof_rows(proof: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _quantization(record: Mapping[str, Any] | None) -> str:
+    """Return what the search chose and what was done to it then, with the numbers of both; empty: not known."""
+    if not record or not record.get("rungs"):
+        return ""
+    first, last = record["rungs"][0], record["rungs"][-1]
+    text = f"The search chose {record['chosen']} for the target {record['target']}: {_rung(first)}"
+    if last["rung"] != first["rung"]:
+        text += f". Shipped is the model after {last['rung']}: {_rung(last)}"
+    return f"{text} (on {record['scored_images']:,} validation images, against FP32)"
+
+
+def _rung(rung: Mapping[str, Any]) -> str:
+    return (
+        f"loss {rung['loss_pp']:+.2f} pp (95 %: {rung['loss_lower95_pp']:+.2f} to {rung['loss_upper95_pp']:+.2f}), "
+        f"SQNR of the logits {rung['sqnr_db']:.1f} dB"
+    )
+
+
+def _measurement_rows(report: Mapping[str, Any]) -> list[tuple[str, str | None]]:
+    """Return how latencies were measured; older reports do not tell."""
+    settings = report.get("benchmark") or {}
+    windows = sorted({len(row["window_p50_ms"]) for row in report["latency"] if row.get("window_p50_ms")})
+    split = f", in {windows[-1]} windows" if windows else ""
+    cores = sorted({row["cores"] for row in report["latency"] if row.get("cores")})
+    return [
+        ("time for each latency", f"{settings['seconds']:g} s{split}" if settings.get("seconds") else None),
+        ("bound to CPUs", settings.get("affinity")),
+        ("cores to run on", ", ".join(map(str, cores))),
+        ("threads that wait", "spin (--latency-spinning)" if settings.get("spinning") else None),
+    ]
+
+
 def _fact_rows(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return the sections of facts about run, models and host, leaving out what is unknown."""
     run, teacher, student, host, size = (report[key] for key in ("run", "teacher", "student", "host", "size"))
+    quantization = report.get("quantization") or {}
+    rung = quantization.get("rung")
+    begun = starts_from(student)
     installed = {name: version for name, version in (run["versions"] or {}).items() if version}
     sections: list[tuple[str, list[tuple[str, Any]]]] = [
         (
@@ -273,19 +349,21 @@ def _fact_rows(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str
             [
                 ("teacher", teacher["arch"]),
                 ("teacher parameters", _count(teacher["params"])),
-                ("teacher's initial weights", teacher["weights"]),
+                ("teacher's initial weights", _HASH.sub(lambda match: match[0][:8], teacher["weights"] or "")),
                 ("student", student["arch"]),
                 ("student parameters", _count(student["params"])),
                 ("multiply-accumulates per image", _count(student["macs"])),
+                ("student starts from", begun),
                 ("method", student["method"]),
-                ("epochs", student["epochs"]),
-                ("INT8 format", (report.get("quantization") or {}).get("chosen")),
-                ("INT8 made for", (report.get("quantization") or {}).get("target")),
-                ("rung of the ladder", (report.get("quantization") or {}).get("rung")),
+                ("epochs in this run" if begun else "epochs", student["epochs"]),
+                ("INT8 format", quantization.get("chosen")),
+                ("INT8 made for", quantization.get("target")),
+                ("improved after the search by", "nothing" if rung == "search" else rung),
                 ("FP32 file", _bytes(size["fp32_bytes"])),
                 ("INT8 file", _bytes(size["int8_bytes"])),
             ],
         ),
+        ("Measurement", _measurement_rows(report)),
         (
             "Host",
             [
@@ -298,10 +376,18 @@ def _fact_rows(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str
                 ("governor", host["governor"] or "not readable"),
                 ("GPU", host["gpu"] or "none"),
                 ("onnxruntime", host["onnxruntime"]),
+                ("TensorRT", _tensorrt(host)),
             ],
         ),
     ]  # fmt: skip
-    return [(title, [(k, str(v)) for k, v in rows if v not in (None, "")]) for title, rows in sections]
+    known = [(title, [(k, str(v)) for k, v in rows if v not in (None, "")]) for title, rows in sections]
+    return [(title, rows) for title, rows in known if rows]
+
+
+def _tensorrt(host: Mapping[str, Any]) -> str | None:
+    if "tensorrt_problem" not in host:
+        return None
+    return f"not available: {host['tensorrt_problem']}" if host["tensorrt_problem"] else "available; it is not measured"
 
 
 def _short(provider: str) -> str:

@@ -202,15 +202,15 @@ def disturbances(
     most_load = _MOST_OTHER_LOAD_SPINNING if spins_beside else _MOST_OTHER_LOAD
     reasons = []
     if spread > _MOST_SPREAD:
-        reasons.append(f"medians of the windows differ by {100 * spread:.0f} % (at most {100 * _MOST_SPREAD:.0f} %)")
+        reasons.append(f"medians of the windows differ by {100 * spread:.1f} % (at most {100 * _MOST_SPREAD:.0f} %)")
     if other is not None and other > most_load:
         reasons.append(
-            f"other processes used {100 * other:.0f} % of the CPU (at most {100 * most_load:.0f} %"
+            f"other processes used {100 * other:.1f} % of the CPU (at most {100 * most_load:.0f} %"
             f"{' beside spinning threads' * spins_beside}): stop them"
         )
     if clock_change is not None and clock_change > _MOST_CLOCK_CHANGE:
         reasons.append(
-            f"the processor slowed down: a fixed loop took {100 * clock_change:.0f} % longer than at its fastest "
+            f"the processor slowed down: a fixed loop took {100 * clock_change:.1f} % longer than at its fastest "
             f"(at most {100 * _MOST_CLOCK_CHANGE:.0f} %): fix the clock, let it cool, or free the core's other thread"
         )
     if sum(throttled):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.report_content import not_portable
+from benchmarks.report_content import not_portable, starts_from
 from benchmarks.runtime import check_fits, open_model
 from export.runtime import run_model
 from pipeline.artifacts import load_json, load_manifest, write_atomic, write_json
@@ -28,6 +28,8 @@ from pipeline.progress import log, warn
 __all__ = ["GOLDEN_IMAGES", "check_gate", "run"]
 
 GOLDEN_IMAGES = 16
+# What of a candidate of the search holds whatever the ladder did to it then.
+_FORMAT = ("name", "activations", "weights", "per_channel", "reduce_range", "calibrator", "calibration_images")
 _MODELS = {"fp32": ("export", "student.onnx"), "int8": ("quantize", "student.int8.onnx")}
 
 
@@ -61,7 +63,10 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         _save_array(out_dir / f"golden_{kind}_logits.npy", run_model(model, golden))
     write_atomic(out_dir / "labels.txt", ("\n".join(classes) + "\n").encode())
     write_json(out_dir / "preprocessing.json", preprocessing(size))
-    candidates = load_json(inputs["quantize"] / "candidates.json", ("chosen", "candidates", "calibration_images"))
+    candidates = load_json(
+        inputs["quantize"] / "candidates.json",
+        ("chosen", "candidates", "calibration_images", "target", "rungs", "scored_images"),
+    )
     history = _history(report, candidates, inputs)
     write_atomic(out_dir / "MODEL_CARD.md", _model_card(report, candidates, classes, size).encode())
     if not passed:
@@ -118,7 +123,14 @@ def _history(report: Mapping[str, Any], candidates: Mapping[str, Any], inputs: M
         "student": report["student"],
         "data": {key: value for key, value in hashes.items() if key.startswith("data/")},
         "weights": {key: value for key, value in hashes.items() if key.endswith(".safetensors")},
-        "quantization": {**chosen, "calibration_images": candidates["calibration_images"]},
+        # Loss and SQNR are those of the model that is shipped, on validation images; the search's choice had others.
+        "quantization": {
+            **{key: chosen[key] for key in _FORMAT},
+            "target": candidates["target"],
+            **candidates["rungs"][-1],
+            "validation_images": candidates["scored_images"],
+            "bytes": (inputs["quantize"] / _MODELS["int8"][1]).stat().st_size,
+        },
         "gate": report["gate"],
     }
 
@@ -128,11 +140,18 @@ def _model_card(report: Mapping[str, Any], candidates: Mapping[str, Any], classe
     accuracy, gate, sizes, student, host = (report[key] for key in ("accuracy", "gate", "size", "student", "host"))
     fp32, int8 = accuracy["onnx_fp32_top1_pct"], accuracy["onnx_int8_top1_pct"]
     status = "passed" if gate["verdict"] == "passed" else f"**{gate['verdict']}: shipped although not passed**"
+    fp32_ci, int8_ci = (accuracy[f"onnx_{kind}_ci95_pct"] for kind in ("fp32", "int8"))
+    rung = candidates["rungs"][-1]["rung"]
+    improved = "" if rung == "search" else f", then {rung}"
+    begun = starts_from(student)
+    start = f"; starts from: {begun}; epochs in this run: {student['epochs']}" if begun else ""
+    batch = min(row["batch"] for row in report["latency"])
+    images = "one image" if batch == 1 else f"a batch of {batch} images"
     rows = [
         f"| {row['model']} | {row['provider']} | {row['threads']} | {_ms(row['p50_ms'])} "
         f"| {_ms(row['p99_ms'])} | {row['trust']['verdict']} |"
         for row in report["latency"]
-        if row["batch"] == 1
+        if row["batch"] == batch
     ]
     elsewhere = not_portable(report)
     warning = f"\n**INT8 is {elsewhere}.**\n" if elsewhere else ""
@@ -140,8 +159,9 @@ def _model_card(report: Mapping[str, Any], candidates: Mapping[str, Any], classe
     return f"""# Model card
 
 {student["arch"]}: an image classifier with {student["params"]:,} parameters and {student["macs"] / 1e6:.1f} million
-multiply-accumulates per image, distilled from {report["teacher"]["arch"]} (method `{student["method"]}`) and quantized
-to INT8 (`{candidates["chosen"]}`, {candidates["calibration_images"]} calibration images).
+multiply-accumulates per image, distilled from {report["teacher"]["arch"]} (method `{student["method"]}`{start})
+and quantized to INT8 for the target `{candidates["target"]}` (`{candidates["chosen"]}`,
+{candidates["calibration_images"]} calibration images{improved}).
 
 - Input: `pixels`, uint8 RGB, `[N, {size}, {size}, 3]`, as a decoder gives them. Output: `logits`, float32.
 - Classes: {shown}
@@ -152,12 +172,13 @@ to INT8 (`{candidates["chosen"]}`, {candidates["calibration_images"]} calibratio
 | | FP32 | INT8 |
 |---|---|---|
 | top-1 on {accuracy["n"]:,} test images | {fp32:.2f} % | {int8:.2f} % |
+| 95 % interval | {fp32_ci[0]:.2f} to {fp32_ci[1]:.2f} | {int8_ci[0]:.2f} to {int8_ci[1]:.2f} |
 | file | {sizes["fp32_bytes"]:,} bytes | {sizes["int8_bytes"]:,} bytes ({sizes["ratio"]:.2f} times smaller) |
 
 Gate: {status}; passed: {str(gate["verdict"] == "passed").lower()}. INT8 loses {gate["loss_pp"]:.2f} pp, at most
 {gate["loss_upper95_pp"]:.2f} pp with 95 % confidence; the limit is {gate["limit_pp"]:g} pp.
 {warning}
-Latency of one image on {host["cpu"]} ({host["cores"]} cores, onnxruntime {host["onnxruntime"]}):
+Latency of {images} on {host["cpu"]} ({host["cores"]} cores, onnxruntime {host["onnxruntime"]}):
 
 | model | provider | threads | p50 ms | p99 ms | trust |
 |---|---|---|---|---|---|

@@ -272,7 +272,13 @@ class BundleConfig:
 class RuntimeConfig:
     """Where and how exactly to compute. These decide the bits of the trained weights."""
 
-    seed: int = option(0, "Seed of weights, batches and samples; the split of the data is fixed.", flag="--seed", least=0, most=2**31 - 1)
+    seed: int = option(
+        0,
+        "Seed of weights, batches and samples; the split of the data is fixed.",
+        flag="--seed",
+        least=0,
+        most=2**31 - 1,
+    )
     device: str = option("auto", "Training device.", flag="--device", choices=("auto", "cpu", "cuda"))
     threads: int = option(
         0, "CPU threads for training (0: all cores of this process).", flag="--threads", least=0, most=1024

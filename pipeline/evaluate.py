@@ -29,6 +29,9 @@ from pipeline.stages import STAGES
 
 __all__ = ["benchmark_bundle", "run", "sample_test_images"]
 
+# What a report says of the making of its run, and would be false of another host or other images.
+_OF_THE_MAKER = ("commit", "data", "versions", "wall_s", "stage_wall_s", "peak_rss_mb", "runtime")
+
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
     """Measure accuracy and latency and write the report; see `pipeline.artifacts.StageSpec`.
@@ -67,24 +70,23 @@ def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, A
     verify_bundle(bundle)
     known = load_json(bundle / "report.json", ("run", "teacher", "student"))
     # The report is about this host and these images: what was measured where the bundle was made stays in the bundle.
-    run = {key: value for key, value in known["run"].items() if key not in ("commit", "data", "versions", "wall_s")}
-    kept = ("teacher", "student", "training", "quantization")
+    run = {key: value for key, value in known["run"].items() if key not in _OF_THE_MAKER}
+    facts = {"run": run, **{key: known.get(key) for key in ("teacher", "student", "training", "quantization")}}
     dataset = open_dataset(config.data)
     judged_on = load_manifest(bundle)["facts"].get("history", {}).get("data", {}).get("data/test")
     if judged_on:
         run["same_test_images"] = judged_on == dataset.test_sha256()
         if not run["same_test_images"]:
             warn(f"these are not the test images ({dataset.name}) that the bundle was judged on: compare no accuracies")
+    if not run.get("same_test_images"):
+        facts["teacher"] = {**known["teacher"], "test_top1_pct": None}
     with disk_errors(out_dir):
         return run_benchmark(
             config,
             bundle / "student.onnx",
             bundle / "student.int8.onnx",
             dataset,
-            run_facts={
-                "run": run,
-                **{key: known.get(key) for key in kept},
-            },
+            run_facts=facts,
             torch_top1=None,
             emulate=emulate,
             out_dir=out_dir,
@@ -152,6 +154,7 @@ def _run_facts(inputs: Mapping[str, Path]) -> dict[str, Any]:
         "teacher": {key: teacher[key] for key in ("arch", "stem", "params", "weights", "epochs", "val_top1_pct")},
         "student": {
             **{key: student[key] for key in ("arch", "params", "method", "epochs", "val_top1_pct")},
+            "weights_sha256": student.get("weights_sha256"),
             "macs": exported["macs"],
             "train_images": student["train_images"],
             "hint_pairs": student["hint_pairs"],

@@ -1,8 +1,8 @@
 """The user's own images in class folders: ``--data folder:PATH``.
 
 Either ``PATH/train/CLASS/IMAGE`` and ``PATH/test/CLASS/IMAGE``, or ``PATH/CLASS/IMAGE`` (or only the ``train`` part),
-which is then divided, always alike. Classes are the folder names, sorted; hidden files, other kinds of files and folders
-inside class folders are ignored; a link that leads nowhere is an error.
+which is then divided, always alike. Classes are the folder names, sorted; hidden files, other kinds of files and
+folders inside class folders are ignored; a link that leads nowhere is an error.
 """
 
 import hashlib

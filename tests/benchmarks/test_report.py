@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from benchmarks.accuracy import answer_changes
+from benchmarks.quantization_figures import paint_candidates
 from benchmarks.report import print_summary, render_html, render_markdown
+from benchmarks.report_content import starts_from
 
 REFERENCE = Path(__file__).resolve().parents[2] / "artifacts" / "reference"
 REPORT: dict[str, Any] = json.loads((REFERENCE / "benchmark-vnni" / "report.json").read_text())
@@ -56,9 +58,9 @@ def test_many_answer_changes_are_cut_and_counted() -> None:
     rows = [{"label": "a", "fp32": "a", "int8": f"b{number}", "count": 1} for number in range(27)]
     for text in texts(answer_changes=rows):
         assert "27 of 10,000" in text
-        assert "b19" in text
-        assert "b20" not in text
-        assert "7 more images in rarer changes" in text
+        assert "b7" in text
+        assert "b8" not in text
+        assert "19 more images in rarer changes" in text
 
 
 def test_no_change_is_said_and_not_knowing_is_not() -> None:
@@ -93,8 +95,14 @@ def test_the_table_of_latencies_has_the_percentiles_that_were_measured_and_the_t
     assert "load of 42 %" in markdown
     counted = f"{row['samples']:,}"
     assert f"| {counted} |" in markdown
-    measured_on = {**row, "window_p50_ms": [1.0] * 5, "earlier_windows": 3}
-    assert f"| {counted} (last 5 of 8 windows) |" in texts(latency=[measured_on])[1]
+    measured_on, longer = ({**row, "window_p50_ms": [1.0] * 5, "earlier_windows": count} for count in (3, 7))
+    said = "* the last 5 windows of {}; those before them were disturbed and do not count"
+    for rows, windows in (([row, measured_on], "8"), ([longer, measured_on], "8 to 12")):
+        html, markdown = texts(latency=rows)
+        assert f"| {counted}* |" in markdown
+        assert said.format(windows) in html
+        assert "\n\\" + said.format(windows) in markdown
+    assert "windows of" not in texts(latency=[row])[1]
     old = {key: value for key, value in row.items() if key != "p95_ms"}
     assert "| p50 ms | trust | images/s |" in texts(latency=[old])[1]
 
@@ -125,8 +133,26 @@ def test_an_accelerator_tells_in_what_arithmetic_it_ran() -> None:
     ran_as = {"convs": {"float": 5}, "nodes_by_provider": {"CPUExecutionProvider": 2, "CUDAExecutionProvider": 9}}
     row = {**REPORT["latency"][1], "provider": "CUDAExecutionProvider", "model": "int8", "batch": 8, "ran_as": ran_as}
     expected = "CUDA INT8, batch 8: convolutions 5 float; nodes 2 on CPU, 9 on CUDA"
-    for text in texts(latency=[*REPORT["latency"], {**row, "on_device": {"p50_ms": 0.1234}}]):
-        assert f"{expected}; p50 without copies 0.123 ms" in text
+    trust = {"verdict": "noisy: do not quote", "reasons": ["heat"]}
+    rows = [REPORT["latency"][0], {**row, "on_device": {"p50_ms": 0.1234, "trust": trust}}]
+    for text in texts(latency=rows):
+        assert f"{expected}; p50 without copies 0.123 ms (noisy: do not quote)" in text
+        assert "heat (in 1 of 3 measurements)" in text
+
+
+def test_each_doubt_is_shown_once_with_its_worst_number() -> None:
+    reasons = [
+        ["medians of the windows differ by 10.4 % (at most 10 %)", "only 40 samples (at least 50): more seconds"],
+        ["medians of the windows differ by 9.9 % (at most 10 %)", "only 7 samples (at least 50): more seconds"],
+    ]
+    rows = [
+        {**REPORT["latency"][0], "trust": {"verdict": "noisy: do not quote", "reasons": found}} for found in reasons
+    ]
+    for text in texts(latency=[*rows, REPORT["latency"][0]]):
+        assert "differ by 10.4 % (at most 10 %) (in 2 of 3 measurements)" in text
+        assert "only 7 samples (at least 50): more seconds (in 2 of 3 measurements)" in text
+        assert "9.9 %" not in text
+        assert "only 40" not in text
 
 
 def test_answers_that_differ_elsewhere_are_said_in_front_and_in_the_summary(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +165,7 @@ def test_answers_that_differ_elsewhere_are_said_in_front_and_in_the_summary(caps
     said = "not portable: 55 of 1,000 answers differ on cortex-a76, 3 of 1,000 answers differ on cortex-a72"
     same = "the same 1,000 answers on haswell (emulated)"
     for text in texts(portability={"emulated": rows}):
-        assert text.index(said) < text.index(same) < text.index("Accuracy")
+        assert text.index("INT8 is " + said) < text.index(same) < text.index("Accuracy")
     print_summary({**REPORT, "portability": {"emulated": rows}})
     summary = " ".join(capsys.readouterr().out.split())
     assert summary.index(said) < summary.index(same)
@@ -149,3 +175,86 @@ def test_answers_that_differ_elsewhere_are_said_in_front_and_in_the_summary(caps
         for text in shown:
             assert "not portable" not in text
             assert (same in text) is bool(portability)
+
+
+def test_other_test_images_are_said_in_front_and_in_the_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    said = "These are not the test images that the bundle was judged on: compare no accuracies"
+    for same in (False, True, None):
+        run = {**REPORT["run"], "same_test_images": same}
+        print_summary({**REPORT, "run": run})
+        for text in (*texts(run=run), " ".join(capsys.readouterr().out.split())):
+            assert (said in text) is (same is False)
+            assert said not in text or text.index(said) < text.index("INT8 top-1")
+
+
+def test_every_accuracy_has_its_interval() -> None:
+    accuracy = {**REPORT["accuracy"], "n": 100, "torch_fp32_top1_pct": 90.0}
+    _, markdown = texts(teacher={**REPORT["teacher"], "test_top1_pct": 80.0}, accuracy=accuracy)
+    # Wilson's formula by hand, with z = 1.959964, for 80 and for 90 right answers of 100.
+    assert "| teacher resnet18 (PyTorch) | 80.00 % | 71.12 to 86.66 |" in markdown
+    assert "| student FP32 (PyTorch) | 90.00 % | 82.56 to 94.48 |" in markdown
+
+
+def test_a_student_of_given_weights_tells_where_it_starts() -> None:
+    begun = {**REPORT["student"], "epochs": 0, "weights_sha256": ["ab0dc3c4" * 8, "1b97d780" * 8]}
+    _, markdown = texts(student=begun, teacher={**REPORT["teacher"], "weights": "file:" + "bc790ce4" * 8})
+    assert "| student starts from | mean of 2 students (ab0dc3c4, 1b97d780) |" in markdown
+    assert "| epochs in this run | 0 |" in markdown
+    assert "| teacher's initial weights | file:bc790ce4 |" in markdown
+    assert starts_from({"weights_sha256": ["ab0dc3c4" * 8]}) == "a student (ab0dc3c4)"
+    for unknown in ([], None):
+        markdown = texts(student={**begun, "weights_sha256": unknown})[1]
+        assert "starts from" not in markdown
+        assert "| epochs | 0 |" in markdown
+
+
+def test_how_it_was_measured_is_said() -> None:
+    settings = {"seconds": 1.5, "affinity": "0", "spinning": True}
+    rows = [{**row, "cores": 1, "window_p50_ms": [1.0] * 5} for row in REPORT["latency"]]
+    _, markdown = texts(latency=rows, benchmark=settings)
+    for line in ("time for each latency | 1.5 s, in 5 windows", "bound to CPUs | 0", "cores to run on | 1",
+                 "threads that wait | spin (--latency-spinning)"):  # fmt: skip
+        assert f"| {line} |" in markdown
+    _, markdown = texts(latency=rows, benchmark={**settings, "affinity": "", "spinning": False})
+    assert "| Measurement | |" in markdown
+    assert "bound to CPUs" not in markdown
+    assert "spin" not in markdown
+    assert "Measurement" not in "".join(texts())  # an older report, which does not tell
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [("no provider", "not available: no provider"), (None, "available; it is not measured")],
+)
+def test_tensorrt_is_said_to_be_there_or_not(problem: str | None, said: str) -> None:
+    assert f"| TensorRT | {said} |" in texts(host={**REPORT["host"], "tensorrt_problem": problem})[1]
+    assert "TensorRT" not in texts()[1]
+
+
+def quantization(**changed: Any) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((REFERENCE / "quantize" / "candidates.json").read_text())
+    return {**record, **changed}
+
+
+def test_the_shipped_model_is_told_apart_from_the_choice_of_the_search() -> None:
+    record = quantization()
+    search, final = record["rungs"]
+    for text in texts(quantization=record):
+        assert f"chose {record['chosen']} for the target portable: loss {search['loss_pp']:+.2f} pp" in text
+        shipped = f"Shipped is the model after bias correction: loss {final['loss_pp']:+.2f} pp"
+        assert text.index(shipped) < text.index(f"SQNR of the logits {final['sqnr_db']:.1f} dB")
+        assert "5,000 validation images" in text
+    assert "| improved after the search by | bias correction |" in texts(quantization=record)[1]
+    for text in texts(quantization=quantization(rung="search", rungs=[search])):
+        assert "Shipped is" not in text
+        assert re.search(r"improved after the search by \W*nothing", text)
+
+
+@pytest.mark.parametrize(
+    ("rung", "label"), [("search", "chosen"), ("fine-tuning", "chosen format,\nbefore fine-tuning")]
+)
+def test_the_figure_of_the_search_rings_what_was_chosen_before_the_ladder(rung: str, label: str) -> None:
+    axes = pytest.importorskip("matplotlib.figure").Figure().subplots()
+    paint_candidates(axes, quantization(rung=rung))
+    assert label in axes.get_legend_handles_labels()[1]
+    assert axes.get_xlabel().endswith("of the host that quantized")

@@ -24,8 +24,8 @@ def test_quiet_windows_are_steady() -> None:
 @pytest.mark.parametrize(
     ("windows", "threads", "evidence"),
     [
-        (windows_of(1.0, 1.0, 1.3), 1, "differ by 30 %"),
-        (windows_of(1.0, 1.0, 1.0, load=0.5), 1, "other processes used 50 % of the CPU"),
+        (windows_of(1.0, 1.0, 1.3), 1, "differ by 30.0 % (at most 10 %)"),
+        (windows_of(1.0, 1.0, 1.0, load=0.5), 1, "other processes used 50.0 % of the CPU"),
         (windows_of(1.0, 1.0, samples=10), 1, "only 20 samples"),
         (windows_of(1.0, 1.0), 4, "4 threads on 2 cores"),
     ],
@@ -47,8 +47,14 @@ def test_a_lower_clock_makes_numbers_noisy() -> None:
     windows = [Window([1.0] * 200, spin_ms=spin) for spin in (0.30, 0.31, 0.36)]
     trust = judge_windows(windows, threads=1, cores=2)
     assert trust["verdict"] == NOISY
-    assert "a fixed loop took 20 % longer than at its fastest" in trust["reasons"][0]
+    assert "a fixed loop took 20.0 % longer than at its fastest" in trust["reasons"][0]
     assert trust["clock_change_pct"] == pytest.approx(20)
+
+
+def test_an_excess_that_is_small_is_not_rounded_away() -> None:
+    windows = [Window([1.0] * 200, spin_ms=spin) for spin in (0.30, 0.3312)]
+    (reason,) = judge_windows(windows, threads=1, cores=2)["reasons"]
+    assert "took 10.4 % longer than at its fastest (at most 10 %)" in reason
 
 
 def test_a_clock_that_fell_before_these_windows_is_seen() -> None:

@@ -10,9 +10,10 @@ import pytest
 from bundles import FILES, REPORT, gate
 
 from benchmarks.runtime import open_model
+from export import bundle
 from export.bundle import check_gate, run
 from export.verify import verify_bundle
-from pipeline.artifacts import load_manifest
+from pipeline.artifacts import load_json, load_manifest
 from pipeline.config import build_config
 from pipeline.errors import GateError, InputError
 
@@ -51,9 +52,45 @@ def test_bundle_holds_everything_and_nothing_else(make_bundle: Callable[..., Pat
     assert history["weights"] == {"distill/student.safetensors": "ab" * 32}
     assert history["quantization"]["reduce_range"] is True
     assert history["gate"]["verdict"] == "passed"
+    assert history["quantization"]["bytes"] == (bundle / "student.int8.onnx").stat().st_size
     card = (bundle / "MODEL_CARD.md").read_text()
-    for text in ("89.90 %", "ant, bee, cat, dog", "a CPU", "0.050", "Gate: passed; passed: true", "## Limitations"):
+    for text in (
+        "89.90 %",
+        "| 87.99 to 91.71 | 87.88 to 91.62 |",
+        "target `portable`",
+        "of one image",
+        "ant, bee, cat, dog",
+        "a CPU",
+        "0.050",
+        "Gate: passed; passed: true",
+        "## Limitations",
+    ):
         assert text in card
+
+
+def test_history_and_card_are_of_the_model_that_is_shipped(
+    make_bundle: Callable[..., Path], quantized: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = json.loads((quantized / "candidates.json").read_text())
+    ground = {**record["rungs"][0], "rung": "search", "sqnr_db": 11.1, "loss_pp": 4.0}
+    shipped = {**ground, "rung": "bias correction", "sqnr_db": 22.2, "loss_pp": 0.25}
+    known = {**record, "rung": "bias correction", "rungs": [ground, shipped]}
+    monkeypatch.setattr(
+        bundle, "load_json", lambda path, keys: known if path.name == "candidates.json" else load_json(path, keys)
+    )
+    begun = {**REPORT["student"], "epochs": 0, "weights_sha256": ["ab0dc3c4" * 8]}
+    made = make_bundle({**REPORT, "student": begun, "latency": [{**REPORT["latency"][0], "batch": 8}]})
+    history = load_manifest(made)["facts"]["history"]
+    assert history["student"]["weights_sha256"] == ["ab0dc3c4" * 8]
+    found = history["quantization"]
+    assert (found["name"], found["target"], found["rung"]) == (record["chosen"], "portable", "bias correction")
+    assert (found["sqnr_db"], found["loss_pp"], found["validation_images"]) == (22.2, 0.25, record["scored_images"])
+    assert found.keys().isdisjoint({"p50_ms", "top1_pct", "flips"})  # of the search's choice
+    card = (made / "MODEL_CARD.md").read_text()
+    assert "images, then bias correction)" in card
+    assert "starts from: a student (ab0dc3c4); epochs in this run: 0" in card
+    assert "Latency of a batch of 8 images on a CPU" in card
+    assert "| int8 | CPUExecutionProvider | 1 | 0.050 |" in card
 
 
 def test_undecided_bundle_says_so_everywhere(

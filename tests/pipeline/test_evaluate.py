@@ -1,6 +1,7 @@
-"""What the benchmark stage of a run hands to the report."""
+"""What the benchmark stage hands to the report, of a run and of a bundle."""
 
 import dataclasses
+import types
 
 import pytest
 
@@ -53,3 +54,59 @@ def test_the_command_of_a_run_is_named_if_it_would_make_the_run_again(commands):
 )
 def test_no_command_is_named_that_would_make_another_run(commands, changed):
     assert commands(**changed) is None
+
+
+def write_manifest(folder, **facts):
+    manifest = {"schema": 1, "config": {"runtime": {}}, "inputs": {}, "outputs": {}, "facts": facts}
+    write_json(folder / "manifest.json", {**manifest, "commit": "c0ffee", "wall_s": 1.5})
+
+
+def test_the_report_knows_the_weights_that_a_student_began_from(tmp_path):
+    inputs = {stage: tmp_path / stage for stage in ("teacher", "distill", "export", "quantize")}
+    for folder in inputs.values():
+        folder.mkdir()
+    model = {"arch": "a", "params": 1, "epochs": 0, "val_top1_pct": 90.0}
+    student = {**model, "method": "selective", "train_images": 9, "hint_pairs": [], "block_variances": {}}
+    write_manifest(inputs["teacher"], **model, stem="cifar", weights="none")
+    write_manifest(inputs["export"], macs=1)
+    write_manifest(inputs["quantize"])
+    write_json(inputs["quantize"] / "candidates.json", dict.fromkeys(("candidates", "chosen", "target", "rung")))
+    write_json(inputs["quantize"] / "sensitivity.json", {"layers": []})
+    (inputs["distill"] / "training_log_selective.csv").write_text("")
+    write_manifest(inputs["distill"], **student, weights_sha256=["ab" * 32, "cd" * 32])
+    assert evaluate._run_facts(inputs)["student"]["weights_sha256"] == ["ab" * 32, "cd" * 32]
+    write_manifest(inputs["distill"], **student)  # as older versions wrote it
+    assert evaluate._run_facts(inputs)["student"]["weights_sha256"] is None
+
+
+@pytest.fixture
+def facts_of_bundle(tmp_path, monkeypatch):
+    """Return what the report of a bundle is told that was judged on test images with some SHA-256 (None: unknown)."""
+    here = types.SimpleNamespace(name="sample", test_sha256=lambda: "ab" * 32)
+    given = {}
+    monkeypatch.setattr("export.verify.verify_bundle", lambda bundle: None)
+    monkeypatch.setattr(evaluate, "open_dataset", lambda *_: here)
+    monkeypatch.setattr(evaluate, "run_benchmark", lambda *_, run_facts, **more: given.update(run_facts))
+    made = {"preset": "fast", "data": "cifar10", "commit": "c0ffee", "wall_s": 9.0, "versions": {}, "stage_wall_s": {},
+            "peak_rss_mb": 1500.0, "runtime": {"threads": 1}, "stage_commits": {"teacher": "c0ffee"}}  # fmt: skip
+    write_json(tmp_path / "report.json", {"run": made, "teacher": {"arch": "r", "test_top1_pct": 88.0}, "student": {}})
+
+    def facts(judged_on):
+        write_manifest(tmp_path, history={"data": {"data/test": judged_on} if judged_on else {}})
+        evaluate.benchmark_bundle(MADE, tmp_path, tmp_path)
+        return given
+
+    return facts
+
+
+@pytest.mark.parametrize(("judged_on", "same", "top1"), [("ab", True, 88.0), ("cd", False, None), ("", None, None)])
+def test_the_teachers_accuracy_is_that_of_the_same_images_or_unknown(facts_of_bundle, judged_on, same, top1):
+    facts = facts_of_bundle(judged_on * 32)
+    assert facts["run"].get("same_test_images") is same
+    assert facts["teacher"] == {"arch": "r", "test_top1_pct": top1}
+
+
+def test_what_was_measured_where_a_bundle_was_made_is_not_said_of_this_host(facts_of_bundle):
+    assert facts_of_bundle("ab" * 32)["run"] == {
+        "preset": "fast", "stage_commits": {"teacher": "c0ffee"}, "same_test_images": True,
+    }  # fmt: skip
