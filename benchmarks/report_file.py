@@ -14,10 +14,15 @@ _SCHEMA = 1
 _HINT = "give a run directory, what `kdedge benchmark` wrote, a bundle, or a report.json"
 
 _NUMBER, _TEXT, _LIST, _DICT, _ANY = (int, float), (str,), (list,), (dict,), (object,)
-_SCORE = (*_NUMBER, type(None))
+_NONE = (type(None),)
+_SCORE = (*_NUMBER, *_NONE)
 # What the pages and the comparison rely on: the keys of a section with their types.
 _NEEDED: dict[str, dict[str, tuple[type, ...]]] = {
-    "run": dict.fromkeys(("preset", "data", "seed", "commit", "wall_s", "versions"), _ANY),
+    "run": {
+        **dict.fromkeys(("preset", "data", "seed", "commit"), _ANY),
+        "wall_s": _SCORE,
+        "versions": (*_DICT, *_NONE),
+    },
     "teacher": {**dict.fromkeys(("arch", "params", "weights"), _ANY), "test_top1_pct": _SCORE},
     "student": dict.fromkeys(("arch", "params", "macs", "method", "epochs"), _ANY),
     "accuracy": {
@@ -50,6 +55,22 @@ _NEEDED_OF_A_ROW: dict[str, tuple[type, ...]] = {
 _NEEDED_OF_A_CPU: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("cpu", "onnxruntime"), _TEXT),
     **dict.fromkeys(("images", "flips", "max_abs_diff"), _NUMBER),
+}
+_NEEDED_OF_A_LACK = dict.fromkeys(("provider", "reason", "fix"), _TEXT)
+# Sections that only some reports have: the keys of their rows.
+_NEEDED_IF_THERE: dict[str, dict[str, tuple[type, ...]]] = {
+    "memory": {
+        "model": _TEXT,
+        **dict.fromkeys(("peak_rss_bytes", "baseline_bytes", "limit_mib"), _SCORE),
+        **dict.fromkeys(("reason", "limit_reason"), (*_TEXT, *_NONE)),
+        "within_limit": (bool, *_NONE),
+    },
+    "per_class": {
+        "class": _ANY,
+        **dict.fromkeys(("n", "fp32_only_right", "int8_only_right"), _NUMBER),
+        **dict.fromkeys(("fp32_top1_pct", "int8_top1_pct"), _SCORE),
+    },
+    "answer_changes": {**dict.fromkeys(("label", "fp32", "int8"), _ANY), "count": _NUMBER},
 }
 _VERDICTS = ("passed", "failed", "undecided")
 
@@ -106,9 +127,10 @@ def _problems(report: Any) -> list[str]:
             problems.append(f"{section} is missing")
         else:
             problems += _wrong_keys(section, found, keys)
-    if not isinstance(report.get("unavailable"), list):
-        problems.append("unavailable is no list")
-    problems += _wrong_portability(report.get("portability"))
+    if not problems:
+        problems += _wrong_intervals(report["accuracy"])
+    problems += _wrong_rows("unavailable", report.get("unavailable"), _NEEDED_OF_A_LACK)
+    problems += _wrong_if_there(report)
     rows = report.get("latency")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         return [*problems, "latency is no list of rows"]
@@ -122,20 +144,42 @@ def _problems(report: Any) -> list[str]:
     return problems
 
 
+def _wrong_if_there(report: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the sections that only some reports have."""
+    problems = []
+    for section, keys in _NEEDED_IF_THERE.items():
+        if report.get(section) is not None:
+            problems += _wrong_rows(section, report[section], keys)
+    if not isinstance(report.get("quantization"), dict | None):
+        problems.append("quantization is no object")
+    return problems + _wrong_portability(report.get("portability"))
+
+
 def _wrong_portability(found: Any) -> list[str]:
     """Return what is wrong with the answers on emulated CPUs, which only some reports have."""
     if found is None:
         return []
-    rows = found.get("emulated") if isinstance(found, dict) else None
+    place, rows = "portability.emulated", found.get("emulated") if isinstance(found, dict) else None
+    return _wrong_rows(place, rows, _NEEDED_OF_A_CPU) or [
+        f"{place}[{index}].images is not positive" for index, row in enumerate(rows or ()) if not row["images"] > 0
+    ]
+
+
+def _wrong_intervals(accuracy: Mapping[str, Any]) -> list[str]:
+    """Return the 95 % intervals that are not two numbers."""
+    found = {key: accuracy[key] for key in ("onnx_fp32_ci95_pct", "onnx_int8_ci95_pct")}
+    return [
+        f"accuracy.{key} is {interval!r}, expected two numbers"
+        for key, interval in found.items()
+        if len(interval) != 2 or not all(isinstance(end, _NUMBER) for end in interval)
+    ]
+
+
+def _wrong_rows(place: str, rows: Any, keys: Mapping[str, tuple[type, ...]]) -> list[str]:
+    """Return what is wrong with a list of rows."""
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        return ["portability.emulated is no list of rows"]
-    problems = []
-    for index, row in enumerate(rows):
-        wrong = _wrong_keys(f"portability.emulated[{index}]", row, _NEEDED_OF_A_CPU)
-        if not wrong and not row["images"] > 0:
-            wrong = [f"portability.emulated[{index}].images is not positive"]
-        problems += wrong
-    return problems
+        return [f"{place} is no list of rows"]
+    return [problem for index, row in enumerate(rows) for problem in _wrong_keys(f"{place}[{index}]", row, keys)]
 
 
 def _wrong_keys(place: str, found: Mapping[str, Any], keys: Mapping[str, tuple[type, ...]]) -> list[str]:
@@ -145,6 +189,6 @@ def _wrong_keys(place: str, found: Mapping[str, Any], keys: Mapping[str, tuple[t
         value = found.get(key)
         if key not in found:
             problems.append(f"{place}.{key} is missing")
-        elif not isinstance(value, types) or isinstance(value, bool):
+        elif not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             problems.append(f"{place}.{key} is {value!r}")
     return problems

@@ -137,8 +137,9 @@ def _run(names: tuple[str, ...], config: Config, out: Path, force: bool) -> bool
 def _print_report(report_dir: Path) -> dict[str, Any]:
     """Print the summary of the report in a directory and return the report."""
     from benchmarks.report import print_summary
+    from benchmarks.report_file import load_report
 
-    report: dict[str, Any] = json.loads((report_dir / "report.json").read_text())
+    report = load_report(report_dir / "report.json")
     print_summary(report)
     print(f"report: {report_dir / 'report.html'}")
     return report

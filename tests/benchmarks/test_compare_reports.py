@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from benchmarks.accuracy import wilson_interval_pct
 from benchmarks.compare_reports import compare_reports, comparison_markdown, print_comparison, same_test_images
-from benchmarks.report import render_markdown
+from benchmarks.report import render_html, render_markdown
 from benchmarks.report_file import load_report
 from pipeline.cli import app
 from pipeline.errors import InputError
@@ -86,6 +86,16 @@ def test_a_report_is_found_by_run_benchmark_bundle_and_file(path: str) -> None:
         (changed(portability={"emulated": [1]}), r"portability\.emulated is no list of rows"),
         (changed(portability={"emulated": [{}]}), r"portability\.emulated\[0\]\.cpu is missing"),
         (changed(portability=emulated(haswell=(0, 0))), r"portability\.emulated\[0\]\.images is not positive"),
+        (changed(run__versions=[]), r"run\.versions is \[\]"),
+        (changed(run__wall_s="long"), r"run\.wall_s is 'long'"),
+        (changed(accuracy__onnx_int8_ci95_pct=[]), r"accuracy\.onnx_int8_ci95_pct is \[\], expected two numbers"),
+        (changed(accuracy__onnx_fp32_ci95_pct=[None, 90]), r"onnx_fp32_ci95_pct is \[None, 90\], expected two numbers"),
+        (changed(unavailable=[{"provider": "CUDA", "reason": "none"}]), r"unavailable\[0\]\.fix is missing"),
+        (changed(memory={}), "memory is no list of rows"),
+        (changed(memory=[{"model": "int8"}]), r"memory\[0\]\.peak_rss_bytes is missing.*and 3 more"),
+        (changed(per_class=[{"class": "cat"}]), r"per_class\[0\]\.n is missing"),
+        (changed(answer_changes=[{"label": "a", "fp32": "a", "int8": "b"}]), r"answer_changes\[0\]\.count is missing"),
+        (changed(quantization=[]), "quantization is no object"),
         (changed(latency=[{}]), r"latency\[0\]\.provider is missing.*and 5 more"),
     ],
 )
@@ -95,6 +105,20 @@ def test_what_is_no_report_is_refused(tmp_path: Path, report: Any, message: str)
     with pytest.raises(InputError, match=message) as caught:
         load_report(tmp_path)
     assert "kdedge benchmark" in caught.value.hint
+
+
+OPTIONAL = ("memory", "per_class", "answer_changes", "portability", "quantization", "training", "beside", "benchmark")
+
+
+@pytest.mark.parametrize("path", [*sorted(REFERENCE.rglob("report.json")), None], ids=lambda p: p and p.parent.name)
+def test_what_is_a_report_can_be_shown(tmp_path: Path, path: Path | None) -> None:
+    """All that are kept, also of earlier versions, and one that holds no more than is needed."""
+    if path is None:
+        path = tmp_path / "report.json"
+        path.write_text(json.dumps({key: value for key, value in CURRENT.items() if key not in OPTIONAL}))
+    report = load_report(path)
+    for text in (render_markdown(report, []), render_html(report, [])):
+        assert f"{report['accuracy']['onnx_int8_top1_pct']:.2f} %" in text
 
 
 def test_a_report_that_is_not_there(tmp_path: Path) -> None:

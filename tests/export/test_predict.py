@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from typer.testing import CliRunner
 
+from export import standalone
 from export.predict import predict
 from export.verify import verify_bundle
 from pipeline.cli import app
+from pipeline.data.images import read_image
 from pipeline.errors import InputError
 
 
@@ -229,6 +231,47 @@ def test_predict_py_errors_are_one_line(make_bundle: Callable[..., Path], tmp_pa
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith(f"predict.py: {tmp_path / name}: ")
         assert done.stderr.count("\n") == 1
+
+
+def test_predict_py_takes_and_refuses_the_files_that_kdedge_predict_does(tmp_path: Path) -> None:
+    made = pictures(tmp_path / "pictures")
+    wide = np.random.default_rng(4).integers(0, 1 << 16, (20, 20)).astype(np.int32)
+    pixels = Image.fromarray((wide >> 8).astype(np.uint8))
+    for name, image, format_ in (
+        ("taken-wide.tif", Image.fromarray(wide), "TIFF"),  # 32 bits that hold 16, as older Pillow opens 16-bit PNGs
+        ("taken-short.tif", Image.fromarray(wide.astype(np.uint16)), "TIFF"),
+        ("int.tif", Image.fromarray(wide * 2), "TIFF"),
+        ("negative.tif", Image.fromarray(wide - 1000), "TIFF"),
+        ("float.tif", Image.fromarray(wide.astype(np.float32)), "TIFF"),
+        ("renamed-pcx.png", pixels, "PCX"),
+        ("renamed-eps.jpg", pixels, "EPS"),
+        ("renamed-ico.gif", pixels, "ICO"),
+    ):
+        made.append(tmp_path / name)
+        image.save(made[-1], format_)
+    made.append(tmp_path / "cut.jpg")
+    made[-1].write_bytes((tmp_path / "pictures" / "c.jpg").read_bytes()[:300])
+    refused = []
+    for path in made:
+        try:
+            expected = read_image(path, 16)
+        except InputError:
+            refused.append(path.name)
+            # Not OSError: that may only mean that Ghostscript is missing.
+            with pytest.raises((ValueError, UnidentifiedImageError) if path.name != "cut.jpg" else OSError):
+                standalone.load(path, 16)
+        else:
+            assert np.array_equal(standalone.load(path, 16)[0], expected)
+    assert refused == [path.name for path in made if path.parent == tmp_path and not path.name.startswith("taken")]
+
+
+def test_predict_py_says_which_pixels_it_refuses(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle()
+    Image.fromarray(np.full((16, 16), 0.5, np.float32)).save(tmp_path / "float.tif")
+    done = run_alone(bundle, tmp_path / "float.tif")
+    message = "float or 32-bit pixels have no known range, expected 8 or 16 bits"
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"predict.py: {tmp_path / 'float.tif'}: {message}\n"
 
 
 def test_predict_py_is_short() -> None:
