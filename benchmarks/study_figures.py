@@ -107,9 +107,11 @@ def draw_study(out: Path) -> list[Path]:
     if scan:
         cell, shown, marked = _one_scan(scan)
         by = f", and those that {cell[0]} hints at" if any(marked) else ""
-        title = f"Activation variance of the teacher's blocks{by}: {cell[0]}, {cell[1]} epochs, seed {cell[2]}"
+        title = f"Activation variance of the teacher's blocks{by}"
+        same = [one for one in manifests[int(cell[1])] if one["config"]["runtime"]["seed"] == int(cell[2])]
         written += _save(
-            out, "variance_scan", (7.2, 3.5), 1, [title, _conditions(all_cells)],
+            out, "variance_scan", (7.2, 3.7), 1,
+            [title, "in the cell {}, {} epochs, seed {}".format(*cell), _conditions(same)],
             paint=lambda axes: _variance_scan(axes[0], shown, marked),
         )  # fmt: skip
     return written
@@ -125,8 +127,8 @@ def _conditions(manifests: Sequence[Mapping[str, Any]]) -> str:
         (sorted({config["distill"]["recipe"] for config in configs}), "recipe {}"),
         (sorted({config["runtime"]["seed"] for config in configs}), "seed {}"),
     )
-    texts = [text.format(" and ".join(f"{v:,}" if isinstance(v, int) else v for v in values)) for values, text in parts]
-    return ", ".join([f"{kind}:{Path(folder).name}" if folder else kind, *texts])
+    texts = [text.format(", ".join(f"{v:,}" if isinstance(v, int) else v for v in values)) for values, text in parts]
+    return "; ".join([f"{kind}:{Path(folder).name}" if folder else kind, *texts])
 
 
 def _blocks(manifests: Sequence[Mapping[str, Any]]) -> str:
@@ -205,7 +207,7 @@ def _beta(axes: Sequence[Any], curves: Mapping[int, Curves], look: Mapping[str, 
     """Draw beta relative to its start by epoch: a line per seed, thinner from method to method, so that none hides."""
     for one, (length, methods) in zip(axes, curves.items(), strict=True):
         for index, (name, runs) in enumerate(methods.items()):
-            width, style = max(0.8, 3.2 - 0.8 * index), ("-", "--", "-.", ":")[index % 4]
+            width, style = max(0.8, 2.6 - 0.6 * index), ("-", "--", "-.", ":")[index % 4]
             for run in runs:
                 epochs, values = _series(run, "beta")
                 shares = [value / values[0] for value in values]
@@ -273,8 +275,14 @@ def _accuracy(
         axes[1].tick_params(labelleft=False)
         axes[1].axvline(0, color=_CONTROL, linestyle="--", linewidth=1.2)
         axes[1].set_xlabel(f"difference to {control}, percentage points")
-        note = "; open: one seed, no interval" if alone else ""
-        axes[1].set_title(f"difference to the control, paired by seed, 95 %{note}", fontsize=9, loc="left")
+        what = "difference to the control, paired by seed, 95 %"
+        if alone:
+            what = (
+                "paired by seed, 95 %; open: one seed, no interval"
+                if seeds
+                else f"to {control}; one seed, so no interval"
+            )
+        axes[1].set_title(what, fontsize=9, loc="left")
 
 
 def _point(axes: Any, mean: float, half: float | None, height: float, color: str, *, text: str) -> None:
