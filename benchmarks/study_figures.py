@@ -105,13 +105,13 @@ def draw_study(out: Path) -> list[Path]:
     )  # fmt: skip
     scan = _read(out / "block_variances.csv")
     if scan:
-        cell, shown, marked = _one_scan(scan)
-        by = f", and those that {cell[0]} hints at" if any(marked) else ""
+        scanned, shown, marked = _one_scan(scan)
+        by = f", and those that {scanned[0]} hints at" if any(marked) else ""
         title = f"Activation variance of the teacher's blocks{by}"
-        same = [one for one in manifests[int(cell[1])] if one["config"]["runtime"]["seed"] == int(cell[2])]
+        same = [one for one in manifests[int(scanned[1])] if one["config"]["runtime"]["seed"] == int(scanned[2])]
         written += _save(
             out, "variance_scan", (7.2, 3.7), 1,
-            [title, "in the cell {}, {} epochs, seed {}".format(*cell), _conditions(same)],
+            [title, "in the cell {}, {} epochs, seed {}".format(*scanned), _conditions(same)],
             paint=lambda axes: _variance_scan(axes[0], shown, marked),
         )  # fmt: skip
     return written
