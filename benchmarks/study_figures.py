@@ -1,7 +1,7 @@
 """The figures of a study, drawn from its CSV files: ``figures/*.png`` and ``*.svg``.
 
-Each can be read without the text around it. Lines are means over seeds; a method has the same colour in every figure.
-Without matplotlib nothing is drawn.
+Each can be read without the text around it. Lines are means over seeds, except of beta; a method has the same colour in
+every figure. Without matplotlib nothing is drawn.
 """
 
 import csv
@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import number
-from pipeline.artifacts import write_atomic
+from pipeline.artifacts import load_manifest, write_atomic
+from pipeline.distill.blocks import highest_variance
 from pipeline.progress import log
-from pipeline.study.statistics import student_t_975
+from pipeline.study.statistics import paired_difference, student_t_975
 
 __all__ = ["draw_study"]
 
 _COLORS = ("#2f7ed8", "#e07b39", "#3c9d6b", "#a25ddc", "#c9423f", "#8c6d46", "#d66ba0", "#1f9aa8", "#7a8f2b", "#4b4f8f")
-_CONTROL = "#5b6470"  # ce and base: grey and dashed
+_CONTROL = "#5b6470"  # grey and dashed
+_CONTROLS = ("ce", "base")
 _SHOWN_PP = 12  # percentage points of accuracy below the best that the curves show
 _STYLE: Any = {
     "font.size": 9,
@@ -38,62 +40,111 @@ _STYLE: Any = {
 
 Rows = Sequence[Mapping[str, str]]
 Curves = Mapping[str, Sequence[Rows]]
+Scores = dict[int, float]
 
 
 def draw_study(out: Path) -> list[Path]:
-    """Draw what the files of a study have data for.
+    """Draw what the files of a study have data for, in place of what an earlier call has drawn.
 
     Args:
         out: Directory of a study, as `pipeline.study.compare` leaves it.
 
     Returns:
         The files that were written.
+
+    Raises:
+        InputError: A cell of the table has no manifest.
     """
     if importlib.util.find_spec("matplotlib") is None:
         log("figures: skipped, matplotlib is not installed (pip install matplotlib)")
         return []
+    for name in ("training_curves_*", "beta_timeline", "feature_similarity", "accuracy", "variance_scan"):
+        for kind in ("png", "svg"):
+            for path in (out / "figures").glob(f"{name}.{kind}"):
+                path.unlink()
     rows = [row for row in _read(out / "evaluation_results.csv") if row["status"] == "done"]
     if not rows:
         return []
     names = list(dict.fromkeys(row["method"] for row in rows))
     lengths = sorted({int(row["epochs"]) for row in rows})
     curves: dict[int, dict[str, list[Rows]]] = {length: {} for length in lengths}
+    manifests: dict[int, list[dict[str, Any]]] = {length: [] for length in lengths}
     for row in rows:
         cell = out / f"e{row['epochs']}" / f"seed{row['seed']}" / row["method"] / "distill"
+        manifests[int(row["epochs"])].append(load_manifest(cell))
         for path in cell.glob("training_log_*.csv"):
             curves[int(row["epochs"])].setdefault(row["method"], []).append(_read(path))
-    look = _looks(names)
+    look, all_cells = _looks(names), [manifest for group in manifests.values() for manifest in group]
+    wide = (4.2 * len(lengths) + 2.4, 3.7)
     written = []
     for length in lengths:
+        title = f"Validation images while training, {length} epochs; features at {_blocks(manifests[length])}"
         written += _save(
-            out, f"training_curves_{length}", (10.5, 3.6), 3,
-            partial(_training_curves, curves=curves[length], look=look, length=length),
+            out, f"training_curves_{length}", (10.5, 3.9), 3, [title, _conditions(manifests[length])],
+            paint=partial(_training_curves, curves=curves[length], look=look),
         )  # fmt: skip
-    adaptive = {length: {name: runs for name, runs in curves[length].items() if _changes(runs)} for length in lengths}
-    if any(adaptive.values()):
+    hinted = {
+        length: {name: runs for name, runs in curves[length].items() if _trains(runs, "hint")} for length in lengths
+    }
+    if any(hinted.values()):
+        title = "Weight of the hints: halved when the validation KD loss stops improving; a line per seed"
         written += _save(
-            out,
-            "beta_timeline",
-            (4.2 * len(lengths) + 1.4, 3.4),
-            len(lengths),
-            lambda axes: _beta(axes, adaptive, look),
-        )
+            out, "beta_timeline", wide, len(lengths), [title, _conditions(all_cells)],
+            paint=lambda axes: _beta(axes, hinted, look),
+        )  # fmt: skip
+    title = "How well the student's features predict the teacher's, linearly"
     written += _save(
-        out, "feature_similarity", (4.2 * len(lengths) + 1.4, 3.4), len(lengths),
-        lambda axes: _similarity(axes, curves, look),
+        out, "feature_similarity", wide, len(lengths), [title, f"at {_blocks(all_cells)}", _conditions(all_cells)],
+        paint=lambda axes: _similarity(axes, curves, look),
     )  # fmt: skip
-    size = (7.2, 1.3 + 0.3 * len(names) * len(lengths))
-    written += _save(out, "accuracy", size, 1, lambda axes: _accuracy(axes[0], rows, names, lengths, look))
+    control = next((name for name in names if name in _CONTROLS), "")
+    written += _save(
+        out, "accuracy", (9.6 if control else 7.2, 1.7 + 0.3 * len(names) * len(lengths)), 2 if control else 1,
+        ["Accuracy on validation images by method", _conditions(all_cells)],
+        paint=lambda axes: _accuracy(axes, _places(rows, names, lengths), look, control),
+    )  # fmt: skip
     scan = _read(out / "block_variances.csv")
     if scan:
-        written += _save(out, "variance_scan", (7.2, 3.2), 1, lambda axes: _variance_scan(axes[0], scan))
+        scanned, shown, marked = _one_scan(scan)
+        by = f", and those that {scanned[0]} hints at" if any(marked) else ""
+        title = f"Activation variance of the teacher's blocks{by}"
+        same = [one for one in manifests[int(scanned[1])] if one["config"]["runtime"]["seed"] == int(scanned[2])]
+        written += _save(
+            out, "variance_scan", (7.2, 3.7), 1,
+            [title, "in the cell {}, {} epochs, seed {}".format(*scanned), _conditions(same)],
+            paint=lambda axes: _variance_scan(axes[0], shown, marked),
+        )  # fmt: skip
     return written
 
 
+def _conditions(manifests: Sequence[Mapping[str, Any]]) -> str:
+    """Say on what and how these cells were trained."""
+    configs = [manifest["config"] for manifest in manifests]
+    kind, _, folder = configs[0]["data"]["source"].partition(":")
+    parts = (
+        (sorted({manifest["facts"]["train_images"] for manifest in manifests}), "{} training images"),
+        (sorted({config["distill"]["epochs"] for config in configs}), "{} epochs"),
+        (sorted({config["distill"]["recipe"] for config in configs}), "recipe {}"),
+        (sorted({config["runtime"]["seed"] for config in configs}), "seed {}"),
+    )
+    texts = [text.format(", ".join(f"{v:,}" if isinstance(v, int) else v for v in values)) for values, text in parts]
+    return "; ".join([f"{kind}:{Path(folder).name}" if folder else kind, *texts])
+
+
+def _blocks(manifests: Sequence[Mapping[str, Any]]) -> str:
+    """Name the teacher's blocks at which features are compared: those that `selective` would train on."""
+    sets = {
+        highest_variance(manifest["facts"]["block_variances"], manifest["config"]["distill"]["hint_layers"]): None
+        for manifest in manifests
+    }
+    return " or ".join("+".join(blocks) for blocks in sets)
+
+
 def _save(
-    out: Path, name: str, size: tuple[float, float], panels: int, paint: Callable[[Sequence[Any]], None]
-) -> list[Path]:
-    """Draw one figure of some panels side by side and write it in both formats."""
+    out: Path, name: str, size: tuple[float, float], panels: int, title: Sequence[str],
+    *, paint: Callable[[Sequence[Any]], None],
+) -> list[Path]:  # fmt: skip
+    """Draw one figure of some panels side by side under a title and write it in both formats."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -104,6 +155,7 @@ def _save(
         figure = Figure(figsize=size, dpi=150, layout="constrained")
         axes = figure.subplots(1, panels, squeeze=False)[0]
         paint(axes)
+        figure.suptitle("\n".join(title), fontsize=9.5)
         lines = {line.get_label(): line for one in axes for line in one.get_lines() if line.get_label()[0] != "_"}
         if len(axes) > 1 or len(lines) > 1:
             figure.legend(lines.values(), lines.keys(), loc="outside right center", fontsize=8)
@@ -117,7 +169,7 @@ def _save(
     return written
 
 
-def _training_curves(axes: Sequence[Any], curves: Curves, look: Mapping[str, Any], length: int) -> None:
+def _training_curves(axes: Sequence[Any], curves: Curves, look: Mapping[str, Any]) -> None:
     """Draw accuracy, KD loss and what the student leaves unexplained of the teacher's features, by epoch."""
     panels = (
         ("val_top1_pct", "top-1 in %", "Accuracy"),
@@ -136,22 +188,36 @@ def _training_curves(axes: Sequence[Any], curves: Curves, look: Mapping[str, Any
     if low < best - _SHOWN_PP:
         axes[0].set_ylim(best - _SHOWN_PP, high - (high - best) / 2)
         axes[0].set_title(f"Accuracy, from {best - _SHOWN_PP:.0f} % up", fontsize=10)
-    axes[0].figure.suptitle(f"Validation images while training, {length} epochs", fontsize=11)
+    # So would the methods that do not learn from the teacher's logits.
+    losses = {name: _mean(runs, "val_kd")[1] for name, runs in curves.items()}
+    learnt = [value for name, runs in curves.items() if _trains(runs, "kd") for value in losses[name]]
+    if learnt:
+        low, high = min(learnt), max(learnt)
+        margin = 0.05 * (high - low) or 0.05 * high
+        beyond = [f"{name}, up to {max(values):.2g}" for name, values in losses.items() if max(values) > high + margin]
+        axes[1].set_ylim(low - margin, high + margin)
+        if beyond:
+            axes[1].text(
+                0.97, 0.97, "off scale: " + "; ".join(beyond), transform=axes[1].transAxes, ha="right", va="top",
+                fontsize=8,
+            )  # fmt: skip
 
 
 def _beta(axes: Sequence[Any], curves: Mapping[int, Curves], look: Mapping[str, Any]) -> None:
-    """Draw beta relative to its start by epoch: the geometric mean over seeds, lines a little apart."""
+    """Draw beta relative to its start by epoch: a line per seed, thinner from method to method, so that none hides."""
     for one, (length, methods) in zip(axes, curves.items(), strict=True):
         for index, (name, runs) in enumerate(methods.items()):
-            epochs, values = _mean(runs, "beta", statistics.geometric_mean)
-            shares = [value / values[0] * 2 ** (0.05 * index) for value in values]
-            one.step(epochs, shares, where="mid", label=name, **look[name])
+            width, style = max(0.8, 2.6 - 0.6 * index), ("-", "--", "-.", ":")[index % 4]
+            for run in runs:
+                epochs, values = _series(run, "beta")
+                shares = [value / values[0] for value in values]
+                changed = {**look[name], "linewidth": width, "linestyle": style}
+                one.step(epochs, shares, where="mid", label=name, **changed)
         one.set_yscale("log", base=2)
         one.yaxis.set_major_formatter(lambda value, _: f"1/{1 / value:.0f}" if value < 1 else f"{value:g}")
         one.set_title(f"{length} epochs", fontsize=10)
         _epochs_axis(one)
-    axes[0].set_ylabel("beta, relative to its start\n(geometric mean over seeds)")
-    axes[0].figure.suptitle("Weight of the hints: halved when the validation KD loss stops improving", fontsize=11)
+    axes[0].set_ylabel("beta, relative to its start")
 
 
 def _similarity(axes: Sequence[Any], curves: Mapping[int, Curves], look: Mapping[str, Any]) -> None:
@@ -163,67 +229,97 @@ def _similarity(axes: Sequence[Any], curves: Mapping[int, Curves], look: Mapping
         one.sharey(axes[0])
         _epochs_axis(one)
     axes[0].set_ylabel("cosine similarity")
-    axes[0].figure.suptitle("How well the student's features predict the teacher's, linearly", fontsize=11)
 
 
-def _accuracy(axes: Any, rows: Rows, names: Sequence[str], lengths: Sequence[int], look: Mapping[str, Any]) -> None:
-    """Draw the mean accuracy of each method with its 95 % interval, and every seed as a small dot."""
-    labels: dict[float, str] = {}
-    place, several = 0.0, False
+def _places(rows: Rows, names: Sequence[str], lengths: Sequence[int]) -> dict[float, tuple[str, int, Scores]]:
+    """Return name, epochs and accuracy by seed of each line of the figure, by its height."""
+    places: dict[float, tuple[str, int, Scores]] = {}
+    height = 0.0
     for length in lengths:
         for name in names:
             group = [row for row in rows if row["method"] == name and int(row["epochs"]) == length]
-            values = [float(row["val_top1_pct"]) for row in group]
-            if not values:
-                continue
-            color, mean = look[name]["color"], statistics.fmean(values)
-            half = 0.0
-            if len(values) > 1:
-                several = True
-                half = student_t_975(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-                axes.plot(values, [place + 0.22] * len(values), ".", color=color, markersize=4)
-            axes.errorbar(mean, place, xerr=half or None, fmt="o", color=color, capsize=3, markersize=6)
-            axes.annotate(
-                f"{mean:.2f}", (mean, place), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=7
+            if group:
+                places[height] = (name, length, {int(row["seed"]): float(row["val_top1_pct"]) for row in group})
+                height += 1
+        height += 0.7
+    return places
+
+
+def _accuracy(
+    axes: Sequence[Any], places: Mapping[float, tuple[str, int, Scores]], look: Mapping[str, Any], control: str
+) -> None:
+    """Draw the accuracy of each method, mean and seeds, and beside it the difference to the control."""
+    controls = {length: scores for name, length, scores in places.values() if name == control}
+    several = len({length for _, length, _ in places.values()}) > 1
+    alone = seeds = False
+    for height, (name, length, scores) in places.items():
+        color, values = look[name]["color"], list(scores.values())
+        mean, half = statistics.fmean(values), None
+        if len(values) > 1:
+            seeds = True
+            half = student_t_975(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+            axes[0].plot(values, [height + 0.22] * len(values), ".", color=color, markersize=4)
+        _point(axes[0], mean, half, height, color, text=f"{mean:.2f}")
+        if name != control and (difference := paired_difference(scores, controls.get(length, {}))):
+            alone = alone or difference.half_width is None
+            _point(axes[1], difference.mean, difference.half_width, height, color, text=f"{difference.mean:+.2f}")
+    labels = [f"{name}, {length} epochs" if several else name for name, length, _ in places.values()]
+    for one in axes:
+        one.set_yticks(list(places), labels)
+        one.set_ylim(max(places) + 0.6, -0.7)
+        one.margins(x=0.12)
+    axes[0].set_xlabel("validation top-1 in %")
+    what = "mean over seeds with 95 % interval; small dots are seeds" if seeds else "one seed each, so no interval"
+    axes[0].set_title(what, fontsize=9, loc="left")
+    if control:
+        axes[1].tick_params(labelleft=False)
+        axes[1].axvline(0, color=_CONTROL, linestyle="--", linewidth=1.2)
+        axes[1].set_xlabel(f"difference to {control}, percentage points")
+        what = "difference to the control, paired by seed, 95 %"
+        if alone:
+            what = (
+                "paired by seed, 95 %; open: one seed, no interval"
+                if seeds
+                else f"to {control}; one seed, so no interval"
             )
-            labels[place] = f"{name}, {length} epochs" if len(lengths) > 1 else name
-            place += 1
-        place += 0.7
-    axes.set_yticks(list(labels), list(labels.values()))
-    axes.set_ylim(place - 1.1, -0.7)
-    axes.margins(x=0.12)
-    axes.set_xlabel("validation top-1 in %")
-    what = "mean over seeds with 95 % interval; small dots are seeds" if several else "one seed each, so no interval"
-    axes.set_title(f"Accuracy by method: {what}", fontsize=10, loc="left")
+        axes[1].set_title(what, fontsize=9, loc="left")
 
 
-def _variance_scan(axes: Any, scan: Rows) -> None:
-    """Draw the variance of every block in one cell, with the blocks marked that were chosen by it."""
+def _point(axes: Any, mean: float, half: float | None, height: float, color: str, *, text: str) -> None:
+    """Draw a mean with its interval, or open where one seed gives none, and its number above."""
+    face = "white" if half is None else color
+    axes.errorbar(mean, height, xerr=half, fmt="o", color=color, markerfacecolor=face, capsize=3, markersize=6)
+    axes.annotate(text, (mean, height), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=7)
+
+
+def _one_scan(scan: Rows) -> tuple[list[str], Rows, list[bool]]:
+    """Return the (name, epochs, seed) of the cell whose scan is shown, its rows, and which blocks it chose."""
     preferred = [row for row in scan if row["method"] in ("selective", "base")] or scan
     cell = [preferred[0][key] for key in ("method", "epochs", "seed")]
     shown = [row for row in scan if [row[key] for key in ("method", "epochs", "seed")] == cell]
-    marked = [row["chosen"] == "1" and preferred is not scan for row in shown]
+    return cell, shown, [row["chosen"] == "1" and preferred is not scan for row in shown]
+
+
+def _variance_scan(axes: Any, shown: Rows, marked: Sequence[bool]) -> None:
+    """Draw the variance of every block, with the chosen ones marked."""
     bars = axes.bar(
         range(len(shown)),
         [float(row["variance"]) for row in shown],
         color=[_COLORS[0] if mark else "#c4ccd6" for mark in marked],
     )
-    labels = ["chosen" if mark else "" for mark in marked]
-    axes.bar_label(bars, labels, fontsize=8, padding=2)
+    axes.bar_label(bars, ["chosen" if mark else "" for mark in marked], fontsize=8, padding=2)
     axes.set_xticks(range(len(shown)), [row["block"] for row in shown], rotation=0 if len(shown) <= 10 else 60)
     axes.set_ylabel("activation variance")
     axes.set_xlabel("block of the teacher, from shallow to deep")
     axes.grid(axis="x", visible=False)
     axes.margins(y=0.12)
-    by = f", and the blocks that {cell[0]} hints at" if any(marked) else ""
-    axes.set_title(f"Activation variance of the teacher's blocks{by}", fontsize=10, loc="left")
 
 
 def _looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return colour and line style of each method."""
     looks: dict[str, dict[str, Any]] = {}
     for name in names:
-        control = name in ("ce", "base")
+        control = name in _CONTROLS
         color = _CONTROL if control else _COLORS[len(looks) % len(_COLORS)]
         looks[name] = {"color": color, "linestyle": "--" if control else "-", "linewidth": 1.6}
     return looks
@@ -235,20 +331,18 @@ def _epochs_axis(axes: Any) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _changes(runs: Sequence[Rows]) -> bool:
-    """Return whether hints were trained at all and beta was not held constant in every run."""
-    return any(_series(run, "train_hint")[0] and len(set(_series(run, "beta")[1])) > 1 for run in runs)
+def _trains(runs: Sequence[Rows], term: str) -> bool:
+    """Return whether a term of the loss was trained."""
+    return any(_series(run, f"train_{term}")[0] for run in runs)
 
 
-def _mean(
-    runs: Sequence[Rows], column: str, mean: Callable[[list[float]], float] = statistics.fmean
-) -> tuple[list[float], list[float]]:
+def _mean(runs: Sequence[Rows], column: str) -> tuple[list[float], list[float]]:
     """Return the epochs and the mean of a column over the runs."""
     by_epoch: dict[float, list[float]] = {}
     for run in runs:
         for epoch, value in zip(*_series(run, column), strict=True):
             by_epoch.setdefault(epoch, []).append(value)
-    return list(by_epoch), [mean(values) for values in by_epoch.values()]
+    return list(by_epoch), [statistics.fmean(values) for values in by_epoch.values()]
 
 
 def _series(rows: Rows, column: str) -> tuple[list[float], list[float]]:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.checks import check_value, conflicts
+from pipeline.distill.beta import BETA_UNIT
 from pipeline.distill.methods import METHODS
 from pipeline.errors import InputError
 from pipeline.models.registry import STUDENTS
@@ -142,14 +143,21 @@ class DistillConfig:
     )  # fmt: skip
     temperature: float = option(4.0, "Softmax temperature T of the KD term.", flag="--temperature", least=0.1, most=100)
     alpha: float = option(1.0, "Weight of the KD term.", flag="--alpha", least=0, most=1000)
-    beta: float = option(250.0, "Initial beta, the weight of the hint term.", flag="--beta", least=0, most=1e6)
+    beta: float = option(
+        BETA_UNIT,
+        f"Initial beta, the weight of the hint term; {BETA_UNIT:g} makes normalised hints start as large as the "
+        "cross-entropy.",
+        flag="--beta",
+        least=0,
+        most=1e6,
+    )
     gamma: float = option(1.0, "Weight of the cross-entropy term.", flag="--gamma", least=0, most=1000)
     beta_patience: int = option(
         2, "Epochs without a better validation KD loss before beta is halved.", flag="--beta-patience", least=1
     )
     hint_loss: str = option(
         "normalised",
-        "normalised (variance unexplained, beta relative to its start) or raw (plain MSE, beta as given).",
+        "normalised (variance unexplained, beta relative to its default) or raw (plain MSE, beta as given).",
         flag="--hint-loss",
         choices=("normalised", "raw"),
     )

@@ -84,8 +84,8 @@ _FACTORS: Options = {
             str,
             typer.Option(
                 "--factors",
-                help="What to vary, comma-separated: optimizer, lr, temperature, beta-patience, hint-layers, "
-                "hint-loss, recipe (default: all that matter to the method).",
+                help="What to vary, comma-separated: optimizer, lr, temperature, beta, beta-patience, "
+                "hint-layers, hint-loss, recipe (default: all that matter to the method).",
                 metavar="str",
             ),
         ],

@@ -2,7 +2,10 @@
 
 from typing import Any
 
-__all__ = ["BetaSchedule"]
+__all__ = ["BETA_UNIT", "BetaSchedule"]
+
+# The default of --beta. Normalised hints count beta in it: at this beta their term starts as large as the CE term.
+BETA_UNIT = 250.0
 
 
 class BetaSchedule:

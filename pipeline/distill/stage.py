@@ -34,6 +34,7 @@ from pipeline.models.teacher import Teacher, fold_batch_norms
 from pipeline.parsing import parse_paths
 from pipeline.progress import log, warn
 from pipeline.runtime import autocast, cpu_info, prepare
+from pipeline.teacher import DESCRIPTION as TEACHER_DESCRIPTION
 from pipeline.teacher import WEIGHTS as TEACHER_WEIGHTS
 from pipeline.teacher import load_teacher
 from pipeline.training import Batches, EpochLoop, place, refresh_batch_norms, to_pixels
@@ -181,7 +182,7 @@ def _start(student: Student, config: Config, train: Split, batches: Batches) -> 
 
 
 def _check_classes(teacher_dir: Path, num_classes: int) -> None:
-    found = load_json(teacher_dir / "teacher.json", ("num_classes",))["num_classes"]
+    found = load_json(teacher_dir / TEACHER_DESCRIPTION, ("num_classes",))["num_classes"]
     if found != num_classes:
         raise InputError(
             f"the teacher in {teacher_dir} knows {found} classes, the data set has {num_classes}",
@@ -226,6 +227,6 @@ def _drowned_epochs(rows: list[dict[str, float]], settings: DistillConfig) -> in
 
 
 def _logits_path(teacher_dir: Path, data_sha256: str, config: Config) -> Path:
-    weights_sha256 = file_sha256(teacher_dir / TEACHER_WEIGHTS)
-    name = cache_name(weights_sha256, data_sha256, config.distill.shift, config.runtime)
+    weights, description = (file_sha256(teacher_dir / name) for name in (TEACHER_WEIGHTS, TEACHER_DESCRIPTION))
+    name = cache_name((weights, description), data_sha256, config.distill.shift, config.runtime)
     return cache_dir() / "teacher-logits" / name

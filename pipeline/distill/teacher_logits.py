@@ -32,7 +32,7 @@ from pipeline.training import Batch
 __all__ = ["LogitsFile", "TeacherLogits", "cache_name", "round_logits"]
 
 # Raised whenever the same key would give other bits: other views by the same number, other rounding, other parts.
-_VERSION = 1
+_VERSION = 2
 _PART = 32  # images that the teacher sees at once
 _CRC_BYTES = 4
 _FILE_LIMIT = 1_500_000_000  # bytes; CIFAR-10 at shift 2 takes 60 MB
@@ -44,18 +44,19 @@ def round_logits(logits: Tensor) -> Tensor:
     return logits.half().float()
 
 
-def cache_name(teacher_sha256: str, data_sha256: str, shift: int, runtime: RuntimeConfig) -> str:
+def cache_name(teacher_sha256: tuple[str, str], data_sha256: str, shift: int, runtime: RuntimeConfig) -> str:
     """Return the name of the file for everything that decides the bits of a teacher's logits.
 
     Args:
-        teacher_sha256: Of the teacher's weight file.
+        teacher_sha256: Of the teacher's weight file and of its description: another stem computes other logits from
+            the same weights.
         data_sha256: Of the training images.
         shift: Largest shift of a view in pixels.
         runtime: Resolved; the seed does not matter.
     """
     device = torch.cuda.get_device_name() if runtime.device == "cuda" else runtime.isa
     arithmetic = [device, runtime.threads, runtime.precision, torch.__version__]
-    key = [_VERSION, teacher_sha256, data_sha256, shift, *arithmetic]
+    key = [_VERSION, *teacher_sha256, data_sha256, shift, *arithmetic]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32] + ".logits"
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import Config
-from pipeline.distill.beta import BetaSchedule
+from pipeline.distill.beta import BETA_UNIT, BetaSchedule
 from pipeline.distill.gradients import gradient_shares
 from pipeline.distill.hints import HintAdapters, HintPair
 from pipeline.distill.losses import kd_loss
@@ -82,10 +82,10 @@ class Trainer:
         self._hint_scale = self._calibrate() if pairs else 0.0
 
     def hint_weight(self, beta: float) -> float:
-        """Return the factor of the hint loss: beta itself for raw hints, else beta / start in calibrated units."""
-        if self._settings.hint_loss == "raw" or not self._settings.beta:
+        """Return the factor of the hint loss: beta for raw hints, else beta / `BETA_UNIT` in calibrated units."""
+        if self._settings.hint_loss == "raw":
             return beta
-        return self._hint_scale * beta / self._settings.beta
+        return self._hint_scale * beta / BETA_UNIT
 
     def step(self, batch: Batch, epoch: int, progress: float) -> dict[str, Tensor]:
         """Train on one batch and return the named losses."""

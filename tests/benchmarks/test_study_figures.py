@@ -1,4 +1,5 @@
 import csv
+import json
 
 import pytest
 
@@ -18,12 +19,14 @@ def study(tmp_path):
                 cell.mkdir(parents=True)
                 log = [
                     {
-                        "epoch": epoch, "beta": 250 / epoch, "val_top1_pct": 80 + epoch + place, "val_kd": 1 / epoch,
-                        "val_hint": 0.5, "cosine_similarity": 0.1 * epoch, "train_hint": "" if method == "ce" else 0.3,
+                        "epoch": epoch, "beta": 250 / epoch, "val_top1_pct": 80 + epoch + place,
+                        "val_kd": (1 if place else 8) / epoch, "val_hint": 0.5, "cosine_similarity": 0.1 * epoch,
+                        "train_hint": 0.3 if place else "", "train_kd": 0.5 if place else "",
                     }
                     for epoch in range(1, epochs + 1)
                 ]  # fmt: skip
                 write(cell / f"training_log_{method}.csv", log)
+                (cell / "manifest.json").write_text(json.dumps(manifest(method, epochs, seed)))
                 row = {"method": method, "epochs": epochs, "seed": seed, "status": "done"}
                 rows.append({**row, "val_top1_pct": 83 + place + seed / 10})
     rows.append({"method": "all", "epochs": 2, "seed": 0, "status": "diverged", "val_top1_pct": ""})
@@ -32,6 +35,22 @@ def study(tmp_path):
     blocks = [{**scan, "block": f"layer{i}.0", "variance": i, "chosen": int(i > 2)} for i in range(1, 5)]
     write(tmp_path / "block_variances.csv", blocks)
     return tmp_path
+
+
+def manifest(method, epochs, seed):
+    distill = {"method": method, "epochs": epochs, "recipe": "kdedge", "hint_layers": 2}
+    return {
+        "schema": 1, "inputs": {}, "outputs": {},
+        "config": {"data": {"source": "folder:/home/me/cats"}, "distill": distill, "runtime": {"seed": seed}},
+        "facts": {"train_images": 9000, "block_variances": {f"layer{i}.0": float(i) for i in range(1, 5)}},
+    }  # fmt: skip
+
+
+def keep(study, start):
+    """Keep the rows of the table that begin so."""
+    path = study / "evaluation_results.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], *(line for line in lines if line.startswith(start))]) + "\n")
 
 
 def write(path, rows):
@@ -59,13 +78,47 @@ def test_every_figure_is_drawn_in_both_formats_and_the_same_twice(study):
     assert "1/2" in first["beta_timeline.svg"].decode()
 
 
-def test_one_seed_is_drawn_without_an_interval_and_a_constant_beta_not_at_all(study):
-    path = study / "evaluation_results.csv"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[0], *(line for line in lines if line.startswith("ce,2,0"))]) + "\n")
+def test_figures_say_what_was_trained_on_what(study):
+    drawn = {path.stem: path.read_text() for path in draw_study(study) if path.suffix == ".svg"}
+    for name, text in drawn.items():
+        lengths = {"training_curves_3": "3", "training_curves_2": "2", "variance_scan": "2"}.get(name, "2, 3")
+        seeds = "0" if name == "variance_scan" else "0, 1"
+        assert f"folder:cats; 9,000 training images; {lengths} epochs; recipe kdedge; seed {seeds}<" in text
+        assert "/home" not in text
+    assert "features at layer3.0+layer4.0" in drawn["training_curves_2"]
+    assert "at layer3.0+layer4.0" in drawn["feature_similarity"]
+    assert "selective, 2 epochs, seed 0" in drawn["variance_scan"]
+    assert "off scale: ce, up to 8" in drawn["training_curves_3"]
+
+
+def test_accuracy_is_also_compared_with_the_control_by_seed(study):
+    draw_study(study)
+    text = (study / "figures" / "accuracy.svg").read_text()
+    assert "difference to the control, paired by seed, 95 %<" in text
+    assert text.count("+1.00") == 2  # selective at both lengths
+
+
+def test_one_seed_is_drawn_without_an_interval(study):
+    keep(study, ("ce,2,0", "selective,2,0"))
+    draw_study(study)
+    text = (study / "figures" / "accuracy.svg").read_text()
+    assert "one seed each, so no interval" in text
+    assert "to ce; one seed, so no interval" in text
+
+
+def test_a_constant_beta_is_a_flat_line_and_without_hints_there_is_none(study):
+    for path in study.glob("e*/seed*/selective/distill/*.csv"):
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        write(path, [{**row, "beta": 250} for row in rows])
+    assert "beta_timeline" in {path.stem for path in draw_study(study)}
+    keep(study, "ce,2,0")
     names = {path.stem for path in draw_study(study)}
     assert names == {"training_curves_2", "feature_similarity", "accuracy", "variance_scan"}
-    assert "one seed each, so no interval" in (study / "figures" / "accuracy.svg").read_text()
+    # What an earlier call has drawn and this one has not is gone; what is not ours stays.
+    assert {path.stem for path in (study / "figures").iterdir()} == names
+    (study / "figures" / "mine.png").touch()
+    draw_study(study)
+    assert (study / "figures" / "mine.png").exists()
 
 
 def test_a_study_without_a_finished_cell_has_no_figures(tmp_path):

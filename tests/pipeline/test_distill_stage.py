@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import re
+import shutil
 
 import pytest
 import torch
@@ -93,6 +94,15 @@ def test_a_second_kd_run_takes_every_logit_from_the_cache_and_gives_the_same_wei
     monkeypatch.setenv("KDEDGE_CACHE", "/proc/no-such-folder")  # nothing can be kept there
     without, _ = distill("without", method="kd")
     assert without == first
+
+
+def test_two_stems_of_the_same_weights_have_two_files_of_logits(config, teacher_dir, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(teacher_dir, other)
+    assert stage._logits_path(other, "data", config) == stage._logits_path(teacher_dir, "data", config)
+    description = (other / "teacher.json").read_text()
+    (other / "teacher.json").write_text(re.sub(r'"stem": "[^"]+"', '"stem": "other"', description))
+    assert stage._logits_path(other, "data", config) != stage._logits_path(teacher_dir, "data", config)
 
 
 def test_the_cache_is_closed_at_the_end_and_after_an_error(distill, monkeypatch):

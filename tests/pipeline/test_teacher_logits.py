@@ -15,6 +15,7 @@ from pipeline.training import Batches
 
 CLASSES, IMAGES = 3, 40
 VIEWS = IMAGES * 18
+TEACHER = ("weights", "stem")  # hashes of the weight file and of the description
 RUNTIME = RuntimeConfig(device="cpu", threads=1, precision="fp32", isa="some")
 
 
@@ -75,17 +76,17 @@ def test_a_torn_or_misplaced_entry_is_a_miss(tmp_path):
 
 
 def test_another_teacher_or_other_data_or_arithmetic_have_another_file(monkeypatch):
-    name = cache_name("teacher", "data", 2, RUNTIME)
-    assert name == cache_name("teacher", "data", 2, dataclasses.replace(RUNTIME, seed=7))
-    others = [cache_name("other", "data", 2, RUNTIME), cache_name("teacher", "other", 2, RUNTIME)]
-    others += [cache_name("teacher", "data", 1, RUNTIME)]
+    name = cache_name(TEACHER, "data", 2, RUNTIME)
+    assert name == cache_name(TEACHER, "data", 2, dataclasses.replace(RUNTIME, seed=7))
+    others = [cache_name(changed, "data", 2, RUNTIME) for changed in (("other", "stem"), ("weights", "other"))]
+    others += [cache_name(TEACHER, "other", 2, RUNTIME), cache_name(TEACHER, "data", 1, RUNTIME)]
     others += [
-        cache_name("teacher", "data", 2, dataclasses.replace(RUNTIME, **changed))
+        cache_name(TEACHER, "data", 2, dataclasses.replace(RUNTIME, **changed))
         for changed in ({"threads": 2}, {"precision": "bf16"}, {"isa": "avx2"})
     ]
     monkeypatch.setattr("pipeline.distill.teacher_logits._VERSION", 0)
-    others.append(cache_name("teacher", "data", 2, RUNTIME))
-    assert len({name, *others}) == 8
+    others.append(cache_name(TEACHER, "data", 2, RUNTIME))
+    assert len({name, *others}) == 9
 
 
 def test_a_cache_that_cannot_be_written_costs_a_warning_not_the_run(tmp_path, batch, capsys):

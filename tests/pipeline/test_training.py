@@ -27,6 +27,15 @@ def test_a_view_depends_on_epoch_and_place_alone():
     assert set(choose_views(places, epoch=2, shift=0, flip=False)) == {0}
 
 
+def test_the_views_are_those_of_earlier_versions():
+    # Cached logits and checkpoints count on them: another hash needs another _VERSION and CHECKPOINT_VERSION.
+    chosen = {
+        epoch: choose_views(np.array([0, 1, 2, 44999]), epoch=epoch, shift=2, flip=True).tolist()
+        for epoch in (0, 1, 19)
+    }
+    assert chosen == {0: [0, 28, 9, 29], 1: [7, 4, 7, 27], 19: [16, 43, 1, 34]}
+
+
 def test_runs_of_other_seeds_and_sizes_see_the_same_view_of_an_image():
     whole = Split(images(60), np.arange(60) % 3)
     seen = []

@@ -31,11 +31,12 @@ def changed(cells, name):
 def test_each_cell_differs_from_the_base_in_one_factor(cells_of):
     cells = cells_of({})
     assert list(cells) == [
-        "base", "optimizer=adam", "lr=0.1", "lr=0.4", "temperature=2.0", "beta-patience=1", "hint-layers=2",
-        "hint-loss=raw", "recipe=source",
+        "base", "optimizer=adam", "lr=0.1", "lr=0.4", "temperature=2.0", "beta=25", "beta=2500",
+        "beta-patience=1", "hint-layers=2", "hint-loss=raw", "recipe=source",
     ]  # fmt: skip
     assert changed(cells, "optimizer=adam") == {"optimizer": "adam", "lr": 1e-3, "norm_bias_lr": 1.0}
     assert changed(cells, "lr=0.1") == {"lr": 0.1}
+    assert changed(cells, "beta=2500") == {"beta": 2500.0}
     assert changed(cells, "hint-layers=2") == {"hint_layers": 2}
     assert changed(cells, "recipe=source")["batch_size"] == 64
 
@@ -57,6 +58,8 @@ def test_a_factor_without_effect_is_left_out_and_refused_when_named(cells_of):
     ]
     with pytest.raises(InputError, match="--factors hint-layers has no effect on --method kd, which lacks a number of"):
         cells_of({"method": "kd"}, "hint-layers")
+    with pytest.raises(InputError, match="--factors beta has no effect on --method kd, which lacks hints"):
+        cells_of({"method": "kd"}, "beta")
     with pytest.raises(InputError, match="no effect on --method static, which lacks an adaptive beta"):
         cells_of({"method": "static"}, "beta-patience")
     with pytest.raises(InputError, match="--factors 'hints': unknown name 'hints'"):

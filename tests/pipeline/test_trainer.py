@@ -1,0 +1,91 @@
+"""What one step minimises, against sums made here of the named losses and of a copy of the student."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from pipeline.config import build_config
+from pipeline.data import Split
+from pipeline.distill.hints import HintPair
+from pipeline.distill.losses import kd_loss
+from pipeline.distill.teacher_logits import round_logits
+from pipeline.distill.trainer import Trainer
+from pipeline.models.student import build_student
+from pipeline.models.teacher import build_teacher
+from pipeline.training import Batches
+
+PAIRS = (HintPair("layer1.1", 1, 64, 32),)
+
+
+def make(method="static", **settings):
+    """Return a trainer of tiny networks, its student and the first batch, of which alone hints are calibrated."""
+    torch.manual_seed(0)
+    defaults = {"method": method, "scan_batches": 1, "hint_epochs": 0, "lr": 0.01, "schedule": "constant"}
+    config = build_config(
+        {
+            "distill": {"weight_decay": 0.0, "norm_bias_lr": 1.0, **defaults, **settings},
+            "runtime": {"device": "cpu", "threads": 1, "precision": "fp32"},
+        }
+    )
+    rng = np.random.default_rng(0)
+    split = Split(rng.integers(0, 256, (16, 16, 16, 3), dtype=np.uint8), np.arange(16) % 3)
+    batches = Batches(split, 16, seed=0, shift=1, device=torch.device("cpu"))
+    teacher, student = build_teacher("resnet18", 3, "cifar-pool").eval(), build_student("lite-xs", 3, 16)
+    pairs = PAIRS if method == "static" else ()
+    chosen = tuple(pair.teacher_block for pair in pairs)
+    trainer = Trainer(
+        config, teacher, student, pairs=pairs, chosen=chosen, batches=batches,
+        logits=lambda batch: round_logits(teacher(batch.pixels)).detach(),
+    )  # fmt: skip
+    return trainer, teacher, student, next(batches.epoch(0))
+
+
+@pytest.mark.parametrize("method", ["static", "kd", "ce"])
+def test_a_step_minimises_alpha_kd_plus_beta_hint_plus_gamma_ce(method):
+    trainer, teacher, student, batch = make(method, alpha=3.0, gamma=0.25, temperature=2.5, hint_loss="raw", beta=7.0)
+    before = copy.deepcopy(student).train()
+    losses = trainer.step(batch, 0, 0.0)
+    logits = before(batch.pixels)
+    kd = kd_loss(logits, round_logits(teacher(batch.pixels)).detach(), 2.5)
+    ce = functional.cross_entropy(logits, batch.labels)
+    if method == "ce":
+        assert losses.keys() == {"loss", "ce"}
+        assert losses["loss"].item() == losses["ce"].item() == pytest.approx(ce.item(), rel=1e-5)
+        return
+    assert losses["kd"].item() == pytest.approx(kd.item(), rel=1e-5)
+    assert losses["ce"].item() == pytest.approx(ce.item(), rel=1e-5)
+    hint = 7 * losses["hint"].item() if method == "static" else 0.0
+    assert (hint > 0) == (method == "static")
+    assert losses["loss"].item() == pytest.approx(3 * kd.item() + hint + 0.25 * ce.item(), rel=1e-5)
+    # No hint reaches the classifier. The first step of Nesterov momentum 0.9 goes 1.9 times as far as the gradient.
+    (gradient,) = torch.autograd.grad(3 * kd + 0.25 * ce, [before.classifier.weight])
+    moved = before.classifier.weight - student.classifier.weight
+    torch.testing.assert_close(moved, 0.01 * 1.9 * gradient, rtol=1e-3, atol=1e-7)
+
+
+def test_hint_only_epochs_minimise_the_hint_alone():
+    trainer, _, _, batch = make(hint_epochs=1, hint_loss="raw", beta=7.0)
+    losses = trainer.step(batch, 0, 0.0)
+    assert losses["loss"].item() == pytest.approx(7 * losses["hint"].item(), rel=1e-6)
+    assert losses.keys() == {"loss", "hint", "ce"}
+
+
+def test_normalised_hints_start_as_large_as_the_cross_entropy_at_the_default_beta():
+    trainer, _, _, batch = make()
+    losses = trainer.step(batch, 0, 0.0)
+    weighted = trainer.hint_weight(250.0) * losses["hint"].item()
+    assert weighted == pytest.approx(losses["ce"].item(), rel=1e-4)
+    assert losses["loss"].item() == pytest.approx(losses["kd"].item() + 2 * weighted, rel=1e-4)
+
+
+def test_beta_counts_in_both_kinds_of_hints():
+    weights = {beta: make(beta=beta)[0].hint_weight(beta) for beta in (25.0, 250.0, 2500.0)}
+    assert weights[2500.0] == pytest.approx(10 * weights[250.0])
+    assert weights[25.0] == pytest.approx(weights[250.0] / 10)
+    trainer = make()[0]
+    assert trainer.hint_weight(125.0) == pytest.approx(weights[250.0] / 2)
+    assert make(hint_loss="raw", beta=40.0)[0].hint_weight(40.0) == 40.0
+    assert make("kd", beta=0.0)[0].hint_weight(0.0) == 0.0
