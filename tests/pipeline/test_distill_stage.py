@@ -192,6 +192,8 @@ def test_the_mean_of_trained_students_has_statistics_of_its_own(distill, tmp_pat
     assert len(facts["weights_sha256"]) == 2
     for name, value in load(mean).items():
         expected = (states[0][name] + states[1][name]) / 2
+        if name == "blocks.0.norm.running_mean":
+            continue  # linear in the weights, so on the same images it is the mean of the means
         if name.endswith(("running_mean", "running_var")):
             assert not torch.allclose(value, expected)
         elif value.is_floating_point():
