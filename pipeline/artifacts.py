@@ -31,12 +31,14 @@ from pipeline.progress import format_duration, log
 __all__ = [
     "MANIFEST",
     "StageSpec",
+    "changed_keys",
     "disk_errors",
     "file_sha256",
     "git_commit",
     "load_json",
     "load_manifest",
     "lock_run",
+    "output_damage",
     "run_stage",
     "versions",
     "write_atomic",
@@ -261,15 +263,13 @@ def _input_hashes(inputs: Mapping[str, Path], data: Mapping[str, str]) -> dict[s
     """Check every input directory against its manifest and return the hashes of what is in it."""
     hashes = {f"data/{part}": digest for part, digest in data.items()}
     for stage, directory in inputs.items():
-        for name, digest in load_manifest(directory)["outputs"].items():
-            path = directory / name
-            if not path.is_file() or file_sha256(path) != digest:
-                state = "was altered" if path.is_file() else "is missing"
-                raise InputError(
-                    f"{path} {state} since stage {stage} wrote it",
-                    f"run `kdedge {stage} --out {directory.parent}` to make it again",
-                )
-            hashes[f"{stage}/{name}"] = digest
+        manifest = load_manifest(directory)
+        if damage := output_damage(directory, manifest):
+            raise InputError(
+                f"{directory / damage} since stage {stage} wrote it",
+                f"run `kdedge {stage} --out {directory.parent}` to make it again",
+            )
+        hashes |= {f"{stage}/{name}": digest for name, digest in manifest["outputs"].items()}
     return hashes
 
 
@@ -281,23 +281,29 @@ def _why_rerun(target: Path, wanted: Mapping[str, Any]) -> str:
         manifest = load_manifest(target)
     except InputError as error:
         return str(error)
-    changes = [f"{part} {key}" for part in ("config", "inputs") for key in _changed(manifest[part], wanted[part])]
+    changes = [f"{part} {key}" for part in ("config", "inputs") for key in changed_keys(manifest[part], wanted[part])]
     if changes:
         return "changed: " + ", ".join(changes[:4]) + (" …" if len(changes) > 4 else "")
+    damage = output_damage(target, manifest)
+    return f"output {damage}" if damage else ""
+
+
+def output_damage(stage_dir: Path, manifest: Mapping[str, Any]) -> str:
+    """Return the first output of a finished stage that is no longer as it was written, and why (empty: none)."""
     for name, digest in manifest["outputs"].items():
-        path = target / name
+        path = stage_dir / name
         if not path.is_file() or file_sha256(path) != digest:
-            return f"output {name} {'was altered' if path.is_file() else 'is missing'}"
+            return f"{name} {'was altered' if path.is_file() else 'is missing'}"
     return ""
 
 
-def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """List the dotted keys whose values differ between two nested mappings."""
     changed = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            changed += [f"{key}.{inner}" for inner in _changed(before, after)]
+            changed += [f"{key}.{inner}" for inner in changed_keys(before, after)]
         elif before != after:
             changed.append(key)
     return changed
@@ -314,7 +320,7 @@ def _prepare_partial(partial: Path, wanted: Mapping[str, Any], *, force: bool) -
         if unfinished == wanted and not force:
             return
         if _has_mappings(unfinished, tuple(wanted)) and not force:
-            changed = [f"{part} {key}" for part in wanted for key in _changed(unfinished[part], wanted[part])]
+            changed = [f"{part} {key}" for part in wanted for key in changed_keys(unfinished[part], wanted[part])]
             if changed and all(key.startswith("config runtime.") for key in changed):
                 names = ", ".join(key.removeprefix("config runtime.") for key in changed)
                 raise InputError(

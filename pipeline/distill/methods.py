@@ -2,7 +2,7 @@
 
 All minimise alpha * KD + beta * hint + gamma * CE, with the terms that the method has. ``ce`` is the control of every
 other method; ``random3``, ``last3`` and ``all`` are controls of ``selective``, from which they differ in the blocks
-alone. The rules that choose blocks are in `pipeline.distill.blocks`, the terms in `pipeline.distill.losses`, adapters
+alone. `Method.builds_on` names the method that another one changes. The rules that choose blocks are in `pipeline.distill.blocks`, the terms in `pipeline.distill.losses`, adapters
 in `pipeline.distill.hints`, the new choice while training in `pipeline.distill.dynamic`.
 """
 
@@ -31,6 +31,7 @@ class Method:
         adaptive_beta: Whether beta is halved when the validation KD loss stops improving.
         hint_epochs: Hint-only epochs at the start, unless ``--hint-epochs`` says otherwise.
         dynamic: Whether the blocks are chosen again while training.
+        builds_on: The method that it differs from in one idea, to see what that idea is worth (empty: none).
     """
 
     note: str
@@ -39,6 +40,7 @@ class Method:
     adaptive_beta: bool = False
     hint_epochs: int = 0
     dynamic: bool = False
+    builds_on: str = ""
 
     @property
     def scans(self) -> bool:
@@ -48,17 +50,35 @@ class Method:
 
 METHODS = {
     "ce": Method("labels alone, the control", kd=False),
-    "kd": Method("labels and the teacher's logits"),
-    "static": Method("kd and hints at stage ends, hints alone first, constant beta", blocks=stage_ends, hint_epochs=5),
-    "adaptive": Method("kd and hints at stage ends, beta adapts", blocks=stage_ends, adaptive_beta=True),
-    "selective": Method(
-        "kd and hints at the blocks of the highest variance, beta adapts", blocks=highest_variance, adaptive_beta=True
+    "kd": Method("labels and the teacher's logits", builds_on="ce"),
+    "static": Method(
+        "kd and hints at stage ends, hints alone first, constant beta",
+        blocks=stage_ends,
+        hint_epochs=5,
+        builds_on="kd",
     ),
-    "random3": Method("as selective, at random blocks", blocks=random_blocks, adaptive_beta=True),
-    "last3": Method("as selective, at the deepest blocks", blocks=last_blocks, adaptive_beta=True),
-    "all": Method("as selective, at every block", blocks=every_block, adaptive_beta=True),
+    "adaptive": Method(
+        "kd and hints at stage ends, beta adapts", blocks=stage_ends, adaptive_beta=True, builds_on="static"
+    ),
+    "selective": Method(
+        "kd and hints at the blocks of the highest variance, beta adapts",
+        blocks=highest_variance,
+        adaptive_beta=True,
+        builds_on="adaptive",
+    ),
+    "random3": Method(
+        "as selective, at random blocks", blocks=random_blocks, adaptive_beta=True, builds_on="selective"
+    ),
+    "last3": Method(
+        "as selective, at the deepest blocks", blocks=last_blocks, adaptive_beta=True, builds_on="selective"
+    ),
+    "all": Method("as selective, at every block", blocks=every_block, adaptive_beta=True, builds_on="selective"),
     "dynamic": Method(
-        "as selective, blocks chosen again while training", blocks=highest_variance, adaptive_beta=True, dynamic=True
+        "as selective, blocks chosen again while training",
+        blocks=highest_variance,
+        adaptive_beta=True,
+        dynamic=True,
+        builds_on="selective",
     ),
 }
 

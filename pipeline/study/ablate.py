@@ -15,8 +15,8 @@ from pipeline.distill.blocks import highest_variance, last_blocks, random_blocks
 from pipeline.distill.methods import METHODS, Method
 from pipeline.errors import InputError
 from pipeline.parsing import parse_choices
-from pipeline.study.cells import Cell
-from pipeline.study.compare import StudyOptions, resolve_runtime, run_study, variant
+from pipeline.study.cells import Cell, variant
+from pipeline.study.compare import StudyOptions, resolve_runtime, run_study
 
 __all__ = ["BASE", "FACTORS", "Factor", "ablate"]
 

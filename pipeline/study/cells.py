@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import load_json, load_manifest, lock_run, write_json
-from pipeline.config import Config
+from pipeline.config import Config, build_config
 from pipeline.distill.methods import CONTROL, METHODS
 from pipeline.errors import DivergenceError
 from pipeline.progress import format_duration, log, warn
 from pipeline.stages import CONFIG, run_stages
 
-__all__ = ["COLUMNS", "Cell", "Row", "measure_test", "read_log", "run_cells"]
+__all__ = ["COLUMNS", "Cell", "Row", "measure_test", "read_log", "run_cells", "variant"]
 
 Row = dict[str, Any]
 
@@ -52,6 +52,15 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.name}, {self.config.distill.epochs} epochs, seed {self.config.runtime.seed}"
+
+
+def variant(config: Config, distill: dict[str, Any], seed: int) -> Config:
+    """Return a configuration with other distillation options and another seed, checked as the command line's is.
+
+    Raises:
+        InputError: The options contradict each other.
+    """
+    return build_config(dataclasses.asdict(config), {"distill": distill, "runtime": {"seed": seed}})
 
 
 def run_cells(

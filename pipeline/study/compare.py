@@ -16,18 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import MANIFEST, load_manifest, write_atomic, write_json
-from pipeline.config import Config, build_config
+from pipeline.artifacts import load_manifest, output_damage, write_atomic, write_json
+from pipeline.config import Config
 from pipeline.data import open_dataset
 from pipeline.distill.methods import CONTROL, METHODS
 from pipeline.errors import InputError
 from pipeline.parsing import parse_choices, parse_counts
 from pipeline.runtime import resolve
-from pipeline.stages import CONFIG, STAGES, recorded_config, run_stages
-from pipeline.study.cells import COLUMNS, Cell, Row, measure_test, run_cells
+from pipeline.stages import CONFIG, recorded_config, run_stages
+from pipeline.study.cells import COLUMNS, Cell, Row, measure_test, run_cells, variant
+from pipeline.study.finished import check_cells_kept, check_teacher_kept, with_finished
 from pipeline.study.tables import alarms, render, summarise
 
-__all__ = ["StudyOptions", "compare", "resolve_runtime", "run_study", "variant"]
+__all__ = ["StudyOptions", "compare", "resolve_runtime", "run_study"]
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,6 @@ def compare(config: Config, out: Path, methods: str, options: StudyOptions) -> d
     return run_study("Comparison of methods", cells, config, out, options, control=CONTROL)
 
 
-def variant(config: Config, distill: dict[str, Any], seed: int) -> Config:
-    """Return a configuration with other distillation options and another seed, checked as the command line's is.
-
-    Raises:
-        InputError: The options contradict each other.
-    """
-    return build_config(dataclasses.asdict(config), {"distill": distill, "runtime": {"seed": seed}})
-
-
 def run_study(
     title: str, cells: Sequence[Cell], config: Config, out: Path, options: StudyOptions, *, control: str
 ) -> dict[str, Any]:
@@ -111,13 +103,17 @@ def run_study(
         ``rows``, ``summary``, ``alarms`` and the paths of what was written.
 
     Raises:
-        InputError: The directory given holds no teacher, or cells need hints that the teacher cannot give.
+        InputError: The directory given holds no teacher, cells need hints that the teacher cannot give, or finished
+            cells would be replaced.
         KdedgeError: A stage failed.
     """
     from benchmarks.study_figures import draw_study
 
     if options.teacher_dir is None:
         _check_hints(cells, config.teacher.arch)
+        if not options.force:
+            check_cells_kept(cells, out, None)
+            check_teacher_kept(config, out)
         run_stages(("teacher",), config, out)
         teacher_dir = out / "teacher"
         teacher = load_manifest(teacher_dir)
@@ -125,9 +121,11 @@ def run_study(
         teacher_dir = options.teacher_dir.resolve()  # it may be the link of a cell that is about to be made again
         teacher = _load_teacher_manifest(options.teacher_dir)
         _check_hints(cells, teacher["facts"]["arch"])
-        write_json(out / CONFIG, dataclasses.asdict(config))
+    if not options.force:
+        check_cells_kept(cells, out, teacher)
+    write_json(out / CONFIG, dataclasses.asdict(config))
     forced = cells if options.force else ()
-    cells = _with_finished(cells, config, out, teacher)
+    cells = with_finished(cells, config, out, teacher)
     data_name = open_dataset(config.data).name
     result: dict[str, Any] = {}
 
@@ -163,7 +161,7 @@ def _load_teacher_manifest(teacher_dir: Path) -> dict[str, Any]:
     """Read the manifest of a finished teacher stage.
 
     Raises:
-        InputError: There is none, it is damaged, or it is of another stage.
+        InputError: There is none, it is damaged, its files are not those it wrote, or it is of another stage.
     """
     hint = "give a finished teacher, as in artifacts/run/teacher; `kdedge teacher --out artifacts/run` trains one"
     try:
@@ -172,6 +170,8 @@ def _load_teacher_manifest(teacher_dir: Path) -> dict[str, Any]:
         raise InputError(f"--teacher-dir: {error}", hint) from error
     if manifest.get("stage") != "teacher":
         raise InputError(f"--teacher-dir {teacher_dir} holds the stage {manifest.get('stage')}, not a teacher", hint)
+    if damage := output_damage(teacher_dir, manifest):
+        raise InputError(f"--teacher-dir {teacher_dir}: {damage} since it was trained", hint)
     return manifest
 
 
@@ -191,29 +191,6 @@ def _check_hints(cells: Sequence[Cell], arch: str) -> None:
             "train without hints: `kdedge compare --methods ce,kd`, `kdedge ablate --method kd`; or take another "
             "--teacher",
         )
-
-
-def _with_finished(cells: Sequence[Cell], config: Config, out: Path, teacher: dict[str, Any]) -> list[Cell]:
-    """Add the finished cells of a comparison that differ in method, length and seed alone; sort all of them."""
-    directories = {cell.directory(out) for cell in cells}
-    found = list(cells)
-    for path in out.glob(f"e*/seed*/*/distill/{MANIFEST}"):
-        directory = path.parents[1]
-        if directory in directories or directory.name not in METHODS:
-            continue
-        manifest = load_manifest(path.parent)
-        made, wanted = manifest["config"], STAGES["distill"].key(config)
-        distill = {key: made["distill"].get(key) for key in ("method", "epochs")}
-        wanted["distill"] |= distill
-        wanted["runtime"] |= {"seed": made["runtime"].get("seed")}
-        same_teacher = (
-            manifest["inputs"].get("teacher/teacher.safetensors") == teacher["outputs"]["teacher.safetensors"]
-        )
-        if made == wanted and same_teacher:
-            found.append(Cell(directory.name, variant(config, distill, made["runtime"]["seed"])))
-    # The control is the first of the methods, so that every other cell can be compared with it as soon as it is done.
-    order = {name: place for place, name in enumerate(METHODS)}
-    return sorted(found, key=lambda c: (c.config.distill.epochs, c.config.runtime.seed, order.get(c.name, len(order))))
 
 
 def _scan_rows(cells: Sequence[Cell], rows: Sequence[Row], out: Path) -> list[Row]:

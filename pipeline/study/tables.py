@@ -4,9 +4,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.distill.methods import CONTROL
+from pipeline.distill.methods import CONTROL, METHODS
 from pipeline.study.cells import Row
-from pipeline.study.statistics import Difference, paired_difference
+from pipeline.study.statistics import paired_difference
 
 __all__ = ["alarms", "render", "summarise"]
 
@@ -20,8 +20,10 @@ def summarise(rows: Sequence[Row], control: str) -> list[dict[str, Any]]:
 
     Returns:
         Mappings with ``method``, ``epochs``, ``seeds``, ``diverged``, means over the seeds of the row's columns, ``sd``
-        of the validation accuracy (None with one seed), ``difference_pp``, ``interval_pp`` (half width) and
-        ``verdict`` (empty for the control and without one).
+        of the validation accuracy (None with one seed), and its difference to the control: ``difference_pp``,
+        ``interval_pp`` (half width), ``verdict`` (empty for the control and without one) and ``common_seeds``, of which
+        it is. ``builds_on`` holds the same for the method that this one builds on, and its ``method`` (None: it builds
+        on none, or the rows are no methods); ``int8_test_sd`` and ``int8_test`` are of the INT8 test accuracy.
     """
     groups: dict[tuple[int, str], list[Row]] = {}
     for row in rows:
@@ -29,19 +31,18 @@ def summarise(rows: Sequence[Row], control: str) -> list[dict[str, Any]]:
     entries = []
     for (epochs, method), group in groups.items():
         done = [row for row in group if row["status"] == "done"]
-        by_seed = _by_seed(done)
-        difference: Difference | None = None
-        if method != control:
-            difference = paired_difference(by_seed, _by_seed(groups.get((epochs, control), ())))
+        reference = groups.get((epochs, control), []) if method != control else []
+        base = METHODS[method].builds_on if control == CONTROL else ""
         entry: dict[str, Any] = {
             "method": method,
             "epochs": epochs,
             "seeds": len(done),
             "diverged": len(group) - len(done),
-            "sd": statistics.stdev(by_seed.values()) if len(by_seed) > 1 else None,
-            "difference_pp": difference.mean if difference else None,
-            "interval_pp": difference.half_width if difference else None,
-            "verdict": difference.verdict if difference else "",
+            "sd": _spread(_by_seed(group)),
+            **_difference(group, reference),
+            "builds_on": {"method": base, **_difference(group, groups.get((epochs, base), []))} if base else None,
+            "int8_test_sd": _spread(_by_seed(group, _INT8)),
+            "int8_test": _difference(group, reference, _INT8),
         }
         for column in _MEANS:
             values = [row[column] for row in done if row.get(column) is not None]
@@ -55,31 +56,36 @@ def summarise(rows: Sequence[Row], control: str) -> list[dict[str, Any]]:
 def alarms(summary: Sequence[Mapping[str, Any]], control: str) -> list[str]:
     """Return what a reader must know first.
 
-    If the control is the method without a teacher, that is a sentence for a teacher that is not better than it, and for
-    every method that is not; in any case one for hints that drowned the other terms
+    If the control is the method without a teacher, that is a sentence for a teacher that is not better than it, for
+    every method that is not or is not shown to be, and for a choice of blocks that is no better than another one. In
+    any case one for seeds that diverged and for hints that drowned the other terms
     (`pipeline.distill.stage.DROWNED_PCT`).
     """
     from pipeline.distill.stage import DROWNED_PCT
 
-    weak = [
-        f"the teacher is not better than {control}, {entry['epochs']} epochs: "
-        f"{abs(entry['teacher_gap_pp']):.2f} pp below."
-        for entry in summary
-        if entry["method"] == control == CONTROL and entry["seeds"] and entry["teacher_gap_pp"] <= 0
-    ]
-    useless = [
-        f"{entry['method']}, {entry['epochs']} epochs, is not better than its control {control}: "
-        f"{_difference(entry)} pp ({entry['verdict']})."
-        for entry in summary
-        if control == CONTROL and entry["difference_pp"] is not None and entry["difference_pp"] <= 0
-    ]
-    drowned = [
-        f"{entry['method']}, {entry['epochs']} epochs: on the first batch of {entry['drowned_epochs']:.1f} of them on "
-        f"average, hints supplied more than {DROWNED_PCT:.0f} % of the gradient."
-        for entry in summary
-        if entry["drowned_epochs"]
-    ]
-    return weak + useless + drowned
+    found = []
+    for entry in summary:
+        name = f"{entry['method']}, {entry['epochs']} epochs"
+        if entry["method"] == control == CONTROL and entry["seeds"] and entry["teacher_gap_pp"] <= 0:
+            found.append(
+                f"the teacher is not better than {control}, {entry['epochs']} epochs: "
+                f"{abs(entry['teacher_gap_pp']):.2f} pp below."
+            )
+        if control == CONTROL:
+            found += _no_gain(name, f"its control {control}", entry, entry["seeds"])
+        if entry["method"] in _OTHER_BLOCKS and entry["builds_on"]:
+            chosen, difference = _turned(entry["builds_on"])
+            seeds = next((e["seeds"] for e in summary if (e["method"], e["epochs"]) == (chosen, entry["epochs"])), 0)
+            found += _no_gain(f"{chosen}, {entry['epochs']} epochs", entry["method"], difference, seeds)
+        if entry["diverged"]:
+            rest = "; its means are of the others." if entry["seeds"] else "."
+            found.append(f"{name}: {entry['diverged']} of {entry['diverged'] + entry['seeds']} seeds diverged{rest}")
+        if entry["drowned_epochs"]:
+            found.append(
+                f"{name}: on the first batch of {entry['drowned_epochs']:.1f} of them on average, hints supplied more "
+                f"than {DROWNED_PCT:.0f} % of the gradient."
+            )
+    return found
 
 
 def render(
@@ -105,21 +111,17 @@ def render(
     for warning in warnings:
         lines += [f"> **Alarm:** {warning}", ""]
     tested = any(entry["int8_test_top1_pct"] is not None for entry in summary)
-    head = [
-        "",
-        "validation top-1 %",
-        f"to {control}, pp (95 %)",
-        "verdict",
-        "validation loss",
-        "teacher minus student, pp",
-    ]
-    head += ["INT8 test top-1 %"] * tested
+    methods = any(entry["builds_on"] for entry in summary)
+    head = ["", "validation top-1 %", f"to {control}, pp (95 %)", "verdict"]
+    head += ["to what it builds on, pp (95 %)"] * methods
+    head += ["validation loss", "teacher minus student, pp"]
+    head += ["INT8 test top-1 %", f"INT8 test to {control}, pp (95 %)"] * tested
     head += ["shipped", "trained", "hint maps, MB", "scan, s", "minutes", f"epochs to {reach:g} %"]
     for epochs in dict.fromkeys(entry["epochs"] for entry in summary):
         lines += [f"## {epochs} epochs", "", _line(head), "|" + "---|" * len(head)]
         for entry in summary:
             if entry["epochs"] == epochs:
-                lines.append(_line(_cells(entry, control, tested)))
+                lines.append(_line(_cells(entry, control, methods, tested)))
         lines.append("")
     lines += [f"- {note}" for note in notes]
     return "\n".join(lines) + "\n"
@@ -131,40 +133,101 @@ _MEANS = (
 )  # fmt: skip
 
 
-def _by_seed(rows: Sequence[Row]) -> dict[int, float]:
-    return {row["seed"]: row["val_top1_pct"] for row in rows if row["status"] == "done"}
+_INT8 = "int8_test_top1_pct"
+_OTHER_BLOCKS = ("random3", "last3", "all")  # what `selective` must beat for its choice to be worth something
 
 
-def _cells(entry: Mapping[str, Any], control: str, tested: bool) -> list[str]:
+def _by_seed(rows: Sequence[Row], column: str = "val_top1_pct") -> dict[int, float]:
+    return {row["seed"]: row[column] for row in rows if row["status"] == "done" and row.get(column) is not None}
+
+
+def _spread(values: Mapping[int, float]) -> float | None:
+    return statistics.stdev(values.values()) if len(values) > 1 else None
+
+
+def _difference(rows: Sequence[Row], others: Sequence[Row], column: str = "val_top1_pct") -> dict[str, Any]:
+    """Return the paired difference of two groups of rows as part of an entry."""
+    difference = paired_difference(_by_seed(rows, column), _by_seed(others, column))
+    return {
+        "difference_pp": difference.mean if difference else None,
+        "interval_pp": difference.half_width if difference else None,
+        "verdict": difference.verdict if difference else "",
+        "common_seeds": difference.seeds if difference else 0,
+    }
+
+
+def _turned(builds_on: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the method that one builds on, and its difference to that one."""
+    value, verdict = builds_on["difference_pp"], builds_on["verdict"]
+    turned = {"better": "worse", "worse": "better"}.get(verdict, verdict)
+    value = None if value is None else 0.0 - value  # not -0.0
+    return builds_on["method"], {**builds_on, "difference_pp": value, "verdict": turned}
+
+
+def _no_gain(name: str, other: str, difference: Mapping[str, Any], seeds: int) -> list[str]:
+    """Say that something is not better than another, if so."""
+    value, verdict = difference["difference_pp"], difference["verdict"]
+    if value is None or (value > 0 and verdict != "not resolved"):
+        return []
+    shown = "is not better" if value <= 0 else "is not shown to be better"
+    reason = ", ".join(part for part in (verdict, _common(difference, seeds)) if part)
+    return [f"{name}, {shown} than {other}: {_gain(difference)} pp ({reason})."]
+
+
+def _cells(entry: Mapping[str, Any], control: str, methods: bool, tested: bool) -> list[str]:
     if not entry["seeds"]:
         return [entry["method"], "diverged"]
-    accuracy = _number(entry["val_top1_pct"], ".2f")
+    seeds, base = entry["seeds"], entry["builds_on"]
+    accuracy = _accuracy(entry["val_top1_pct"], entry["sd"])
     if entry["sd"] is not None:
-        accuracy += f" ± {entry['sd']:.2f} ({entry['seeds']} seeds)"
+        accuracy += f" ({seeds} seeds)"
     if entry["diverged"]:
         accuracy += f", {entry['diverged']} diverged"
+    step = f"{base['method']}: {_compared(base, seeds)}" if base and base["common_seeds"] else "–"
+    is_control = entry["method"] == control
+    test = [
+        _accuracy(entry[_INT8], entry["int8_test_sd"]),
+        "control" if is_control else _compared(entry["int8_test"], seeds),
+    ]
     return [
         entry["method"],
         accuracy,
-        "control" if entry["method"] == control else _difference(entry),
+        "control" if is_control else _compared(entry, seeds),
         entry["verdict"],
+        *([step] * methods),
         _number(entry["val_ce"], ".3f"),
         _number(entry["teacher_gap_pp"], ".2f"),
-        *([_number(entry["int8_test_top1_pct"], ".2f")] * tested),
+        *(test if tested else []),
         f"{entry['params'] / 1e6:.2f} M",
         f"{entry['trained_params'] / 1e6:.2f} M",
         f"{entry['hint_map_bytes'] / 1e6:.1f}",
         _number(entry["scan_s"], ".1f"),
         _number(entry["seconds"] / 60, ".1f"),
-        _number(entry["reach_epochs"], ".1f"),
+        _number(entry["reach_epochs"], ".1f").removesuffix(".0"),
     ]
 
 
-def _difference(entry: Mapping[str, Any]) -> str:
-    if entry["difference_pp"] is None:
+def _accuracy(mean: float | None, sd: float | None) -> str:
+    return _number(mean, ".2f") + ("" if mean is None or sd is None else f" ± {sd:.2f}")
+
+
+def _compared(difference: Mapping[str, Any], seeds: int) -> str:
+    """Return a difference for a row of ``seeds`` seeds."""
+    common = _common(difference, seeds)
+    return _gain(difference) + (f" ({common})" if common else "")
+
+
+def _gain(difference: Mapping[str, Any]) -> str:
+    if difference["difference_pp"] is None:
         return "–"
-    text = f"{entry['difference_pp']:+.2f}"
-    return text if entry["interval_pp"] is None else f"{text} ± {entry['interval_pp']:.2f}"
+    text = f"{difference['difference_pp']:+.2f}"
+    return text if difference["interval_pp"] is None else f"{text} ± {difference['interval_pp']:.2f}"
+
+
+def _common(difference: Mapping[str, Any], seeds: int) -> str:
+    """Say how many seeds a difference is of if the means beside it are of more."""
+    common = difference["common_seeds"]
+    return f"{common} common seed{'s' * (common > 1)}" if 0 < common < seeds else ""
 
 
 def _number(value: float | None, form: str) -> str:

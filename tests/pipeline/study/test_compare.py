@@ -10,6 +10,7 @@ import pytest
 from tiny import TINY
 from typer.testing import CliRunner
 
+from pipeline.artifacts import file_sha256
 from pipeline.cli import app
 from pipeline.distill import stage
 
@@ -104,10 +105,91 @@ def test_a_later_command_adds_to_the_table_what_was_trained_alike(study, compare
     command[command.index("--methods") + 1] = "kd"
     assert kdedge(*command).stderr.count("distill: up to date, skipped") == 6
     assert (out / "evaluation_results.csv").read_text() == before
-    page = kdedge(*command, "--temperature", "2", "--out", out, code=0).stdout
-    assert "1 of 1 cells" in page  # the others were trained at another temperature
-    kdedge(*study[1])
-    assert (out / "evaluation_results.csv").read_text().count("done") == 6
+
+
+def small(study, out, *more, methods="kd", seeds="0"):
+    """Return the command of the study with its teacher, in another directory and with fewer cells."""
+    command = [out if part == study[0] else part for part in without_teacher_options(study[1])]
+    command[command.index("--seeds") + 1] = seeds
+    command[command.index("--methods") + 1] = methods
+    return [*command, "--teacher-dir", study[0] / "teacher", *more]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--temperature", "2"], "--temperature"),
+        (["--recipe", "source"], "--recipe"),
+        (["--train-size", "60"], "--train-size"),
+    ],
+)
+def test_finished_cells_are_not_replaced_by_cells_of_other_options(options, named, study, compared):
+    out, command = study
+    before = (out / "e2" / "seed0" / "kd" / "distill" / "manifest.json").read_text()
+    recorded = (out / "config.json").read_text()
+    result = kdedge(*command, *options, code=2)
+    assert f"6 finished cells in {out} would be replaced: made with another {named}" in result.stderr
+    assert "-> give another --out, or --force to replace them" in result.stderr
+    assert "running" not in result.stderr
+    assert (out / "e2" / "seed0" / "kd" / "distill" / "manifest.json").read_text() == before
+    assert (out / "config.json").read_text() == recorded
+
+
+def test_the_teacher_of_finished_cells_is_not_replaced(study, compared):
+    result = kdedge(*study[1], "--teacher-epochs", "1", code=2)
+    assert "6 finished cells in" in result.stderr
+    assert "made with a teacher of another --teacher-epochs" in result.stderr
+
+
+def test_force_replaces_finished_cells_and_the_others_leave_the_tables(study, compared, tmp_path):
+    kdedge(*small(study, tmp_path, methods="ce,kd"))
+    page = kdedge(*small(study, tmp_path, "--temperature", "2", "--force"))
+    assert "distill: running" in page.stderr
+    assert f"{tmp_path / 'e2' / 'seed0' / 'ce'} is left out of the tables: it was made with another --temperature" in (
+        page.stderr
+    )
+    assert "1 of 1 cells" in page.stdout
+
+
+def test_cells_of_another_teacher_are_kept(study, compared, tmp_path):
+    kdedge(*small(study, tmp_path))
+    other = tmp_path / "other" / "teacher"
+    shutil.copytree(study[0] / "teacher", other)
+    # Not the weights alone decide: a cell reads all files of its teacher.
+    (other / "metrics.csv").write_text("other")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["outputs"]["metrics.csv"] = file_sha256(other / "metrics.csv")
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    command = small(study, tmp_path)
+    command[command.index("--teacher-dir") + 1] = other
+    result = kdedge(*command, code=2)
+    assert f"1 finished cell in {tmp_path} would be replaced: made with another teacher" in result.stderr
+    command[command.index("--methods") + 1] = "ce"
+    result = kdedge(*command)
+    assert result.stderr.count("distill: running") == 1  # kd was not asked for
+    assert "is left out of the tables: it was made with another teacher" in result.stderr
+
+
+def test_a_damaged_cell_that_was_not_asked_for_does_not_stop_the_study(study, compared, tmp_path):
+    kdedge(*small(study, tmp_path, methods="ce,kd"))
+    kd, ce = (tmp_path / "e2" / "seed0" / name / "distill" for name in ("kd", "ce"))
+    (kd / "manifest.json").write_text("{")
+    (ce / "student.json").unlink()
+    result = kdedge(*small(study, tmp_path, methods="selective"))
+    assert f"warning: {kd.parent} is left out of the tables: {kd / 'manifest.json'} is damaged" in result.stderr
+    assert f"warning: {ce.parent} is left out of the tables: student.json is missing" in result.stderr
+    assert result.stderr.count("distill: running") == 1
+
+
+def test_an_altered_teacher_is_refused_before_the_first_cell(study, compared, tmp_path):
+    altered = tmp_path / "altered" / "teacher"
+    shutil.copytree(study[0] / "teacher", altered)
+    (altered / "teacher.safetensors").write_bytes(b"other")
+    command = small(study, tmp_path / "out")
+    command[command.index("--teacher-dir") + 1] = altered
+    result = kdedge(*command, code=2)
+    assert f"--teacher-dir {altered}: teacher.safetensors was altered since it was trained" in result.stderr
+    assert "cell 1" not in result.stderr
 
 
 def test_a_finished_teacher_is_taken_and_not_copied(study, compared, tmp_path):

@@ -71,11 +71,94 @@ def test_a_page_begins_with_every_method_that_is_not_better_than_its_control():
     rows.append({"method": "all", "epochs": 20, "seed": 0, "status": "diverged"})
     summary = summarise(rows, "ce")
     warnings = alarms(summary, "ce")
-    assert warnings == ["kd, 20 epochs, is not better than its control ce: +0.00 pp (one seed)."]
+    assert warnings == [
+        "kd, 20 epochs, is not better than its control ce: +0.00 pp (one seed).",
+        "all, 20 epochs: 1 of 1 seeds diverged.",
+    ]
     page = render("Methods", summary, warnings, ["a note"], control="ce", reach=85)
     lines = page.splitlines()
     assert lines[2] == "> **Alarm:** kd, 20 epochs, is not better than its control ce: +0.00 pp (one seed)."
-    assert "| static | 91.00 | +1.00 | one seed | 0.500 | 4.00 | 1.28 M | 1.48 M | 2.0 | 1.0 | 1.5 | 7.0 |" in lines
+    assert (
+        "| static | 91.00 | +1.00 | one seed | kd: +1.00 | 0.500 | 4.00 | 1.28 M | 1.48 M | 2.0 | 1.0 | 1.5 | 7 |"
+        in lines
+    )
+    assert "| ce | 90.00 | control |  | – | 0.500 | 5.00 | 1.28 M | 1.48 M | 2.0 | 1.0 | 1.5 | 7 |" in lines
     assert "| all | diverged |" in lines
     assert lines[-1] == "- a note"
     assert "INT8" not in page
+
+
+def test_a_method_is_compared_with_the_one_that_it_builds_on():
+    tops = {"ce": (90, 91, 92), "kd": (91, 92.1, 92.9), "static": (91.5, 92.5, 93.5)}
+    rows = [row(method, seed, top) for method, values in tops.items() for seed, top in enumerate(values)]
+    rows.append(row("selective", 0, 94))  # `adaptive`, which it builds on, is not there
+    by_name = {entry["method"]: entry for entry in summarise(rows, "ce")}
+    assert by_name["ce"]["builds_on"] is None
+    # Differences 0.5, 0.4, 0.6.
+    step = by_name["static"]["builds_on"]
+    assert (step["method"], step["verdict"], step["common_seeds"]) == ("kd", "better", 3)
+    assert (step["difference_pp"], step["interval_pp"]) == pytest.approx((0.5, 0.2484), abs=1e-3)
+    page = render("Methods", list(by_name.values()), [], [], control="ce", reach=85)
+    assert "to what it builds on, pp (95 %)" in page
+    assert "| kd: +0.50 ± 0.25 |" in page
+    assert by_name["selective"]["builds_on"]["difference_pp"] is None
+
+
+def test_variations_of_an_ablation_build_on_nothing():
+    summary = summarise([row("base", 0, 90), row("lr=0.1", 0, 89)], "base")
+    assert [entry["builds_on"] for entry in summary] == [None, None]
+    assert "builds on" not in render("Ablations", summary, [], [], control="base", reach=85)
+    assert alarms(summary, "base") == []
+
+
+def test_a_gain_that_is_not_resolved_is_an_alarm():
+    rows = [row("ce", seed, 90) for seed in range(3)] + [row("kd", seed, 90 + seed) for seed in range(3)]
+    assert alarms(summarise(rows, "ce"), "ce") == [
+        "kd, 20 epochs, is not shown to be better than its control ce: +1.00 ± 2.48 pp (not resolved)."
+    ]
+
+
+def test_seeds_that_diverged_are_an_alarm_in_every_study():
+    rows = [row("base", 0, 90), row("lr=0.4", 0, 91), {**row("lr=0.4", 1, 0), "status": "diverged"}]
+    assert alarms(summarise(rows, "base"), "base") == [
+        "lr=0.4, 20 epochs: 1 of 2 seeds diverged; its means are of the others."
+    ]
+
+
+def test_a_choice_of_blocks_that_is_not_better_than_another_is_an_alarm():
+    rows = [row("ce", 0, 90), row("selective", 0, 92), row("random3", 0, 92.5), row("last3", 0, 91), row("all", 0, 92)]
+    assert alarms(summarise(rows, "ce"), "ce") == [
+        "selective, 20 epochs, is not better than random3: -0.50 pp (one seed).",
+        "selective, 20 epochs, is not better than all: +0.00 pp (one seed).",
+    ]
+    rows = [row("selective", seed, 92 + seed) for seed in range(3)] + [row("last3", seed, 92) for seed in range(3)]
+    assert alarms(summarise(rows, "ce"), "ce") == [
+        "selective, 20 epochs, is not shown to be better than last3: +1.00 ± 2.48 pp (not resolved)."
+    ]
+
+
+def test_a_difference_of_fewer_seeds_than_the_mean_says_so():
+    rows = [row("ce", 0, 91.0), *(row("kd", seed, 90.0 + seed) for seed in (0, 1))]
+    summary = summarise(rows, "ce")
+    assert alarms(summary, "ce") == [
+        "kd, 20 epochs, is not better than its control ce: -1.00 pp (one seed, 1 common seed)."
+    ]
+    page = render("Methods", summary, [], [], control="ce", reach=85)
+    assert "| kd | 90.50 ± 0.71 (2 seeds) | -1.00 (1 common seed) | one seed | ce: -1.00 (1 common seed) |" in page
+
+
+def test_int8_test_accuracy_has_its_spread_and_its_difference_to_the_control():
+    rows = [row("ce", seed, 90, int8_test_top1_pct=88 + seed) for seed in (0, 1)]
+    rows += [row("kd", seed, 91, int8_test_top1_pct=89 + 1.1 * seed) for seed in (0, 1)]
+    page = render("Methods", summarise(rows, "ce"), [], [], control="ce", reach=85)
+    assert "| INT8 test top-1 % | INT8 test to ce, pp (95 %) |" in page
+    assert "| 88.50 ± 0.71 | control |" in page
+    assert "| 89.55 ± 0.78 | +1.05 ± 0.64 |" in page  # differences 1, 1.1: 12.706 * 0.0707 / sqrt(2)
+    rows[3]["int8_test_top1_pct"] = None
+    page = render("Methods", summarise(rows, "ce"), [], [], control="ce", reach=85)
+    assert "| – | +1.00 (1 common seed) |" in page
+
+
+def test_a_mean_of_epochs_is_whole_only_if_it_is():
+    rows = [row("ce", seed, 90, reach_epochs=epoch) for seed, epoch in enumerate((10, 11))]
+    assert "| 10.5 |" in render("Methods", summarise(rows, "ce"), [], [], control="ce", reach=85)

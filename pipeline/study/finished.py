@@ -1,0 +1,139 @@
+"""What is finished in the directory of a study: it is kept, and it is in the tables of a later command.
+
+A cell counts if it was made with the options, the images and the teacher of that command. What was made otherwise is
+never replaced unless ``--force`` is given.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import MANIFEST, changed_keys, load_manifest, output_damage
+from pipeline.config import SECTIONS, Config
+from pipeline.distill.methods import METHODS
+from pipeline.errors import InputError
+from pipeline.progress import warn
+from pipeline.stages import STAGES
+from pipeline.study.cells import Cell, variant
+
+__all__ = ["check_cells_kept", "check_teacher_kept", "with_finished"]
+
+_FINISHED = f"e*/seed*/*/distill/{MANIFEST}"
+_FLAGS = {
+    f"config.{section}.{item.name}": item.metadata["flag"]
+    for section, kind in SECTIONS.items()
+    for item in dataclasses.fields(kind)
+}
+
+
+def check_teacher_kept(config: Config, out: Path) -> None:
+    """Refuse to replace the teacher of a study that has finished cells.
+
+    Raises:
+        InputError: The one that is there was made with other options.
+    """
+    finished = len(list(out.glob(_FINISHED)))
+    try:
+        manifest = load_manifest(out / "teacher")
+    except InputError:
+        return
+    changes = _changes("teacher", manifest, config)
+    if finished and changes:
+        raise _refusal(finished, out, f"a teacher of {_described(changes)}")
+
+
+def check_cells_kept(cells: Sequence[Cell], out: Path, teacher: Mapping[str, Any] | None) -> None:
+    """Refuse to replace finished cells that were made otherwise.
+
+    Args:
+        cells: Those that are to be trained.
+        out: Directory of the study.
+        teacher: Manifest of the teacher that they are to have (None: it is yet to be trained).
+
+    Raises:
+        InputError: There are some.
+    """
+    others = []
+    for cell in cells:
+        try:
+            manifest = load_manifest(cell.directory(out) / "distill")
+        except InputError:
+            continue  # nothing is lost when it is trained
+        if changes := _changes("distill", manifest, cell.config, teacher):
+            others.append(changes)
+    if others:
+        raise _refusal(len(others), out, _described(others[0]))
+
+
+def with_finished(cells: Sequence[Cell], config: Config, out: Path, teacher: Mapping[str, Any]) -> list[Cell]:
+    """Add the finished cells of a comparison that differ in method, length and seed alone; sort all of them.
+
+    Args:
+        cells: Those that were asked for.
+        config: What they share.
+        out: Directory of the study.
+        teacher: Manifest of their teacher.
+    """
+    directories = {cell.directory(out) for cell in cells}
+    found = list(cells)
+    for path in sorted(out.glob(_FINISHED)):
+        directory = path.parents[1]
+        if directory in directories or directory.name not in METHODS:
+            continue
+        cell, reason = _finished_cell(directory, config, out, teacher)
+        if cell:
+            found.append(cell)
+        else:
+            warn(f"{directory} is left out of the tables: {reason}")
+    # The control is the first of the methods, so that every other cell can be compared with it as soon as it is done.
+    order = {name: place for place, name in enumerate(METHODS)}
+    return sorted(found, key=lambda c: (c.config.distill.epochs, c.config.runtime.seed, order.get(c.name, len(order))))
+
+
+def _finished_cell(directory: Path, config: Config, out: Path, teacher: Mapping[str, Any]) -> tuple[Cell | None, str]:
+    """Return the cell that a directory holds, or why it is none of this comparison."""
+    try:
+        manifest = load_manifest(directory / "distill")
+        made = manifest["config"]
+        distill = {"method": directory.name, "epochs": made["distill"]["epochs"]}
+        cell = Cell(directory.name, variant(config, distill, made["runtime"]["seed"]))
+    except (InputError, KeyError, TypeError) as error:
+        return None, f"{error}"
+    if cell.directory(out) != directory:
+        return None, f"it holds {cell}"
+    if changes := _changes("distill", manifest, cell.config, teacher):
+        return None, f"it was made with {_described(changes)}"
+    if damage := output_damage(directory / "distill", manifest):
+        return None, damage
+    return cell, ""
+
+
+def _changes(
+    stage: str, manifest: Mapping[str, Any], config: Config, teacher: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Return the dotted keys in which a finished stage was made otherwise than it would be now."""
+    spec = STAGES[stage]
+    inputs = {f"data/{part}": digest for part, digest in spec.data(config).items()}
+    recorded = manifest["inputs"]
+    if teacher:
+        inputs |= {f"teacher/{name}": digest for name, digest in teacher["outputs"].items()}
+    else:
+        recorded = {name: digest for name, digest in recorded.items() if name in inputs}
+    wanted = {"config": spec.key(config), "inputs": inputs}
+    return changed_keys({"config": manifest["config"], "inputs": recorded}, wanted)
+
+
+def _described(changes: Sequence[str]) -> str:
+    """Say what was different, by its first part; a recipe before the options that it changes."""
+    first = "config.distill.recipe" if "config.distill.recipe" in changes else changes[0]
+    if first.startswith("inputs."):
+        return "another teacher" if first.startswith("inputs.teacher/") else "other images"
+    return f"another {_FLAGS.get(first) or first.rpartition('.')[2]}"
+
+
+def _refusal(count: int, out: Path, otherwise: str) -> InputError:
+    cells = "1 finished cell" if count == 1 else f"{count} finished cells"
+    return InputError(
+        f"{cells} in {out} would be replaced: made with {otherwise}", "give another --out, or --force to replace them"
+    )
