@@ -42,9 +42,9 @@ def top1_pct(right: npt.NDArray[np.bool_]) -> float:
     return round(100 * float(right.mean()), 4)
 
 
-def wilson_interval_pct(right: npt.NDArray[np.bool_], confidence: float = 0.95) -> list[float]:
-    """Return Wilson's score interval (1927) of the share of right answers, in percent: ``[lower, upper]``."""
-    n, share = len(right), float(right.mean())
+def wilson_interval_pct(right: int, n: int, confidence: float = 0.95) -> list[float]:
+    """Return Wilson's score interval (1927) of ``right`` answers among ``n`` images, in percent: ``[lower, upper]``."""
+    share = right / n
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)

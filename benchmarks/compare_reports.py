@@ -127,10 +127,10 @@ def same_host(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 def same_test_images(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Return whether the accuracies of two reports are of the same task, as far as the reports know."""
-    # The hash is of the images at the size in which a student sees them.
-    known = [[report["accuracy"].get(key) for key in ("image_size", "images_sha256")] for report in (a, b)]
-    if known[0][0] == known[1][0] and known[0][1] and known[1][1]:
-        same = known[0] == known[1]
+    hashes, sizes = ([report["accuracy"].get(key) for report in (a, b)] for key in ("images_sha256", "image_size"))
+    # The hash is of the images at the size in which a student sees them; older reports have none.
+    if all(hashes) and sizes[0] == sizes[1]:
+        same = hashes[0] == hashes[1]
     else:
         same = all(a[part][key] == b[part][key] for part, key in (("run", "data"), ("accuracy", "n")))
     return same and all(report["run"].get("same_test_images") is not False for report in (a, b))

@@ -144,7 +144,7 @@ def measure_windows(
     *,
     windows: int = WINDOWS,
     most_windows: int | None = None,
-    disturbed: Callable[[Sequence[Window]], bool] = lambda _: False,
+    disturbed: Callable[[Sequence[Sequence[Window]]], bool] = lambda _: False,
     clock: Callable[[], int] = time.perf_counter_ns,
     sense: Callable[[], Reading] = Reading.take,
     on_window: Callable[[int], object] = lambda _: None,
@@ -156,7 +156,7 @@ def measure_windows(
         seconds: Measuring time per candidate in seconds, over ``windows``; every window has at least one call.
         windows: Windows per candidate that count.
         most_windows: Windows per candidate at most, if those that count are disturbed; None: ``windows``.
-        disturbed: Whether some windows of one candidate were disturbed.
+        disturbed: Whether the windows that count were disturbed, given those of each candidate.
         clock: Returns the time in nanoseconds.
         sense: Reads the state of the machine; called before the first window and after every one.
         on_window: Called after every window with its number, from 1; all candidates have a first one, and so on.
@@ -168,7 +168,7 @@ def measure_windows(
     measured = {name: _warm_up(call, int(_WARM_UP_SHARE * seconds * 1e9), clock) for name, call in calls.items()}
     order = list(calls)
     before = sense()
-    for number in itertools.count(1):
+    for number in range(1, (most_windows or windows) + 1):
         for name in order:
             samples = run_window(calls[name], int(seconds / windows * 1e9), clock)
             after = sense()
@@ -177,10 +177,7 @@ def measure_windows(
             on_window(number)
         # ABBA order: a steady drift of the clock cancels out.
         order.reverse()
-        # A list, for every candidate is to be looked at.
-        if number >= windows and not any([disturbed(found.windows[-windows:]) for found in measured.values()]):
-            break
-        if number >= (most_windows or windows):
+        if number >= windows and not disturbed([found.windows[-windows:] for found in measured.values()]):
             break
     for found in measured.values():
         found.earlier, found.windows = found.windows[:-windows], found.windows[-windows:]
@@ -255,11 +252,16 @@ def _warm_up(call: Callable[[], object], duration_ns: int, clock: Callable[[], i
     return Measured(done, (now - start) / 1e6)
 
 
-def _disturbed(spins: list[float], windows: Sequence[Window], *, spins_beside: bool) -> bool:
-    """Judge some windows by the highest clock so far; ``spins`` collects the fixed loops of the run."""
-    spins += [window.spin_ms for window in windows if window.spin_ms is not None]
-    reasons, _ = disturbances(windows, spins_beside=spins_beside, fastest_spin_ms=min(spins, default=None))
-    return bool(reasons)
+def _disturbed(spins: list[float], candidates: Sequence[Sequence[Window]], *, spins_beside: bool) -> bool:
+    """Return whether the windows of any candidate were disturbed, by the highest clock so far.
+
+    The fixed loops beside the windows are added to ``spins``, those of the run so far.
+    """
+    spins += [window.spin_ms for windows in candidates for window in windows if window.spin_ms is not None]
+    return any(
+        disturbances(windows, spins_beside=spins_beside, fastest_spin_ms=min(spins, default=None))[0]
+        for windows in candidates
+    )
 
 
 def _show(bar: Tracker, case: str, number: int) -> None:

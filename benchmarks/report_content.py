@@ -7,18 +7,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from benchmarks.accuracy import wilson_interval_pct
-from benchmarks.figures import number
-from pipeline.progress import format_duration
+from benchmarks.report_facts import fact_rows, quantization_sentence
+from benchmarks.units import format_bytes, format_ms, format_pct, short_provider
 
-__all__ = ["context", "not_portable", "starts_from"]
+__all__ = ["context", "not_portable"]
 
 _HIGHER = ("p90", "p95", "p99")
 _MOST_CHANGES = 8
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_HASH = re.compile(r"[0-9a-f]{64}")
 _HEADLINES = {
     "passed": "Passed: INT8 keeps its accuracy",
     "failed": "Failed: INT8 loses too much accuracy",
@@ -35,7 +32,7 @@ def context(report: Mapping[str, Any]) -> dict[str, Any]:
         "key_facts": _key_facts(report),
         "accuracy": _accuracy_rows(report),
         "per_class": [
-            {**row, "fp32": _pct(row["fp32_top1_pct"]), "int8": _pct(row["int8_top1_pct"])}
+            {**row, "fp32": format_pct(row["fp32_top1_pct"]), "int8": format_pct(row["int8_top1_pct"])}
             for row in report.get("per_class") or []
         ],
         "changes": _changes(report.get("answer_changes")),
@@ -49,11 +46,11 @@ def context(report: Mapping[str, Any]) -> dict[str, Any]:
         "ran_as": _ran_as(report["latency"]),
         "portability": _portability(_emulated(report)),
         "warnings": _warnings(report),
-        "quantization": _quantization(report.get("quantization")),
+        "quantization": quantization_sentence(report.get("quantization")),
         "commands": report["run"].get("commands") or [],
-        "facts": _fact_rows(report),
+        "facts": fact_rows(report),
         "speedups": _speedups(report["latency"]),
-        "unavailable": [{**item, "provider": _short(item["provider"])} for item in report["unavailable"]],
+        "unavailable": [{**item, "provider": short_provider(item["provider"])} for item in report["unavailable"]],
     }
 
 
@@ -65,13 +62,6 @@ def not_portable(report: Mapping[str, Any]) -> str:
         if row["flips"]
     ]
     return f"not portable: {', '.join(other)}" if other else ""
-
-
-def starts_from(student: Mapping[str, Any]) -> str:
-    """Say which weights a student began from, by the first digits of their SHA-256; empty: from none, or unknown."""
-    hashes = student.get("weights_sha256") or []
-    students = "a student" if len(hashes) == 1 else f"mean of {len(hashes)} students"
-    return f"{students} ({', '.join(sha256[:8] for sha256 in hashes)})" if hashes else ""
 
 
 def _warnings(report: Mapping[str, Any]) -> list[str]:
@@ -90,15 +80,17 @@ def _key_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     low, high = accuracy["onnx_int8_ci95_pct"]
     convs = proof["integer_convs"] + proof["float_convs"]
     facts = [
-        ("INT8 top-1", f"{_pct(accuracy['onnx_int8_top1_pct'])}  (95 %: {low:.2f} to {high:.2f})"),
-        ("FP32 top-1", _pct(accuracy["onnx_fp32_top1_pct"])),
-        ("INT8 size", f"{_bytes(size['int8_bytes'])}, {size['ratio']:.2f}× smaller than FP32"),
+        ("INT8 top-1", f"{format_pct(accuracy['onnx_int8_top1_pct'])}  (95 %: {low:.2f} to {high:.2f})"),
+        ("FP32 top-1", format_pct(accuracy["onnx_fp32_top1_pct"])),
+        ("INT8 size", f"{format_bytes(size['int8_bytes'])}, {size['ratio']:.2f}× smaller than FP32"),
     ]
     for speedup in _speedups(report["latency"])[:1]:
         facts.append(("INT8 latency", speedup))
     for row in report.get("memory") or []:
         if row["model"] == "int8" and row["peak_rss_bytes"]:
-            facts.append(("INT8 memory", f"{_bytes(row['peak_rss_bytes'])} at most in a process that only runs it"))
+            facts.append(
+                ("INT8 memory", f"{format_bytes(row['peak_rss_bytes'])} at most in a process that only runs it")
+            )
     chosen = len(proof.get("float_on_purpose") or [])
     purpose = f"; {chosen} in float on purpose" if chosen else ""
     facts.append(("integer kernels", f"{proof['integer_convs']} of {convs} convolutions{purpose}"))
@@ -119,8 +111,8 @@ def _speedups(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             continue
         steady = all(row["trust"]["verdict"] == "steady" for row in (fp32, int8))
         sentences.append(
-            f"{_ms(int8['p50_ms'])} ms, {fp32['p50_ms'] / int8['p50_ms']:.2f}× as fast as FP32 "
-            f"({_short(provider)}, batch {batch}, {threads} thread{'s' * (threads > 1)}"
+            f"{format_ms(int8['p50_ms'])} ms, {fp32['p50_ms'] / int8['p50_ms']:.2f}× as fast as FP32 "
+            f"({short_provider(provider)}, batch {batch}, {threads} thread{'s' * (threads > 1)}"
             f"{'' if steady else '; noisy: do not quote'})"
         )
     return sentences
@@ -129,11 +121,8 @@ def _speedups(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _accuracy_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return model, top-1 and 95 % interval for every model that was scored."""
     accuracy = report["accuracy"]
-    arch, teacher, torch = (
-        report["teacher"]["arch"],
-        report["teacher"]["test_top1_pct"],
-        accuracy["torch_fp32_top1_pct"],
-    )
+    arch, teacher = report["teacher"]["arch"], report["teacher"]["test_top1_pct"]
+    torch = accuracy["torch_fp32_top1_pct"]
     rows = [
         (f"teacher {arch or ''} (PyTorch)".replace("  ", " "), teacher, _interval(teacher, accuracy["n"])),
         ("student FP32 (PyTorch)", torch, _interval(torch, accuracy["n"])),
@@ -141,7 +130,7 @@ def _accuracy_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("student INT8 (ONNX)", accuracy["onnx_int8_top1_pct"], accuracy.get("onnx_int8_ci95_pct")),
     ]
     return [
-        (name, _pct(value), f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "")
+        (name, format_pct(value), f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "")
         for name, value, interval in rows
         if value is not None
     ]
@@ -149,17 +138,17 @@ def _accuracy_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def _interval(top1_pct: float | None, n: int) -> list[float] | None:
     """Return the 95 % interval of an accuracy on ``n`` images, in percent."""
-    return None if top1_pct is None else wilson_interval_pct(np.arange(n) < round(n * top1_pct / 100))
+    return None if top1_pct is None else wilson_interval_pct(round(n * top1_pct / 100), n)
 
 
 def _latency_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return one row of the latency table as text."""
     return {
-        "provider": _short(row["provider"]),
+        "provider": short_provider(row["provider"]),
         "model": row["model"].upper(),
         "batch": row["batch"],
         "threads": row["threads"],
-        **{key: _ms(row.get(f"{key}_ms")) for key in ("p50", *_HIGHER, "load", "first_run")},
+        **{key: format_ms(row.get(f"{key}_ms")) for key in ("p50", *_HIGHER, "load", "first_run")},
         "throughput": f"{row['throughput_ips']:,.0f}",
         "samples": f"{row['samples']:,}{'*' if row.get('earlier_windows') else ''}",
         "steady": row["trust"]["verdict"] == "steady",
@@ -213,10 +202,8 @@ def _memory(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if row["peak_rss_bytes"] is None:
             sentences.append(f"{row['model'].upper()}: unknown, {row['reason']}")
             continue
-        text = (
-            f"{row['model'].upper()}: {_bytes(row['peak_rss_bytes'])} at most, {_bytes(row['baseline_bytes'])} of them "
-            "before the model is loaded"
-        )
+        peak, before = format_bytes(row["peak_rss_bytes"]), format_bytes(row["baseline_bytes"])
+        text = f"{row['model'].upper()}: {peak} at most, {before} of them before the model is loaded"
         if row["limit_mib"]:
             kept = "keeps within" if row["within_limit"] else "does not keep within"
             reason = f" ({row['limit_reason']})" if row["limit_reason"] else ""
@@ -232,12 +219,14 @@ def _ran_as(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if "ran_as" not in row:
             continue
         convs = ", ".join(f"{count} {kind}" for kind, count in row["ran_as"]["convs"].items()) or "none"
-        nodes = ", ".join(f"{count} on {_short(name)}" for name, count in row["ran_as"]["nodes_by_provider"].items())
-        model = f"{_short(row['provider'])} {row['model'].upper()}, batch {row['batch']}"
+        nodes = ", ".join(
+            f"{count} on {short_provider(name)}" for name, count in row["ran_as"]["nodes_by_provider"].items()
+        )
+        model = f"{short_provider(row['provider'])} {row['model'].upper()}, batch {row['batch']}"
         text = f"{model}: convolutions {convs}; nodes {nodes}"
         if row.get("on_device"):
             resident = row["on_device"]
-            text += f"; p50 without copies {_ms(resident['p50_ms'])} ms ({resident['trust']['verdict']})"
+            text += f"; p50 without copies {format_ms(resident['p50_ms'])} ms ({resident['trust']['verdict']})"
         sentences.append(text)
     return sentences
 
@@ -279,7 +268,7 @@ def _first_number(text: str) -> float:
 
 def _proof_rows(proof: Mapping[str, Any]) -> dict[str, Any]:
     """Return what ran as integers and what did not."""
-    providers = {_short(name) for name in proof["providers_by_node"].values()}
+    providers = {short_provider(name) for name in proof["providers_by_node"].values()}
     chosen = proof.get("float_on_purpose") or []
     beside = [name for name in proof.get("float_operators") or [] if name not in chosen]
     groups = {"left in float on purpose, for accuracy": chosen, "beside them" if chosen else "": beside}
@@ -291,125 +280,3 @@ def _proof_rows(proof: Mapping[str, Any]) -> dict[str, Any]:
         "ops": ", ".join(f"{count} × {op}" for op, count in proof["ops_by_type"].items()),
         "providers": ", ".join(sorted(providers)),
     }
-
-
-def _quantization(record: Mapping[str, Any] | None) -> str:
-    """Return what the search chose and what was done to it then, with the numbers of both; empty: not known."""
-    if not record or not record.get("rungs"):
-        return ""
-    first, last = record["rungs"][0], record["rungs"][-1]
-    text = f"The search chose {record['chosen']} for the target {record['target']}: {_rung(first)}"
-    if last["rung"] != first["rung"]:
-        text += f". Shipped is the model after {last['rung']}: {_rung(last)}"
-    return f"{text} (on {record['scored_images']:,} validation images, against FP32)"
-
-
-def _rung(rung: Mapping[str, Any]) -> str:
-    return (
-        f"loss {rung['loss_pp']:+.2f} pp (95 %: {rung['loss_lower95_pp']:+.2f} to {rung['loss_upper95_pp']:+.2f}), "
-        f"SQNR of the logits {rung['sqnr_db']:.1f} dB"
-    )
-
-
-def _measurement_rows(report: Mapping[str, Any]) -> list[tuple[str, str | None]]:
-    """Return how latencies were measured; older reports do not tell."""
-    settings = report.get("benchmark") or {}
-    windows = sorted({len(row["window_p50_ms"]) for row in report["latency"] if row.get("window_p50_ms")})
-    split = f", in {windows[-1]} windows" if windows else ""
-    cores = sorted({row["cores"] for row in report["latency"] if row.get("cores")})
-    return [
-        ("time for each latency", f"{settings['seconds']:g} s{split}" if settings.get("seconds") else None),
-        ("bound to CPUs", settings.get("affinity")),
-        ("cores to run on", ", ".join(map(str, cores))),
-        ("threads that wait", "spin (--latency-spinning)" if settings.get("spinning") else None),
-    ]
-
-
-def _fact_rows(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return the sections of facts about run, models and host, leaving out what is unknown."""
-    run, teacher, student, host, size = (report[key] for key in ("run", "teacher", "student", "host", "size"))
-    quantization = report.get("quantization") or {}
-    rung = quantization.get("rung")
-    begun = starts_from(student)
-    installed = {name: version for name, version in (run["versions"] or {}).items() if version}
-    sections: list[tuple[str, list[tuple[str, Any]]]] = [
-        (
-            "Run",
-            [
-                ("data", run["data"]),
-                ("test images", "not those of the bundle" if run.get("same_test_images") is False else None),
-                ("preset", run["preset"]), ("seed", run["seed"]), ("commit", run["commit"]),
-                ("wall time", None if run["wall_s"] is None else format_duration(run["wall_s"])),
-                ("peak memory while training", _bytes(1e6 * run["peak_rss_mb"]) if run.get("peak_rss_mb") else None),
-                ("versions", ", ".join(f"{name} {version}" for name, version in installed.items()) or None),
-            ],
-        ),
-        (
-            "Models",
-            [
-                ("teacher", teacher["arch"]),
-                ("teacher parameters", _count(teacher["params"])),
-                ("teacher's initial weights", _HASH.sub(lambda match: match[0][:8], teacher["weights"] or "")),
-                ("student", student["arch"]),
-                ("student parameters", _count(student["params"])),
-                ("multiply-accumulates per image", _count(student["macs"])),
-                ("student starts from", begun),
-                ("method", student["method"]),
-                ("epochs in this run" if begun else "epochs", student["epochs"]),
-                ("INT8 format", quantization.get("chosen")),
-                ("INT8 made for", quantization.get("target")),
-                ("improved after the search by", "nothing" if rung == "search" else rung),
-                ("FP32 file", _bytes(size["fp32_bytes"])),
-                ("INT8 file", _bytes(size["int8_bytes"])),
-            ],
-        ),
-        ("Measurement", _measurement_rows(report)),
-        (
-            "Host",
-            [
-                ("processor", host["cpu"]),
-                ("board", host.get("board")),
-                ("cores", host["cores"]),
-                ("instructions", ", ".join(host["isa"])),
-                ("memory", f"{host['memory_bytes'] / 2**30:.1f} GiB"),
-                ("system", host["os"]),
-                ("governor", host["governor"] or "not readable"),
-                ("GPU", host["gpu"] or "none"),
-                ("onnxruntime", host["onnxruntime"]),
-                ("TensorRT", _tensorrt(host)),
-            ],
-        ),
-    ]  # fmt: skip
-    known = [(title, [(k, str(v)) for k, v in rows if v not in (None, "")]) for title, rows in sections]
-    return [(title, rows) for title, rows in known if rows]
-
-
-def _tensorrt(host: Mapping[str, Any]) -> str | None:
-    if "tensorrt_problem" not in host:
-        return None
-    return f"not available: {host['tensorrt_problem']}" if host["tensorrt_problem"] else "available; it is not measured"
-
-
-def _short(provider: str) -> str:
-    return provider.removesuffix("ExecutionProvider")
-
-
-def _pct(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f} %"
-
-
-def _ms(value: float | None) -> str:
-    """Format milliseconds with three digits that count."""
-    return "–" if value is None else f"{value:.3f}" if value < 10 else f"{value:.1f}"
-
-
-def _count(value: Any) -> str | None:
-    """Format a large count, such as parameters, with its unit prefix."""
-    amount = number(value)
-    if amount is None:
-        return None
-    return f"{amount / 1e6:.2f} M" if amount >= 1e6 else f"{amount:,.0f}"
-
-
-def _bytes(value: float) -> str:
-    return f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.1f} kB"

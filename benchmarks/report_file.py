@@ -72,6 +72,11 @@ _NEEDED_IF_THERE: dict[str, dict[str, tuple[type, ...]]] = {
     },
     "answer_changes": {**dict.fromkeys(("label", "fp32", "int8"), _ANY), "count": _NUMBER},
 }
+_NEEDED_OF_QUANTIZATION = {**dict.fromkeys(("chosen", "target"), _TEXT), "scored_images": _NUMBER}
+_NEEDED_OF_A_RUNG = {
+    "rung": _TEXT,
+    **dict.fromkeys(("loss_pp", "loss_lower95_pp", "loss_upper95_pp", "sqnr_db"), _NUMBER),
+}
 _VERDICTS = ("passed", "failed", "undecided")
 
 
@@ -150,8 +155,12 @@ def _wrong_if_there(report: Mapping[str, Any]) -> list[str]:
     for section, keys in _NEEDED_IF_THERE.items():
         if report.get(section) is not None:
             problems += _wrong_rows(section, report[section], keys)
-    if not isinstance(report.get("quantization"), dict | None):
+    quantization = report.get("quantization")
+    if not isinstance(quantization, dict | None):
         problems.append("quantization is no object")
+    elif quantization and quantization.get("rungs"):
+        problems += _wrong_keys("quantization", quantization, _NEEDED_OF_QUANTIZATION)
+        problems += _wrong_rows("quantization.rungs", quantization["rungs"], _NEEDED_OF_A_RUNG)
     return problems + _wrong_portability(report.get("portability"))
 
 

@@ -1,6 +1,9 @@
 """The benchmark stage: what a pair of models is worth on this host, as ``report.json`` and pages.
 
-    report = run_benchmark(config, fp32_model, int8_model, dataset, run_facts=facts, torch_top1=None, out_dir=out)
+    report = run_benchmark(
+        config, fp32_model, int8_model, dataset,
+        images_sha256=dataset.test_sha256(), run_facts=facts, torch_top1=None, out_dir=out,
+    )
 
 Measured are accuracy, gate, kernels, latency, memory, host and, where asked for, the answers on emulated CPUs. This is
 the only place that reads the test images, and it reads them once. It writes ``report.json``, ``report.html``,
@@ -60,6 +63,7 @@ def run_benchmark(
     int8_model: Path,
     dataset: Dataset,
     *,
+    images_sha256: str,
     run_facts: Mapping[str, Any],
     torch_top1: TorchTop1 | None,
     emulate: Emulate | None = None,
@@ -72,6 +76,7 @@ def run_benchmark(
         fp32_model: ``student.onnx``.
         int8_model: ``student.int8.onnx``.
         dataset: Its `test` is called exactly once, after both models were found usable.
+        images_sha256: From `Dataset.test_sha256`. Who calls has it, and it takes as long as reading the images.
         run_facts: What earlier stages know: the mappings ``run``, ``teacher`` and ``student`` with the keys of
             ``report.json``, ``training``, the rows of the training log, and ``quantization``, what the search tried.
             What is missing becomes null.
@@ -93,12 +98,12 @@ def run_benchmark(
     check_cpus(cpus)
     check_limit(settings.memory_limit)
     host, others = host_record(), load_beside(settings.beside)
+    images = {"images_sha256": images_sha256, "image_size": dataset.image_size}
+    check_beside(others, host, dataset.name, images)
     paths = {"fp32": fp32_model, "int8": int8_model}
     models = {name: open_model(path, threads=usable_cores()) for name, path in paths.items()}
     for model in models.values():
         check_fits(model, dataset.class_names, dataset.image_size)
-    images = {"images_sha256": dataset.test_sha256(), "image_size": dataset.image_size}
-    check_beside(others, host, dataset.name, images)
 
     if problem := wrong_host(models["int8"]):
         warn(problem)
@@ -147,8 +152,8 @@ def run_benchmark(
             "torch_fp32_top1_pct": scores.get("torch_fp32_top1_pct"),
             "onnx_fp32_top1_pct": top1_pct(right["fp32"]),
             "onnx_int8_top1_pct": top1_pct(right["int8"]),
-            "onnx_fp32_ci95_pct": wilson_interval_pct(right["fp32"]),
-            "onnx_int8_ci95_pct": wilson_interval_pct(right["int8"]),
+            "onnx_fp32_ci95_pct": wilson_interval_pct(int(right["fp32"].sum()), len(test.labels)),
+            "onnx_int8_ci95_pct": wilson_interval_pct(int(right["int8"].sum()), len(test.labels)),
         },
         "gate": gate,
         "size": {

@@ -251,17 +251,17 @@ def _accuracy(
     """Draw the accuracy of each method, mean and seeds, and beside it the difference to the control."""
     controls = {length: scores for name, length, scores in places.values() if name == control}
     several = len({length for _, length, _ in places.values()}) > 1
-    alone = seeds = False
+    with_interval = unpaired = False  # a mean with an interval; a difference without one
     for height, (name, length, scores) in places.items():
         color, values = look[name]["color"], list(scores.values())
         mean, half = statistics.fmean(values), None
         if len(values) > 1:
-            seeds = True
+            with_interval = True
             half = student_t_975(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
             axes[0].plot(values, [height + 0.22] * len(values), ".", color=color, markersize=4)
         _point(axes[0], mean, half, height, color, text=f"{mean:.2f}")
         if name != control and (difference := paired_difference(scores, controls.get(length, {}))):
-            alone = alone or difference.half_width is None
+            unpaired = unpaired or difference.half_width is None
             _point(axes[1], difference.mean, difference.half_width, height, color, text=f"{difference.mean:+.2f}")
     labels = [f"{name}, {length} epochs" if several else name for name, length, _ in places.values()]
     for one in axes:
@@ -269,19 +269,20 @@ def _accuracy(
         one.set_ylim(max(places) + 0.6, -0.7)
         one.margins(x=0.12)
     axes[0].set_xlabel("validation top-1 in %")
-    what = "mean over seeds with 95 % interval; small dots are seeds" if seeds else "one seed each, so no interval"
+    what = (
+        "mean over seeds with 95 % interval; small dots are seeds" if with_interval else "one seed each, so no interval"
+    )
     axes[0].set_title(what, fontsize=9, loc="left")
     if control:
         axes[1].tick_params(labelleft=False)
         axes[1].axvline(0, color=_CONTROL, linestyle="--", linewidth=1.2)
         axes[1].set_xlabel(f"difference to {control}, percentage points")
-        what = "difference to the control, paired by seed, 95 %"
-        if alone:
-            what = (
-                "paired by seed, 95 %; open: one seed, no interval"
-                if seeds
-                else f"to {control}; one seed, so no interval"
-            )
+        if not unpaired:
+            what = "difference to the control, paired by seed, 95 %"
+        elif with_interval:
+            what = "paired by seed, 95 %; open: one seed, no interval"
+        else:
+            what = f"to {control}; one seed, so no interval"
         axes[1].set_title(what, fontsize=9, loc="left")
 
 

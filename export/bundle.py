@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.report_content import not_portable, starts_from
+from benchmarks.report_content import not_portable
+from benchmarks.report_facts import starts_from
 from benchmarks.runtime import check_fits, open_model
 from export.runtime import run_model
 from pipeline.artifacts import load_json, load_manifest, write_atomic, write_json

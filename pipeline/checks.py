@@ -1,4 +1,4 @@
-"""What is wrong with the values of a configuration: each alone, and taken together. `pipeline.config` asks."""
+"""What is wrong with the values of a configuration: each alone, and taken together. `pipeline.configure` asks."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any

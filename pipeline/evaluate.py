@@ -46,6 +46,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         inputs["export"] / "student.onnx",
         inputs["quantize"] / "student.int8.onnx",
         open_dataset(config.data),
+        images_sha256=STAGES["benchmark"].data(config)["test"],
         run_facts=facts,
         torch_top1=_TorchScores(inputs) if importlib.util.find_spec("torch") else None,
         emulate=_emulation(config),
@@ -73,9 +74,10 @@ def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, A
     run = {key: value for key, value in known["run"].items() if key not in _OF_THE_MAKER}
     facts = {"run": run, **{key: known.get(key) for key in ("teacher", "student", "training", "quantization")}}
     dataset = open_dataset(config.data)
+    images_sha256 = dataset.test_sha256()
     judged_on = load_manifest(bundle)["facts"].get("history", {}).get("data", {}).get("data/test")
     if judged_on:
-        run["same_test_images"] = judged_on == dataset.test_sha256()
+        run["same_test_images"] = judged_on == images_sha256
         if not run["same_test_images"]:
             warn(f"these are not the test images ({dataset.name}) that the bundle was judged on: compare no accuracies")
     if not run.get("same_test_images"):
@@ -86,6 +88,7 @@ def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, A
             bundle / "student.onnx",
             bundle / "student.int8.onnx",
             dataset,
+            images_sha256=images_sha256,
             run_facts=facts,
             torch_top1=None,
             emulate=emulate,

@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.config import SECTIONS, Config, DistillConfig, build_config
+from pipeline.config import SECTIONS, Config, DistillConfig
+from pipeline.configure import build_config
 
 __all__ = ["as_flags", "shareable"]
 

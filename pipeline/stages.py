@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import StageSpec, file_sha256, run_stage, write_json
-from pipeline.config import Config, DataConfig, build_config
+from pipeline.config import Config, DataConfig
+from pipeline.configure import build_config
 from pipeline.errors import GateError, InputError
 from pipeline.parsing import parse_emulated, parse_paths
 

@@ -46,7 +46,7 @@ from export.calibrate import pick_stratified
 from export.candidates import Candidate
 from export.graph import read_model
 from export.quantizer import Quantizer
-from pipeline.config import build_config
+from pipeline.configure import build_config
 from pipeline.data import Split, open_dataset, split_train_val
 from pipeline.errors import InputError
 

@@ -18,7 +18,7 @@ from export.calibrate import pick_stratified
 from export.candidates import Candidate
 from export.emulate import CPUS, emulate
 from export.quantizer import Quantizer
-from pipeline.config import build_config
+from pipeline.configure import build_config
 from pipeline.data import open_dataset, split_train_val
 from pipeline.evaluate import sample_test_images
 

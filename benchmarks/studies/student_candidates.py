@@ -21,7 +21,8 @@ from export.candidates import Candidate
 from export.graph import count_macs, read_model
 from export.onnx_export import export_student
 from export.quantizer import Quantizer
-from pipeline.config import DistillConfig, RuntimeConfig, build_config
+from pipeline.config import DistillConfig, RuntimeConfig
+from pipeline.configure import build_config
 from pipeline.data import Dataset, Split, open_dataset, split_train_val
 from pipeline.distill.optimizer import build_optimizer, set_learning_rate
 from pipeline.models.initial import initialise

@@ -16,7 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.commands.failures import reported
-from pipeline.config import PRESETS, SECTIONS, Config, build_config
+from pipeline.config import SECTIONS, Config
+from pipeline.configure import PRESETS, build_config
 from pipeline.errors import InputError
 
 __all__ = [

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import load_json, load_manifest, lock_run, write_json
-from pipeline.config import Config, build_config
+from pipeline.config import Config
+from pipeline.configure import build_config
 from pipeline.distill.methods import CONTROL, METHODS
 from pipeline.errors import DivergenceError
 from pipeline.progress import format_duration, log, warn

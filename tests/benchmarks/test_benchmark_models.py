@@ -129,7 +129,7 @@ def test_accuracy_by_class() -> None:
     assert (rows[2]["n"], rows[2]["fp32_top1_pct"]) == (0, None)
     assert top1_pct(fp32) == 75.0
     # Wilson (1927), 3 of 4: the value that R's binom.confint gives.
-    assert wilson_interval_pct(fp32) == pytest.approx([30.06, 95.44], abs=0.01)
+    assert wilson_interval_pct(3, 4) == pytest.approx([30.06, 95.44], abs=0.01)
 
 
 def test_proof_of_an_integer_model(models: dict[str, Path]) -> None:

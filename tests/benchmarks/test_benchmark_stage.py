@@ -16,7 +16,8 @@ from rich.console import Console
 from benchmarks import figures, stage
 from benchmarks.report import print_summary, render_html, render_markdown
 from benchmarks.stage import run_benchmark
-from pipeline.config import BenchmarkConfig, build_config
+from pipeline.config import BenchmarkConfig
+from pipeline.configure import build_config
 from pipeline.errors import InputError, KdedgeError, StageError
 
 # Schema 1 may gain keys, never lose one.
@@ -68,7 +69,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) 
         return {"teacher_test_top1_pct": 77.5, "torch_fp32_top1_pct": 25.0}
 
     report = run_benchmark(
-        CONFIG, models["fp32"], models["int8"], dataset, run_facts=FACTS, torch_top1=torch_top1, out_dir=out
+        CONFIG,
+        models["fp32"],
+        models["int8"],
+        dataset,
+        images_sha256="1" * 64,
+        run_facts=FACTS,
+        torch_top1=torch_top1,
+        out_dir=out,
     )
     assert dataset.reads == 1
     assert [len(split.labels) for split in seen] == [120]
@@ -91,9 +99,6 @@ class TestImages:
     def test(self) -> Any:
         self.reads += 1
         return self._split
-
-    def test_sha256(self) -> str:
-        return "1" * 64
 
 
 def test_report_keeps_the_contract(finished: tuple[dict[str, Any], Path]) -> None:
@@ -208,7 +213,14 @@ def test_a_float_layer_that_nobody_chose_is_an_error_before_the_test_images_are_
     for name in ("mixed", "misnamed"):
         with pytest.raises(StageError, match=r"in float, which nobody chose: conv2$") as caught:
             run_benchmark(
-                CONFIG, models["fp32"], models[name], dataset, run_facts={}, torch_top1=None, out_dir=tmp_path
+                CONFIG,
+                models["fp32"],
+                models[name],
+                dataset,
+                images_sha256="1" * 64,
+                run_facts={},
+                torch_top1=None,
+                out_dir=tmp_path,
             )
         assert "kdedge quantize" in str(caught.value.hint)
     assert dataset.reads == []
@@ -218,7 +230,14 @@ def test_a_float_layer_that_was_chosen_is_named_as_such(
     models: dict[str, Path], dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = run_benchmark(
-        CONFIG, models["fp32"], models["chosen"], dataset, run_facts={}, torch_top1=None, out_dir=tmp_path
+        CONFIG,
+        models["fp32"],
+        models["chosen"],
+        dataset,
+        images_sha256="1" * 64,
+        run_facts={},
+        torch_top1=None,
+        out_dir=tmp_path,
     )
     assert report["int8_proof"]["float_on_purpose"] == ["conv2"]
     for name in ("report.html", "report.md"):
@@ -243,14 +262,25 @@ def test_answers_on_emulated_cpus_go_into_the_report_and_fail_no_gate(
         return [row]
 
     paths = models["fp32"], models["int8"]
-    report = run_benchmark(CONFIG, *paths, dataset, run_facts={}, torch_top1=None, emulate=emulate, out_dir=tmp_path)
+    report = run_benchmark(
+        CONFIG,
+        *paths,
+        dataset,
+        images_sha256="1" * 64,
+        run_facts={},
+        torch_top1=None,
+        emulate=emulate,
+        out_dir=tmp_path,
+    )
     assert [(model, images is dataset.split.images) for model, images in seen] == [(models["int8"], True)]
     assert dataset.reads == ["test"]
     assert report["portability"] == {"emulated": [row]}
     assert json.loads((tmp_path / "report.json").read_text())["portability"] == report["portability"]
     for name in ("report.html", "report.md"):
         assert "not portable: 1 of 20 answers differ on haswell" in (tmp_path / name).read_text()
-    alone = run_benchmark(CONFIG, *paths, dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
+    alone = run_benchmark(
+        CONFIG, *paths, dataset, images_sha256="1" * 64, run_facts={}, torch_top1=None, out_dir=tmp_path
+    )
     assert alone["portability"] is None
     assert alone["gate"] == report["gate"]
 
@@ -289,7 +319,16 @@ def test_without_torch_training_and_matplotlib(
 ) -> None:
     monkeypatch.setattr(figures.importlib.util, "find_spec", lambda name: None)
     out = tmp_path / "deep" / "benchmark"
-    report = run_benchmark(CONFIG, models["fp32"], models["int8"], dataset, run_facts={}, torch_top1=None, out_dir=out)
+    report = run_benchmark(
+        CONFIG,
+        models["fp32"],
+        models["int8"],
+        dataset,
+        images_sha256="1" * 64,
+        run_facts={},
+        torch_top1=None,
+        out_dir=out,
+    )
     assert dataset.reads == ["test"]
     assert report["accuracy"]["onnx_fp32_top1_pct"] == 90.0
     assert report["accuracy"]["torch_fp32_top1_pct"] is None
@@ -307,10 +346,28 @@ def test_bad_models_are_found_before_the_test_images_are_read(
     cut = tmp_path / "cut.onnx"
     cut.write_bytes(models["int8"].read_bytes()[:500])
     with pytest.raises(InputError, match="not a usable ONNX model"):
-        run_benchmark(CONFIG, models["fp32"], cut, dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
+        run_benchmark(
+            CONFIG,
+            models["fp32"],
+            cut,
+            dataset,
+            images_sha256="1" * 64,
+            run_facts={},
+            torch_top1=None,
+            out_dir=tmp_path,
+        )
     dataset.class_names = ("a", "b")
     with pytest.raises(InputError, match="knows 4 classes, the data set has 2"):
-        run_benchmark(CONFIG, models["fp32"], models["int8"], dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
+        run_benchmark(
+            CONFIG,
+            models["fp32"],
+            models["int8"],
+            dataset,
+            images_sha256="1" * 64,
+            run_facts={},
+            torch_top1=None,
+            out_dir=tmp_path,
+        )
     assert dataset.reads == []
 
 
@@ -360,7 +417,9 @@ def test_a_share_of_the_machine_is_measured_and_checked_first(
     def measure(**changed: Any) -> dict[str, Any]:
         config = build_config({"benchmark": {**share, **changed}})
         paths = models["fp32"], models["int8"]
-        return run_benchmark(config, *paths, dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
+        return run_benchmark(
+            config, *paths, dataset, images_sha256="1" * 64, run_facts={}, torch_top1=None, out_dir=tmp_path
+        )
 
     with pytest.raises(InputError, match="CPU 9999 is not among"):
         measure(affinity="9999")

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.host import host_record
 from benchmarks.stage import run_benchmark
-from pipeline.config import build_config
+from pipeline.configure import build_config
 from pipeline.errors import InputError
 from pipeline.parsing import parse_paths
 from pipeline.shareable import as_flags
@@ -38,7 +38,16 @@ def write(folder: Path, **changes: dict[str, Any]) -> Path:
 def measure(models: dict[str, Path], dataset: Any, out: Path, beside: str) -> dict[str, Any]:
     config = build_config({"benchmark": {"seconds": 0.05, "batches": "1", "beside": beside}})
     facts = {"student": {"arch": "lite"}}
-    return run_benchmark(config, models["fp32"], models["int8"], dataset, run_facts=facts, torch_top1=None, out_dir=out)
+    return run_benchmark(
+        config,
+        models["fp32"],
+        models["int8"],
+        dataset,
+        images_sha256="1" * 64,
+        run_facts=facts,
+        torch_top1=None,
+        out_dir=out,
+    )
 
 
 def test_other_runs_are_shown_beside_this_one(

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.accuracy import answer_changes
 from benchmarks.quantization_figures import paint_candidates
 from benchmarks.report import print_summary, render_html, render_markdown
-from benchmarks.report_content import starts_from
+from benchmarks.report_facts import starts_from
 
 REFERENCE = Path(__file__).resolve().parents[2] / "artifacts" / "reference"
 REPORT: dict[str, Any] = json.loads((REFERENCE / "benchmark-vnni" / "report.json").read_text())

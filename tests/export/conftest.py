@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from bundles import MANIFEST_OF_BENCHMARK, REPORT
 
-from pipeline.config import Config, build_config
+from pipeline.config import Config
+from pipeline.configure import build_config
 
 SIZE = 16
 CLASSES = ("ant", "bee", "cat", "dog")

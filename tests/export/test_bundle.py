@@ -14,7 +14,7 @@ from export import bundle
 from export.bundle import check_gate, run
 from export.verify import verify_bundle
 from pipeline.artifacts import load_json, load_manifest
-from pipeline.config import build_config
+from pipeline.configure import build_config
 from pipeline.errors import GateError, InputError
 
 

@@ -18,7 +18,7 @@ from export.verify import check_flips, emulate_bundle
 from pipeline import evaluate
 from pipeline.artifacts import file_sha256
 from pipeline.cli import app
-from pipeline.config import build_config
+from pipeline.configure import build_config
 from pipeline.errors import InputError, StageError
 from pipeline.stages import STAGES
 

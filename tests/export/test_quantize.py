@@ -19,7 +19,8 @@ from export.graph import add_pixel_front, cut_pixel_front, read_model
 from export.proof import integer_proof, why_not_integer
 from export.quantizer import Quantizer
 from export.runtime import run_model
-from pipeline.config import Config, build_config
+from pipeline.config import Config
+from pipeline.configure import build_config
 from pipeline.errors import InputError
 
 

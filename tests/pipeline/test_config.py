@@ -4,12 +4,8 @@ import math
 import pytest
 
 from pipeline.commands.flags import load_config_file
-from pipeline.config import (
-    RECIPES,
-    Config,
-    DistillConfig,
-    build_config,
-)
+from pipeline.config import Config, DistillConfig
+from pipeline.configure import RECIPES, build_config
 from pipeline.errors import InputError
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load
 
 from pipeline import teacher
-from pipeline.config import build_config
+from pipeline.configure import build_config
 from pipeline.distill import stage, trainer
 from pipeline.distill.dynamic import DynamicChoice
 from pipeline.errors import InputError

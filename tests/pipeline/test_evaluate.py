@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import evaluate
 from pipeline.artifacts import write_json
-from pipeline.config import build_config
+from pipeline.configure import build_config
 from pipeline.stages import STAGES
 
 MADE = build_config({"data": {"source": "sample"}, "distill": {"epochs": 4}})

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.config import build_config
+from pipeline.configure import build_config
 from pipeline.errors import InputError
 from pipeline.parsing import parse_choices, parse_counts, parse_cpus, parse_emulated
 

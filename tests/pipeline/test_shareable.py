@@ -2,7 +2,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.config import build_config
+from pipeline.configure import build_config
 from pipeline.shareable import as_flags, shareable
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.config import build_config
+from pipeline.configure import build_config
 from pipeline.stages import STAGES
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pipeline.config import build_config
+from pipeline.configure import build_config
 from pipeline.data import Split
 from pipeline.distill.hints import HintPair
 from pipeline.distill.losses import kd_loss

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.config import build_config
+from pipeline.configure import build_config
 from pipeline.errors import InputError
 from pipeline.study import ablate as module
 from pipeline.study.compare import StudyOptions

@@ -1,0 +1,35 @@
+"""Numbers as text, alike wherever a report shows them."""
+
+from typing import Any
+
+from benchmarks.figures import number
+
+__all__ = ["format_bytes", "format_count", "format_ms", "format_pct", "short_provider"]
+
+
+def short_provider(provider: str) -> str:
+    """Return the name of an execution provider without what all of them end in."""
+    return provider.removesuffix("ExecutionProvider")
+
+
+def format_pct(value: float | None) -> str:
+    """Format a value in percent; None: unknown."""
+    return "–" if value is None else f"{value:.2f} %"
+
+
+def format_ms(value: float | None) -> str:
+    """Format milliseconds with at least three digits; None: unknown."""
+    return "–" if value is None else f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
+def format_count(value: Any) -> str | None:
+    """Format a count, such as parameters, in millions where there are; None: it is no number."""
+    amount = number(value)
+    if amount is None:
+        return None
+    return f"{amount / 1e6:.2f} M" if amount >= 1e6 else f"{amount:,.0f}"
+
+
+def format_bytes(value: float) -> str:
+    """Format a number of bytes in MB or kB (powers of ten)."""
+    return f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.1f} kB"
