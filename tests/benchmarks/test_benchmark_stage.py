@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ FACTS = {
     "student": {"arch": "lite", "params": 1_290_000, "macs": 115_000_000, "method": "selective", "epochs": 3},
     "training": TRAINING,
 }
+benchmark = partial(run_benchmark, images_sha256="1" * 64)
 CONFIG = build_config({"benchmark": {"seconds": 0.05, "batches": "1,2"}})
 
 
@@ -68,15 +70,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) 
         seen.append(split)
         return {"teacher_test_top1_pct": 77.5, "torch_fp32_top1_pct": 25.0}
 
-    report = run_benchmark(
-        CONFIG,
-        models["fp32"],
-        models["int8"],
-        dataset,
-        images_sha256="1" * 64,
-        run_facts=FACTS,
-        torch_top1=torch_top1,
-        out_dir=out,
+    report = benchmark(
+        CONFIG, models["fp32"], models["int8"], dataset, run_facts=FACTS, torch_top1=torch_top1, out_dir=out
     )
     assert dataset.reads == 1
     assert [len(split.labels) for split in seen] == [120]
@@ -212,16 +207,7 @@ def test_a_float_layer_that_nobody_chose_is_an_error_before_the_test_images_are_
 ) -> None:
     for name in ("mixed", "misnamed"):
         with pytest.raises(StageError, match=r"in float, which nobody chose: conv2$") as caught:
-            run_benchmark(
-                CONFIG,
-                models["fp32"],
-                models[name],
-                dataset,
-                images_sha256="1" * 64,
-                run_facts={},
-                torch_top1=None,
-                out_dir=tmp_path,
-            )
+            benchmark(CONFIG, models["fp32"], models[name], dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
         assert "kdedge quantize" in str(caught.value.hint)
     assert dataset.reads == []
 
@@ -229,15 +215,8 @@ def test_a_float_layer_that_nobody_chose_is_an_error_before_the_test_images_are_
 def test_a_float_layer_that_was_chosen_is_named_as_such(
     models: dict[str, Path], dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = run_benchmark(
-        CONFIG,
-        models["fp32"],
-        models["chosen"],
-        dataset,
-        images_sha256="1" * 64,
-        run_facts={},
-        torch_top1=None,
-        out_dir=tmp_path,
+    report = benchmark(
+        CONFIG, models["fp32"], models["chosen"], dataset, run_facts={}, torch_top1=None, out_dir=tmp_path
     )
     assert report["int8_proof"]["float_on_purpose"] == ["conv2"]
     for name in ("report.html", "report.md"):
@@ -262,25 +241,14 @@ def test_answers_on_emulated_cpus_go_into_the_report_and_fail_no_gate(
         return [row]
 
     paths = models["fp32"], models["int8"]
-    report = run_benchmark(
-        CONFIG,
-        *paths,
-        dataset,
-        images_sha256="1" * 64,
-        run_facts={},
-        torch_top1=None,
-        emulate=emulate,
-        out_dir=tmp_path,
-    )
+    report = benchmark(CONFIG, *paths, dataset, run_facts={}, torch_top1=None, emulate=emulate, out_dir=tmp_path)
     assert [(model, images is dataset.split.images) for model, images in seen] == [(models["int8"], True)]
     assert dataset.reads == ["test"]
     assert report["portability"] == {"emulated": [row]}
     assert json.loads((tmp_path / "report.json").read_text())["portability"] == report["portability"]
     for name in ("report.html", "report.md"):
         assert "not portable: 1 of 20 answers differ on haswell" in (tmp_path / name).read_text()
-    alone = run_benchmark(
-        CONFIG, *paths, dataset, images_sha256="1" * 64, run_facts={}, torch_top1=None, out_dir=tmp_path
-    )
+    alone = benchmark(CONFIG, *paths, dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
     assert alone["portability"] is None
     assert alone["gate"] == report["gate"]
 
@@ -319,16 +287,7 @@ def test_without_torch_training_and_matplotlib(
 ) -> None:
     monkeypatch.setattr(figures.importlib.util, "find_spec", lambda name: None)
     out = tmp_path / "deep" / "benchmark"
-    report = run_benchmark(
-        CONFIG,
-        models["fp32"],
-        models["int8"],
-        dataset,
-        images_sha256="1" * 64,
-        run_facts={},
-        torch_top1=None,
-        out_dir=out,
-    )
+    report = benchmark(CONFIG, models["fp32"], models["int8"], dataset, run_facts={}, torch_top1=None, out_dir=out)
     assert dataset.reads == ["test"]
     assert report["accuracy"]["onnx_fp32_top1_pct"] == 90.0
     assert report["accuracy"]["torch_fp32_top1_pct"] is None
@@ -346,28 +305,10 @@ def test_bad_models_are_found_before_the_test_images_are_read(
     cut = tmp_path / "cut.onnx"
     cut.write_bytes(models["int8"].read_bytes()[:500])
     with pytest.raises(InputError, match="not a usable ONNX model"):
-        run_benchmark(
-            CONFIG,
-            models["fp32"],
-            cut,
-            dataset,
-            images_sha256="1" * 64,
-            run_facts={},
-            torch_top1=None,
-            out_dir=tmp_path,
-        )
+        benchmark(CONFIG, models["fp32"], cut, dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
     dataset.class_names = ("a", "b")
     with pytest.raises(InputError, match="knows 4 classes, the data set has 2"):
-        run_benchmark(
-            CONFIG,
-            models["fp32"],
-            models["int8"],
-            dataset,
-            images_sha256="1" * 64,
-            run_facts={},
-            torch_top1=None,
-            out_dir=tmp_path,
-        )
+        benchmark(CONFIG, models["fp32"], models["int8"], dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
     assert dataset.reads == []
 
 
@@ -417,9 +358,7 @@ def test_a_share_of_the_machine_is_measured_and_checked_first(
     def measure(**changed: Any) -> dict[str, Any]:
         config = build_config({"benchmark": {**share, **changed}})
         paths = models["fp32"], models["int8"]
-        return run_benchmark(
-            config, *paths, dataset, images_sha256="1" * 64, run_facts={}, torch_top1=None, out_dir=tmp_path
-        )
+        return benchmark(config, *paths, dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
 
     with pytest.raises(InputError, match="CPU 9999 is not among"):
         measure(affinity="9999")
