@@ -48,11 +48,14 @@ def conflicts(data: "DataConfig", distill: "DistillConfig") -> list[str]:
         return found
     method, hint_only = METHODS[distill.method], distill.hint_only_epochs
     if method.blocks and hint_only >= distill.epochs:
-        found.append(f"{hint_only} hint-only epochs (--hint-epochs) leave none of {distill.epochs} (--distill-epochs)")
+        found.append(
+            f"{hint_only} hint-only epochs (--hint-epochs) leave none of {distill.epochs} (--distill-epochs): "
+            f"lower the one, raise the other, or leave out the method {distill.method}"
+        )
     if method.dynamic and distill.rechoose_epochs >= distill.epochs:
         found.append(
             f"--method {distill.method} would never choose again: --rechoose-epochs {distill.rechoose_epochs} "
-            f"is not below {distill.epochs} (--distill-epochs)"
+            f"is not below {distill.epochs} (--distill-epochs): lower the one, raise the other, or leave out that method"
         )
     if method.blocks and not distill.beta:
         found.append(f"--method {distill.method} learns from hints, and --beta 0 takes them away: use --method kd")

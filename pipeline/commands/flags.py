@@ -8,7 +8,7 @@ import functools
 import inspect
 import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,6 +82,7 @@ def configured(
     options: Options = STAGE,
     *,
     without: tuple[str, ...] = (),
+    short: Mapping[str, str] | None = None,
     within: Callable[[dict[str, Any], Fields], AbstractContextManager[None]] = lambda given, fields: nullcontext(),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command these options and a flag for every field of some sections.
@@ -92,12 +93,13 @@ def configured(
         sections: Sections of the configuration.
         options: Further options.
         without: Options, or fields as ``section__field``, that the command does not have.
+        short: Second flags of fields, by ``section__field``, for a command in which they cannot mean anything else.
         within: Makes the context in which the configuration is built and the function called, from the options and the
             fields that were given; it may change the fields.
     """
     parameters = [
         inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
-        for key, (annotation, default) in {**options, **_section_options(sections)}.items()
+        for key, (annotation, default) in {**options, **_section_options(sections, short or {})}.items()
         if key not in without
     ]
 
@@ -124,7 +126,7 @@ def configured(
     return decorate
 
 
-def _section_options(sections: tuple[str, ...]) -> Options:
+def _section_options(sections: tuple[str, ...], short: Mapping[str, str]) -> Options:
     """Return (annotation, default) of a Typer option for every field of these sections, by ``section__field``."""
     options: Options = {}
     for section in sections:
@@ -133,7 +135,8 @@ def _section_options(sections: tuple[str, ...]) -> Options:
             if not flag:
                 continue
             kind = type(item.default)
-            names = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
+            key = f"{section}__{item.name}"
+            names = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag, *([short[key]] if key in short else [])]
             text = f"{item.metadata['help']} ({_describe_default(item)})"
             declared = typer.Option(
                 *names,
@@ -142,7 +145,7 @@ def _section_options(sections: tuple[str, ...]) -> Options:
                 show_default=False,
                 metavar="" if kind is bool else kind.__name__,
             )
-            options[f"{section}__{item.name}"] = (Annotated[kind | None, declared], None)
+            options[key] = (Annotated[kind | None, declared], None)
     return options
 
 

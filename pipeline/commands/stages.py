@@ -21,6 +21,8 @@ _BUNDLE: Options = {
         None,
     )
 }
+# Without training and its --threads beside it, `kdedge benchmark` needs no prefix.
+_BENCHMARK_SHORT = {f"benchmark__{name}": f"--{name}" for name in ("threads", "batches", "seconds")}
 
 
 @app.command(help="Run every stage in order: data set to verified bundle.")
@@ -92,7 +94,7 @@ def quantize(config: Config, out: Path, force: bool) -> None:
 
 
 @app.command(help="Measure accuracy and latency of a run, or of a bundle on this host, and judge it.")
-@configured(("data", "benchmark", "bundle"), _BUNDLE | STAGE)
+@configured(("data", "benchmark", "bundle"), _BUNDLE | STAGE, short=_BENCHMARK_SHORT)
 def benchmark(config: Config, out: Path, force: bool, bundle: Path | None) -> None:
     """Measure, print the summary and end stdout with one JSON line."""
     from pipeline.artifacts import lock_run

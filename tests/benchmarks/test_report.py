@@ -107,6 +107,17 @@ def test_the_table_of_latencies_has_the_percentiles_that_were_measured_and_the_t
     assert "| p50 ms | trust | images/s |" in texts(latency=[old])[1]
 
 
+def test_a_ratio_of_latencies_is_only_given_where_both_are_steady() -> None:
+    noisy = {"verdict": "noisy: do not quote", "reasons": ["load of 42 %"]}
+    fp32, int8, *_ = REPORT["latency"]
+    for text in texts(latency=[fp32, int8]):
+        assert "× as fast as FP32" in text
+    for rows in ([{**fp32, "trust": noisy}, int8], [fp32, {**int8, "trust": noisy}]):
+        for text in texts(latency=rows):
+            assert "× as fast" not in text
+            assert "0.285 ms, not compared with FP32 (CPU, batch 1, 1 thread; noisy: do not quote)" in text
+
+
 @pytest.mark.parametrize("verdict", ["passed", "failed", "undecided"])
 def test_the_verdict_is_a_sentence_in_front_of_everything(verdict: str) -> None:
     html, markdown = texts(gate={**REPORT["gate"], "verdict": verdict, "reason": "Because."})
@@ -149,8 +160,8 @@ def test_each_doubt_is_shown_once_with_its_worst_number() -> None:
         {**REPORT["latency"][0], "trust": {"verdict": "noisy: do not quote", "reasons": found}} for found in reasons
     ]
     for text in texts(latency=[*rows, REPORT["latency"][0]]):
-        assert "differ by 10.4 % (at most 10 %) (in 2 of 3 measurements)" in text
-        assert "only 7 samples (at least 50): more seconds (in 2 of 3 measurements)" in text
+        assert "differ by 10.4 % (at most 10 %) (the worst of 2 of 3 measurements)" in text
+        assert "only 7 samples (at least 50): more seconds (the worst of 2 of 3 measurements)" in text
         assert "9.9 %" not in text
         assert "only 40" not in text
 
