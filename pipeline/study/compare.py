@@ -142,8 +142,7 @@ def run_study(
 
     rows = run_cells(cells, out, teacher_dir, control=control, reach=options.reach, forced=forced, report=report)
     if options.test:
-        measure_test(cells, rows, out)
-        report(rows)
+        measure_test(cells, rows, out, report=report)
     draw_study(out)
     return result
 

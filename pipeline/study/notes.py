@@ -29,15 +29,20 @@ def study_notes(
     """
     data, runtime, facts = cells[0].config.data, cells[0].config.runtime, teacher["facts"]
     done = [row for row in rows if row["status"] == "done"]
-    tested = any(row.get("int8_test_top1_pct") is not None for row in done)
+    tested = sum(row.get("int8_test_top1_pct") is not None for row in done)
     size = f"a subset of {data.train_size:,}" if data.train_size else "all"
     commits, hardware = ({str(row[key]): None for row in done} for key in ("commit", "hardware"))
     notes = []
     if not any(cell.name == control for cell in cells):
         notes.append(f"The control {control} is not among the cells, so there are no differences.")
     notes += [
-        f"{len(rows)} of {len(cells)} cells; accuracies and losses are of the validation images"
-        + (", which no student was trained on." if not tested else "; test images were read once, at the end."),
+        f"{len(rows)} of {len(cells)} cells; accuracies and losses are of the validation images, which no student was "
+        "trained on.",
+        *[
+            f"Columns of the test images: known of {tested} of {len(cells)} cells, each measured after the last "
+            "training of the command that asked for it."
+        ]
+        * bool(tested),
         "±: standard deviation over seeds; of a difference: 95 % interval, paired by seed, Student t. An effect "
         "smaller than its interval is not resolved; with one seed there is no interval.",
         f"Training images: {size} of {data_name}; recipe: {cells[0].config.distill.recipe}.",
