@@ -32,7 +32,7 @@ Row = dict[str, Any]
 COLUMNS = (
     "method", "epochs", "seed", "status", "val_top1_pct", "val_ce", "teacher_gap_pp", "params", "trained_params",
     "hint_map_bytes", "scan_s", "seconds", "drowned_epochs", "reach_epochs", "fp32_test_top1_pct",
-    "int8_test_top1_pct", "commit", "hardware",
+    "int8_test_top1_pct", "train_size", "recipe", "precision", "threads", "commit", "hardware",
 )  # fmt: skip
 
 
@@ -190,7 +190,7 @@ def _identity(cell: Cell) -> Row:
 
 def _row(cell: Cell, directory: Path, reach: float) -> Row:
     manifest = load_manifest(directory / "distill")
-    facts, method = manifest["facts"], cell.config.distill.method
+    facts, method, runtime = manifest["facts"], cell.config.distill.method, manifest["config"]["runtime"]
     teacher = load_manifest(directory / "teacher")["facts"]
     epochs = read_log(directory / "distill" / f"training_log_{method}.csv")
     reached = [row["epoch"] for row in epochs if (row["val_top1_pct"] or 0.0) >= reach]
@@ -208,6 +208,10 @@ def _row(cell: Cell, directory: Path, reach: float) -> Row:
         "drowned_epochs": facts["drowned_epochs"],
         "reach_epochs": int(reached[0]) if reached and reached[0] else None,
         **_known_test(cell, directory),
+        "train_size": facts["train_images"],
+        "recipe": manifest["config"]["distill"]["recipe"],
+        "precision": runtime["precision"],
+        "threads": runtime["threads"],
         "commit": manifest["commit"],
         "hardware": facts["hardware"],
     }

@@ -11,7 +11,7 @@ images; test images are read with ``--test`` alone, at the end.
 import csv
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,10 +133,17 @@ def run_study(
     def report(rows: list[Row]) -> None:
         summary = summarise(rows, control)
         warnings = alarms(summary, control)
-        notes = study_notes(cells, rows, teacher, control=control, command=options.command, data_name=data_name)
+        # A cell that diverged may still hold the student of an earlier command.
+        students = [
+            load_manifest(cell.directory(out) / "distill")["facts"] if row["status"] == "done" else {}
+            for cell, row in zip(cells, rows, strict=False)
+        ]
+        notes = study_notes(
+            cells, rows, students, teacher, control=control, command=options.command, data_name=data_name
+        )
         page = render(title, summary, warnings, notes, control=control, reach=options.reach)
         write_atomic(out / "evaluation_results.csv", _csv(COLUMNS, rows))
-        write_atomic(out / "block_variances.csv", _csv(_SCAN_COLUMNS, _scan_rows(cells, rows, out)))
+        write_atomic(out / "block_variances.csv", _csv(_SCAN_COLUMNS, _scan_rows(rows, students)))
         write_atomic(out / "comparison.md", page.encode())
         result.update(rows=rows, summary=summary, alarms=warnings, page=str(out / "comparison.md"))
 
@@ -191,12 +198,11 @@ def _check_hints(cells: Sequence[Cell], arch: str) -> None:
         )
 
 
-def _scan_rows(cells: Sequence[Cell], rows: Sequence[Row], out: Path) -> list[Row]:
+def _scan_rows(rows: Sequence[Row], students: Sequence[Mapping[str, Any]]) -> list[Row]:
     scans = []
-    for cell, row in zip(cells, rows, strict=False):
-        if row["status"] != "done":
+    for row, facts in zip(rows, students, strict=True):
+        if not facts:
             continue
-        facts = load_manifest(cell.directory(out) / "distill")["facts"]
         chosen = {block for block, _ in facts["hint_pairs"]}
         scans += [
             {key: row[key] for key in _SCAN_COLUMNS[:3]}

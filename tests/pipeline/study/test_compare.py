@@ -63,6 +63,8 @@ def test_a_comparison_has_a_run_directory_per_cell_and_a_row_in_the_table(study,
         assert manifest["config"]["runtime"]["seed"] == int(row["seed"])
         assert float(row["val_top1_pct"]) == manifest["facts"]["val_top1_pct"]
         assert (cell / "teacher").resolve() == (out / "teacher").resolve()
+        made = (row["train_size"], row["recipe"], row["precision"], row["threads"])
+        assert made == (str(manifest["facts"]["train_images"]), "kdedge", "fp32", "1") == ("96", *made[1:])
         extra = int(row["trained_params"]) - int(row["params"])
         assert (extra > 0) == (row["method"] == "selective") == (int(row["hint_map_bytes"]) > 0)
         teacher = json.loads((out / "teacher" / "manifest.json").read_text())["facts"]["val_top1_pct"]
@@ -79,11 +81,14 @@ def test_the_page_says_what_the_numbers_are(study, compared, folder_data):
         assert text in page
     assert str(folder_data.parent) not in page
     assert "The teacher held out" not in page  # the split is the same for every seed
+    assert "Teacher: resnet18, trained on 96 images, " in page
+    assert "it alone has seen" not in page
     scanned = read(study[0] / "block_variances.csv")
     chosen = [
         row["block"] for row in scanned if row["method"] == "selective" and row["seed"] == "0" and row["chosen"] == "1"
     ]
     assert len(chosen) == 3
+    assert f"- Blocks of the teacher that hints were at:\n  - 2 epochs, selective: {', '.join(chosen)}" in page
 
 
 def test_the_same_command_trains_nothing_and_gives_the_same_table(study, compared):
@@ -206,6 +211,7 @@ def test_a_finished_teacher_is_taken_and_not_copied(study, compared, tmp_path):
     other = [tmp_path / "other" if part == tmp_path else part for part in command]
     page = kdedge(*other, "--val-fraction", "0.4", "--teacher-dir", out / "teacher").stdout
     assert "The teacher held out a share of " in page
+    assert "The students were trained on 72 images and their teacher on 96: gains of what learns from it" in page
 
 
 def test_a_cell_that_diverges_is_recorded_and_the_study_goes_on(study, compared, tmp_path, monkeypatch):
