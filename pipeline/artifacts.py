@@ -41,6 +41,7 @@ __all__ = [
     "output_damage",
     "run_stage",
     "versions",
+    "why_rerun",
     "write_atomic",
     "write_json",
 ]
@@ -182,7 +183,7 @@ def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = Fals
     partial = run_dir / f".{spec.name}.partial"
     _recover(target)
     inputs = {name: run_dir / name for name in spec.reads}
-    wanted = {"config": spec.key(config), "inputs": _input_hashes(inputs, spec.data(config))}
+    wanted = {"config": spec.key(config), "inputs": _input_hashes(spec, config, run_dir)}
     reason = "--force was given" if force else _why_rerun(target, wanted)
     if not reason:
         log(f"{spec.name}: up to date, skipped")
@@ -218,6 +219,22 @@ def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = Fals
     _replace_dir(partial, target)
     log(f"{spec.name}: done in {format_duration(manifest['wall_s'])}")
     return True
+
+
+def why_rerun(spec: StageSpec, config: Any, run_dir: Path, *, any_config: bool = False) -> str:
+    """Return why a finished stage is not what `run_stage` would make now, or an empty string if it is.
+
+    Args:
+        spec: The stage.
+        config: The resolved configuration of the run.
+        run_dir: The run directory.
+        any_config: Whether its own options may be others, so that only what it read and wrote counts.
+
+    Raises:
+        InputError: A stage that it reads is missing or damaged, or its own input is bad.
+    """
+    wanted = {} if any_config else {"config": spec.key(config)}
+    return _why_rerun(run_dir / spec.name, {**wanted, "inputs": _input_hashes(spec, config, run_dir)})
 
 
 def versions() -> dict[str, str | None]:
@@ -259,10 +276,11 @@ def _peak_rss_mb() -> float | None:
     return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
 
 
-def _input_hashes(inputs: Mapping[str, Path], data: Mapping[str, str]) -> dict[str, str]:
+def _input_hashes(spec: StageSpec, config: Any, run_dir: Path) -> dict[str, str]:
     """Check every input directory against its manifest and return the hashes of what is in it."""
-    hashes = {f"data/{part}": digest for part, digest in data.items()}
-    for stage, directory in inputs.items():
+    hashes = {f"data/{part}": digest for part, digest in spec.data(config).items()}
+    for stage in spec.reads:
+        directory = run_dir / stage
         manifest = load_manifest(directory)
         if damage := output_damage(directory, manifest):
             raise InputError(
@@ -281,7 +299,7 @@ def _why_rerun(target: Path, wanted: Mapping[str, Any]) -> str:
         manifest = load_manifest(target)
     except InputError as error:
         return str(error)
-    changes = [f"{part} {key}" for part in ("config", "inputs") for key in changed_keys(manifest[part], wanted[part])]
+    changes = [f"{part} {key}" for part in wanted for key in changed_keys(manifest[part], wanted[part])]
     if changes:
         return "changed: " + ", ".join(changes[:4]) + (" …" if len(changes) > 4 else "")
     damage = output_damage(target, manifest)

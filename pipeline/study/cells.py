@@ -15,23 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import load_json, load_manifest, lock_run, write_json
+from pipeline.artifacts import load_json, load_manifest, lock_run, why_rerun, write_json
 from pipeline.config import Config
 from pipeline.configure import build_config
 from pipeline.distill.methods import CONTROL, METHODS
-from pipeline.errors import DivergenceError
+from pipeline.errors import DivergenceError, InputError
 from pipeline.progress import format_duration, log, warn
-from pipeline.stages import CONFIG, run_stages
+from pipeline.stages import CONFIG, STAGES, run_stages
 
 __all__ = ["COLUMNS", "Cell", "Row", "measure_test", "read_log", "run_cells", "variant"]
 
 Row = dict[str, Any]
 
-# Of evaluation_results.csv. The test columns are empty without --test, the others of a cell that diverged.
+# Of evaluation_results.csv. The test columns are empty of a cell that was not measured on test images, the others of
+# one that diverged.
 COLUMNS = (
     "method", "epochs", "seed", "status", "val_top1_pct", "val_ce", "teacher_gap_pp", "params", "trained_params",
     "hint_map_bytes", "scan_s", "seconds", "drowned_epochs", "reach_epochs", "fp32_test_top1_pct",
-    "int8_test_top1_pct", "commit", "hardware",
+    "int8_test_top1_pct", "train_size", "recipe", "precision", "threads", "commit", "hardware",
 )  # fmt: skip
 
 
@@ -111,30 +112,33 @@ def run_cells(
     return rows
 
 
-def measure_test(cells: Sequence[Cell], rows: list[Row], out: Path) -> None:
+def measure_test(cells: Sequence[Cell], rows: list[Row], out: Path, *, report: Callable[[list[Row]], None]) -> None:
     """Export and quantize the student of every cell and add its accuracy on the test images to its row.
 
-    To be called when everything was chosen. A study is not about latency, so that is measured as shortly as can be.
+    To be called when everything was chosen.
+
+    Args:
+        cells: All cells.
+        rows: From `run_cells`, which are added to.
+        out: Directory of the study, locked.
+        report: Called with the rows after each cell that was measured.
+
+    Raises:
+        KdedgeError: A stage failed.
     """
     for number, (cell, row) in enumerate(zip(cells, rows, strict=True), 1):
         if row["status"] != "done":
             continue
         log(f"test images, cell {number} of {len(cells)}: {cell}")
-        config = dataclasses.replace(
-            cell.config,
-            quantize=dataclasses.replace(cell.config.quantize, compare_formats=False),
-            benchmark=dataclasses.replace(cell.config.benchmark, seconds=0.05, batches="1", threads="1"),
-        )
         directory = cell.directory(out)
         with lock_run(directory):
             try:
-                run_stages(("export", "quantize", "benchmark"), config, directory)
+                run_stages(_TEST_STAGES, _test_config(cell), directory)
             finally:
                 # Who goes on with the cell wants its options, not this hurry.
                 write_json(directory / CONFIG, dataclasses.asdict(cell.config))
-        accuracy = load_json(directory / "benchmark" / "report.json", ("accuracy",))["accuracy"]
-        row["fp32_test_top1_pct"] = accuracy["onnx_fp32_top1_pct"]
-        row["int8_test_top1_pct"] = accuracy["onnx_int8_top1_pct"]
+        row.update(_test_accuracies(directory))
+        report(rows)
 
 
 def read_log(path: Path) -> list[dict[str, float | None]]:
@@ -143,13 +147,50 @@ def read_log(path: Path) -> list[dict[str, float | None]]:
         return [{key: float(text) if text else None for key, text in row.items()} for row in csv.DictReader(file)]
 
 
+_TEST_STAGES = ("export", "quantize", "benchmark")
+
+
+def _test_config(cell: Cell) -> Config:
+    """Return the configuration of the stages after training: a study is not about latency, so that is cut short."""
+    return dataclasses.replace(
+        cell.config,
+        quantize=dataclasses.replace(cell.config.quantize, compare_formats=False),
+        benchmark=dataclasses.replace(cell.config.benchmark, seconds=0.05, batches="1", threads="1"),
+    )
+
+
+def _test_accuracies(directory: Path) -> Row:
+    accuracy = load_json(directory / "benchmark" / "report.json", ("accuracy",))["accuracy"]
+    return {
+        "fp32_test_top1_pct": accuracy["onnx_fp32_top1_pct"],
+        "int8_test_top1_pct": accuracy["onnx_int8_top1_pct"],
+    }
+
+
+def _known_test(cell: Cell, directory: Path) -> Row:
+    """Return the test accuracies that an earlier command measured, if they are of the student that lies there now."""
+    if not (directory / "benchmark").exists():
+        return {}  # the test images are not even hashed
+    try:
+        for name in _TEST_STAGES:
+            # Neither host nor measuring time change an accuracy: of the benchmark, models and images alone count.
+            reason = why_rerun(STAGES[name], _test_config(cell), directory, any_config=name == "benchmark")
+            if reason:
+                log(f"{cell}: what was measured on test images is left out: {name}: {reason}")
+                return {}
+        return _test_accuracies(directory)
+    except InputError as error:
+        log(f"{cell}: what was measured on test images is left out: {error}")
+        return {}
+
+
 def _identity(cell: Cell) -> Row:
     return {"method": cell.name, "epochs": cell.config.distill.epochs, "seed": cell.config.runtime.seed}
 
 
 def _row(cell: Cell, directory: Path, reach: float) -> Row:
     manifest = load_manifest(directory / "distill")
-    facts, method = manifest["facts"], cell.config.distill.method
+    facts, method, runtime = manifest["facts"], cell.config.distill.method, manifest["config"]["runtime"]
     teacher = load_manifest(directory / "teacher")["facts"]
     epochs = read_log(directory / "distill" / f"training_log_{method}.csv")
     reached = [row["epoch"] for row in epochs if (row["val_top1_pct"] or 0.0) >= reach]
@@ -166,6 +207,11 @@ def _row(cell: Cell, directory: Path, reach: float) -> Row:
         "seconds": manifest["wall_s"],
         "drowned_epochs": facts["drowned_epochs"],
         "reach_epochs": int(reached[0]) if reached and reached[0] else None,
+        **_known_test(cell, directory),
+        "train_size": facts["train_images"],
+        "recipe": manifest["config"]["distill"]["recipe"],
+        "precision": runtime["precision"],
+        "threads": runtime["threads"],
         "commit": manifest["commit"],
         "hardware": facts["hardware"],
     }

@@ -11,7 +11,7 @@ images; test images are read with ``--test`` alone, at the end.
 import csv
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from pipeline.runtime import resolve
 from pipeline.stages import CONFIG, recorded_config, run_stages
 from pipeline.study.cells import COLUMNS, Cell, Row, measure_test, run_cells, variant
 from pipeline.study.finished import check_cells_kept, check_teacher_kept, with_finished
+from pipeline.study.notes import study_notes
 from pipeline.study.tables import alarms, render, summarise
 
 __all__ = ["StudyOptions", "compare", "resolve_runtime", "run_study"]
@@ -132,19 +133,23 @@ def run_study(
     def report(rows: list[Row]) -> None:
         summary = summarise(rows, control)
         warnings = alarms(summary, control)
-        notes = _notes(cells, rows, teacher, options, data_name)
-        if not any(cell.name == control for cell in cells):
-            notes.insert(0, f"The control {control} is not among the cells, so there are no differences.")
+        # A cell that diverged may still hold the student of an earlier command.
+        students = [
+            load_manifest(cell.directory(out) / "distill")["facts"] if row["status"] == "done" else {}
+            for cell, row in zip(cells, rows, strict=False)
+        ]
+        notes = study_notes(
+            cells, rows, students, teacher, control=control, command=options.command, data_name=data_name
+        )
         page = render(title, summary, warnings, notes, control=control, reach=options.reach)
         write_atomic(out / "evaluation_results.csv", _csv(COLUMNS, rows))
-        write_atomic(out / "block_variances.csv", _csv(_SCAN_COLUMNS, _scan_rows(cells, rows, out)))
+        write_atomic(out / "block_variances.csv", _csv(_SCAN_COLUMNS, _scan_rows(rows, students)))
         write_atomic(out / "comparison.md", page.encode())
         result.update(rows=rows, summary=summary, alarms=warnings, page=str(out / "comparison.md"))
 
     rows = run_cells(cells, out, teacher_dir, control=control, reach=options.reach, forced=forced, report=report)
     if options.test:
-        measure_test(cells, rows, out)
-        report(rows)
+        measure_test(cells, rows, out, report=report)
     draw_study(out)
     return result
 
@@ -193,12 +198,11 @@ def _check_hints(cells: Sequence[Cell], arch: str) -> None:
         )
 
 
-def _scan_rows(cells: Sequence[Cell], rows: Sequence[Row], out: Path) -> list[Row]:
+def _scan_rows(rows: Sequence[Row], students: Sequence[Mapping[str, Any]]) -> list[Row]:
     scans = []
-    for cell, row in zip(cells, rows, strict=False):
-        if row["status"] != "done":
+    for row, facts in zip(rows, students, strict=True):
+        if not facts:
             continue
-        facts = load_manifest(cell.directory(out) / "distill")["facts"]
         chosen = {block for block, _ in facts["hint_pairs"]}
         scans += [
             {key: row[key] for key in _SCAN_COLUMNS[:3]}
@@ -214,32 +218,3 @@ def _csv(columns: Sequence[str], rows: Sequence[Row]) -> bytes:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()
-
-
-def _notes(
-    cells: Sequence[Cell], rows: Sequence[Row], teacher: dict[str, Any], options: StudyOptions, data_name: str
-) -> list[str]:
-    """Say how the numbers came about."""
-    data, runtime, facts = cells[0].config.data, cells[0].config.runtime, teacher["facts"]
-    done = [row for row in rows if row["status"] == "done"]
-    size = f"a subset of {data.train_size:,}" if data.train_size else "all"
-    commits, hardware = ({str(row[key]): None for row in done} for key in ("commit", "hardware"))
-    notes = [
-        f"{len(rows)} of {len(cells)} cells; accuracies and losses are of the validation images"
-        + (", which no student was trained on." if not options.test else "; test images were read once, at the end."),
-        "±: standard deviation over seeds; of a difference: 95 % interval, paired by seed, Student t. An effect "
-        "smaller than its interval is not resolved; with one seed there is no interval.",
-        f"Training images: {size} of {data_name}; recipe: {cells[0].config.distill.recipe}.",
-        f"Teacher: {facts['arch']}, {facts['val_top1_pct']:.2f} % on its own validation images. Hint maps: what the "
-        "teacher's maps take in one batch. Trained: with the adapters, which are not shipped.",
-        f"Command: `{options.command}`",
-        f"Commit: {', '.join(commits)}. Hardware: {', '.join(hardware)}; {runtime.device}, {runtime.precision}, "
-        f"threads: {runtime.threads}.",
-    ]
-    held_out = teacher["config"].get("data", {}).get("val_fraction")
-    if held_out != data.val_fraction:
-        notes.append(
-            f"The teacher held out a share of {held_out}, not of {data.val_fraction}: it may have been trained on some "
-            "of these validation images."
-        )
-    return notes

@@ -23,7 +23,9 @@ def summarise(rows: Sequence[Row], control: str) -> list[dict[str, Any]]:
         of the validation accuracy (None with one seed), and its difference to the control: ``difference_pp``,
         ``interval_pp`` (half width), ``verdict`` (empty for the control and without one) and ``common_seeds``, of which
         it is. ``builds_on`` holds the same for the method that this one builds on, and its ``method`` (None: it builds
-        on none, or the rows are no methods); ``int8_test_sd`` and ``int8_test`` are of the INT8 test accuracy.
+        on none, or the rows are no methods). Of the ``tested_seeds`` seeds whose test results are known are the means
+        of the test accuracies, ``int8_test_sd``, ``int8_test`` (the difference of the INT8 test accuracy to the
+        control), and ``int8_loss_pp`` with ``int8_loss_sd``: FP32 minus INT8 test accuracy.
     """
     groups: dict[tuple[int, str], list[Row]] = {}
     for row in rows:
@@ -31,6 +33,8 @@ def summarise(rows: Sequence[Row], control: str) -> list[dict[str, Any]]:
     entries = []
     for (epochs, method), group in groups.items():
         done = [row for row in group if row["status"] == "done"]
+        fp32, int8 = _by_seed(group, _FP32), _by_seed(group, _INT8)
+        losses = {seed: fp32[seed] - top1 for seed, top1 in int8.items() if seed in fp32}
         reference = groups.get((epochs, control), []) if method != control else []
         base = METHODS[method].builds_on if control == CONTROL else ""
         entry: dict[str, Any] = {
@@ -41,14 +45,18 @@ def summarise(rows: Sequence[Row], control: str) -> list[dict[str, Any]]:
             "sd": _spread(_by_seed(group)),
             **_difference(group, reference),
             "builds_on": {"method": base, **_difference(group, groups.get((epochs, base), []))} if base else None,
-            "int8_test_sd": _spread(_by_seed(group, _INT8)),
+            "tested_seeds": len(int8),
+            "int8_test_sd": _spread(int8),
             "int8_test": _difference(group, reference, _INT8),
+            "int8_loss_pp": statistics.fmean(losses.values()) if losses else None,
+            "int8_loss_sd": _spread(losses),
         }
         for column in _MEANS:
             values = [row[column] for row in done if row.get(column) is not None]
-            # A mean over the seeds that got there would hide those that did not.
-            complete = values and len(values) == len(done)
-            entry[column] = statistics.fmean(values) if complete else None
+            # A mean over the seeds that got there would hide those that did not; that a seed was not measured on test
+            # images says nothing of it.
+            complete = len(values) == len(done) or column in (_FP32, _INT8)
+            entry[column] = statistics.fmean(values) if values and complete else None
         entries.append(entry)
     return entries
 
@@ -115,7 +123,7 @@ def render(
     head = ["", "validation top-1 %", f"to {control}, pp (95 %)", "verdict"]
     head += ["to what it builds on, pp (95 %)"] * methods
     head += ["validation loss", "teacher minus student, pp"]
-    head += ["INT8 test top-1 %", f"INT8 test to {control}, pp (95 %)"] * tested
+    head += ["INT8 test top-1 %", f"INT8 test to {control}, pp (95 %)", "FP32 minus INT8 test, pp"] * tested
     head += ["shipped", "trained", "hint maps, MB", "scan, s", "minutes", f"epochs to {reach:g} %"]
     for epochs in dict.fromkeys(entry["epochs"] for entry in summary):
         lines += [f"## {epochs} epochs", "", _line(head), "|" + "---|" * len(head)]
@@ -133,7 +141,7 @@ _MEANS = (
 )  # fmt: skip
 
 
-_INT8 = "int8_test_top1_pct"
+_FP32, _INT8 = "fp32_test_top1_pct", "int8_test_top1_pct"
 _OTHER_BLOCKS = ("random3", "last3", "all")  # what `selective` must beat for its choice to be worth something
 
 
@@ -178,16 +186,18 @@ def _cells(entry: Mapping[str, Any], control: str, methods: bool, tested: bool) 
     if not entry["seeds"]:
         return [entry["method"], "diverged"]
     seeds, base = entry["seeds"], entry["builds_on"]
-    accuracy = _accuracy(entry["val_top1_pct"], entry["sd"])
+    accuracy = _with_sd(entry["val_top1_pct"], entry["sd"])
     if entry["sd"] is not None:
         accuracy += f" ({seeds} seeds)"
     if entry["diverged"]:
         accuracy += f", {entry['diverged']} diverged"
     step = f"{base['method']}: {_compared(base, seeds)}" if base and base["common_seeds"] else "–"
     is_control = entry["method"] == control
+    of = f" ({entry['tested_seeds']} of {seeds} seeds)" if 0 < entry["tested_seeds"] < seeds else ""
     test = [
-        _accuracy(entry[_INT8], entry["int8_test_sd"]),
+        _with_sd(entry[_INT8], entry["int8_test_sd"]) + of,
         "control" if is_control else _compared(entry["int8_test"], seeds),
+        _with_sd(entry["int8_loss_pp"], entry["int8_loss_sd"]),
     ]
     return [
         entry["method"],
@@ -207,7 +217,7 @@ def _cells(entry: Mapping[str, Any], control: str, methods: bool, tested: bool) 
     ]
 
 
-def _accuracy(mean: float | None, sd: float | None) -> str:
+def _with_sd(mean: float | None, sd: float | None) -> str:
     return _number(mean, ".2f") + ("" if mean is None or sd is None else f" ± {sd:.2f}")
 
 

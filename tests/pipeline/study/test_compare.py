@@ -63,6 +63,8 @@ def test_a_comparison_has_a_run_directory_per_cell_and_a_row_in_the_table(study,
         assert manifest["config"]["runtime"]["seed"] == int(row["seed"])
         assert float(row["val_top1_pct"]) == manifest["facts"]["val_top1_pct"]
         assert (cell / "teacher").resolve() == (out / "teacher").resolve()
+        made = (row["train_size"], row["recipe"], row["precision"], row["threads"])
+        assert made == (str(manifest["facts"]["train_images"]), "kdedge", "fp32", "1") == ("96", *made[1:])
         extra = int(row["trained_params"]) - int(row["params"])
         assert (extra > 0) == (row["method"] == "selective") == (int(row["hint_map_bytes"]) > 0)
         teacher = json.loads((out / "teacher" / "manifest.json").read_text())["facts"]["val_top1_pct"]
@@ -79,11 +81,14 @@ def test_the_page_says_what_the_numbers_are(study, compared, folder_data):
         assert text in page
     assert str(folder_data.parent) not in page
     assert "The teacher held out" not in page  # the split is the same for every seed
+    assert "Teacher: resnet18, trained on 96 images, " in page
+    assert "it alone has seen" not in page
     scanned = read(study[0] / "block_variances.csv")
     chosen = [
         row["block"] for row in scanned if row["method"] == "selective" and row["seed"] == "0" and row["chosen"] == "1"
     ]
     assert len(chosen) == 3
+    assert f"- Blocks of the teacher that hints were at:\n  - 2 epochs, selective: {', '.join(chosen)}" in page
 
 
 def test_the_same_command_trains_nothing_and_gives_the_same_table(study, compared):
@@ -206,6 +211,7 @@ def test_a_finished_teacher_is_taken_and_not_copied(study, compared, tmp_path):
     other = [tmp_path / "other" if part == tmp_path else part for part in command]
     page = kdedge(*other, "--val-fraction", "0.4", "--teacher-dir", out / "teacher").stdout
     assert "The teacher held out a share of " in page
+    assert "The students were trained on 72 images and their teacher on 96: gains of what learns from it" in page
 
 
 def test_a_cell_that_diverges_is_recorded_and_the_study_goes_on(study, compared, tmp_path, monkeypatch):
@@ -322,6 +328,78 @@ def test_options_of_hints_are_refused_only_where_a_method_uses_hints(options, st
     command = [tmp_path if part == study[0] else part for part in without_teacher_options(study[1])]
     result = kdedge(*command, "--methods", "ce,kd", *options, "--teacher-dir", "/does/not/exist", code=2)
     assert "holds no finished stage" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def interrupted(study, compared, tmp_path_factory):
+    """A study of two cells whose measurement on test images stopped at the second."""
+    from pipeline.errors import StageError
+    from pipeline.study import cells
+
+    out, honest = tmp_path_factory.mktemp("interrupted"), cells.run_stages
+
+    def run_stages(names, config, *arguments, **options):
+        if "benchmark" in names and config.distill.method == "kd":
+            raise StageError("the disk is full")
+        return honest(names, config, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cells, "run_stages", run_stages)
+        kdedge(*small(study, out, "--test", methods="ce,kd"), code=1)
+    return out
+
+
+def on_test_images(out):
+    """Return the test accuracies in the table, by method."""
+    rows = read(out / "evaluation_results.csv")
+    return {row["method"]: (row["fp32_test_top1_pct"], row["int8_test_top1_pct"]) for row in rows}
+
+
+def measured(cell):
+    """Return the test accuracies in the report of a cell, as the table has them."""
+    accuracy = json.loads((cell / "benchmark" / "report.json").read_text())["accuracy"]
+    return str(accuracy["onnx_fp32_top1_pct"]), str(accuracy["onnx_int8_top1_pct"])
+
+
+def test_what_was_measured_on_test_images_is_written_after_each_cell(interrupted):
+    assert on_test_images(interrupted) == {"ce": measured(interrupted / "e2" / "seed0" / "ce"), "kd": ("", "")}
+    page = (interrupted / "comparison.md").read_text()
+    assert "INT8 test top-1 %" in page
+    assert "test images: known of 1 of 2 cells" in page
+
+
+def test_what_was_measured_on_test_images_is_kept_while_it_is_of_the_student(study, interrupted, tmp_path):
+    out = tmp_path / "study"
+    shutil.copytree(interrupted, out)
+    (out / "evaluation_results.csv").unlink()
+    cell = out / "e2" / "seed0" / "ce"
+    known = {"ce": measured(cell), "kd": ("", "")}
+    page = kdedge(*small(study, out)).stdout
+    assert on_test_images(out) == known
+    assert "test images: known of 1 of 2 cells" in page
+
+    change(cell / "benchmark", lambda manifest: manifest["config"]["host"].update(cpu="another"))
+    kdedge(*small(study, out))
+    assert on_test_images(out) == known
+
+    student = cell / "distill" / "student.safetensors"
+    student.write_bytes((out / "e2" / "seed0" / "kd" / "distill" / "student.safetensors").read_bytes())
+    digest = file_sha256(student)
+    change(cell / "distill", lambda manifest: manifest["outputs"].update({"student.safetensors": digest}))
+    result = kdedge(*small(study, out))
+    assert on_test_images(out) == {"ce": ("", ""), "kd": ("", "")}
+    assert "ce, 2 epochs, seed 0: what was measured on test images is left out: export: changed: inputs distill" in (
+        result.stderr
+    )
+    assert "INT8 test" not in result.stdout
+
+
+def change(stage_dir, edit):
+    """Edit the manifest of a stage."""
+    path = stage_dir / "manifest.json"
+    manifest = json.loads(path.read_text())
+    edit(manifest)
+    path.write_text(json.dumps(manifest))
 
 
 def test_test_images_are_read_only_when_asked_for_and_after_the_last_training(study, compared, tmp_path, monkeypatch):

@@ -147,16 +147,28 @@ def test_a_difference_of_fewer_seeds_than_the_mean_says_so():
     assert "| kd | 90.50 ± 0.71 (2 seeds) | -1.00 (1 common seed) | one seed | ce: -1.00 (1 common seed) |" in page
 
 
-def test_int8_test_accuracy_has_its_spread_and_its_difference_to_the_control():
-    rows = [row("ce", seed, 90, int8_test_top1_pct=88 + seed) for seed in (0, 1)]
-    rows += [row("kd", seed, 91, int8_test_top1_pct=89 + 1.1 * seed) for seed in (0, 1)]
-    page = render("Methods", summarise(rows, "ce"), [], [], control="ce", reach=85)
-    assert "| INT8 test top-1 % | INT8 test to ce, pp (95 %) |" in page
-    assert "| 88.50 ± 0.71 | control |" in page
-    assert "| 89.55 ± 0.78 | +1.05 ± 0.64 |" in page  # differences 1, 1.1: 12.706 * 0.0707 / sqrt(2)
-    rows[3]["int8_test_top1_pct"] = None
-    page = render("Methods", summarise(rows, "ce"), [], [], control="ce", reach=85)
-    assert "| – | +1.00 (1 common seed) |" in page
+@pytest.fixture
+def tested_rows():
+    rows = [row("ce", seed, 90, fp32_test_top1_pct=88.5, int8_test_top1_pct=88 + seed) for seed in (0, 1)]
+    return rows + [row("kd", s, 91, fp32_test_top1_pct=90 + s, int8_test_top1_pct=89 + 1.1 * s) for s in (0, 1)]
+
+
+def test_int8_test_accuracy_has_its_spread_its_difference_to_the_control_and_its_loss(tested_rows):
+    page = render("Methods", summarise(tested_rows, "ce"), [], [], control="ce", reach=85)
+    assert "| INT8 test top-1 % | INT8 test to ce, pp (95 %) | FP32 minus INT8 test, pp |" in page
+    assert "| 88.50 ± 0.71 | control | 0.00 ± 0.71 |" in page  # losses 0.5, -0.5
+    # Differences 1, 1.1: 12.706 * 0.0707 / sqrt(2). Losses 1, 0.9.
+    assert "| 89.55 ± 0.78 | +1.05 ± 0.64 | 0.95 ± 0.07 |" in page
+
+
+def test_test_accuracies_are_of_the_seeds_that_were_measured_and_say_so(tested_rows):
+    for column in ("fp32_test_top1_pct", "int8_test_top1_pct"):
+        tested_rows[3][column] = None
+    summary = summarise(tested_rows, "ce")
+    assert [entry["tested_seeds"] for entry in summary] == [2, 1]
+    page = render("Methods", summary, [], [], control="ce", reach=85)
+    assert "| 89.00 (1 of 2 seeds) | +1.00 (1 common seed) | 1.00 |" in page
+    assert "| 88.50 ± 0.71 | control | 0.00 ± 0.71 |" in page
 
 
 def test_a_mean_of_epochs_is_whole_only_if_it_is():

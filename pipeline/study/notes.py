@@ -1,0 +1,116 @@
+"""The notes below the tables of a study: how its numbers came about, and what they do not say."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from pipeline.study.cells import Cell, Row
+
+__all__ = ["study_notes"]
+
+Facts = Mapping[str, Any]
+
+
+def study_notes(
+    cells: Sequence[Cell],
+    rows: Sequence[Row],
+    students: Sequence[Facts],
+    teacher: Mapping[str, Any],
+    *,
+    control: str,
+    command: str,
+    data_name: str,
+) -> list[str]:
+    """Return the notes, each of one or more sentences in Markdown.
+
+    Args:
+        cells: All cells of the study, at least one.
+        rows: Of the first of them, as `pipeline.study.cells.run_cells` reports them.
+        students: Facts of each row's finished distillation; empty of a cell that diverged.
+        teacher: Manifest of their teacher.
+        control: Name of the cells that the others are compared with.
+        command: The command line, for the record.
+        data_name: Name of the data set.
+    """
+    data, runtime = cells[0].config.data, cells[0].config.runtime
+    done = [row for row in rows if row["status"] == "done"]
+    size = f"a subset of {data.train_size:,}" if data.train_size else "all"
+    commits, hardware = ({str(row[key]): None for row in done} for key in ("commit", "hardware"))
+    notes = []
+    if not any(cell.name == control for cell in cells):
+        notes.append(f"The control {control} is not among the cells, so there are no differences.")
+    notes.append(
+        f"{len(rows)} of {len(cells)} cells; accuracies and losses are of the validation images, which no student was "
+        "trained on."
+    )
+    tested = sum(row.get("int8_test_top1_pct") is not None for row in done)
+    if tested:
+        notes.append(
+            f"Columns of the test images: known of {tested} of {len(cells)} cells, each measured after the last "
+            "training of the command that asked for it."
+        )
+    return [
+        *notes,
+        "±: standard deviation over seeds; of a difference: 95 % interval, paired by seed, Student t. An effect "
+        "smaller than its interval is not resolved; with one seed there is no interval. Intervals cover the seed of "
+        "the students, all of one teacher, and not the seed of the teacher.",
+        f"Training images: {size} of {data_name}; recipe: {cells[0].config.distill.recipe}.",
+        *_teacher_notes(teacher, done, data.val_fraction),
+        *_hint_notes(cells, students),
+        "Hint maps: what the teacher's maps take in one batch. Trained: with the adapters, which are not shipped.",
+        f"Command: `{command}`",
+        f"Commit: {', '.join(commits)}. Hardware: {', '.join(hardware)}; {runtime.device}, {runtime.precision}, "
+        f"threads: {runtime.threads}.",
+    ]
+
+
+def _teacher_notes(teacher: Mapping[str, Any], done: Sequence[Row], val_fraction: float) -> list[str]:
+    """Say what the teacher is, and what it may have seen that its students have not."""
+    facts, held_out = teacher["facts"], teacher["config"].get("data", {}).get("val_fraction")
+    seen = facts["train_images"] if facts["epochs"] else 0  # without an epoch its weights are as they were given
+    trained = f"trained on {seen:,} images" if seen else "with the weights that it was given"
+    notes = [f"Teacher: {facts['arch']}, {trained}, {facts['val_top1_pct']:.2f} % on its own validation images."]
+    fewest = min((row["train_size"] for row in done), default=seen)
+    if fewest < seen:
+        notes.append(
+            f"The students were trained on {fewest:,} images and their teacher on {seen:,}: gains of what learns from "
+            "it contain what it alone has seen."
+        )
+    if held_out != val_fraction:
+        notes.append(
+            f"The teacher held out a share of {held_out}, not of {val_fraction}: it may have been trained on some "
+            "of these validation images."
+        )
+    return notes
+
+
+def _hint_notes(cells: Sequence[Cell], students: Sequence[Facts]) -> list[str]:
+    """List the blocks that hints were at by length and name, by seed where seeds differ, and the hint-only epochs."""
+    seeds: dict[tuple[int, str, int], dict[str, list[int]]] = {}
+    for cell, facts in zip(cells, students, strict=False):
+        if facts and facts["hint_pairs"]:
+            settings = cell.config.distill
+            by_blocks = seeds.setdefault((settings.epochs, cell.name, settings.hint_only_epochs), {})
+            by_blocks.setdefault(_blocks(facts), []).append(cell.config.runtime.seed)
+    names: dict[tuple[int, str], list[str]] = {}
+    for (epochs, name, alone), by_blocks in seeds.items():
+        parts = [
+            blocks + (f" (seed {', '.join(map(str, of))})" if len(by_blocks) > 1 else "")
+            for blocks, of in by_blocks.items()
+        ]
+        if alone:
+            parts.append(f"hints alone in the first {alone} epochs" if alone > 1 else "hints alone in the first epoch")
+        names.setdefault((epochs, "; ".join(parts)), []).append(name)
+    lines = [f"\n  - {epochs} epochs, {', '.join(alike)}: {text}" for (epochs, text), alike in names.items()]
+    return ["Blocks of the teacher that hints were at:" + "".join(lines)] if lines else []
+
+
+def _blocks(facts: Facts) -> str:
+    """Name the blocks that a student learnt from; if they were chosen again, every choice that changed them."""
+    chosen = [block for block, _ in facts["hint_pairs"]]
+    choices = facts["hint_choices"] or [{"epoch": 0, "chosen": chosen}]
+    texts = [", ".join(choices[0]["chosen"])]
+    for before, choice in pairwise(choices):
+        if choice["chosen"] != before["chosen"]:
+            texts.append(f"from epoch {choice['epoch'] + 1} on {', '.join(choice['chosen'])}")
+    return ", ".join(texts)
