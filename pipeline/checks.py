@@ -55,7 +55,8 @@ def conflicts(data: "DataConfig", distill: "DistillConfig") -> list[str]:
     if method.dynamic and distill.rechoose_epochs >= distill.epochs:
         found.append(
             f"--method {distill.method} would never choose again: --rechoose-epochs {distill.rechoose_epochs} "
-            f"is not below {distill.epochs} (--distill-epochs): lower the one, raise the other, or leave out that method"
+            f"is not below {distill.epochs} (--distill-epochs): lower the one, raise the other, or "
+            "leave out that method"
         )
     if method.blocks and not distill.beta:
         found.append(f"--method {distill.method} learns from hints, and --beta 0 takes them away: use --method kd")

@@ -86,7 +86,7 @@ def build_config(*layers: Mapping[str, Any], preset: str = "") -> Config:
     problems = problems or conflicts(sections.get("data", DataConfig()), sections.get("distill", DistillConfig()))
     if problems:
         text = problems[0] if len(problems) == 1 else "\n".join(["several problems:", *(f"  - {p}" for p in problems)])
-        raise InputError(text, "`--help` after the command lists its options and their ranges; `kdedge run-all --help` lists all")
+        raise InputError(text, "see --help of the command, or `kdedge run-all --help` for every option and its range")
     return Config(preset=preset, **sections)
 
 

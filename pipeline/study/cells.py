@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from pipeline.errors import DivergenceError, InputError
 from pipeline.progress import format_duration, log, warn
 from pipeline.stages import CONFIG, STAGES, run_stages
 
-__all__ = ["COLUMNS", "Cell", "Row", "measure_test", "read_log", "run_cells", "variant"]
+__all__ = ["COLUMNS", "Cell", "Row", "count_halvings", "measure_test", "read_log", "run_cells", "variant"]
 
 Row = dict[str, Any]
 
@@ -31,7 +32,7 @@ Row = dict[str, Any]
 # one that diverged.
 COLUMNS = (
     "method", "epochs", "seed", "status", "val_top1_pct", "val_ce", "teacher_gap_pp", "params", "trained_params",
-    "hint_map_bytes", "scan_s", "seconds", "drowned_epochs", "reach_epochs", "fp32_test_top1_pct",
+    "hint_map_bytes", "scan_s", "seconds", "drowned_epochs", "beta_halvings", "reach_epochs", "fp32_test_top1_pct",
     "int8_test_top1_pct", "train_size", "recipe", "precision", "threads", "commit", "hardware",
 )  # fmt: skip
 
@@ -206,6 +207,7 @@ def _row(cell: Cell, directory: Path, reach: float) -> Row:
         "scan_s": facts["scan_s"] if METHODS[method].scans else 0.0,
         "seconds": manifest["wall_s"],
         "drowned_epochs": facts["drowned_epochs"],
+        "beta_halvings": count_halvings(epochs) if METHODS[method].adaptive_beta else None,
         "reach_epochs": int(reached[0]) if reached and reached[0] else None,
         **_known_test(cell, directory),
         "train_size": facts["train_images"],
@@ -215,6 +217,12 @@ def _row(cell: Cell, directory: Path, reach: float) -> Row:
         "commit": manifest["commit"],
         "hardware": facts["hardware"],
     }
+
+
+def count_halvings(epochs: list[dict[str, float | None]]) -> int:
+    """Count the epochs that were trained with a lower beta than the one before."""
+    betas = [row["beta"] for row in epochs]
+    return sum(before is not None and beta is not None and beta < before for before, beta in pairwise(betas))
 
 
 def _compare_with_control(rows: list[Row], control: str) -> None:

@@ -1,9 +1,11 @@
 """The notes below the tables of a study: how its numbers came about, and what they do not say."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from pipeline.distill.methods import CONTROL
 from pipeline.study.cells import Cell, Row
 
 __all__ = ["study_notes"]
@@ -57,6 +59,7 @@ def study_notes(
         f"Training images: {size} of {data_name}; recipe: {cells[0].config.distill.recipe}.",
         *_teacher_notes(teacher, done, data.val_fraction),
         *_hint_notes(cells, students),
+        *_variation_notes(cells, control),
         "Hint maps: what the teacher's maps take in one batch. Trained: with the adapters, which are not shipped.",
         f"Command: `{command}`",
         f"Commit: {', '.join(commits)}. Hardware: {', '.join(hardware)}; {runtime.device}, {runtime.precision}, "
@@ -68,7 +71,7 @@ def _teacher_notes(teacher: Mapping[str, Any], done: Sequence[Row], val_fraction
     """Say what the teacher is, and what it may have seen that its students have not."""
     facts, held_out = teacher["facts"], teacher["config"].get("data", {}).get("val_fraction")
     seen = facts["train_images"] if facts["epochs"] else 0  # without an epoch its weights are as they were given
-    trained = f"trained on {seen:,} images" if seen else "with the weights that it was given"
+    trained = f"trained on {seen:,} images" if seen else "with weights that it was given (of images not known here)"
     notes = [f"Teacher: {facts['arch']}, {trained}, {facts['val_top1_pct']:.2f} % on its own validation images."]
     fewest = min((row["train_size"] for row in done), default=seen)
     if fewest < seen:
@@ -103,6 +106,20 @@ def _hint_notes(cells: Sequence[Cell], students: Sequence[Facts]) -> list[str]:
         names.setdefault((epochs, "; ".join(parts)), []).append(name)
     lines = [f"\n  - {epochs} epochs, {', '.join(alike)}: {text}" for (epochs, text), alike in names.items()]
     return ["Blocks of the teacher that hints were at:" + "".join(lines)] if lines else []
+
+
+def _variation_notes(cells: Sequence[Cell], control: str) -> list[str]:
+    """Say in what a variation differs from the control, where it takes more than one option."""
+    if control == CONTROL:
+        return []  # methods; what they are does not depend on options
+    options = {cell.name: dataclasses.asdict(cell.config.distill) for cell in cells}
+    base = options.get(control, {})
+    lines = []
+    for name, settings in options.items():
+        changed = [f"{key} {settings[key]}" for key in base if settings[key] != base[key] and key != "epochs"]
+        if len(changed) > 1:
+            lines.append(f"\n  - {name}: {', '.join(changed)}")
+    return ["Variations of several options:" + "".join(lines)] if lines else []
 
 
 def _blocks(facts: Facts) -> str:

@@ -66,8 +66,8 @@ def alarms(summary: Sequence[Mapping[str, Any]], control: str) -> list[str]:
 
     If the control is the method without a teacher, that is a sentence for a teacher that is not better than it, for
     every method that is not or is not shown to be, and for a choice of blocks that is no better than another one. In
-    any case one for seeds that diverged and for hints that drowned the other terms
-    (`pipeline.distill.stage.DROWNED_PCT`).
+    any case one for seeds that diverged, for hints that drowned the other terms (`pipeline.distill.stage.DROWNED_PCT`),
+    and for an adaptive beta that did not adapt.
     """
     from pipeline.distill.stage import DROWNED_PCT
 
@@ -93,6 +93,8 @@ def alarms(summary: Sequence[Mapping[str, Any]], control: str) -> list[str]:
                 f"{name}: on the first batch of {entry['drowned_epochs']:.1f} of them on average, hints supplied more "
                 f"than {DROWNED_PCT:.0f} % of the gradient."
             )
+        if entry["beta_halvings"] == 0:
+            found.append(f"{name}: beta was never halved, so these are runs with a constant beta.")
     return found
 
 
@@ -120,7 +122,7 @@ def render(
         lines += [f"> **Alarm:** {warning}", ""]
     tested = any(entry["int8_test_top1_pct"] is not None for entry in summary)
     methods = any(entry["builds_on"] for entry in summary)
-    head = ["", "validation top-1 %", f"to {control}, pp (95 %)", "verdict"]
+    head = ["", "validation top-1 %", f"to {control}, pp (95 %)"]
     head += ["to what it builds on, pp (95 %)"] * methods
     head += ["validation loss", "teacher minus student, pp"]
     head += ["INT8 test top-1 %", f"INT8 test to {control}, pp (95 %)", "FP32 minus INT8 test, pp"] * tested
@@ -137,7 +139,7 @@ def render(
 
 _MEANS = (
     "val_top1_pct", "val_ce", "teacher_gap_pp", "params", "trained_params", "hint_map_bytes", "scan_s", "seconds",
-    "drowned_epochs", "reach_epochs", "fp32_test_top1_pct", "int8_test_top1_pct",
+    "drowned_epochs", "beta_halvings", "reach_epochs", "fp32_test_top1_pct", "int8_test_top1_pct",
 )  # fmt: skip
 
 
@@ -203,7 +205,6 @@ def _cells(entry: Mapping[str, Any], control: str, methods: bool, tested: bool) 
         entry["method"],
         accuracy,
         "control" if is_control else _compared(entry, seeds),
-        entry["verdict"],
         *([step] * methods),
         _number(entry["val_ce"], ".3f"),
         _number(entry["teacher_gap_pp"], ".2f"),
@@ -222,9 +223,9 @@ def _with_sd(mean: float | None, sd: float | None) -> str:
 
 
 def _compared(difference: Mapping[str, Any], seeds: int) -> str:
-    """Return a difference for a row of ``seeds`` seeds."""
-    common = _common(difference, seeds)
-    return _gain(difference) + (f" ({common})" if common else "")
+    """Return a difference for a row of ``seeds`` seeds, and its verdict."""
+    said = ", ".join(part for part in (difference["verdict"], _common(difference, seeds)) if part)
+    return _gain(difference) + (f" ({said})" if said else "")
 
 
 def _gain(difference: Mapping[str, Any]) -> str:

@@ -65,6 +65,7 @@ def test_a_comparison_has_a_run_directory_per_cell_and_a_row_in_the_table(study,
         assert (cell / "teacher").resolve() == (out / "teacher").resolve()
         made = (row["train_size"], row["recipe"], row["precision"], row["threads"])
         assert made == (str(manifest["facts"]["train_images"]), "kdedge", "fp32", "1") == ("96", *made[1:])
+        assert row["beta_halvings"] == ("0" if row["method"] == "selective" else "")  # two epochs are too few for one
         extra = int(row["trained_params"]) - int(row["params"])
         assert (extra > 0) == (row["method"] == "selective") == (int(row["hint_map_bytes"]) > 0)
         teacher = json.loads((out / "teacher" / "manifest.json").read_text())["facts"]["val_top1_pct"]

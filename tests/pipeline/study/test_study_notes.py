@@ -16,7 +16,7 @@ def student(*blocks, choices=()):
 
 @pytest.fixture
 def notes_of():
-    def notes(cells, students, *, train_size=45_000, tested=(), **teacher):
+    def notes(cells, students, *, train_size=45_000, tested=(), control="ce", **teacher):
         rows = [
             {
                 "method": one.name, "epochs": one.config.distill.epochs, "seed": one.config.runtime.seed,
@@ -28,7 +28,7 @@ def notes_of():
         facts = {"arch": "resnet18", "train_images": 45_000, "epochs": 7, "val_top1_pct": 93.5, **teacher}
         manifest = {"facts": facts, "config": {"data": {"val_fraction": cells[0].config.data.val_fraction}}}
         found = study_notes(
-            cells, rows, students, manifest, control="ce", command="kdedge compare", data_name="cifar10"
+            cells, rows, students, manifest, control=control, command="kdedge compare", data_name="cifar10"
         )
         return "\n".join(found)
 
@@ -55,6 +55,15 @@ def test_variations_with_the_same_blocks_share_a_line(notes_of):
     assert "  - 20 epochs, base, lr=0.1: layer3.0\n" in notes_of(cells, [student("layer3.0")] * 2)
 
 
+def test_what_else_a_variation_changes_is_listed(notes_of):
+    adam = {"optimizer": "adam", "lr": 1e-3, "norm_bias_lr": 1.0}
+    cells = [cell("kd", name="base"), cell("kd", name="optimizer=adam", **adam), cell("kd", name="lr=0.1", lr=0.1)]
+    page = notes_of(cells, [student()] * 3, control="base")
+    assert "Variations of several options:\n  - optimizer=adam: optimizer adam, lr 0.001, norm_bias_lr 1.0\n" in page
+    assert "lr=0.1:" not in page
+    assert "Variations" not in notes_of(cells[2:], [student()], control="base")
+
+
 def test_blocks_that_were_chosen_again_are_listed_with_their_epochs(notes_of):
     chosen = [(0, "layer1.0"), (5, "layer1.0"), (10, "layer4.0")]
     choices = [{"epoch": epoch, "chosen": [block]} for epoch, block in chosen]
@@ -76,7 +85,7 @@ def test_a_teacher_that_saw_more_images_than_its_students_is_named(notes_of):
     assert more in page
     assert "it alone has seen" not in notes_of([cell("kd")], [student()])
     page = notes_of([cell("kd")], [student()], train_size=10_000, epochs=0)
-    assert "Teacher: resnet18, with the weights that it was given, " in page
+    assert "Teacher: resnet18, with weights that it was given (of images not known here), " in page
     assert "it alone has seen" not in page
 
 

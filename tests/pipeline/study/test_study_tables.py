@@ -1,5 +1,6 @@
 import pytest
 
+from pipeline.study.cells import count_halvings
 from pipeline.study.statistics import paired_difference, student_t_975
 from pipeline.study.tables import alarms, render, summarise
 
@@ -78,11 +79,9 @@ def test_a_page_begins_with_every_method_that_is_not_better_than_its_control():
     page = render("Methods", summary, warnings, ["a note"], control="ce", reach=85)
     lines = page.splitlines()
     assert lines[2] == "> **Alarm:** kd, 20 epochs, is not better than its control ce: +0.00 pp (one seed)."
-    assert (
-        "| static | 91.00 | +1.00 | one seed | kd: +1.00 | 0.500 | 4.00 | 1.28 M | 1.48 M | 2.0 | 1.0 | 1.5 | 7 |"
-        in lines
-    )
-    assert "| ce | 90.00 | control |  | – | 0.500 | 5.00 | 1.28 M | 1.48 M | 2.0 | 1.0 | 1.5 | 7 |" in lines
+    static = "| static | 91.00 | +1.00 (one seed) | kd: +1.00 (one seed) | 0.500 | 4.00 "
+    assert static + "| 1.28 M | 1.48 M | 2.0 | 1.0 | 1.5 | 7 |" in lines
+    assert "| ce | 90.00 | control | – | 0.500 | 5.00 | 1.28 M | 1.48 M | 2.0 | 1.0 | 1.5 | 7 |" in lines
     assert "| all | diverged |" in lines
     assert lines[-1] == "- a note"
     assert "INT8" not in page
@@ -100,7 +99,7 @@ def test_a_method_is_compared_with_the_one_that_it_builds_on():
     assert (step["difference_pp"], step["interval_pp"]) == pytest.approx((0.5, 0.2484), abs=1e-3)
     page = render("Methods", list(by_name.values()), [], [], control="ce", reach=85)
     assert "to what it builds on, pp (95 %)" in page
-    assert "| kd: +0.50 ± 0.25 |" in page
+    assert "| kd: +0.50 ± 0.25 (better) |" in page
     assert by_name["selective"]["builds_on"]["difference_pp"] is None
 
 
@@ -115,6 +114,24 @@ def test_a_gain_that_is_not_resolved_is_an_alarm():
     rows = [row("ce", seed, 90) for seed in range(3)] + [row("kd", seed, 90 + seed) for seed in range(3)]
     assert alarms(summarise(rows, "ce"), "ce") == [
         "kd, 20 epochs, is not shown to be better than its control ce: +1.00 ± 2.48 pp (not resolved)."
+    ]
+
+
+def test_a_difference_smaller_than_its_interval_is_called_not_resolved_beside_it():
+    rows = [row("ce", seed, 90) for seed in range(3)] + [row("kd", seed, 90 + seed) for seed in range(3)]
+    page = render("Methods", summarise(rows, "ce"), [], [], control="ce", reach=85)
+    assert "| +1.00 ± 2.48 (not resolved) | ce: +1.00 ± 2.48 (not resolved) |" in page
+
+
+def test_halvings_of_beta_are_counted_from_the_log():
+    assert count_halvings([{"beta": beta} for beta in (None, 250.0, 250.0, 125.0, 125.0, 62.5)]) == 2
+    assert count_halvings([{"beta": None}] * 3) == 0
+
+
+def test_a_beta_that_never_adapted_is_an_alarm():
+    rows = [row("base", 0, 90, beta_halvings=0), row("lr=0.1", 0, 90, beta_halvings=1), row("T=2", 0, 90)]
+    assert alarms(summarise(rows, "base"), "base") == [
+        "base, 20 epochs: beta was never halved, so these are runs with a constant beta."
     ]
 
 
@@ -144,7 +161,10 @@ def test_a_difference_of_fewer_seeds_than_the_mean_says_so():
         "kd, 20 epochs, is not better than its control ce: -1.00 pp (one seed, 1 common seed)."
     ]
     page = render("Methods", summary, [], [], control="ce", reach=85)
-    assert "| kd | 90.50 ± 0.71 (2 seeds) | -1.00 (1 common seed) | one seed | ce: -1.00 (1 common seed) |" in page
+    assert (
+        "| kd | 90.50 ± 0.71 (2 seeds) | -1.00 (one seed, 1 common seed) | ce: -1.00 (one seed, 1 common seed) |"
+        in page
+    )
 
 
 @pytest.fixture
@@ -158,7 +178,7 @@ def test_int8_test_accuracy_has_its_spread_its_difference_to_the_control_and_its
     assert "| INT8 test top-1 % | INT8 test to ce, pp (95 %) | FP32 minus INT8 test, pp |" in page
     assert "| 88.50 ± 0.71 | control | 0.00 ± 0.71 |" in page  # losses 0.5, -0.5
     # Differences 1, 1.1: 12.706 * 0.0707 / sqrt(2). Losses 1, 0.9.
-    assert "| 89.55 ± 0.78 | +1.05 ± 0.64 | 0.95 ± 0.07 |" in page
+    assert "| 89.55 ± 0.78 | +1.05 ± 0.64 (better) | 0.95 ± 0.07 |" in page
 
 
 def test_test_accuracies_are_of_the_seeds_that_were_measured_and_say_so(tested_rows):
@@ -167,7 +187,7 @@ def test_test_accuracies_are_of_the_seeds_that_were_measured_and_say_so(tested_r
     summary = summarise(tested_rows, "ce")
     assert [entry["tested_seeds"] for entry in summary] == [2, 1]
     page = render("Methods", summary, [], [], control="ce", reach=85)
-    assert "| 89.00 (1 of 2 seeds) | +1.00 (1 common seed) | 1.00 |" in page
+    assert "| 89.00 (1 of 2 seeds) | +1.00 (one seed, 1 common seed) | 1.00 |" in page
     assert "| 88.50 ± 0.71 | control | 0.00 ± 0.71 |" in page
 
 
