@@ -4,7 +4,8 @@ For every provider, batch size and thread count the models are loaded, run once 
 windows of fixed duration alternate between them, so that a change of clock or load hits all alike. Every call is timed
 alone around ``session.run``. Where the machine disturbed them, windows are added until the last five in a row are
 quiet, up to a limit (like the steady state of Georges et al., "Statistically rigorous Java performance evaluation",
-OOPSLA 2007); the earlier ones are kept and counted. Whether the numbers may be quoted is decided in `benchmarks.trust`.
+OOPSLA 2007); the earlier ones are kept and counted. What looked quiet until a later case ran at a faster clock is
+measured on at the end, within the same limit. Whether the numbers may be quoted is decided in `benchmarks.trust`.
 """
 
 import functools
@@ -54,6 +55,37 @@ class Measured:
     earlier: list[Window] = field(default_factory=list)
 
 
+@dataclass
+class _Case:
+    """A thread count and a batch size, and what was measured with them.
+
+    Attributes:
+        threads: Intra-op threads.
+        batch: Images per call.
+        load_ms: How long each model took to load in milliseconds.
+        first_ms: Duration of its first run in milliseconds.
+        measured: The windows of each candidate: the models, and the models on the device.
+    """
+
+    threads: int
+    batch: int
+    load_ms: dict[str, float]
+    first_ms: dict[str, float]
+    measured: dict[str, Measured]
+
+    @property
+    def windows_so_far(self) -> int:
+        """Windows of each candidate, those that do not count too."""
+        return max(len(found.earlier) + len(found.windows) for found in self.measured.values())
+
+    def go_on(self, more: "_Case") -> None:
+        """Let the windows that were measured later count instead."""
+        for name, found in more.measured.items():
+            before = self.measured[name]
+            found.earlier = [*before.earlier, *before.windows, *found.earlier]
+        self.measured = more.measured
+
+
 def measure_latency(
     models: Mapping[str, Path],
     *,
@@ -74,7 +106,8 @@ def measure_latency(
         batches: Batch sizes to measure.
         threads: Intra-op thread counts to measure.
         seconds: Measuring time per model, batch size and thread count, split into `WINDOWS` windows.
-        most_windows: Where windows were disturbed, measure on for the last `WINDOWS` to be quiet, up to so many.
+        most_windows: Where windows were disturbed, measure on for the last `WINDOWS` to be quiet, up to so many; a case
+            that turns out to be disturbed only by the faster clock of a later one is measured on once, at the end.
         spinning: Let threads spin while they wait.
         on_device: Measure with input and output on the provider's device as well.
         cores: Cores that this process may use; None: ask the operating system.
@@ -90,51 +123,64 @@ def measure_latency(
         StageError: The execution provider could not be started.
     """
     cores = cores or usable_cores()
-    rows: list[dict[str, Any]] = []
-    raw: list[dict[str, Any]] = []
-    judged: list[tuple[dict[str, Any], int, list[Window]]] = []
     # The clock is compared with its highest in the whole run: a processor that throttles slowly is steady in each row.
     # A first look, so that a fast clock that only the second case shows does not condemn the first.
     spins = [spin_ms() for _ in range(_FIRST_SPINS)]
-    cases = list(itertools.product(threads, batches))
-    steps = len(cases) * WINDOWS * len(models) * (2 if on_device else 1)
+    pairs = list(itertools.product(threads, batches))
+
+    def disturbed(count: int) -> Callable[[Sequence[Sequence[Window]]], bool]:
+        return functools.partial(_disturbed, spins, spins_beside=spinning and count > 1)
+
+    def measure(count: int, batch: int, done: int = 0) -> _Case:
+        """Measure a case of which ``done`` windows were measured before."""
+        options = session_options(count, spinning=spinning)
+        opened = {
+            name: open_model(path, provider=provider, threads=count, options=options) for name, path in models.items()
+        }
+        calls, first_ms = _calls(opened, batch, on_device)
+        measured = measure_windows(
+            calls,
+            seconds,
+            most_windows=most_windows - done,
+            disturbed=disturbed(count),
+            on_window=lambda number: _show(bar, f"batch {batch}, {count} thread{'s' * (count > 1)}", done + number),
+        )
+        return _Case(count, batch, {name: model.load_ms for name, model in opened.items()}, first_ms, measured)
+
+    steps = len(pairs) * WINDOWS * len(models) * (2 if on_device else 1)
     with track(f"latency ({provider.removesuffix('ExecutionProvider')})", steps) as bar:
-        for count, batch in cases:
-            options = session_options(count, spinning=spinning)
-            opened = {
-                name: open_model(path, provider=provider, threads=count, options=options)
-                for name, path in models.items()
+        cases = [measure(count, batch) for count, batch in pairs]
+        for case in cases:
+            # One that was measured up to the limit had its chance. The others ended quiet, by the clock that was known.
+            done, windows = case.windows_so_far, [found.windows for found in case.measured.values()]
+            if most_windows - done >= WINDOWS and disturbed(case.threads)(windows):
+                case.go_on(measure(case.threads, case.batch, done))
+
+    rows: list[dict[str, Any]] = []
+    raw: list[dict[str, Any]] = []
+    for case in cases:
+        judge = functools.partial(
+            judge_windows, threads=case.threads, cores=cores, spinning=spinning, fastest_spin_ms=min(spins)
+        )
+        for name in models:
+            found = case.measured[name]
+            keys = {"provider": provider, "model": name, "batch": case.batch, "threads": case.threads}
+            row = {
+                **keys,
+                "cores": cores,
+                "spinning": spinning,
+                **_statistics(found, case.batch),
+                "load_ms": round(case.load_ms[name], 3),
+                "first_run_ms": round(case.first_ms[name], 3),
             }
-            calls, first_ms = _calls(opened, batch, on_device)
-            measured = measure_windows(
-                calls,
-                seconds,
-                most_windows=most_windows,
-                disturbed=functools.partial(_disturbed, spins, spins_beside=spinning and count > 1),
-                on_window=functools.partial(_show, bar, f"batch {batch}, {count} thread{'s' * (count > 1)}"),
-            )
-            for name, model in opened.items():
-                keys = {"provider": provider, "model": name, "batch": batch, "threads": count}
-                row = {
-                    **keys,
-                    "cores": cores,
-                    "spinning": spinning,
-                    **_statistics(measured[name], batch),
-                    "load_ms": round(model.load_ms, 3),
-                    "first_run_ms": round(first_ms[name], 3),
-                }
-                samples = {**keys, **_samples(measured[name])}
-                judged.append((row, count, measured[name].windows))
-                if on_device:
-                    resident = measured[name + _ON_DEVICE]
-                    row["on_device"] = _statistics(resident, batch)
-                    samples |= {f"on_device_{key}": value for key, value in _samples(resident).items()}
-                    judged.append((row["on_device"], count, resident.windows))
-                rows.append(row)
-                raw.append(samples)
-    for row, count, windows in judged:
-        fastest = min(spins, default=None)
-        row["trust"] = judge_windows(windows, count, cores, spinning=spinning, fastest_spin_ms=fastest)
+            samples = {**keys, **_samples(found)}
+            if on_device:
+                resident = case.measured[name + _ON_DEVICE]
+                row["on_device"] = {**_statistics(resident, case.batch), "trust": judge(resident.windows)}
+                samples |= {f"on_device_{key}": value for key, value in _samples(resident).items()}
+            row["trust"] = judge(found.windows)
+            rows.append(row)
+            raw.append(samples)
     return rows, raw
 
 

@@ -39,6 +39,7 @@ _MOST_CLOCK_CHANGE = 0.10
 _MOST_OTHER_LOAD = 0.10
 _MOST_OTHER_LOAD_SPINNING = 0.03
 _FEWEST_SAMPLES = 50
+_SHORTEST_FOR_LOAD_S = 0.1  # the kernel counts CPU time in steps of 0.01 s
 # A sixth of a millisecond on a PC, half a millisecond on a small board; the fastest of several was not interrupted.
 _SPIN_STEPS = 10_000
 _SPINS = 10
@@ -84,11 +85,10 @@ class CpuTimes:
         """Return the CPU time that others took since ``earlier`` as a share of the CPUs (0..1).
 
         The larger of two shares: of the CPUs that this process may use, where others take its turn, and of all CPUs of
-        the machine, which share caches, memory and clock with them. None for less than 0.1 s (the kernel counts in
-        steps of 0.01 s), or if CPUs came or went.
+        the machine, which share caches, memory and clock with them. None for less than 0.1 s, or if CPUs came or went.
         """
         wall = self.wall_s - earlier.wall_s
-        if wall < 0.1 or len(self.busy_s) != len(earlier.busy_s):
+        if wall < _SHORTEST_FOR_LOAD_S or len(self.busy_s) != len(earlier.busy_s):
             return None
         own = self.own_s - earlier.own_s
         busy = [after - before for before, after in zip(earlier.busy_s, self.busy_s, strict=True)]
@@ -124,7 +124,7 @@ class Window:
     Attributes:
         samples_ms: Duration of every call in milliseconds.
         other_load: CPU time that other processes (and the hypervisor) took meanwhile, see `CpuTimes.others_since`;
-            None if the operating system does not tell.
+            None if the operating system does not tell, or the window is too short.
         spin_ms: The faster of the fixed loops before and after it, in milliseconds; None if they were not timed. One of
             them alone may have been disturbed, while a low clock, or a busy neighbour on the same core, lasts.
         throttles: Thermal throttling events meanwhile; None if the operating system does not tell.
@@ -250,6 +250,13 @@ def judge_windows(
     samples = sum(len(window.samples_ms) for window in windows)
     if samples < _FEWEST_SAMPLES:
         reasons.append(f"only {samples} samples (at least {_FEWEST_SAMPLES}): raise --latency-seconds")
+    # A load that nobody looked for is no sign of a quiet machine.
+    unseen_s = [sum(window.samples_ms) / 1000 for window in windows if window.other_load is None]
+    if unseen_s and min(unseen_s) < _SHORTEST_FOR_LOAD_S:
+        reasons.append(
+            f"windows of {min(unseen_s):.2g} s are too short to see other load (at least {_SHORTEST_FOR_LOAD_S:g} s): "
+            "raise --latency-seconds"
+        )
     if threads > cores:
         reasons.append(f"{threads} threads on {cores} core{'s' * (cores > 1)}")
     return {"verdict": NOISY if reasons else STEADY, "reasons": reasons, **evidence}

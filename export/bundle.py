@@ -19,6 +19,7 @@ import numpy.typing as npt
 from benchmarks.report_content import not_portable
 from benchmarks.report_facts import starts_from
 from benchmarks.runtime import check_fits, open_model
+from export.bundle_files import COPIED, GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS
 from export.runtime import run_model
 from pipeline.artifacts import load_json, load_manifest, write_atomic, write_json
 from pipeline.config import Config
@@ -31,7 +32,6 @@ __all__ = ["GOLDEN_IMAGES", "check_gate", "run"]
 GOLDEN_IMAGES = 16
 # What of a candidate of the search holds whatever the ladder did to it then.
 _FORMAT = ("name", "activations", "weights", "per_channel", "reduce_range", "calibrator", "calibration_images")
-_MODELS = {"fp32": ("export", "student.onnx"), "int8": ("quantize", "student.int8.onnx")}
 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
@@ -50,18 +50,17 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     )
     check_gate(report, allow_undecided=config.bundle.allow_undecided)
     passed = report["gate"]["verdict"] == "passed"
-    for stage, name in _MODELS.values():
+    for name, stage in COPIED.items():
         shutil.copyfile(inputs[stage] / name, out_dir / name)
-    shutil.copyfile(inputs["benchmark"] / "report.json", out_dir / "report.json")
     shutil.copyfile(Path(__file__).with_name("standalone.py"), out_dir / "predict.py")
 
     golden, classes = _golden_inputs(config)
-    _save_array(out_dir / "golden_inputs.npy", golden)
+    _save_array(out_dir / GOLDEN_INPUTS, golden)
     size = golden.shape[1]
-    for kind, (_, name) in _MODELS.items():
+    for kind, name in MODELS.items():
         model = open_model(out_dir / name)
         check_fits(model, classes, size)
-        _save_array(out_dir / f"golden_{kind}_logits.npy", run_model(model, golden))
+        _save_array(out_dir / GOLDEN_LOGITS[kind], run_model(model, golden))
     write_atomic(out_dir / "labels.txt", ("\n".join(classes) + "\n").encode())
     write_json(out_dir / "preprocessing.json", preprocessing(size))
     candidates = load_json(
@@ -130,7 +129,7 @@ def _history(report: Mapping[str, Any], candidates: Mapping[str, Any], inputs: M
             "target": candidates["target"],
             **candidates["rungs"][-1],
             "validation_images": candidates["scored_images"],
-            "bytes": (inputs["quantize"] / _MODELS["int8"][1]).stat().st_size,
+            "bytes": (inputs["quantize"] / MODELS["int8"]).stat().st_size,
         },
         "gate": report["gate"],
     }
@@ -196,7 +195,7 @@ Latency of {images} on {host["cpu"]} ({host["cores"]} cores, onnxruntime {host["
 - Accuracy holds for images like those it was trained and tested on, resized to {size} x {size}; no test of fairness,
   of robustness to noise, or of another camera was made.
 - Latency holds for the host above. `report.json` has every number and how it was measured.
-- `golden_inputs.npy` holds {GOLDEN_IMAGES} images (at most) of the training data, for checking.
+- `{GOLDEN_INPUTS}` holds {GOLDEN_IMAGES} images (at most) of the training data, for checking.
 """
 
 

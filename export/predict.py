@@ -4,9 +4,10 @@
     find . -name '*.jpg' | kdedge predict BUNDLE - --json
 
 Needs numpy, onnxruntime and Pillow. Images are decoded and resized exactly as the training images were, on threads that
-run ahead of the model.
+run ahead of the model. Paths that come on standard input one by one are answered one by one.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -31,6 +32,7 @@ _SUFFIXES = EXTENSIONS | {".npy"}
 _BATCH = 32
 _AHEAD = 2 * _BATCH  # files that are decoded or waiting to be
 _STDIN = Path("-")
+_CHUNK = 1 << 20  # bytes of paths that are read from standard input at a time, where so many are there
 _Image = tuple[str, npt.NDArray[np.uint8]]
 
 
@@ -40,7 +42,7 @@ def predict(bundle: Path, paths: Iterable[Path], *, top_k: int = 1, fp32: bool =
     Args:
         bundle: Folder that ``kdedge bundle`` wrote.
         paths: Image files, ``.npy`` files of uint8 ``[S, S, 3]`` or ``[N, S, S, 3]``, folders of these, and ``-`` for
-            paths on standard input, one a line.
+            paths on standard input, one a line; no answer waits for the next line.
         top_k: How many classes to return per image, best first.
         fp32: Use the FP32 model instead of INT8.
 
@@ -87,21 +89,22 @@ def _read_bundle(bundle: Path) -> tuple[list[str], int]:
     return labels, size
 
 
-def _images(paths: Iterable[Path], size: int) -> Iterator[_Image]:
-    """Yield name and pixels ``[size, size, 3] uint8`` of every image in order, decoding ahead.
+def _images(paths: Iterable[Path], size: int) -> Iterator[_Image | None]:
+    """Yield name and pixels ``[size, size, 3] uint8`` of every image in order, and the None of `_files`; decode ahead.
 
-    The error of a file is raised in its turn, after the images before it.
+    The error of a file is raised in its turn, after the images before it. The last item is None.
     """
     waiting: deque[tuple[Path, Future[npt.NDArray[np.uint8]]]] = deque()
     # Pillow releases the interpreter lock while it decodes and resizes, onnxruntime while it runs.
     with ThreadPoolExecutor(min(8, usable_cores())) as pool:
         try:
-            for path in _files(paths):
-                waiting.append((path, pool.submit(_load, path, size)))
-                if len(waiting) == _AHEAD:
+            for path in itertools.chain(_files(paths), [None]):
+                if path is not None:
+                    waiting.append((path, pool.submit(_load, path, size)))
+                while waiting and (path is None or len(waiting) >= _AHEAD):
                     yield from _named(*waiting.popleft())
-            while waiting:
-                yield from _named(*waiting.popleft())
+                if path is None:
+                    yield None
         finally:
             for _, future in waiting:
                 future.cancel()
@@ -114,34 +117,52 @@ def _named(path: Path, loaded: "Future[npt.NDArray[np.uint8]]") -> Iterator[_Ima
         yield str(path) if len(pixels) == 1 else f"{path}[{number}]", image
 
 
-def _batches(images: Iterable[_Image]) -> Iterator[list[_Image]]:
-    """Group images; those before a bad one are yielded before its error is raised."""
+def _batches(images: Iterable[_Image | None]) -> Iterator[list[_Image]]:
+    """Group images; those before a None, or before a bad one, are yielded before what follows is asked for."""
     batch: list[_Image] = []
     try:
         for image in images:
-            batch.append(image)
-            if len(batch) == _BATCH:
+            if image is not None:
+                batch.append(image)
+            if batch and (image is None or len(batch) == _BATCH):
                 yield batch
                 batch = []
     except InputError:
         if batch:
             yield batch
         raise
-    if batch:
-        yield batch
 
 
-def _files(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield the files, those of folders sorted by name; what is no file is left to `_load`."""
+def _files(paths: Iterable[Path]) -> Iterator[Path | None]:
+    """Yield the files, those of folders sorted by name; what is no file is left to `_load`.
+
+    None stands where the next file may be long in coming: what came before is to be answered first.
+    """
     for path in paths:
         if path == _STDIN:
-            names = [name for name in sys.stdin.buffer.read().splitlines() if name]
-            yield from _files(Path(os.fsdecode(name)) for name in names) if names else [_STDIN]
+            yield from _files_of_stdin()
         elif path.is_dir():
             found = sorted(item for item in path.rglob("*") if item.suffix.lower() in _SUFFIXES and item.is_file())
             yield from found or [path]
         else:
             yield path
+
+
+def _files_of_stdin() -> Iterator[Path | None]:
+    """Yield the files that standard input names, one a line, with None before every wait for more."""
+    named, rest = False, b""
+    while True:
+        yield None
+        chunk = sys.stdin.buffer.read1(_CHUNK)  # what is there; it waits only if that is nothing
+        text = rest + chunk
+        end = text.rfind(b"\n") + 1 if chunk else len(text)
+        names, rest = [name for name in text[:end].splitlines() if name], text[end:]
+        named = named or bool(names)
+        yield from _files(Path(os.fsdecode(name)) for name in names)
+        if not chunk:
+            break
+    if not named:
+        yield _STDIN
 
 
 def _load(path: Path, size: int) -> npt.NDArray[np.uint8]:

@@ -9,7 +9,7 @@ that are not here.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from benchmarks.host import wrong_host
 from benchmarks.runtime import Model, open_model
+from export.bundle_files import BUNDLE_FILES, COPIED, GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS
 from export.runtime import run_model
 from pipeline.artifacts import MANIFEST, MANIFEST_SCHEMA, file_sha256, load_json
 from pipeline.errors import InputError, StageError
@@ -28,7 +29,7 @@ __all__ = ["TOLERANCE", "check_flips", "emulate_bundle", "read_manifest", "verif
 # Of the largest absolute golden logit, for both models. FP32 sums differ in their order between CPUs (about 1e-6);
 # the portable INT8 format has the same integers everywhere and only scales them in float at the end.
 TOLERANCE = 1e-3
-_MODELS = {"fp32": "student.onnx", "int8": "student.int8.onnx"}
+_REPEATED = ("run", "teacher", "student", "gate")  # of report.json, in the history that the manifest tells
 _HINT = "do not use it: copy it again from its source, or build it again with `kdedge bundle`"
 
 
@@ -43,8 +44,8 @@ def verify_bundle(path: Path) -> dict[str, Any]:
 
     Raises:
         InputError: There is no bundle at ``path``.
-        StageError: A file is altered, missing or extra, labels do not fit the models, or a model gives other outputs;
-            the message lists all.
+        StageError: A file is altered, missing or extra, labels do not fit the models, the manifest tells another
+            history than the files, or a model gives other outputs; the message lists all.
     """
     manifest = read_manifest(path)
     problems = _check_files(path, manifest["outputs"])
@@ -56,18 +57,17 @@ def verify_bundle(path: Path) -> dict[str, Any]:
         "manifest_sha256": file_sha256(path / MANIFEST),
         "passed": manifest["facts"].get("passed") is True,
     }
-    inputs = _load_array(path / "golden_inputs.npy")
+    inputs = _load_array(path / GOLDEN_INPUTS)
     result["golden_images"] = len(inputs)
-    models = {kind: open_model(path / name) for kind, name in _MODELS.items()}
+    models = {kind: open_model(path / name) for kind, name in MODELS.items()}
     if problem := wrong_host(models["int8"]):
         warn(problem)
     problems = _check_labels(path / "labels.txt", models.values())
-    if result["passed"] != _gate_passed(path / "report.json"):
-        problems.append(f"{MANIFEST} says passed: {str(result['passed']).lower()}, report.json says otherwise")
+    problems += _check_history(manifest, load_json(path / "report.json", _REPEATED))
     if problems:
         raise StageError(f"{path} contradicts itself: {'; '.join(problems)}", _HINT)
     for kind, model in models.items():
-        result[kind] = _check_outputs(model, inputs, _load_array(path / f"golden_{kind}_logits.npy"), problems)
+        result[kind] = _check_outputs(model, inputs, _load_array(path / GOLDEN_LOGITS[kind]), problems)
     if problems:
         raise StageError(
             f"{path} gives other outputs here than where it was built: {'; '.join(problems)}",
@@ -98,13 +98,13 @@ def emulate_bundle(
     from export.emulate import check_emulators, emulate
 
     check_emulators(cpus)
-    pixels = _load_array(path / "golden_inputs.npy")
-    golden = _load_array(path / "golden_int8_logits.npy")
+    pixels = _load_array(path / GOLDEN_INPUTS)
+    golden = _load_array(path / GOLDEN_LOGITS["int8"])
     names = [f"golden {number}" for number in range(len(golden))]
     if tests is not None:
         names += [f"test {number}" for number in tests[0]]
         pixels = np.concatenate([pixels, tests[1]])
-    model, rows = path / _MODELS["int8"], []
+    model, rows = path / MODELS["int8"], []
     for cpu in dict.fromkeys(cpus):
         result = emulate(model, pixels, cpu)
         row = result.as_dict() | {"model_sha256": file_sha256(model)}
@@ -156,9 +156,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StageError(f"{file} cannot be read: {error}", _HINT) from error
-    parts = ("outputs", "facts")
+    parts = ("inputs", "outputs", "facts")
     if not isinstance(manifest, dict) or not all(isinstance(manifest.get(part), dict) for part in parts):
-        raise StageError(f"{file} is not a kdedge manifest with {' and '.join(parts)}", _HINT)
+        raise StageError(f"{file} is not a kdedge manifest with {', '.join(parts)}", _HINT)
     if manifest.get("schema") != MANIFEST_SCHEMA:
         raise StageError(f"{file} is not a kdedge manifest of schema {MANIFEST_SCHEMA}", _HINT)
     if manifest.get("stage") != "bundle":
@@ -168,16 +168,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def _check_files(path: Path, expected: dict[str, str]) -> list[str]:
     """Compare the files under ``path`` with the manifest; return what differs."""
-    present = {item.relative_to(path).as_posix() for item in path.rglob("*") if item.is_symlink() or not item.is_dir()}
-    present -= {MANIFEST}
-    required = {
-        "labels.txt",
-        "report.json",
-        "golden_inputs.npy",
-        *_MODELS.values(),
-        *(f"golden_{kind}_logits.npy" for kind in _MODELS),
-    }
-    problems = [f"{name} is missing from the manifest" for name in sorted(required - expected.keys())]
+    present = {item.relative_to(path).as_posix() for item in path.rglob("*") if not _holds_more(item)} - {MANIFEST}
+    problems = [f"{name} is missing from the manifest" for name in sorted(BUNDLE_FILES - expected.keys())]
     problems += [f"{name} is missing" for name in sorted(expected.keys() - present)]
     problems += [f"{name} does not belong to it" for name in sorted(present - expected.keys())]
     for name in sorted(present & expected.keys()):
@@ -187,6 +179,11 @@ def _check_files(path: Path, expected: dict[str, str]) -> list[str]:
         elif file_sha256(file) != expected[name]:
             problems.append(f"{name} was altered")
     return problems
+
+
+def _holds_more(path: Path) -> bool:
+    """Return whether a path is a folder with something in it."""
+    return path.is_dir() and not path.is_symlink() and next(path.rglob("*"), None) is not None
 
 
 def _check_labels(path: Path, models: Iterable[Model]) -> list[str]:
@@ -201,9 +198,19 @@ def _check_labels(path: Path, models: Iterable[Model]) -> list[str]:
     return problems
 
 
-def _gate_passed(report: Path) -> bool:
-    """Return whether the gate of a bundle's report passed."""
-    return bool(load_json(report, ("gate",))["gate"]["verdict"] == "passed")
+def _check_history(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
+    """Compare where the manifest says that the bundle comes from with its files; return what differs."""
+    passed, history = (manifest["facts"].get(key) for key in ("passed", "history"))
+    problems = []
+    if (passed is True) != (report["gate"]["verdict"] == "passed"):
+        problems.append(f"{MANIFEST} says passed: {json.dumps(passed)}, report.json says otherwise")
+    for part in _REPEATED:
+        if not isinstance(history, dict) or history.get(part) != report[part]:
+            problems.append(f"{MANIFEST} has another {part} than report.json")
+    for name, stage in COPIED.items():
+        if manifest["inputs"].get(f"{stage}/{name}") != manifest["outputs"][name]:
+            problems.append(f"{name} is not that of the stage {stage}, as {MANIFEST} has it")
+    return problems
 
 
 def _check_outputs(

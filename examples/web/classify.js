@@ -17,7 +17,7 @@ export async function openBundle(url) {
     fetched(url + "student.int8.onnx").then((answer) => answer.arrayBuffer()),
   ]);
   const session = await ort.InferenceSession.create(new Uint8Array(model), { executionProviders: ["wasm"] });
-  return { labels: labels.trimEnd().split("\n"), size: settings.size, session };
+  return { labels: labels.replace(/[\r\n]+$/, "").split(/\r?\n/), size: settings.size, session };
 }
 
 /** Maps RGB pixels, uint8 [N, S, S, 3], to logits, float32 [N, C]. */
@@ -89,7 +89,8 @@ function weigh({ start, fixed }, pixel) {
   return Math.min(sum >> BITS, 255);
 }
 
-async function fetched(url) {
+/** Fetches a URL; an answer that is no success is an error. */
+export async function fetched(url) {
   const answer = await fetch(url);
   if (!answer.ok) throw new Error(`${url}: ${answer.status} ${answer.statusText}`);
   return answer;

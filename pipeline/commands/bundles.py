@@ -86,13 +86,14 @@ def predict(
     from export.predict import predict as predict_images
 
     for row in predict_images(bundle, images, top_k=top, fp32=fp32):
+        # Flushed: whoever pipes paths in one by one reads the answers one by one.
         if as_json:
-            print(json.dumps(row))
+            print(json.dumps(row), flush=True)
             continue
         # A name need not be text in the terminal's encoding.
         name = os.fsencode(row["file"]).decode(errors="replace")
         for answer in row.get("top", [row]):
-            print(f"{answer['label']:<16} {100 * answer['probability']:6.2f} %  {name}")
+            print(f"{answer['label']:<16} {100 * answer['probability']:6.2f} %  {name}", flush=True)
 
 
 @app.command(help="Print a report, compare two, or put more into a table: which student to ship.")

@@ -1,4 +1,5 @@
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -135,6 +136,29 @@ def test_a_row_tells_how_many_windows_were_disturbed(models: dict[str, Path], mo
     assert (len(samples["earlier_windows_ms"]), len(samples["windows_ms"])) == (2, 5)
     assert sum(map(len, samples["windows_ms"])) == row["samples"]
     assert row["trust"]["verdict"] == NOISY
+
+
+@pytest.mark.parametrize(
+    ("most", "earlier", "slower_pct"),
+    [(15, 5, 0.0), (10, 5, 0.0), (9, 0, 20.0)],
+    ids=["measured again", "up to the limit", "no windows left"],
+)
+def test_a_case_is_measured_again_if_only_a_later_one_shows_the_fastest_clock(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, most: int, earlier: int, slower_pct: float
+) -> None:
+    # Six readings of the first case, then a faster clock.
+    spins = itertools.chain(itertools.repeat(0.30, 6), itertools.repeat(0.25))
+    monkeypatch.setattr("benchmarks.latency.spin_ms", lambda: 0.30)
+    monkeypatch.setattr("benchmarks.trust.spin_ms", lambda: next(spins))
+    monkeypatch.setattr("benchmarks.trust.throttle_count", lambda: None)
+    monkeypatch.setattr("benchmarks.trust._MOST_SPREAD", math.inf)
+    monkeypatch.setattr("benchmarks.trust._MOST_OTHER_LOAD", math.inf)
+    rows, samples = measure_latency({"int8": models["int8"]}, batches=[1, 4], seconds=0.05, most_windows=most)
+    assert [row["batch"] for row in rows] == [1, 4]
+    assert [row["earlier_windows"] for row in rows] == [earlier, 0]
+    assert [len(case["earlier_windows_ms"]) for case in samples] == [earlier, 0]
+    assert [row["trust"]["clock_change_pct"] for row in rows] == [slower_pct, 0.0]
+    assert sum(map(len, samples[0]["windows_ms"])) == rows[0]["samples"]
 
 
 def test_time_between_calls_is_in_no_sample() -> None:

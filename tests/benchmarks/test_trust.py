@@ -43,6 +43,16 @@ def test_unknown_load_is_no_evidence() -> None:
     assert (trust["clock_change_pct"], trust["throttle_events"]) == (None, None)
 
 
+def test_windows_too_short_to_see_other_load_are_not_steady() -> None:
+    trust = judge_windows(windows_of(0.25, 0.25, samples=200, load=None), threads=1, cores=2)
+    assert (trust["verdict"], trust["other_load_pct"]) == (NOISY, None)
+    assert trust["reasons"] == [
+        "windows of 0.05 s are too short to see other load (at least 0.1 s): raise --latency-seconds"
+    ]
+    seen = judge_windows(windows_of(0.25, 0.25, samples=200, load=0.0), threads=1, cores=2)
+    assert seen["verdict"] == STEADY  # the readings lay further apart than the samples add up to
+
+
 def test_a_lower_clock_makes_numbers_noisy() -> None:
     windows = [Window([1.0] * 200, spin_ms=spin) for spin in (0.30, 0.31, 0.36)]
     trust = judge_windows(windows, threads=1, cores=2)

@@ -43,6 +43,27 @@ try {
 function post(value) { return fetch("result", { method: "POST", body: JSON.stringify(value) }); }
 </script>"""
 
+LABELS = """<!doctype html><script type="module">
+import { openBundle } from "./web/classify.js";
+const { labels } = await openBundle("./FOLDER/");
+fetch("result", { method: "POST", body: JSON.stringify({ labels }) });
+</script>"""
+
+RACE = """<script type="module">
+const files = [];
+for (const name of ["slow.png", "quick.png"]) files.push(new File([await (await fetch(`/${name}`)).blob()], name));
+const [answer, status] = ["answer", "status"].map((id) => document.getElementById(id));
+while (!status.textContent.startsWith("Ready")) await new Promise((done) => setTimeout(done, 20));
+for (const file of files) {
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(file);
+  dispatchEvent(new DragEvent("drop", { dataTransfer }));
+}
+await new Promise((done) => setTimeout(done, 3000));
+const rows = [...answer.children].map((row) => [row.children[0].textContent, row.children[2].textContent]);
+fetch("/result", { method: "POST", body: JSON.stringify({ rows }) });
+</script></body>"""
+
 # Reports what the page shows once it has answered or failed.
 PROBE = """<script>setInterval(() => {
   const [answer, status] = ["answer", "status"].map((id) => document.getElementById(id));
@@ -153,9 +174,40 @@ def test_the_page_shows_the_answer_of_kdedge_predict(site: Site, tmp_path: Path,
 
 @pytest.mark.parametrize(
     ("query", "message"),
-    [("bundle=/nowhere/", "cannot be opened: /nowhere/"), ("bundle=/bundle/&image=/bundle/labels.txt", "did not work")],
+    [
+        ("bundle=/nowhere/", "cannot be opened: /nowhere/"),
+        ("bundle=/bundle/&image=/bundle/labels.txt", "did not work"),
+        ("bundle=/bundle/&image=/nowhere.png", "did not work: /nowhere.png: 404"),
+        ("bundle=/bundle/&image=http://127.0.0.1:1/photo.png", "did not work"),
+    ],
 )
 def test_the_page_says_what_went_wrong(site: Site, tmp_path: Path, query: str, message: str) -> None:
     found = site.show(f"web/index.html?{query}", tmp_path / "profile")
     assert message in found["status"]
     assert found["rows"] == []
+
+
+def test_a_slow_answer_does_not_replace_that_to_a_later_question(site: Site, tmp_path: Path) -> None:
+    """Drops two images at once, of which the first takes longer; reports what is shown when the first is long done."""
+    golden = np.load(BUNDLE / "golden_inputs.npy")
+    answers = [row["label"] for row in predict(BUNDLE, [BUNDLE / "golden_inputs.npy"])]
+    other = next(number for number, label in enumerate(answers) if label != answers[0])
+    Image.fromarray(golden[0]).resize((3000, 2000)).save(site.folder / "slow.png")
+    Image.fromarray(golden[other]).save(site.folder / "quick.png")
+    (row,) = predict(BUNDLE, [site.folder / "quick.png"])
+    page = (WEB / "index.html").read_text()
+    (site.folder / "web" / "race.html").write_text(page.replace("</body>", RACE))
+    found = site.show("web/race.html?bundle=/bundle/", tmp_path / "profile")
+    assert found["rows"][0] == [row["label"], f"{100 * row['probability']:.2f} %"]
+
+
+def test_labels_may_end_in_any_kind_of_newline(site: Site, tmp_path: Path) -> None:
+    labels = (BUNDLE / "labels.txt").read_text().splitlines()
+    for number, (end, last) in enumerate((("\n", ""), ("\n", "\n"), ("\r\n", "\r\n"), ("\n", " \n\n"))):
+        folder = site.folder / f"bundle-{number}"
+        shutil.copytree(BUNDLE, folder)
+        (folder / "labels.txt").write_bytes((end.join(labels) + last).encode())
+        text = LABELS.replace("FOLDER", folder.name)
+        (site.folder / "labels.html").write_text(text)
+        expected = [*labels[:-1], labels[-1] + last.partition("\n")[0].strip("\r")]
+        assert site.show("labels.html", tmp_path / f"profile-{number}") == {"labels": expected}

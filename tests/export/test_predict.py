@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from typer.testing import CliRunner
 
 from export import standalone
 from export.predict import predict
+from export.runtime import run_model
 from export.verify import verify_bundle
 from pipeline.cli import app
 from pipeline.data.images import read_image
@@ -64,6 +67,49 @@ def test_predict_reads_paths_from_standard_input(
     shown = CliRunner().invoke(app, ["predict", str(bundle), "-"], input=lines)
     assert (shown.exit_code, len(shown.stdout.splitlines())) == (0, 2 + len(files))
     assert "not text \N{REPLACEMENT CHARACTER}.png" in shown.stdout
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["text", "json"])
+def test_predict_answers_a_path_before_the_next_one_comes(
+    make_bundle: Callable[..., Path], tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    bundle = make_bundle()
+    first, second, third, *_ = pictures(tmp_path / "pictures")
+    command = [sys.executable, "-m", "pipeline.cli", "predict", str(bundle), str(first), "-", *options]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        impatient = threading.Timer(60, process.kill)
+        impatient.start()
+        try:
+            assert first.name.encode() in process.stdout.readline()
+            process.stdin.write(os.fsencode(second) + b"\n" + os.fsencode(third)[:5])
+            process.stdin.flush()
+            assert second.name.encode() in process.stdout.readline()
+            process.stdin.write(os.fsencode(third)[5:])  # the last line need not end
+            process.stdin.close()
+            assert third.name.encode() in process.stdout.readline()
+            assert (process.stdout.read(), process.wait()) == (b"", 0)
+        finally:
+            impatient.cancel()
+            process.kill()
+
+
+def test_predict_runs_what_standard_input_holds_in_batches(
+    make_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle()
+    (good, *_) = pictures(tmp_path / "pictures")
+    sizes: list[int] = []
+
+    def counting(model: Any, images: Any) -> Any:
+        sizes.append(len(images))
+        return run_model(model, images)
+
+    monkeypatch.setattr("export.predict.run_model", counting)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((os.fsencode(good) + b"\n") * 100)))
+    assert len(list(predict(bundle, [Path("-")]))) == 100
+    assert sizes == [32, 32, 32, 4]
 
 
 @pytest.mark.parametrize("text", [b"", b"\n\n"])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from export.graph import add_pixel_front, cut_pixel_front, read_model
 from export.proof import integer_proof, why_not_integer
 from export.quantizer import Quantizer
 from export.runtime import run_model
+from pipeline.artifacts import StageSpec, load_manifest, run_stage
 from pipeline.config import Config
 from pipeline.configure import build_config
 from pipeline.errors import InputError
@@ -64,6 +66,30 @@ def test_same_inputs_same_bytes(exported: Path, quantized: Path, tmp_path: Path,
     quantize.run(config, {"export": exported}, tmp_path)
     for name in ("student.int8.onnx", "sensitivity.json"):
         assert (tmp_path / name).read_bytes() == (quantized / name).read_bytes()
+
+
+def test_files_that_an_interrupted_run_left_damaged_are_made_again(
+    exported: Path, quantized: Path, tmp_path: Path, config: Config, dataset: Any
+) -> None:
+    shutil.copytree(exported, tmp_path / "export")
+    spec = StageSpec("quantize", ("export",), quantize.run, lambda _: {}, lambda _: {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantize, "draw_figures", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(spec, config, tmp_path)
+    left = {"student.int8.onnx", "sensitivity.json", "candidates.json"}
+    for name in left:
+        path = tmp_path / ".quantize.partial" / name
+        path.write_bytes(path.read_bytes()[:100])
+    run_stage(spec, config, tmp_path)
+    assert load_manifest(tmp_path / "quantize")["outputs"].keys() >= left
+    assert json.loads((tmp_path / "quantize" / "candidates.json").read_text())["rule"] == RULE
+    for name in left - {"candidates.json"}:  # which has measured times
+        assert (tmp_path / "quantize" / name).read_bytes() == (quantized / name).read_bytes()
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_deployed_graph(quantized: Path) -> None:

@@ -1,6 +1,7 @@
 """`kdedge verify`."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,13 @@ def test_verify_finds_extra_files_and_lists_all(make_bundle: Callable[..., Path]
         verify_bundle(bundle)
 
 
+def test_verify_finds_folders_even_if_they_are_empty(make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle()
+    (bundle / "sub" / "empty").mkdir(parents=True)
+    with pytest.raises(StageError, match=r"not what was built: sub/empty does not belong to it$"):
+        verify_bundle(bundle)
+
+
 def test_verify_finds_links_even_to_folders(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
     bundle = make_bundle()
     (bundle / "more").symlink_to(tmp_path, target_is_directory=True)
@@ -70,6 +78,33 @@ def test_verify_finds_a_manifest_that_calls_an_undecided_bundle_passed(make_bund
         verify_bundle(bundle)
 
 
+def test_verify_finds_a_history_that_is_not_that_of_the_report(make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle()
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["facts"]["history"]["gate"]["loss_pp"] = 0.0
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StageError, match=r"contradicts itself: manifest\.json has another gate than report\.json$"):
+        verify_bundle(bundle)
+    manifest["facts"]["history"] = None
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StageError, match=r"another run .*; manifest\.json has another gate than report\.json$"):
+        verify_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"), [("report.json", "benchmark"), ("student.onnx", "export"), ("student.int8.onnx", "quantize")]
+)
+def test_verify_finds_a_file_that_was_exchanged_with_its_hash(
+    make_bundle: Callable[..., Path], name: str, stage: str
+) -> None:
+    bundle = make_bundle()
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["inputs"][f"{stage}/{name}"] = "ab" * 32
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StageError, match=f"contradicts itself: {name} is not that of the stage {stage}"):
+        verify_bundle(bundle)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "\x00\x01", '{"schema": 1, "stage": "bundle"}', '{"schema": 9}'])
 def test_verify_finds_an_unreadable_manifest(make_bundle: Callable[..., Path], text: str) -> None:
     bundle = make_bundle()
@@ -78,11 +113,12 @@ def test_verify_finds_an_unreadable_manifest(make_bundle: Callable[..., Path], t
         verify_bundle(bundle)
 
 
-def test_verify_needs_the_golden_files_in_the_manifest(make_bundle: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_verify_needs_every_file_in_the_manifest(make_bundle: Callable[..., Path], name: str) -> None:
     bundle = make_bundle()
-    change_manifest(bundle, lambda outputs: outputs.pop("golden_inputs.npy"))
-    (bundle / "golden_inputs.npy").unlink()
-    with pytest.raises(StageError, match=r"golden_inputs\.npy is missing from the manifest"):
+    change_manifest(bundle, lambda outputs: outputs.pop(name))
+    (bundle / name).unlink()
+    with pytest.raises(StageError, match=f"{re.escape(name)} is missing from the manifest"):
         verify_bundle(bundle)
 
 
