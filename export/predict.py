@@ -150,10 +150,11 @@ def _files(paths: Iterable[Path]) -> Iterator[Path | None]:
 
 def _files_of_stdin() -> Iterator[Path | None]:
     """Yield the files that standard input names, one a line, with None before every wait for more."""
+    stdin: Any = sys.stdin.buffer  # typed without the read1 that it has
     named, rest = False, b""
     while True:
         yield None
-        chunk = sys.stdin.buffer.read1(_CHUNK)  # what is there; it waits only if that is nothing
+        chunk = stdin.read1(_CHUNK)  # what is there; it waits only if that is nothing
         text = rest + chunk
         end = text.rfind(b"\n") + 1 if chunk else len(text)
         names, rest = [name for name in text[:end].splitlines() if name], text[end:]
