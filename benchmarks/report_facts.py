@@ -27,6 +27,9 @@ def quantization_sentence(record: Mapping[str, Any] | None) -> str:
     text = f"The search chose {record['chosen']} for the target {record['target']}: {_rung(first)}"
     if last["rung"] != first["rung"]:
         text += f". Shipped is the model after {last['rung']}: {_rung(last)}"
+    for rung in record["rungs"]:
+        if rung["rung"] not in (first["rung"], last["rung"]) and not rung["refused"]:
+            text += f". Tried and not taken is {rung['rung']}: {_rung(rung)}"
     return f"{text} (on {record['scored_images']:,} validation images, against FP32)"
 
 
