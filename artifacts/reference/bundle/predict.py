@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no others: decoding EPS would run Ghostscript
 
 
 def load(path: Path, size: int) -> Any:
@@ -31,15 +32,16 @@ def load(path: Path, size: int) -> Any:
         from PIL import Image, ImageOps
     except ImportError:
         raise ValueError("reading images needs Pillow (pip install pillow); or give a .npy file") from None
-    with Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
         upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):  # 16 bits: keep the high byte
-            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        if upright.mode[0] in "IF":
+            values = np.asarray(upright)
+            if upright.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
+                raise ValueError("float or 32-bit pixels have no known range, expected 8 or 16 bits")
+            upright = Image.fromarray((values >> 8).astype(np.uint8))  # 16 bits: keep the high byte
         if upright.has_transparency_data:
-            white = Image.new("RGBA", upright.size, "white")
-            upright = Image.alpha_composite(white, upright.convert("RGBA"))
-        rgb = upright.convert("RGB")
-    return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR))[None]
+            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
+        return np.asarray(upright.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))[None]
 
 
 def predict(paths: list[Path], model: str) -> Iterator[dict[str, Any]]:
@@ -59,8 +61,7 @@ def predict(paths: list[Path], model: str) -> Iterator[dict[str, Any]]:
             raise SystemExit(f"predict.py: {path}: {error}") from None
         for number, image in enumerate(images):
             logits = session.run(None, {"pixels": image[None]})[0][0]
-            exps = np.exp(logits - logits.max())
-            index = int(logits.argmax())
+            exps, index = np.exp(logits - logits.max()), int(logits.argmax())
             name = str(path) if len(images) == 1 else f"{path}[{number}]"
             share = round(float(exps[index] / exps.sum()), 6)
             yield {"file": name, "label": labels[index], "index": index, "probability": share}

@@ -1,0 +1,42 @@
+"""The reference in the repository is what today's code writes, and its parts are of one model."""
+
+import json
+from pathlib import Path
+
+from benchmarks.report import render_markdown
+from benchmarks.report_file import load_report
+from export.verify import verify_bundle
+from pipeline.artifacts import file_sha256
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "artifacts" / "reference"
+BUNDLE = REFERENCE / "bundle"
+
+
+def test_the_reference_bundle_is_verified_and_passed():
+    assert verify_bundle(BUNDLE)["passed"]
+
+
+def test_the_reference_bundle_has_the_script_of_this_version():
+    assert (BUNDLE / "predict.py").read_bytes() == (ROOT / "export" / "standalone.py").read_bytes()
+
+
+def test_the_history_of_the_reference_bundle_is_of_the_model_in_it():
+    history = json.loads((BUNDLE / "manifest.json").read_text())["facts"]["history"]["quantization"]
+    candidates = json.loads((REFERENCE / "quantize" / "candidates.json").read_text())
+    shipped = candidates["rungs"][-1]
+    assert history["bytes"] == (BUNDLE / "student.int8.onnx").stat().st_size
+    assert {key: history[key] for key in shipped} == shipped
+    quantized = json.loads((REFERENCE / "quantize" / "manifest.json").read_text())["outputs"]
+    assert file_sha256(BUNDLE / "student.int8.onnx") == quantized["student.int8.onnx"]
+
+
+def test_the_reference_report_is_as_this_version_writes_it():
+    report = load_report(REFERENCE / "benchmark" / "report.json")
+    assert json.loads((BUNDLE / "report.json").read_text()) == report
+    committed = (REFERENCE / "benchmark" / "report.md").read_text()
+    assert _without_figures(committed) == _without_figures(render_markdown(report, []))
+
+
+def _without_figures(markdown: str) -> list[str]:
+    return [line for line in markdown.splitlines() if line and not line.startswith("![")]
