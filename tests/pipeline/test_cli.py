@@ -76,6 +76,14 @@ def test_help_imports_nothing_heavy():
     assert out.strip() == "[]"
 
 
+@pytest.mark.parametrize(("short", "field"), [("seconds", "0"), ("threads", "0"), ("batches", "0")])
+def test_benchmark_takes_its_options_without_a_prefix(short, field):
+    result = CliRunner().invoke(app, ["benchmark", str(BUNDLE), "--data", "sample", f"--{short}", field])
+    assert result.exit_code == 2
+    assert "No such option" not in result.output
+    assert f"--latency-{short}" in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,54 +1,14 @@
 """`kdedge compare` on a tiny data set: cells, tables, resume, what is refused."""
 
-import csv
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-from tiny import TINY
-from typer.testing import CliRunner
+from studies import kdedge, read, small, without_teacher_options
 
 from pipeline.artifacts import file_sha256
-from pipeline.cli import app
 from pipeline.distill import stage
-
-DROPPED = ("--distill-epochs", "--calibration-images", "--latency-seconds", "--latency-batches")
-OPTIONS = [
-    part for flag, value in zip(TINY[:-1:2], TINY[1:-1:2], strict=True) for part in (flag, value) if flag not in DROPPED
-]
-
-
-def kdedge(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result
-
-
-def without_teacher_options(command):
-    """Drop what `--teacher-dir` excludes."""
-    flags = [index for index, part in enumerate(command) if str(part).startswith("--teacher")]
-    return [part for index, part in enumerate(command) if index not in flags and index - 1 not in flags]
-
-
-def read(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory, folder_data):
-    out = tmp_path_factory.mktemp("study") / "compare"
-    command = ["compare", "--data", f"folder:{folder_data}", *OPTIONS, "--out", out, "--epochs", 2, "--seeds", "0,1"]
-    return out, [*command, "--methods", "selective,ce,kd", "--reach", 20]
-
-
-@pytest.fixture(scope="module")
-def compared(study):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["kdedge", *map(str, study[1])])
-        return kdedge(*study[1])
 
 
 def test_a_comparison_has_a_run_directory_per_cell_and_a_row_in_the_table(study, compared):
@@ -111,14 +71,6 @@ def test_a_later_command_adds_to_the_table_what_was_trained_alike(study, compare
     command[command.index("--methods") + 1] = "kd"
     assert kdedge(*command).stderr.count("distill: up to date, skipped") == 6
     assert (out / "evaluation_results.csv").read_text() == before
-
-
-def small(study, out, *more, methods="kd", seeds="0"):
-    """Return the command of the study with its teacher, in another directory and with fewer cells."""
-    command = [out if part == study[0] else part for part in without_teacher_options(study[1])]
-    command[command.index("--seeds") + 1] = seeds
-    command[command.index("--methods") + 1] = methods
-    return [*command, "--teacher-dir", study[0] / "teacher", *more]
 
 
 @pytest.mark.parametrize(
@@ -329,100 +281,3 @@ def test_options_of_hints_are_refused_only_where_a_method_uses_hints(options, st
     command = [tmp_path if part == study[0] else part for part in without_teacher_options(study[1])]
     result = kdedge(*command, "--methods", "ce,kd", *options, "--teacher-dir", "/does/not/exist", code=2)
     assert "holds no finished stage" in result.stderr
-
-
-@pytest.fixture(scope="module")
-def interrupted(study, compared, tmp_path_factory):
-    """A study of two cells whose measurement on test images stopped at the second."""
-    from pipeline.errors import StageError
-    from pipeline.study import cells
-
-    out, honest = tmp_path_factory.mktemp("interrupted"), cells.run_stages
-
-    def run_stages(names, config, *arguments, **options):
-        if "benchmark" in names and config.distill.method == "kd":
-            raise StageError("the disk is full")
-        return honest(names, config, *arguments, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cells, "run_stages", run_stages)
-        kdedge(*small(study, out, "--test", methods="ce,kd"), code=1)
-    return out
-
-
-def on_test_images(out):
-    """Return the test accuracies in the table, by method."""
-    rows = read(out / "evaluation_results.csv")
-    return {row["method"]: (row["fp32_test_top1_pct"], row["int8_test_top1_pct"]) for row in rows}
-
-
-def measured(cell):
-    """Return the test accuracies in the report of a cell, as the table has them."""
-    accuracy = json.loads((cell / "benchmark" / "report.json").read_text())["accuracy"]
-    return str(accuracy["onnx_fp32_top1_pct"]), str(accuracy["onnx_int8_top1_pct"])
-
-
-def test_what_was_measured_on_test_images_is_written_after_each_cell(interrupted):
-    assert on_test_images(interrupted) == {"ce": measured(interrupted / "e2" / "seed0" / "ce"), "kd": ("", "")}
-    page = (interrupted / "comparison.md").read_text()
-    assert "INT8 test top-1 %" in page
-    assert "test images: known of 1 of 2 cells" in page
-
-
-def test_what_was_measured_on_test_images_is_kept_while_it_is_of_the_student(study, interrupted, tmp_path):
-    out = tmp_path / "study"
-    shutil.copytree(interrupted, out)
-    (out / "evaluation_results.csv").unlink()
-    cell = out / "e2" / "seed0" / "ce"
-    known = {"ce": measured(cell), "kd": ("", "")}
-    page = kdedge(*small(study, out)).stdout
-    assert on_test_images(out) == known
-    assert "test images: known of 1 of 2 cells" in page
-
-    change(cell / "benchmark", lambda manifest: manifest["config"]["host"].update(cpu="another"))
-    kdedge(*small(study, out))
-    assert on_test_images(out) == known
-
-    student = cell / "distill" / "student.safetensors"
-    student.write_bytes((out / "e2" / "seed0" / "kd" / "distill" / "student.safetensors").read_bytes())
-    digest = file_sha256(student)
-    change(cell / "distill", lambda manifest: manifest["outputs"].update({"student.safetensors": digest}))
-    result = kdedge(*small(study, out))
-    assert on_test_images(out) == {"ce": ("", ""), "kd": ("", "")}
-    assert "ce, 2 epochs, seed 0: what was measured on test images is left out: export: changed: inputs distill" in (
-        result.stderr
-    )
-    assert "INT8 test" not in result.stdout
-
-
-def change(stage_dir, edit):
-    """Edit the manifest of a stage."""
-    path = stage_dir / "manifest.json"
-    manifest = json.loads(path.read_text())
-    edit(manifest)
-    path.write_text(json.dumps(manifest))
-
-
-def test_test_images_are_read_only_when_asked_for_and_after_the_last_training(study, compared, tmp_path, monkeypatch):
-    from pipeline.data.folder import Folder
-
-    events = []
-    honest_test, honest_run = Folder.test, stage.run
-    monkeypatch.setattr(Folder, "test", lambda self: events.append("test images") or honest_test(self))
-    monkeypatch.setattr(stage, "run", lambda *arguments: events.append("training") or honest_run(*arguments))
-    out, command = study
-    command = [tmp_path if part == out else part for part in without_teacher_options(command)]
-    command[command.index("--seeds") + 1] = "0"
-    command[command.index("--methods") + 1] = "ce,kd"
-    recorded = tmp_path / "e2" / "seed0" / "kd" / "config.json"
-    page = kdedge(*command, "--teacher-dir", out / "teacher").stdout
-    assert events == ["training", "training"]
-    assert "INT8 test" not in page
-    before = recorded.read_text()
-    page = kdedge(*command, "--teacher-dir", out / "teacher", "--test").stdout
-    assert events == ["training", "training", "test images", "test images"]
-    assert "INT8 test top-1 %" in page
-    assert recorded.read_text() == before  # not the short measurement of latency
-    for row in read(tmp_path / "evaluation_results.csv"):
-        report = tmp_path / "e2" / "seed0" / row["method"] / "benchmark" / "report.json"
-        assert float(row["int8_test_top1_pct"]) == json.loads(report.read_text())["accuracy"]["onnx_int8_top1_pct"]

@@ -1,0 +1,107 @@
+"""What `--test` of a study measures, keeps and leaves alone."""
+
+import json
+import shutil
+
+import pytest
+from studies import kdedge, read, small, without_teacher_options
+
+from pipeline.artifacts import file_sha256
+from pipeline.distill import stage
+
+
+@pytest.fixture(scope="module")
+def interrupted(study, compared, tmp_path_factory):
+    """A study of two cells whose measurement on test images stopped at the second."""
+    from pipeline.errors import StageError
+    from pipeline.study import cells
+
+    out, honest = tmp_path_factory.mktemp("interrupted"), cells.run_stages
+
+    def run_stages(names, config, *arguments, **options):
+        if "benchmark" in names and config.distill.method == "kd":
+            raise StageError("the disk is full")
+        return honest(names, config, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cells, "run_stages", run_stages)
+        kdedge(*small(study, out, "--test", methods="ce,kd"), code=1)
+    return out
+
+
+def on_test_images(out):
+    """Return the test accuracies in the table, by method."""
+    rows = read(out / "evaluation_results.csv")
+    return {row["method"]: (row["fp32_test_top1_pct"], row["int8_test_top1_pct"]) for row in rows}
+
+
+def measured(cell):
+    """Return the test accuracies in the report of a cell, as the table has them."""
+    accuracy = json.loads((cell / "benchmark" / "report.json").read_text())["accuracy"]
+    return str(accuracy["onnx_fp32_top1_pct"]), str(accuracy["onnx_int8_top1_pct"])
+
+
+def test_what_was_measured_on_test_images_is_written_after_each_cell(interrupted):
+    assert on_test_images(interrupted) == {"ce": measured(interrupted / "e2" / "seed0" / "ce"), "kd": ("", "")}
+    page = (interrupted / "comparison.md").read_text()
+    assert "INT8 test top-1 %" in page
+    assert "test images: known of 1 of 2 cells" in page
+
+
+def test_what_was_measured_on_test_images_is_kept_while_it_is_of_the_student(study, interrupted, tmp_path):
+    out = tmp_path / "study"
+    shutil.copytree(interrupted, out)
+    (out / "evaluation_results.csv").unlink()
+    cell = out / "e2" / "seed0" / "ce"
+    known = {"ce": measured(cell), "kd": ("", "")}
+    page = kdedge(*small(study, out)).stdout
+    assert on_test_images(out) == known
+    assert "test images: known of 1 of 2 cells" in page
+
+    change(cell / "benchmark", lambda manifest: manifest["config"]["host"].update(cpu="another"))
+    kdedge(*small(study, out))
+    assert on_test_images(out) == known
+
+    student = cell / "distill" / "student.safetensors"
+    student.write_bytes((out / "e2" / "seed0" / "kd" / "distill" / "student.safetensors").read_bytes())
+    digest = file_sha256(student)
+    change(cell / "distill", lambda manifest: manifest["outputs"].update({"student.safetensors": digest}))
+    result = kdedge(*small(study, out))
+    assert on_test_images(out) == {"ce": ("", ""), "kd": ("", "")}
+    assert "ce, 2 epochs, seed 0: what was measured on test images is left out: export: changed: inputs distill" in (
+        result.stderr
+    )
+    assert "INT8 test" not in result.stdout
+
+
+def change(stage_dir, edit):
+    """Edit the manifest of a stage."""
+    path = stage_dir / "manifest.json"
+    manifest = json.loads(path.read_text())
+    edit(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def test_test_images_are_read_only_when_asked_for_and_after_the_last_training(study, compared, tmp_path, monkeypatch):
+    from pipeline.data.folder import Folder
+
+    events = []
+    honest_test, honest_run = Folder.test, stage.run
+    monkeypatch.setattr(Folder, "test", lambda self: events.append("test images") or honest_test(self))
+    monkeypatch.setattr(stage, "run", lambda *arguments: events.append("training") or honest_run(*arguments))
+    out, command = study
+    command = [tmp_path if part == out else part for part in without_teacher_options(command)]
+    command[command.index("--seeds") + 1] = "0"
+    command[command.index("--methods") + 1] = "ce,kd"
+    recorded = tmp_path / "e2" / "seed0" / "kd" / "config.json"
+    page = kdedge(*command, "--teacher-dir", out / "teacher").stdout
+    assert events == ["training", "training"]
+    assert "INT8 test" not in page
+    before = recorded.read_text()
+    page = kdedge(*command, "--teacher-dir", out / "teacher", "--test").stdout
+    assert events == ["training", "training", "test images", "test images"]
+    assert "INT8 test top-1 %" in page
+    assert recorded.read_text() == before  # not the short measurement of latency
+    for row in read(tmp_path / "evaluation_results.csv"):
+        report = tmp_path / "e2" / "seed0" / row["method"] / "benchmark" / "report.json"
+        assert float(row["int8_test_top1_pct"]) == json.loads(report.read_text())["accuracy"]["onnx_int8_top1_pct"]
