@@ -1,7 +1,7 @@
 """Make the sample that kdedge ships from a folder with CIFAR-10.
 
 Draws 400 training images per class from the official training batches and 100 test images per class from the
-official test batch, by a fixed seed, and writes each part as a PNG sheet whose ten columns are the classes. Run
+official test batch, by a fixed seed, and writes each part as a lossless WebP sheet whose ten columns are the classes. Run
 ``python benchmarks/studies/make_sample.py CIFAR_FOLDER`` from the repository root; it prints the SHA-256 of the two
 files, which belong into ``SHA256`` of ``pipeline/data/sample/__init__.py``.
 """
@@ -39,10 +39,10 @@ def main() -> None:
     dataset = open_cifar10(arguments.cifar_folder, image_size=32)
     for stream, (part, read) in enumerate({"train": dataset.train, "test": dataset.test}.items()):
         images = choose(read(), PER_CLASS[part], np.random.default_rng([SEED, stream]))
-        png = io.BytesIO()
-        Image.fromarray(to_sheet(images)).save(png, "PNG", optimize=True)
-        path = arguments.out / f"{part}.png"
-        write_atomic(path, png.getvalue())
+        sheet = io.BytesIO()
+        Image.fromarray(to_sheet(images)).save(sheet, "WEBP", lossless=True, quality=100, method=6)
+        path = arguments.out / f"{part}.webp"
+        write_atomic(path, sheet.getvalue())
         print(f'    "{path.name}": "{file_sha256(path)}",  # {len(images)} images, {path.stat().st_size:,} bytes')
 
 

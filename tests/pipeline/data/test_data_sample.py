@@ -42,8 +42,8 @@ def test_no_image_twice() -> None:
 
 def test_size_of_the_files() -> None:
     folder = Path(sample.__file__).parent
-    assert {path.name for path in folder.glob("*.png")} == set(sample.SHA256)
-    assert sum((folder / name).stat().st_size for name in sample.SHA256) <= 12_000_000
+    assert {path.name for path in folder.glob("*.webp")} == set(sample.SHA256)
+    assert sum((folder / name).stat().st_size for name in sample.SHA256) <= 9_000_000
 
 
 def test_hashes_depend_on_part_and_size() -> None:
@@ -73,12 +73,12 @@ def test_altered_and_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (tmp_path / name).write_bytes((Path(sample.__file__).parent / name).read_bytes())
     monkeypatch.setattr(sample, "_FOLDER", tmp_path)
     dataset = sample.open_sample(32)
-    (tmp_path / "test.png").write_bytes((tmp_path / "test.png").read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"test.png was altered: SHA-256 \w{64}, expected 8fc48264") as caught:
+    (tmp_path / "test.webp").write_bytes((tmp_path / "test.webp").read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"test.webp was altered: SHA-256 \w{64}, expected 87fa088b") as caught:
         sample.open_sample(32)
     assert caught.value.exit_code == 2
     assert "install" in caught.value.hint
-    (tmp_path / "test.png").unlink()
-    with pytest.raises(InputError, match=r"test.png cannot be read: No such file"):
+    (tmp_path / "test.webp").unlink()
+    with pytest.raises(InputError, match=r"test.webp cannot be read: No such file"):
         sample.open_sample(32)
     assert len(dataset.train()) == 4000, "train() opened the test images"
