@@ -1,8 +1,8 @@
 """Make the sample that kdedge ships from a folder with CIFAR-10.
 
 Draws 400 training images per class from the official training batches and 100 test images per class from the
-official test batch, by a fixed seed, and writes each part as a lossless WebP sheet whose ten columns are the classes. Run
-``python benchmarks/studies/make_sample.py CIFAR_FOLDER`` from the repository root; it prints the SHA-256 of the two
+official test batch, by a fixed seed, and writes each part as a lossless WebP sheet whose ten columns are the classes.
+Run ``python benchmarks/studies/make_sample.py CIFAR_FOLDER`` from the repository root; it prints the SHA-256 of the two
 files, which belong into ``SHA256`` of ``pipeline/data/sample/__init__.py``.
 """
 

@@ -25,7 +25,7 @@ from pipeline.distill.dynamic import DynamicChoice
 from pipeline.distill.hints import HintPair, pair_blocks, probe_shapes, scan_variance
 from pipeline.distill.judge import Judge
 from pipeline.distill.methods import METHODS
-from pipeline.distill.teacher_logits import LogitsFile, TeacherLogits, cache_name
+from pipeline.distill.teacher_logits import CachedTeacher, LogitsFile, cache_name
 from pipeline.distill.trainer import Trainer, first_batches
 from pipeline.errors import InputError
 from pipeline.models.initial import initialise
@@ -85,8 +85,8 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         classes=len(classes),
         views=(int(train.places[-1]) + 1) * batches.views_per_image,
     )
-    logits = TeacherLogits(teacher, config.runtime, cache)
-    trainer = Trainer(config, teacher, student, pairs=pairs, chosen=chosen, batches=batches, logits=logits)
+    cached = CachedTeacher(teacher, config.runtime, cache)
+    trainer = Trainer(config, cached, student, pairs=pairs, chosen=chosen, batches=batches)
     choice = None
     if method.dynamic:
         every = settings.rechoose_epochs
@@ -121,8 +121,8 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     )
     with closing(cache):
         rows, earlier_s = loop.run()
-    if logits.asked:
-        log(f"teacher logits: {logits.computed:,} of {logits.asked:,} computed, the others were in the cache")
+    if cached.asked:
+        log(f"teacher logits: {cached.computed:,} of {cached.asked:,} computed, the others were in the cache")
     save_module(student, out_dir / WEIGHTS)
     description = {"arch": settings.student, "image_size": dataset.image_size, "classes": list(classes)}
     write_json(out_dir / DESCRIPTION, description)

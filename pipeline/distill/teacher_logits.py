@@ -1,9 +1,12 @@
-"""The teacher's logits for a batch of views, computed once and kept in a file that all runs of a study share.
+"""The frozen teacher's logits for a batch of views, computed once and kept in a file that all runs of a study share.
 
 A view is a flip and a shift drawn from (image, epoch), so another run asks for the same views. Logits are rounded to
 fp16 before they are used, also when they have just been computed, so that a run gives the same bits with an empty and
-with a full cache. For the same reason the teacher sees the images that are missing in parts of one fixed size: the
-kernels that a library chooses, and with them the last bits, depend on the batch size.
+with a full cache. For the same reason the teacher sees images in parts of one fixed size: the kernels that a library
+chooses, and with them the last bits, depend on the batch size.
+
+Hints need the teacher's maps, which would take too much room. With the logits at hand, though, the teacher runs no
+further than the deepest block that is hinted at.
 
 An entry is the fp16 logits of a view and a CRC-32 over them and the number of the view. What was torn by a crash, or by
 two processes that write at once, has a wrong checksum and counts as missing, so no lock is needed. Holes of the sparse
@@ -24,12 +27,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import RuntimeConfig
-from pipeline.models.teacher import Teacher
+from pipeline.models.teacher import FeatureTap, Teacher
 from pipeline.progress import log, warn_once
 from pipeline.runtime import autocast
 from pipeline.training import Batch
 
-__all__ = ["LogitsFile", "TeacherLogits", "cache_name", "round_logits"]
+__all__ = ["CachedTeacher", "LogitsFile", "cache_name"]
 
 # Raised whenever the same key would give other bits: other views by the same number, other rounding, other parts.
 _VERSION = 2
@@ -37,11 +40,6 @@ _PART = 32  # images that the teacher sees at once
 _CRC_BYTES = 4
 _FILE_LIMIT = 1_500_000_000  # bytes; CIFAR-10 at shift 2 takes 60 MB
 _FOLDER_LIMIT = 4_000_000_000
-
-
-def round_logits(logits: Tensor) -> Tensor:
-    """Round logits to fp16, in which the cache keeps them; float32 again."""
-    return logits.half().float()
 
 
 def cache_name(teacher_sha256: tuple[str, str], data_sha256: str, shift: int, runtime: RuntimeConfig) -> str:
@@ -129,13 +127,17 @@ class LogitsFile:
         self.close()
 
 
-class TeacherLogits:
-    """The teacher's logits for batches, from the file where it has them.
+class CachedTeacher:
+    """A frozen teacher that computes its logits for a view once.
 
     Args:
         teacher: In eval mode.
         runtime: Decides the precision.
         file: Where logits are kept.
+
+    Attributes:
+        asked: How many logits were asked for so far.
+        computed: How many of them were not in the file.
     """
 
     def __init__(self, teacher: Teacher, runtime: RuntimeConfig, file: LogitsFile) -> None:
@@ -143,20 +145,35 @@ class TeacherLogits:
         self.asked = self.computed = 0
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> Tensor:
-        """Return float32 ``[B, C]``, rounded to fp16, on the device of the batch."""
+    def __call__(self, batch: Batch, blocks: tuple[str, ...] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the logits of a batch and the maps of some blocks, on the device of the batch.
+
+        Args:
+            batch: B views.
+            blocks: Names from `pipeline.models.teacher.hint_candidates`.
+
+        Returns:
+            (logits float32 ``[B, C]``, rounded to fp16; maps ``[B, C', H, W]`` by block).
+        """
         logits, found = self._file.read(batch.views)
-        missing = np.flatnonzero(~found)
-        for start in range(0, len(missing), _PART):
-            rows = missing[start : start + _PART]
-            filled = np.resize(rows, _PART)  # repeats the rows of a smaller last part
-            with autocast(self._runtime):
-                answer = self._teacher(batch.pixels[torch.from_numpy(filled).to(batch.pixels.device)])
-            logits[rows] = answer[: len(rows)].half().cpu().numpy()
-            self._file.write(batch.views[rows], logits[rows])
+        maps: dict[str, list[Tensor]] = {name: [] for name in blocks}
+        with autocast(self._runtime), FeatureTap(self._teacher, blocks) as tap:
+            for start in range(0, len(logits), _PART):
+                rows = np.arange(start, min(start + _PART, len(logits)))
+                missing = rows[~found[rows]]
+                filled = torch.from_numpy(np.resize(rows, _PART))  # repeats the rows of a smaller last part
+                if len(missing):
+                    answer = self._teacher(batch.pixels[filled.to(batch.pixels.device)])
+                    logits[missing] = answer.half().cpu().numpy()[missing - start]
+                    self._file.write(batch.views[missing], logits[missing])
+                elif blocks:
+                    tap.run_to_deepest(batch.pixels[filled.to(batch.pixels.device)])
+                for name in blocks:
+                    maps[name].append(tap.maps[name][: len(rows)])
+                self.computed += len(missing)
         self.asked += len(logits)
-        self.computed += len(missing)
-        return torch.from_numpy(logits).to(batch.pixels.device).float()
+        device_logits = torch.from_numpy(logits).to(batch.pixels.device).float()
+        return device_logits, {name: torch.cat(parts) for name, parts in maps.items()}
 
 
 def _checksum(entry: bytes, view: int) -> bytes:

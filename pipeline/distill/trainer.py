@@ -14,9 +14,8 @@ from pipeline.distill.hints import HintAdapters, HintPair
 from pipeline.distill.losses import kd_loss
 from pipeline.distill.methods import METHODS
 from pipeline.distill.optimizer import build_optimizer, set_learning_rate
-from pipeline.distill.teacher_logits import TeacherLogits, round_logits
+from pipeline.distill.teacher_logits import CachedTeacher
 from pipeline.models.student import Student
-from pipeline.models.teacher import FeatureTap, Teacher
 from pipeline.runtime import autocast
 from pipeline.training import Batch, Batches, learning_rate, place, refresh_batch_norms
 
@@ -37,12 +36,11 @@ class Trainer:
 
     Args:
         config: Decides the method, its settings and the precision.
-        teacher: In eval mode.
+        teacher: Answers every batch.
         student: Changed in place.
         pairs: Pairs that may be hinted at; none for a method without hints.
         chosen: Teacher blocks among them that are hinted at from the start.
         batches: What is trained on; the first ones calibrate the hints.
-        logits: The teacher's logits for a method without hints; hints need its maps, so there the teacher runs anyway.
 
     Attributes:
         adapters: The adapters of the pairs.
@@ -55,18 +53,17 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        teacher: Teacher,
+        teacher: CachedTeacher,
         student: Student,
         *,
         pairs: tuple[HintPair, ...],
         chosen: tuple[str, ...],
         batches: Batches,
-        logits: TeacherLogits,
     ) -> None:
         settings = config.distill
         self.method = METHODS[settings.method]
         self._config, self._settings = config, settings
-        self._teacher, self._student, self._logits, self._batches = teacher, student, logits, batches
+        self._teacher, self._student, self._batches = teacher, student, batches
         self._hint_epochs = settings.hint_only_epochs
         self.adapters = place(HintAdapters(pairs, normalised=settings.hint_loss == "normalised"), batches.device)
         self.adapters.choose(chosen)
@@ -123,11 +120,8 @@ class Trainer:
         with autocast(self._config.runtime):
             maps = student.features(batch.pixels)
             logits = student.classify(maps[-1]).float()
-            if terms.hint:
-                with torch.no_grad(), FeatureTap(self._teacher, adapters.chosen) as tap:
-                    teacher_logits, teacher_maps = round_logits(self._teacher(batch.pixels)), dict(tap.maps)
-            elif terms.kd:
-                teacher_logits = self._logits(batch)
+            if terms.hint or terms.kd:
+                teacher_logits, teacher_maps = self._teacher(batch, adapters.chosen if terms.hint else ())
             if terms.kd:
                 losses["kd"] = kd_loss(logits, teacher_logits, self._settings.temperature)
             if terms.hint:
@@ -141,9 +135,9 @@ class Trainer:
         early = first_batches(self._batches, self._settings.scan_batches)
         self._student.eval()
         blocks = tuple(pair.teacher_block for pair in self.adapters.pairs)
-        with autocast(self._config.runtime), FeatureTap(self._teacher, blocks) as tap:
-            self._teacher(early[0].pixels)
-            self.adapters.calibrate(self._student.features(early[0].pixels), tap.maps)
+        _, teacher_maps = self._teacher(early[0], blocks)
+        with autocast(self._config.runtime):
+            self.adapters.calibrate(self._student.features(early[0].pixels), teacher_maps)
         student, adapters = copy.deepcopy(self._student).train(), copy.deepcopy(self.adapters).train()
         terms = _Terms(kd=False, hint=True, ce=True)
         losses = [self._losses(student, adapters, batch, terms) for batch in early]

@@ -225,8 +225,12 @@ def fold_batch_norms(teacher: Teacher, image_size: int) -> Teacher:
     return folded if torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()) else teacher
 
 
+class _DeepestReachedError(Exception):
+    """Ends a forward pass of which only maps are wanted."""
+
+
 class FeatureTap:
-    """Captures feature maps of a teacher during its forward pass; removes its hooks when the block ends.
+    """Captures feature maps of a teacher while it runs; removes its hooks when the block ends.
 
     For residual blocks the map is the sum before the last ReLU, elsewhere the module's output.
 
@@ -243,7 +247,9 @@ class FeatureTap:
         unknown = [name for name in names if name not in candidates]
         if unknown:
             raise InputError(f"the teacher has no block {unknown[0]!r}; it has {', '.join(candidates)}")
-        self._modules = {name: candidates[name] for name in names}
+        self._teacher = teacher
+        self._modules = {name: module for name, module in candidates.items() if name in names}
+        self._maps_only = False
         self._handles: list[RemovableHandle] = []
         self.maps: dict[str, Tensor] = {}
 
@@ -255,6 +261,8 @@ class FeatureTap:
                 self._handles.append(relu.register_forward_pre_hook(self._on_input(name)))
             else:
                 self._handles.append(module.register_forward_hook(self._on_output(name)))
+        if self._modules:
+            self._handles.append(list(self._modules.values())[-1].register_forward_hook(self._after_deepest))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -262,6 +270,17 @@ class FeatureTap:
             handle.remove()
         self._handles.clear()
         self.maps = {}
+
+    def run_to_deepest(self, pixels: Tensor) -> None:
+        """Fill `maps` for ``pixels`` float32 ``[N, 3, S, S]`` without running what comes after the deepest block."""
+        self._maps_only = True
+        with contextlib.suppress(_DeepestReachedError):
+            self._teacher(pixels)
+        self._maps_only = False
+
+    def _after_deepest(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if self._maps_only:
+            raise _DeepestReachedError
 
     def _on_input(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -12,7 +12,7 @@ from pipeline.distill.gradients import gradient_shares
 from pipeline.distill.hints import HintAdapters, HintPair, measure_similarity, pair_blocks, probe_shapes, scan_variance
 from pipeline.distill.losses import hint_loss, kd_loss
 from pipeline.models.registry import STUDENTS, LiteSpec
-from pipeline.models.student import build_student
+from pipeline.models.student import Block, build_student
 from pipeline.models.teacher import FeatureTap, build_teacher, hint_candidates
 
 
@@ -265,11 +265,48 @@ def test_lite_students_have_five_convolutions_and_take_any_image_size(name, size
         assert student(torch.rand(2, 3, size, size)).shape == (2, 7)
 
 
-def test_the_default_student_keeps_to_its_budget_and_a_small_one_is_there():
-    params = {name: sum(p.numel() for p in build_student(name, 10, 32).parameters()) for name in LITE}
-    assert 1.2e6 <= params["lite"] <= 1.35e6
-    assert min(params.values()) <= 0.1e6
-    assert len(params) >= 3
+def macs(student):
+    """Count the multiplications of a student's convolutions and of its classifier for one 32x32 image."""
+    counts = []
+
+    def count(layer, _, output):
+        counts.append(layer.weight.numel() * math.prod(output.shape[2:]))
+
+    layers = (layer for layer in student.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear))
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    with torch.no_grad():
+        student.eval()(torch.zeros(1, 3, 32, 32))
+    for handle in handles:
+        handle.remove()
+    return sum(counts)
+
+
+def test_students_keep_to_their_budgets_and_their_notes_tell_it():
+    for name in LITE:
+        student = build_student(name, 10, 32)
+        params, mmac = sum(p.numel() for p in student.parameters()), macs(student) / 1e6
+        assert STUDENTS[name].note == f"{params / 1e6:.2f} M parameters, {mmac:.0f} MMAC"
+        if name in ("lite", "lite-l"):
+            assert 1.2e6 <= params <= 1.35e6
+            assert mmac <= 120
+        if name == "lite-xs":
+            assert params <= 0.1e6
+
+
+def test_a_block_pools_before_it_rectifies_only_while_training_and_computes_the_same():
+    torch.manual_seed(0)
+    block = Block(3, 8, stride=1, residual=False, pool=2).train()
+    x = torch.randn(4, 3, 8, 8, requires_grad=True)
+    plain = torch.nn.functional.max_pool2d(torch.relu(block.norm(block.conv(x))), 2)
+    weights = torch.randn_like(plain)
+    expected = torch.autograd.grad((plain * weights).sum(), [x, block.conv.weight, block.norm.weight])
+    found = block(x)
+    assert torch.equal(found, plain)
+    for one, other in zip(
+        torch.autograd.grad((found * weights).sum(), [x, block.conv.weight, block.norm.weight]), expected, strict=True
+    ):
+        assert torch.equal(one, other)
+    assert "MaxPool" in type(block.eval()(x).grad_fn).__name__, "the exported graph needs the ReLU at the convolution"
 
 
 def test_the_weights_of_lite_keep_their_names():

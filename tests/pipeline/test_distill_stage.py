@@ -83,16 +83,21 @@ def test_dynamic_gives_the_same_weights_twice_and_after_an_interruption(distill,
     assert resumed_facts["hint_pairs"] == facts["hint_pairs"]
 
 
-def test_a_second_kd_run_takes_every_logit_from_the_cache_and_gives_the_same_weights(distill, capsys, monkeypatch):
-    first, _ = distill("first", method="kd")
-    # A few images have the same view in two of the four epochs.
-    computed = int(re.search(r"teacher logits: (\d+) of 384 computed", capsys.readouterr().err)[1])
-    assert 300 < computed <= 384
-    again, _ = distill("again", method="kd")
-    assert "teacher logits: 0 of 384 computed" in capsys.readouterr().err
+@pytest.mark.parametrize("method", ["kd", "selective"])
+def test_a_second_run_takes_every_logit_from_the_cache_and_gives_the_same_weights(
+    distill, capsys, monkeypatch, tmp_path, method
+):
+    def computed():
+        return int(re.search(r"teacher logits: (\d+) of \d+ computed", capsys.readouterr().err)[1])
+
+    monkeypatch.setenv("KDEDGE_CACHE", str(tmp_path / "cache"))
+    first, _ = distill("first", method=method)
+    assert 300 < computed() <= 384, "a few images have the same view in two of the four epochs"
+    again, _ = distill("again", method=method)
+    assert computed() == 0
     assert again == first
     monkeypatch.setenv("KDEDGE_CACHE", "/proc/no-such-folder")  # nothing can be kept there
-    without, _ = distill("without", method="kd")
+    without, _ = distill("without", method=method)
     assert without == first
 
 

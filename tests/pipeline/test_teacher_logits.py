@@ -9,8 +9,8 @@ import torch
 
 from pipeline.config import RuntimeConfig
 from pipeline.data import Split
-from pipeline.distill.teacher_logits import LogitsFile, TeacherLogits, cache_name
-from pipeline.models.teacher import build_teacher
+from pipeline.distill.teacher_logits import CachedTeacher, LogitsFile, cache_name
+from pipeline.models.teacher import FeatureTap, build_teacher
 from pipeline.training import Batches
 
 CLASSES, IMAGES = 3, 40
@@ -36,13 +36,14 @@ def open_file(path):
 
 
 def test_a_hit_gives_the_bits_of_a_miss_and_runs_no_teacher(tmp_path, batch):
-    first = TeacherLogits(teacher(), RUNTIME, open_file(tmp_path / "a.logits"))
-    missed = first(batch)
+    first = CachedTeacher(teacher(), RUNTIME, open_file(tmp_path / "a.logits"))
+    missed, maps = first(batch)
+    assert not maps
     assert (first.asked, first.computed) == (IMAGES, IMAGES)
     broken = teacher(1).requires_grad_(False)
     broken.forward = lambda pixels: pytest.fail("the teacher was run")
-    again = TeacherLogits(broken, RUNTIME, open_file(tmp_path / "a.logits"))
-    assert torch.equal(again(batch), missed)
+    again = CachedTeacher(broken, RUNTIME, open_file(tmp_path / "a.logits"))
+    assert torch.equal(again(batch)[0], missed)
     assert (again.asked, again.computed) == (IMAGES, 0)
     with torch.no_grad():
         torch.testing.assert_close(missed, teacher()(batch.pixels), rtol=1e-3, atol=1e-3)
@@ -50,13 +51,33 @@ def test_a_hit_gives_the_bits_of_a_miss_and_runs_no_teacher(tmp_path, batch):
 
 
 def test_what_is_missing_in_part_gives_the_same_bits(tmp_path, batch):
-    whole = TeacherLogits(teacher(), RUNTIME, open_file(tmp_path / "a.logits"))(batch)
+    whole = CachedTeacher(teacher(), RUNTIME, open_file(tmp_path / "a.logits"))(batch)[0]
     some = batch._replace(pixels=batch.pixels[::3], labels=batch.labels[::3], views=batch.views[::3])
     shared = open_file(tmp_path / "b.logits")
-    TeacherLogits(teacher(), RUNTIME, shared)(some)
-    rest = TeacherLogits(teacher(), RUNTIME, shared)
-    assert torch.equal(rest(batch), whole)
+    CachedTeacher(teacher(), RUNTIME, shared)(some)
+    rest = CachedTeacher(teacher(), RUNTIME, shared)
+    assert torch.equal(rest(batch)[0], whole)
     assert rest.computed == IMAGES - len(some.views)
+
+
+def test_maps_are_the_same_with_and_without_the_logits_at_hand_and_then_the_teacher_runs_no_deeper(tmp_path, batch):
+    blocks = ("layer1.0", "layer2.1")
+    network = teacher()
+    first, again = (CachedTeacher(network, RUNTIME, open_file(tmp_path / "a.logits")) for _ in range(2))
+    logits, missed = first(batch, blocks)
+    deeper = []
+    network.backbone.layer3.register_forward_hook(lambda *_: deeper.append(True))
+    found_logits, found = again(batch, blocks)
+    assert not deeper
+    assert again.computed == 0
+    assert torch.equal(found_logits, logits)
+    assert found.keys() == missed.keys() == set(blocks)
+    with torch.no_grad(), FeatureTap(network, blocks) as tap:
+        network(batch.pixels)
+        for name in blocks:
+            assert torch.equal(found[name], missed[name])
+            torch.testing.assert_close(found[name], tap.maps[name], rtol=1e-3, atol=1e-3)
+    assert deeper, "the plain call of the teacher above was cut short"
 
 
 def test_a_torn_or_misplaced_entry_is_a_miss(tmp_path):
@@ -91,8 +112,9 @@ def test_another_teacher_or_other_data_or_arithmetic_have_another_file(monkeypat
 
 def test_a_cache_that_cannot_be_written_costs_a_warning_not_the_run(tmp_path, batch, capsys):
     (tmp_path / "file").write_text("")
-    logits = TeacherLogits(teacher(), RUNTIME, open_file(tmp_path / "file" / "a.logits"))
-    assert torch.equal(logits(batch), TeacherLogits(teacher(), RUNTIME, open_file(tmp_path / "b.logits"))(batch))
+    cached = CachedTeacher(teacher(), RUNTIME, open_file(tmp_path / "file" / "a.logits"))
+    expected, _ = CachedTeacher(teacher(), RUNTIME, open_file(tmp_path / "b.logits"))(batch)
+    assert torch.equal(cached(batch)[0], expected)
     assert "teacher logits are not kept" in capsys.readouterr().err
 
 
@@ -114,8 +136,8 @@ def test_a_full_disk_costs_a_warning_not_the_run(tmp_path, batch, capsys):
 
     file = open_file(tmp_path / "a.logits")
     file._file = full = Full()
-    logits = TeacherLogits(teacher(), RUNTIME, file)
-    assert torch.equal(logits(batch), logits(batch))
+    cached = CachedTeacher(teacher(), RUNTIME, file)
+    assert torch.equal(cached(batch)[0], cached(batch)[0])
     assert "teacher logits are not kept: no space for logits" in capsys.readouterr().err
     assert full.closed
 

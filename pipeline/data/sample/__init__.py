@@ -1,8 +1,8 @@
 """The sample: 4,000 training and 1,000 test images of CIFAR-10, shipped inside the package.
 
-Each part is one lossless WebP, a fifth smaller than PNG: a sheet of 32x32 tiles with ten columns. Image ``i`` lies in row
-``i // 10`` and column ``i % 10``, and the column is its class. ``benchmarks/studies/make_sample.py`` made the sheets and
-printed the hashes.
+Each part is one lossless WebP, a fifth smaller than PNG: a sheet of 32x32 tiles with ten columns. Image ``i`` lies in
+row ``i // 10`` and column ``i % 10``, and the column is its class. ``benchmarks/studies/make_sample.py`` made the
+sheets and printed the hashes.
 """
 
 import hashlib
