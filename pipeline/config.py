@@ -139,7 +139,7 @@ class DistillConfig:
     temperature: float = option(4.0, "Softmax temperature T of the KD term.", flag="--temperature", least=0.1, most=100)
     alpha: float = option(1.0, "Weight of the KD term.", flag="--alpha", least=0, most=1000)
     beta: float = option(
-        BETA_UNIT,
+        10 * BETA_UNIT,
         f"Initial beta, the weight of the hint term; {BETA_UNIT:g} makes normalised hints start as large as the "
         "cross-entropy.",
         flag="--beta",

@@ -22,7 +22,7 @@ from torchvision import transforms
 from pipeline.config import DistillConfig, RuntimeConfig, TeacherConfig
 from pipeline.data import Split
 from pipeline.models.student import build_student
-from pipeline.models.teacher import build_teacher
+from pipeline.models.teacher import build_teacher, fold_batch_norms
 from pipeline.runtime import autocast, prepare, resolve
 from pipeline.training import Batch, Batches, place
 
@@ -107,7 +107,7 @@ def main() -> None:
     batches = list(Batches(split, DistillConfig().batch_size, 0, 2, device).epoch(0))
     teacher, student = place(teacher, device), place(student, device)
     speeds["kdedge"]["teacher"] = images_per_second(trainer(teacher, None, runtime), batches, steps)
-    teacher.eval()
+    teacher = fold_batch_norms(teacher.eval(), 32)
     speeds["kdedge"]["distill"] = images_per_second(trainer(student, teacher, runtime), batches, steps)
 
     epochs = {"teacher": TeacherConfig().epochs, "distill": DistillConfig().epochs}

@@ -4,7 +4,7 @@ from typing import Any
 
 __all__ = ["BETA_UNIT", "BetaSchedule"]
 
-# The default of --beta. Normalised hints count beta in it: at this beta their term starts as large as the CE term.
+# Normalised hints count beta in it: at this beta their term starts as large as the cross-entropy.
 BETA_UNIT = 250.0
 
 

@@ -58,11 +58,15 @@ def _learning_rates(base: DistillConfig) -> dict[str, dict[str, Any]]:
     return {f"{lr:g}": {"lr": lr} for lr in (base.lr / 2, base.lr * 2)}
 
 
+def _betas(base: DistillConfig) -> dict[str, dict[str, Any]]:
+    return {f"{beta:g}": {"beta": beta} for beta in (base.beta / 10, base.beta * 10)}
+
+
 FACTORS = {
     "optimizer": Factor(_optimizers),
     "lr": Factor(_learning_rates),
     "temperature": Factor(_each("temperature", 2.0, 4.0), lambda method: method.kd, "logits of the teacher"),
-    "beta": Factor(_each("beta", 25, 2500), lambda method: method.blocks is not None, "hints"),
+    "beta": Factor(_betas, lambda method: method.blocks is not None, "hints"),
     "beta-patience": Factor(_each("beta_patience", 1, 2), lambda method: method.adaptive_beta, "an adaptive beta"),
     "hint-layers": Factor(
         _each("hint_layers", 2, 3),

@@ -31,19 +31,19 @@ def changed(cells, name):
 def test_each_cell_differs_from_the_base_in_one_factor(cells_of):
     cells = cells_of({})
     assert list(cells) == [
-        "base", "optimizer=adam", "lr=0.1", "lr=0.4", "temperature=2.0", "beta=25", "beta=2500",
+        "base", "optimizer=adam", "lr=0.1", "lr=0.4", "temperature=2.0", "beta=250", "beta=25000",
         "beta-patience=1", "hint-layers=2", "hint-loss=raw", "recipe=source",
     ]  # fmt: skip
     assert changed(cells, "optimizer=adam") == {"optimizer": "adam", "lr": 1e-3, "norm_bias_lr": 1.0}
     assert changed(cells, "lr=0.1") == {"lr": 0.1}
-    assert changed(cells, "beta=2500") == {"beta": 2500.0}
+    assert changed(cells, "beta=250") == {"beta": 250.0}
     assert changed(cells, "hint-layers=2") == {"hint_layers": 2}
     assert changed(cells, "recipe=source")["batch_size"] == 64
 
 
 def test_the_learning_rates_of_the_source_are_those_of_its_table(cells_of):
-    cells = cells_of({"recipe": "source"}, "lr,recipe")
-    assert list(cells) == ["base", "lr=0.0005", "lr=0.002", "recipe=kdedge"]
+    cells = cells_of({"recipe": "source"}, "lr,beta,recipe")
+    assert list(cells) == ["base", "lr=0.0005", "lr=0.002", "beta=25", "beta=2500", "recipe=kdedge"]
     assert cells["recipe=kdedge"].distill == build_config().distill
 
 
