@@ -74,12 +74,12 @@ def test_hint_only_epochs_minimise_the_hint_alone():
     assert losses.keys() == {"loss", "hint", "ce"}
 
 
-def test_normalised_hints_start_as_large_as_the_cross_entropy_at_the_default_beta():
+def test_normalised_hints_start_as_large_as_the_cross_entropy_at_beta_250_and_by_default_ten_times_as_large():
     trainer, _, _, batch = make()
     losses = trainer.step(batch, 0, 0.0)
     weighted = trainer.hint_weight(250.0) * losses["hint"].item()
     assert weighted == pytest.approx(losses["ce"].item(), rel=1e-4)
-    assert losses["loss"].item() == pytest.approx(losses["kd"].item() + 2 * weighted, rel=1e-4)
+    assert losses["loss"].item() == pytest.approx(losses["kd"].item() + (10 + 1) * weighted, rel=1e-4)
 
 
 def test_beta_counts_in_both_kinds_of_hints():
