@@ -1,4 +1,4 @@
-"""The frozen teacher's logits for a batch of views, computed once and kept in a file that all runs of a study share.
+"""A frozen teacher whose logits for a view are computed once and kept in a file that all runs of a study share.
 
 A view is a flip and a shift drawn from (image, epoch), so another run asks for the same views. Logits are rounded to
 fp16 before they are used, also when they have just been computed, so that a run gives the same bits with an empty and
@@ -161,19 +161,21 @@ class CachedTeacher:
             for start in range(0, len(logits), _PART):
                 rows = np.arange(start, min(start + _PART, len(logits)))
                 missing = rows[~found[rows]]
+                if not len(missing) and not blocks:
+                    continue
                 filled = torch.from_numpy(np.resize(rows, _PART))  # repeats the rows of a smaller last part
+                pixels = batch.pixels[filled.to(batch.pixels.device)]
                 if len(missing):
-                    answer = self._teacher(batch.pixels[filled.to(batch.pixels.device)])
-                    logits[missing] = answer.half().cpu().numpy()[missing - start]
+                    logits[missing] = self._teacher(pixels).half().cpu().numpy()[missing - start]
                     self._file.write(batch.views[missing], logits[missing])
-                elif blocks:
-                    tap.run_to_deepest(batch.pixels[filled.to(batch.pixels.device)])
+                else:
+                    tap.run_to_deepest(pixels)
                 for name in blocks:
                     maps[name].append(tap.maps[name][: len(rows)])
-                self.computed += len(missing)
         self.asked += len(logits)
-        device_logits = torch.from_numpy(logits).to(batch.pixels.device).float()
-        return device_logits, {name: torch.cat(parts) for name, parts in maps.items()}
+        self.computed += int((~found).sum())
+        on_device = torch.from_numpy(logits).to(batch.pixels.device).float()
+        return on_device, {name: torch.cat(parts) for name, parts in maps.items()}
 
 
 def _checksum(entry: bytes, view: int) -> bytes:

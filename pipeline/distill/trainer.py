@@ -36,7 +36,7 @@ class Trainer:
 
     Args:
         config: Decides the method, its settings and the precision.
-        teacher: Answers every batch.
+        teacher: Gives logits and maps of a batch, from its cache where it can.
         student: Changed in place.
         pairs: Pairs that may be hinted at; none for a method without hints.
         chosen: Teacher blocks among them that are hinted at from the start.

@@ -272,7 +272,7 @@ class FeatureTap:
         self.maps = {}
 
     def run_to_deepest(self, pixels: Tensor) -> None:
-        """Fill `maps` for ``pixels`` float32 ``[N, 3, S, S]`` without running what comes after the deepest block."""
+        """Fill `maps` for ``pixels`` float32 ``[N, 3, S, S]`` in 0..1; what follows the deepest block is not run."""
         self._maps_only = True
         with contextlib.suppress(_DeepestReachedError):
             self._teacher(pixels)
