@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import StageSpec, file_sha256, run_stage, write_json
-from pipeline.config import Config, DataConfig
+from pipeline.config import Config, DataConfig, DistillConfig
 from pipeline.configure import build_config
+from pipeline.distill.methods import METHODS
 from pipeline.errors import GateError, InputError
 from pipeline.parsing import parse_emulated, parse_paths
 
@@ -112,6 +113,10 @@ def _section(config: Config, name: str) -> dict[str, Any]:
         return {key: value for key, value in _section(config, "all data").items() if key != "test_fraction"}
     if name == "all data":
         return {key: value for key, value in dataclasses.asdict(config.data).items() if key != "dir"}
+    if name == "distill":
+        # An option that the method has no use for counts as its default, or a control would be trained once for each.
+        default = {key: getattr(DistillConfig, key) for key in METHODS[config.distill.method].unused}
+        return dataclasses.asdict(config.distill) | default
     return dataclasses.asdict(getattr(config, name))
 
 

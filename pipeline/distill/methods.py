@@ -48,6 +48,20 @@ class Method:
         """Whether the choice needs the scan of activation variances."""
         return self.blocks is highest_variance
 
+    @property
+    def unused(self) -> frozenset[str]:
+        """Names of the distillation options that change nothing in runs of this method."""
+        names: set[str] = set()
+        if not self.kd:
+            names |= {"alpha", "gamma"}
+        if self.blocks is None:
+            names |= {"beta", "hint_loss", "hint_epochs"}
+        if not self.adaptive_beta:
+            names.add("beta_patience")
+        if not self.dynamic:
+            names.add("rechoose_epochs")
+        return frozenset(names)
+
 
 METHODS = {
     "ce": Method("labels alone, the control", kd=False),

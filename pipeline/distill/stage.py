@@ -96,7 +96,8 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
 
     def finish_epoch(epoch: int) -> dict[str, float]:
         trainer.refresh_norms(epoch)
-        row = {"lr": trainer.optimizer.param_groups[0]["lr"], "beta": trainer.beta.beta, **judge.measure()}
+        row = {"lr": trainer.optimizer.param_groups[0]["lr"], **judge.measure()}
+        row |= {"beta": trainer.beta.beta} if pairs else {}
         row |= {f"grad_{name}_pct": share for name, share in trainer.shares.items()}
         trainer.beta.update(epoch, row["val_kd"])
         if choice:
@@ -142,7 +143,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         "block_variances": variances,
         "hint_pairs": [[pair.teacher_block, pair.student_block] for pair in hinted],
         "hint_choices": choice.history if choice else [],
-        "hint_weight_at_start": trainer.hint_weight(settings.beta),
+        "hint_weight_at_start": trainer.hint_weight(settings.beta) if pairs else 0.0,
         "hint_map_bytes": _map_bytes(hinted, shapes[0], batches.size, config.runtime.precision),
         "drowned_epochs": _drowned_epochs(rows, settings),
         "adapter_params": sum(parameter.numel() for parameter in trainer.adapters.parameters()),

@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline.configure import build_config
+from pipeline.distill.methods import METHODS
 from pipeline.stages import STAGES
 
 
@@ -17,3 +18,23 @@ def test_initial_weights_count_by_what_their_files_hold(stage, tmp_path):
     assert keys[0] != keys[1]
     assert keys[0] == keys[2]
     assert "weights_sha256" not in STAGES[stage].key(build_config())
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "users"),
+    [
+        ("gamma", 2.0, set(METHODS) - {"ce"}),
+        ("temperature", 2.0, set(METHODS)),  # the validation KD loss of the control is measured at it, too
+        ("beta", 25.0, set(METHODS) - {"ce", "kd"}),
+        ("hint_loss", "raw", set(METHODS) - {"ce", "kd"}),
+        ("hint_epochs", 1, set(METHODS) - {"ce", "kd"}),
+        ("beta_patience", 3, set(METHODS) - {"ce", "kd", "static"}),
+        ("rechoose_epochs", 2, {"dynamic"}),
+        ("lr", 0.1, set(METHODS)),
+    ],
+)
+def test_an_option_counts_where_the_method_uses_it(option, value, users):
+    def key(method, **changed):
+        return STAGES["distill"].key(build_config({"distill": {"method": method, **changed}}))
+
+    assert {method for method in METHODS if key(method) != key(method, **{option: value})} == users

@@ -73,6 +73,13 @@ def test_a_later_command_adds_to_the_table_what_was_trained_alike(study, compare
     assert (out / "evaluation_results.csv").read_text() == before
 
 
+def test_cells_are_kept_under_another_option_that_they_have_no_use_for(study, compared, tmp_path):
+    kdedge(*small(study, tmp_path, methods="ce,kd"))
+    result = kdedge(*small(study, tmp_path, "--beta", "25", "--hint-loss", "raw", methods="ce,kd"))
+    assert result.stderr.count("distill: up to date, skipped") == 2
+    assert "2 of 2 cells" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
