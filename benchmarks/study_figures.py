@@ -87,7 +87,9 @@ def draw_study(out: Path) -> list[Path]:
         length: {name: runs for name, runs in curves[length].items() if _trains(runs, "hint")} for length in lengths
     }
     if any(hinted.values()):
-        title = "Weight of the hints: halved when the validation KD loss stops improving; a line per seed"
+        title = (
+            "Weight of the hints: halved when the validation KD loss stops improving, × where they end; a line per seed"
+        )
         written += _save(
             out, "beta_timeline", wide, len(lengths), [title, _conditions(all_cells)],
             paint=lambda axes: _beta(axes, hinted, look),
@@ -204,15 +206,20 @@ def _training_curves(axes: Sequence[Any], curves: Curves, look: Mapping[str, Any
 
 
 def _beta(axes: Sequence[Any], curves: Mapping[int, Curves], look: Mapping[str, Any]) -> None:
-    """Draw beta relative to its start by epoch: a line per seed, thinner from method to method, so that none hides."""
+    """Draw beta relative to its start by epoch: a line per seed, thinner from method to method, so that none hides.
+
+    A cross marks where hints ended.
+    """
     for one, (length, methods) in zip(axes, curves.items(), strict=True):
         for index, (name, runs) in enumerate(methods.items()):
             width, style = max(0.8, 2.6 - 0.6 * index), ("-", "--", "-.", ":")[index % 4]
             for run in runs:
                 epochs, values = _series(run, "beta")
-                shares = [value / values[0] for value in values]
+                hinted = [value / values[0] for value in values if value]
                 changed = {**look[name], "linewidth": width, "linestyle": style}
-                one.step(epochs, shares, where="mid", label=name, **changed)
+                one.step(epochs[: len(hinted)], hinted, where="mid", label=name, **changed)
+                if len(hinted) < len(values):
+                    one.plot(epochs[len(hinted) - 1], hinted[-1], "x", color=look[name].get("color"), markersize=7)
         one.set_yscale("log", base=2)
         one.yaxis.set_major_formatter(lambda value, _: f"1/{1 / value:.0f}" if value < 1 else f"{value:g}")
         one.set_title(f"{length} epochs", fontsize=10)

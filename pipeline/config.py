@@ -114,7 +114,7 @@ class DistillConfig:
     batch_size: int = option(128, "Images per step.", flag="--distill-batch-size", least=2, most=4096)
     optimizer: str = option("sgd", "Optimizer.", flag="--optimizer", choices=("sgd", "adam"))
     schedule: str = option("one-cycle", "Learning-rate schedule.", flag="--schedule", choices=("one-cycle", "constant"))
-    lr: float = option(0.2, "Peak learning rate.", flag="--lr", least=1e-6, most=10)
+    lr: float = option(0.1, "Peak learning rate.", flag="--lr", least=1e-6, most=10)
     weight_decay: float = option(5e-4, "Weight decay.", flag="--weight-decay", least=0, most=1)
     init: str = option(
         "whitening",
@@ -149,6 +149,11 @@ class DistillConfig:
     gamma: float = option(1.0, "Weight of the cross-entropy term.", flag="--gamma", least=0, most=1000)
     beta_patience: int = option(
         2, "Epochs without a better validation KD loss before beta is halved.", flag="--beta-patience", least=1
+    )
+    drop_hints: bool = option(
+        True,
+        "End the hints of an adaptive beta once the student answers more validation images right than its teacher.",
+        flag="--drop-hints",
     )
     hint_loss: str = option(
         "normalised",

@@ -36,6 +36,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "init": "random",
         "norm_bias_lr": 1.0,
         "refresh_norms": False,
+        "drop_hints": False,
         "temperature": 4.0,
         "beta": 250.0,
         "hint_loss": "raw",

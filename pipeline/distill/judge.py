@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import Config
@@ -22,6 +23,9 @@ _SIMILARITY_IMAGES = 256  # to fit the adapters on, and as many to score; 65,000
 
 class Judge:
     """Measures a student; the teacher is asked once.
+
+    Attributes:
+        teacher_top1_pct: Share of the validation images that the teacher answers right, in percent.
 
     Args:
         config, teacher, student: As of `pipeline.distill.trainer.Trainer`; the attribute `student` may be replaced by
@@ -56,6 +60,7 @@ class Judge:
         tap = FeatureTap(teacher, tuple({pair.teacher_block: None for pair in (*pairs, *candidates)}))
         with torch.no_grad(), autocast(config.runtime):
             self._teacher_logits = predict_logits(teacher, val.images, device)
+            self.teacher_top1_pct = self._top1_pct(self._teacher_logits)
             for pixels in self._pixels:
                 with tap:
                     teacher(pixels)
@@ -71,7 +76,7 @@ class Judge:
         similarities = self._similarities(self._pairs) or [(math.nan, math.nan)]
         unexplained, cosine = (sum(values) / len(values) for values in zip(*similarities, strict=True))
         return {
-            "val_top1_pct": round(100 * (logits.argmax(1) == self._labels).float().mean().item(), 4),
+            "val_top1_pct": self._top1_pct(logits),
             "val_kd": kd_loss(logits, self._teacher_logits, self._config.distill.temperature).item(),
             "val_ce": functional.cross_entropy(logits, self._labels).item(),
             "val_hint": unexplained,
@@ -84,6 +89,9 @@ class Judge:
         self.student.eval()
         similarities = self._similarities(self._candidates)
         return {pair.teacher_block: share for pair, (share, _) in zip(self._candidates, similarities, strict=True)}
+
+    def _top1_pct(self, logits: Tensor) -> float:
+        return round(100 * (logits.argmax(1) == self._labels).float().mean().item(), 4)
 
     def _similarities(self, pairs: Sequence[HintPair]) -> list[tuple[float, float]]:
         """Return (share unexplained, cosine similarity) of each pair."""

@@ -57,7 +57,7 @@ class Method:
         if self.blocks is None:
             names |= {"beta", "hint_loss", "hint_epochs"}
         if not self.adaptive_beta:
-            names.add("beta_patience")
+            names |= {"beta_patience", "drop_hints"}
         if not self.dynamic:
             names.add("rechoose_epochs")
         return frozenset(names)

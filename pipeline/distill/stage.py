@@ -20,6 +20,7 @@ from pipeline.artifacts import file_sha256, load_json, write_json
 from pipeline.config import Config, DistillConfig
 from pipeline.data import Split, open_dataset, split_train_val
 from pipeline.data.cifar10_fetch import cache_dir
+from pipeline.distill.beta import BETA_UNIT
 from pipeline.distill.blocks import highest_variance
 from pipeline.distill.dynamic import DynamicChoice
 from pipeline.distill.hints import HintPair, pair_blocks, probe_shapes, scan_variance
@@ -46,6 +47,7 @@ WEIGHTS = "student.safetensors"
 DESCRIPTION = "student.json"
 Shapes = tuple[dict[str, tuple[int, int]], list[tuple[int, int]]]
 DROWNED_PCT = 90.0  # a hint term that supplies more of the gradient leaves the others without a say
+WEAK_TEACHER_PCT = 80.0  # hints cost accuracy with teachers of 40 and 61 %, and gained some with those of 89 and more
 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
@@ -93,14 +95,15 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         choice = DynamicChoice(trainer.adapters, settings.hint_layers, every=every, epochs=settings.epochs)
     candidates = pairs if choice else ()
     judge = Judge(config, teacher, student, selective, candidates, train=train, val=val, device=device)
+    _warn_of_weak_teacher(judge.teacher_top1_pct, settings, pairs)
 
     def finish_epoch(epoch: int) -> dict[str, float]:
         trainer.refresh_norms(epoch)
         row = {"lr": trainer.optimizer.param_groups[0]["lr"], **judge.measure()}
         row |= {"beta": trainer.beta.beta} if pairs else {}
         row |= {f"grad_{name}_pct": share for name, share in trainer.shares.items()}
-        trainer.beta.update(epoch, row["val_kd"])
-        if choice:
+        trainer.update_beta(epoch, row, judge.teacher_top1_pct)
+        if choice and trainer.beta.beta:
             choice.update(epoch, judge.unexplained)
         return row
 
@@ -205,6 +208,16 @@ def _shapes(teacher: Teacher, student: Student, train: Split, device: torch.devi
 
 def _pairs(blocks: tuple[str, ...], shapes: Shapes) -> tuple[HintPair, ...]:
     return pair_blocks({name: shapes[0][name] for name in blocks}, shapes[1])
+
+
+def _warn_of_weak_teacher(top1_pct: float, settings: DistillConfig, pairs: tuple[HintPair, ...]) -> None:
+    """Warn of strong hints at the blocks of a teacher that knows little (benchmarks/LOG.md, sections 37 and 38)."""
+    strong = settings.hint_loss == "normalised" and settings.beta > BETA_UNIT
+    if pairs and strong and top1_pct < WEAK_TEACHER_PCT:
+        warn(
+            f"the teacher answers {top1_pct:.2f} % of the validation images right; strong hints of a weak teacher can "
+            f"cost accuracy: compare --beta {BETA_UNIT:g} and --method kd, or train the teacher for longer"
+        )
 
 
 def _map_bytes(

@@ -1,6 +1,7 @@
 """One training step of a method: its terms, their weights, and what it updates."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from pipeline.distill.methods import METHODS
 from pipeline.distill.optimizer import build_optimizer, set_learning_rate
 from pipeline.distill.teacher_logits import CachedTeacher
 from pipeline.models.student import Student
+from pipeline.progress import log
 from pipeline.runtime import autocast
 from pipeline.training import Batch, Batches, learning_rate, place, refresh_batch_norms
 
@@ -72,6 +74,7 @@ class Trainer:
             patience=settings.beta_patience,
             warmup_epochs=self._hint_epochs,
             adaptive=self.method.adaptive_beta,
+            drop=settings.drop_hints,
         )
         self.optimizer = build_optimizer(settings, student, self.adapters)
         self.shares: dict[str, float] = {}
@@ -89,7 +92,7 @@ class Trainer:
         set_learning_rate(self.optimizer, learning_rate(progress, self._settings.lr, self._settings.schedule))
         self._student.train()
         self.adapters.train()
-        uses_hints = self.method.blocks is not None
+        uses_hints = self.method.blocks is not None and self.beta.beta > 0
         hint_only = uses_hints and epoch < self._hint_epochs
         terms = _Terms(kd=self.method.kd and not hint_only, hint=uses_hints, ce=not hint_only)
         losses = self._losses(self._student, self.adapters, batch, terms)
@@ -106,6 +109,13 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return {"loss": loss, **losses}
+
+    def update_beta(self, epoch: int, row: Mapping[str, float], teacher_top1_pct: float) -> None:
+        """Tell beta what the judge measured after an epoch, and say so when that ends the hints."""
+        before = self.beta.beta
+        self.beta.update(epoch, row["val_kd"], passed=row["val_top1_pct"] > teacher_top1_pct)
+        if before and not self.beta.beta:
+            log(f"hints end: {row['val_top1_pct']:.2f} % on validation images, teacher {teacher_top1_pct:.2f} %")
 
     def refresh_norms(self, epoch: int) -> None:
         """Measure the statistics of the student's batch norms on the first batches of an epoch, if that is wanted."""

@@ -49,6 +49,20 @@ def test_beta_is_halved_after_two_epochs_without_a_better_loss_counting_from_the
     assert seen == [250, 250, 250, 250, 250, 125, 125, 125, 62.5, 62.5, 31.25]
 
 
+def test_beta_ends_for_good_once_the_teacher_is_passed_if_that_is_wanted():
+    def betas(**options):
+        schedule = BetaSchedule(8, patience=1, warmup_epochs=1, **options)
+        seen = []
+        for epoch, (loss, passed) in enumerate([(1, True), (2, False), (3, True), (1, False), (4, False)]):
+            schedule.update(epoch, loss, passed=passed)
+            seen.append(schedule.beta)
+        return seen
+
+    assert betas(adaptive=True, drop=True) == [8, 8, 0, 0, 0]
+    assert betas(adaptive=True) == [8, 8, 4, 4, 2]
+    assert betas(adaptive=False, drop=True) == [8, 8, 8, 8, 8]
+
+
 def test_static_beta_stays():
     schedule = BetaSchedule(250, patience=1, warmup_epochs=0, adaptive=False)
     for epoch in range(5):

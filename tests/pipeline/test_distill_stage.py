@@ -16,6 +16,7 @@ from pipeline.distill import stage, trainer
 from pipeline.distill.dynamic import DynamicChoice
 from pipeline.errors import InputError
 from pipeline.runtime import resolve
+from pipeline.study.cells import read_log
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +143,38 @@ def test_all_has_an_adapter_per_block_and_says_what_its_maps_take(distill):
     widths = (16, 32, 48, 64, 80)
     channels = [64, 64, 128, 128, 256, 256, 512, 512]
     assert facts["adapter_params"] == sum(c * widths[i] + 2 * c for c, i in zip(channels, students, strict=True))
+
+
+def test_hints_end_when_the_student_has_passed_its_teacher(distill, capsys, monkeypatch, tmp_path):
+    honest, teacher_pct = stage.Judge.measure, []
+
+    def measure(judge):  # made up: the student passes its teacher in the second epoch, and falls behind it again
+        measured = honest(judge)
+        teacher_pct.append(judge.teacher_top1_pct)
+        ahead = len(teacher_pct) == 2
+        return {**measured, "val_top1_pct": judge.teacher_top1_pct + (1 if ahead else -1)}
+
+    monkeypatch.setattr(stage.Judge, "measure", measure)
+    dropped, _ = distill("dropped", method="selective")
+    assert "hints end: " in capsys.readouterr().err
+    assert [row["beta"] > 0 for row in read_log(tmp_path / "dropped" / "training_log_selective.csv")] == [1, 1, 0, 0]
+    trained = [row["train_hint"] is not None for row in read_log(tmp_path / "dropped" / "training_log_selective.csv")]
+    assert trained == [True, True, False, False]
+    teacher_pct.clear()
+    kept, _ = distill("kept", method="selective", drop_hints=False)
+    assert "hints end" not in capsys.readouterr().err
+    assert dropped != kept
+
+
+def test_strong_hints_of_a_weak_teacher_are_warned_of(distill, capsys, monkeypatch):
+    monkeypatch.setattr(stage, "WEAK_TEACHER_PCT", 101.0)
+    distill("strong", method="selective", epochs=1)
+    assert "strong hints of a weak teacher" in capsys.readouterr().err
+    distill("usual", method="selective", epochs=1, beta=250.0)
+    distill("none", method="kd", epochs=1)
+    monkeypatch.setattr(stage, "WEAK_TEACHER_PCT", 0.0)
+    distill("fine", method="selective", epochs=1)
+    assert "weak teacher" not in capsys.readouterr().err
 
 
 def test_hints_that_drown_the_other_terms_are_reported_but_not_while_they_are_alone(distill, capsys, monkeypatch):

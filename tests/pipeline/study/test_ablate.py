@@ -31,11 +31,11 @@ def changed(cells, name):
 def test_each_cell_differs_from_the_base_in_one_factor(cells_of):
     cells = cells_of({})
     assert list(cells) == [
-        "base", "optimizer=adam", "lr=0.1", "lr=0.4", "temperature=2.0", "beta=250", "beta=25000",
+        "base", "optimizer=adam", "lr=0.05", "lr=0.2", "temperature=2.0", "beta=250", "beta=25000",
         "beta-patience=1", "hint-layers=2", "hint-loss=raw", "recipe=source",
     ]  # fmt: skip
     assert changed(cells, "optimizer=adam") == {"optimizer": "adam", "lr": 1e-3, "norm_bias_lr": 1.0}
-    assert changed(cells, "lr=0.1") == {"lr": 0.1}
+    assert changed(cells, "lr=0.05") == {"lr": 0.05}
     assert changed(cells, "beta=250") == {"beta": 250.0}
     assert changed(cells, "hint-layers=2") == {"hint_layers": 2}
     assert changed(cells, "recipe=source")["batch_size"] == 64
@@ -51,8 +51,8 @@ def test_a_factor_without_effect_is_left_out_and_refused_when_named(cells_of):
     assert list(cells_of({"method": "kd"})) == [
         "base",
         "optimizer=adam",
-        "lr=0.1",
-        "lr=0.4",
+        "lr=0.05",
+        "lr=0.2",
         "temperature=2.0",
         "recipe=source",
     ]

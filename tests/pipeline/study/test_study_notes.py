@@ -51,16 +51,16 @@ def test_the_blocks_of_hints_are_listed_by_length_and_by_seed_where_seeds_differ
 
 
 def test_variations_with_the_same_blocks_share_a_line(notes_of):
-    cells = [cell("selective", name="base"), cell("selective", name="lr=0.1", lr=0.1)]
-    assert "  - 20 epochs, base, lr=0.1: layer3.0\n" in notes_of(cells, [student("layer3.0")] * 2)
+    cells = [cell("selective", name="base"), cell("selective", name="lr=0.4", lr=0.4)]
+    assert "  - 20 epochs, base, lr=0.4: layer3.0\n" in notes_of(cells, [student("layer3.0")] * 2)
 
 
 def test_what_else_a_variation_changes_is_listed(notes_of):
     adam = {"optimizer": "adam", "lr": 1e-3, "norm_bias_lr": 1.0}
-    cells = [cell("kd", name="base"), cell("kd", name="optimizer=adam", **adam), cell("kd", name="lr=0.1", lr=0.1)]
+    cells = [cell("kd", name="base"), cell("kd", name="optimizer=adam", **adam), cell("kd", name="lr=0.4", lr=0.4)]
     page = notes_of(cells, [student()] * 3, control="base")
     assert "Variations of several options:\n  - optimizer=adam: optimizer adam, lr 0.001, norm_bias_lr 1.0\n" in page
-    assert "lr=0.1:" not in page
+    assert "lr=0.4:" not in page
     assert "Variations" not in notes_of(cells[2:], [student()], control="base")
 
 
