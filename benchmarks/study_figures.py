@@ -87,9 +87,7 @@ def draw_study(out: Path) -> list[Path]:
         length: {name: runs for name, runs in curves[length].items() if _trains(runs, "hint")} for length in lengths
     }
     if any(hinted.values()):
-        title = (
-            "Weight of the hints: halved when the validation KD loss stops improving, × where they end; a line per seed"
-        )
+        title = "Weight of the hints: halved when validation KD loss stalls, × its end; a line per seed"
         written += _save(
             out, "beta_timeline", wide, len(lengths), [title, _conditions(all_cells)],
             paint=lambda axes: _beta(axes, hinted, look),
@@ -219,11 +217,13 @@ def _beta(axes: Sequence[Any], curves: Mapping[int, Curves], look: Mapping[str, 
                 changed = {**look[name], "linewidth": width, "linestyle": style}
                 one.step(epochs[: len(hinted)], hinted, where="mid", label=name, **changed)
                 if len(hinted) < len(values):
-                    one.plot(epochs[len(hinted) - 1], hinted[-1], "x", color=look[name].get("color"), markersize=7)
+                    end = epochs[len(hinted) - 1], hinted[-1]
+                    one.plot(*end, "x", color=look[name]["color"], markersize=7, gid="hints_end")
         one.set_yscale("log", base=2)
         one.yaxis.set_major_formatter(lambda value, _: f"1/{1 / value:.0f}" if value < 1 else f"{value:g}")
         one.set_title(f"{length} epochs", fontsize=10)
         _epochs_axis(one)
+        one.set_xlim(right=length + 0.5)
     axes[0].set_ylabel("beta, relative to its start")
 
 

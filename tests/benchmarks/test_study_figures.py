@@ -121,5 +121,14 @@ def test_a_constant_beta_is_a_flat_line_and_without_hints_there_is_none(study):
     assert (study / "figures" / "mine.png").exists()
 
 
+def test_the_end_of_the_hints_is_marked(study):
+    for path in study.glob("e*/seed*/selective/distill/*.csv"):
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        write(path, [*rows[:-1], {**rows[-1], "beta": 0, "train_hint": ""}])
+    draw_study(study)
+    text = (study / "figures" / "beta_timeline.svg").read_text()
+    assert text.count('id="hints_end"') == 4  # two lengths, two seeds
+
+
 def test_a_study_without_a_finished_cell_has_no_figures(tmp_path):
     assert draw_study(tmp_path) == []
