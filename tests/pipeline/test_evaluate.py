@@ -48,7 +48,7 @@ def test_the_command_of_a_run_is_named_if_it_would_make_the_run_again(commands):
         {"runtime": {"seed": 3}},  # a cell of a study whose teacher has another seed
         {"teacher": {"epochs": 9}},  # a teacher that was trained elsewhere
         {"data": {"train_size": 100}},
-        {"distill": {"lr": 0.1}},  # given to a distillation that was interrupted
+        {"distill": {"lr": 0.3}},  # given to a distillation that was interrupted
         {"quantize": {"qat": True}},
     ],
 )

@@ -30,7 +30,7 @@ def test_initial_weights_count_by_what_their_files_hold(stage, tmp_path):
         ("hint_epochs", 1, set(METHODS) - {"ce", "kd"}),
         ("beta_patience", 3, set(METHODS) - {"ce", "kd", "static"}),
         ("rechoose_epochs", 2, {"dynamic"}),
-        ("lr", 0.1, set(METHODS)),
+        ("lr", 0.3, set(METHODS)),
     ],
 )
 def test_an_option_counts_where_the_method_uses_it(option, value, users):
