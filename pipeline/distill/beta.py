@@ -1,7 +1,7 @@
 """Adaptive beta: the weight of the hint term is halved when the validation KD loss stops improving, and may end at 0.
 
 The halving is that of the method's source. There hints go on to the end of the training, also where the student has
-passed its teacher; from a teacher of 39.5 % that cost a student 6 to 21 pp (benchmarks/LOG.md, section 38).
+passed its teacher; from a teacher of 39.5 % that cost a student 5.5 to 21.5 pp (benchmarks/LOG.md, section 38).
 """
 
 from typing import Any
