@@ -24,9 +24,6 @@ _SIMILARITY_IMAGES = 256  # to fit the adapters on, and as many to score; 65,000
 class Judge:
     """Measures a student; the teacher is asked once.
 
-    Attributes:
-        teacher_top1_pct: Share of the validation images that the teacher answers right, in percent.
-
     Args:
         config, teacher, student: As of `pipeline.distill.trainer.Trainer`; the attribute `student` may be replaced by
             another of the same architecture.
@@ -35,6 +32,9 @@ class Judge:
         train: Training images, to fit adapters on.
         val: Validation images.
         device: Where the models are.
+
+    Attributes:
+        teacher_top1_pct: Share of the validation images that the teacher answers right, in percent.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class Judge:
         return {pair.teacher_block: share for pair, (share, _) in zip(self._candidates, similarities, strict=True)}
 
     def _top1_pct(self, logits: Tensor) -> float:
+        """Return the share of the validation images that logits ``[N, C]`` answer right, in percent."""
         return round(100 * (logits.argmax(1) == self._labels).float().mean().item(), 4)
 
     def _similarities(self, pairs: Sequence[HintPair]) -> list[tuple[float, float]]:

@@ -220,9 +220,9 @@ def _row(cell: Cell, directory: Path, reach: float) -> Row:
 
 
 def count_halvings(epochs: list[dict[str, float | None]]) -> int:
-    """Count the epochs that were trained with a lower beta than the one before."""
+    """Count the epochs that were trained with a lower beta than the one before; its end at 0 is no halving."""
     betas = [row["beta"] for row in epochs]
-    return sum(before is not None and beta is not None and beta < before for before, beta in pairwise(betas))
+    return sum(before is not None and beta is not None and 0 < beta < before for before, beta in pairwise(betas))
 
 
 def _compare_with_control(rows: list[Row], control: str) -> None:

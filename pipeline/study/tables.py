@@ -94,7 +94,7 @@ def alarms(summary: Sequence[Mapping[str, Any]], control: str) -> list[str]:
                 f"than {DROWNED_PCT:.0f} % of the gradient."
             )
         if entry["beta_halvings"] == 0:
-            found.append(f"{name}: beta was never halved, so these are runs with a constant beta.")
+            found.append(f"{name}: beta was never halved, so while hints last these are runs with a constant beta.")
     return found
 
 

@@ -126,12 +126,13 @@ def test_a_difference_smaller_than_its_interval_is_called_not_resolved_beside_it
 def test_halvings_of_beta_are_counted_from_the_log():
     assert count_halvings([{"beta": beta} for beta in (None, 250.0, 250.0, 125.0, 125.0, 62.5)]) == 2
     assert count_halvings([{"beta": None}] * 3) == 0
+    assert count_halvings([{"beta": beta} for beta in (250.0, 125.0, 0.0, 0.0)]) == 1
 
 
 def test_a_beta_that_never_adapted_is_an_alarm():
     rows = [row("base", 0, 90, beta_halvings=0), row("lr=0.1", 0, 90, beta_halvings=1), row("T=2", 0, 90)]
     assert alarms(summarise(rows, "base"), "base") == [
-        "base, 20 epochs: beta was never halved, so these are runs with a constant beta."
+        "base, 20 epochs: beta was never halved, so while hints last these are runs with a constant beta."
     ]
 
 
