@@ -23,7 +23,7 @@ class BetaSchedule:
         drop: Whether beta becomes 0 for good as soon as the student has passed the teacher.
     """
 
-    def __init__(self, start: float, *, patience: int, warmup_epochs: int, adaptive: bool, drop: bool = False) -> None:
+    def __init__(self, start: float, *, patience: int, warmup_epochs: int, adaptive: bool, drop: bool) -> None:
         self.beta = start
         self._patience = patience
         self._warmup_epochs = warmup_epochs
@@ -32,7 +32,7 @@ class BetaSchedule:
         self._best = float("inf")
         self._stale_epochs = 0
 
-    def update(self, epoch: int, val_kd: float, *, passed: bool = False) -> None:
+    def update(self, epoch: int, val_kd: float, *, passed: bool) -> None:
         """Take note of the student after epoch number ``epoch`` (from 0).
 
         Args:

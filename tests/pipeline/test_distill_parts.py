@@ -41,10 +41,10 @@ def test_normalised_hint_loss_is_one_for_predicting_the_mean():
 
 
 def test_beta_is_halved_after_two_epochs_without_a_better_loss_counting_from_the_end_of_the_warmup():
-    schedule = BetaSchedule(250, patience=2, warmup_epochs=2, adaptive=True)
+    schedule = BetaSchedule(250, patience=2, warmup_epochs=2, adaptive=True, drop=False)
     seen = []
     for epoch, loss in enumerate([0.1, 0.1, 5.0, 4.0, 4.5, 4.0, 3.9, 4.1, 4.2, 4.3, 4.4]):
-        schedule.update(epoch, loss)
+        schedule.update(epoch, loss, passed=False)
         seen.append(schedule.beta)
     assert seen == [250, 250, 250, 250, 250, 125, 125, 125, 62.5, 62.5, 31.25]
 
@@ -59,24 +59,24 @@ def test_beta_ends_for_good_once_the_teacher_is_passed_if_that_is_wanted():
         return seen
 
     assert betas(adaptive=True, drop=True) == [8, 8, 0, 0, 0]
-    assert betas(adaptive=True) == [8, 8, 4, 4, 2]
+    assert betas(adaptive=True, drop=False) == [8, 8, 4, 4, 2]
     assert betas(adaptive=False, drop=True) == [8, 8, 8, 8, 8]
 
 
 def test_static_beta_stays():
-    schedule = BetaSchedule(250, patience=1, warmup_epochs=0, adaptive=False)
+    schedule = BetaSchedule(250, patience=1, warmup_epochs=0, adaptive=False, drop=True)
     for epoch in range(5):
-        schedule.update(epoch, 1.0)
+        schedule.update(epoch, 1.0, passed=True)
     assert schedule.beta == 250
 
 
 def test_beta_goes_on_from_its_saved_state():
-    first = BetaSchedule(8, patience=2, warmup_epochs=0, adaptive=True)
+    first = BetaSchedule(8, patience=2, warmup_epochs=0, adaptive=True, drop=False)
     for epoch, loss in enumerate([1.0, 2.0]):
-        first.update(epoch, loss)
-    second = BetaSchedule(8, patience=2, warmup_epochs=0, adaptive=True)
+        first.update(epoch, loss, passed=False)
+    second = BetaSchedule(8, patience=2, warmup_epochs=0, adaptive=True, drop=False)
     second.load_state_dict(first.state_dict())
-    second.update(2, 2.0)
+    second.update(2, 2.0, passed=False)
     assert second.beta == 4
 
 
