@@ -70,7 +70,7 @@ def draw_study(out: Path) -> list[Path]:
     curves: dict[int, dict[str, list[Rows]]] = {length: {} for length in lengths}
     manifests: dict[int, list[dict[str, Any]]] = {length: [] for length in lengths}
     for row in rows:
-        cell = out / f"e{row['epochs']}" / f"seed{row['seed']}" / row["method"] / "distill"
+        cell = _student_dir(out, row["method"], row["epochs"], row["seed"])
         manifests[int(row["epochs"])].append(load_manifest(cell))
         for path in cell.glob("training_log_*.csv"):
             curves[int(row["epochs"])].setdefault(row["method"], []).append(_read(path))
@@ -81,7 +81,9 @@ def draw_study(out: Path) -> list[Path]:
         title = f"Validation images while training, {length} epochs; features at {_blocks(manifests[length])}"
         written += _save(
             out, f"training_curves_{length}", (10.5, 3.9), 3, [title, _conditions(manifests[length])],
-            paint=partial(_training_curves, curves=curves[length], look=look),
+            paint=partial(
+                _training_curves, curves=curves[length], look=look, temperatures=_temperatures(manifests[length])
+            ),
         )  # fmt: skip
     hinted = {
         length: {name: runs for name, runs in curves[length].items() if _trains(runs, "hint")} for length in lengths
@@ -108,13 +110,21 @@ def draw_study(out: Path) -> list[Path]:
         scanned, shown, marked = _one_scan(scan)
         by = f", and those that {scanned[0]} hints at" if any(marked) else ""
         title = f"Activation variance of the teacher's blocks{by}"
-        same = [one for one in manifests[int(scanned[1])] if one["config"]["runtime"]["seed"] == int(scanned[2])]
+        conditions = _conditions([load_manifest(_student_dir(out, *scanned))])
         written += _save(
             out, "variance_scan", (7.2, 3.7), 1,
-            [title, "in the cell {}, {} epochs, seed {}".format(*scanned), _conditions(same)],
+            [title, "in the cell {}, {} epochs, seed {}".format(*scanned), conditions],
             paint=lambda axes: _variance_scan(axes[0], shown, marked),
         )  # fmt: skip
     return written
+
+
+def _student_dir(out: Path, name: str, epochs: str, seed: str) -> Path:
+    return out / f"e{epochs}" / f"seed{seed}" / name / "distill"
+
+
+def _temperatures(manifests: Sequence[Mapping[str, Any]]) -> list[float]:
+    return sorted({manifest["config"]["distill"]["temperature"] for manifest in manifests})
 
 
 def _conditions(manifests: Sequence[Mapping[str, Any]]) -> str:
@@ -169,11 +179,14 @@ def _save(
     return written
 
 
-def _training_curves(axes: Sequence[Any], curves: Curves, look: Mapping[str, Any]) -> None:
+def _training_curves(
+    axes: Sequence[Any], curves: Curves, look: Mapping[str, Any], temperatures: Sequence[float]
+) -> None:
     """Draw accuracy, KD loss and what the student leaves unexplained of the teacher's features, by epoch."""
+    own = f", each at its own T ({', '.join(f'{t:g}' for t in temperatures)})" if len(temperatures) > 1 else ""
     panels = (
         ("val_top1_pct", "top-1 in %", "Accuracy"),
-        ("val_kd", "KD loss", "Distance to the teacher's logits"),
+        ("val_kd", f"KD loss{own}", "Distance to the teacher's logits"),
         ("val_hint", "share of variance unexplained", "Distance to the teacher's features"),
     )
     for one, (column, label, title) in zip(axes, panels, strict=True):

@@ -157,7 +157,7 @@ class DistillConfig:
     )
     hint_loss: str = option(
         "normalised",
-        "normalised (variance unexplained, beta relative to its default) or raw (plain MSE, beta as given).",
+        f"normalised (variance unexplained, beta relative to {BETA_UNIT:g}) or raw (plain MSE, beta as given).",
         flag="--hint-loss",
         choices=("normalised", "raw"),
     )

@@ -133,7 +133,8 @@ def _run(names: tuple[str, ...], config: Config, out: Path, force: bool) -> bool
         try:
             return run_stages(names, config, out, force=force)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt("the same command goes on where it stopped") from None
+            command = "the same command without --force" if force else "the same command"
+            raise KeyboardInterrupt(f"{command} goes on where it stopped") from None
 
 
 def _print_report(report_dir: Path) -> dict[str, Any]:

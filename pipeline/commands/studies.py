@@ -67,6 +67,13 @@ _STUDY: Options = {
         ],
         False,
     ),
+    "force": (
+        Annotated[
+            bool,
+            typer.Option("--force", help="Replace finished runs of other options or another teacher.", metavar=""),
+        ],
+        False,
+    ),
     "as_json": (
         Annotated[bool, typer.Option("--json", help="Print one JSON line instead of the page.", metavar="")],
         False,

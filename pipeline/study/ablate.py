@@ -5,17 +5,18 @@
 Cells, tables and figures are those of `pipeline.study.compare`; the control is the base.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, DistillConfig
+from pipeline.configure import RECIPES
 from pipeline.distill.blocks import highest_variance, last_blocks, random_blocks
 from pipeline.distill.methods import METHODS, Method
 from pipeline.errors import InputError
 from pipeline.parsing import parse_choices
-from pipeline.study.cells import Cell, variant
+from pipeline.study.cells import Cell, Study, variant
 from pipeline.study.compare import StudyOptions, resolve_runtime, run_study
 
 __all__ = ["BASE", "FACTORS", "Factor", "ablate"]
@@ -62,6 +63,15 @@ def _betas(base: DistillConfig) -> dict[str, dict[str, Any]]:
     return {f"{beta:g}": {"beta": beta} for beta in (base.beta / 10, base.beta * 10)}
 
 
+def _hint_losses(base: DistillConfig) -> dict[str, dict[str, Any]]:
+    # Beta counts in other units in each, so the beta of the recipe that has it goes along.
+    options = {
+        loss: {"hint_loss": loss, "beta": RECIPES[recipe]["beta"]}
+        for loss, recipe in (("raw", "source"), ("normalised", "kdedge"))
+    }
+    return {name: option for name, option in options.items() if name != base.hint_loss}
+
+
 FACTORS = {
     "optimizer": Factor(_optimizers),
     "lr": Factor(_learning_rates),
@@ -73,7 +83,7 @@ FACTORS = {
         lambda method: method.blocks in (highest_variance, random_blocks, last_blocks),
         "a number of blocks to choose",
     ),
-    "hint-loss": Factor(_each("hint_loss", "raw", "normalised"), lambda method: method.blocks is not None, "hints"),
+    "hint-loss": Factor(_hint_losses, lambda method: method.blocks is not None, "hints"),
     "recipe": Factor(_each("recipe", "source", "kdedge")),
 }
 
@@ -103,13 +113,18 @@ def ablate(config: Config, out: Path, factors: str, options: StudyOptions) -> di
                 "leave it out, or ablate another --method",
             )
     config = resolve_runtime(config, out)
-    cells = []
-    for epochs, seed in options.grid():
+
+    def make(name: str, epochs: int, seed: int) -> Cell:
         base = variant(config, {"epochs": epochs}, seed)
-        cells.append(Cell(BASE, base))
-        for name in names:
-            cells += [
-                Cell(f"{name}={value}", variant(base, changed, seed))
-                for value, changed in FACTORS[name].values(base.distill).items()
-            ]
-    return run_study(f"Ablations of {config.distill.method}", cells, config, out, options, control=BASE)
+        if name == BASE:
+            return Cell(name, base)
+        factor, _, value = name.partition("=")
+        return Cell(name, variant(base, FACTORS[factor].values(base.distill)[value], seed))
+
+    study = Study(f"Ablations of {config.distill.method}", BASE, _names(FACTORS, config.distill), make)
+    return run_study(study, _names(names, config.distill), config, out, options)
+
+
+def _names(factors: Iterable[str], base: DistillConfig) -> list[str]:
+    """Return the names of the cells that vary some factors, after that of the base."""
+    return [BASE, *(f"{name}={value}" for name in factors for value in FACTORS[name].values(base))]

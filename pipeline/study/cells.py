@@ -2,7 +2,7 @@
 
 A cell lies in ``STUDY/e<epochs>/seed<seed>/<name>/``. Its ``teacher`` is a link to the one that the study shares, so
 it is a run directory like any other: it is skipped when it is up to date, resumed when it was interrupted, and
-`kdedge export --out CELL` goes on with it.
+`kdedge export --out CELL` goes on with it. What is measured on test images lies apart, in ``test/`` in the cell.
 """
 
 import csv
@@ -16,15 +16,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import load_json, load_manifest, lock_run, why_rerun, write_json
+from pipeline.artifacts import load_json, load_manifest, lock_run, why_rerun
 from pipeline.config import Config
 from pipeline.configure import build_config
 from pipeline.distill.methods import CONTROL, METHODS
 from pipeline.errors import DivergenceError, InputError
 from pipeline.progress import format_duration, log, warn
-from pipeline.stages import CONFIG, STAGES, run_stages
+from pipeline.stages import STAGES, run_stages
 
-__all__ = ["COLUMNS", "Cell", "Row", "count_halvings", "measure_test", "read_log", "run_cells", "variant"]
+__all__ = ["COLUMNS", "Cell", "Row", "Study", "count_halvings", "measure_test", "read_log", "run_cells", "variant"]
 
 Row = dict[str, Any]
 
@@ -57,6 +57,24 @@ class Cell:
         return f"{self.name}, {self.config.distill.epochs} epochs, seed {self.config.runtime.seed}"
 
 
+@dataclass(frozen=True)
+class Study:
+    """A kind of study.
+
+    Attributes:
+        title: Heading of its page.
+        control: Name of the cells that the others of the same epochs and seed are compared with.
+        names: Of all cells that it may have, in the order of the tables.
+        make: Returns the cell of a name, a number of epochs and a seed; raises InputError if its options contradict
+            each other.
+    """
+
+    title: str
+    control: str
+    names: Sequence[str]
+    make: Callable[[str, int, int], Cell]
+
+
 def variant(config: Config, distill: dict[str, Any], seed: int) -> Config:
     """Return a configuration with other distillation options and another seed, checked as the command line's is.
 
@@ -73,7 +91,7 @@ def run_cells(
     *,
     control: str,
     reach: float,
-    forced: Sequence[Cell],
+    missing: Sequence[Cell],
     report: Callable[[list[Row]], None],
 ) -> list[Row]:
     """Train every cell that is not up to date.
@@ -86,7 +104,7 @@ def run_cells(
         teacher_dir: Directory of a finished teacher stage.
         control: Name of the cells that the others of the same epochs and seed are compared with.
         reach: Validation accuracy in percent whose first epoch is reported.
-        forced: Cells to train again although they are up to date.
+        missing: Those that are yet to be trained, for the time that is left.
         report: Called after each cell with the rows so far.
 
     Raises:
@@ -95,14 +113,14 @@ def run_cells(
     rows: list[Row] = []
     start, trained = time.monotonic(), 0
     for number, cell in enumerate(cells, 1):
-        to_train = sum(other.config.distill.epochs for other in cells[number - 1 :])
+        to_train = sum(other.config.distill.epochs for other in cells[number - 1 :] if other in missing)
         left_s = (time.monotonic() - start) / trained * to_train if trained else 0.0
         log(f"cell {number} of {len(cells)}: {cell}" + (f"; {format_duration(left_s)} left" if trained else ""))
         directory = cell.directory(out)
         with lock_run(directory):
             _link(teacher_dir, directory / "teacher")
             try:
-                if run_stages(("distill",), cell.config, directory, force=cell in forced):
+                if run_stages(("distill",), cell.config, directory):
                     trained += cell.config.distill.epochs
                 rows.append(_row(cell, directory, reach))
             except DivergenceError as error:
@@ -133,12 +151,9 @@ def measure_test(cells: Sequence[Cell], rows: list[Row], out: Path, *, report: C
         log(f"test images, cell {number} of {len(cells)}: {cell}")
         directory = cell.directory(out)
         with lock_run(directory):
-            try:
-                run_stages(_TEST_STAGES, _test_config(cell), directory)
-            finally:
-                # Who goes on with the cell wants its options, not this hurry.
-                write_json(directory / CONFIG, dataclasses.asdict(cell.config))
-        row.update(_test_accuracies(directory))
+            measured = _test_run(directory)
+            run_stages(_TEST_STAGES, _test_config(cell), measured)
+        row.update(_test_accuracies(measured))
         report(rows)
 
 
@@ -148,6 +163,7 @@ def read_log(path: Path) -> list[dict[str, float | None]]:
         return [{key: float(text) if text else None for key, text in row.items()} for row in csv.DictReader(file)]
 
 
+_TEST = "test"  # what was exported and measured in a hurry must not replace what the user made of a cell
 _TEST_STAGES = ("export", "quantize", "benchmark")
 
 
@@ -160,6 +176,13 @@ def _test_config(cell: Cell) -> Config:
     )
 
 
+def _test_run(directory: Path) -> Path:
+    """Return the run directory in a cell for what is measured on test images, with the cell's teacher and student."""
+    for stage in ("teacher", "distill"):
+        _link(directory / stage, directory / _TEST / stage)
+    return directory / _TEST
+
+
 def _test_accuracies(directory: Path) -> Row:
     accuracy = load_json(directory / "benchmark" / "report.json", ("accuracy",))["accuracy"]
     return {
@@ -170,16 +193,17 @@ def _test_accuracies(directory: Path) -> Row:
 
 def _known_test(cell: Cell, directory: Path) -> Row:
     """Return the test accuracies that an earlier command measured, if they are of the student that lies there now."""
-    if not (directory / "benchmark").exists():
+    if not (directory / _TEST / "benchmark").exists():
         return {}  # the test images are not even hashed
+    measured = _test_run(directory)
     try:
         for name in _TEST_STAGES:
             # Neither host nor measuring time change an accuracy: of the benchmark, models and images alone count.
-            reason = why_rerun(STAGES[name], _test_config(cell), directory, any_config=name == "benchmark")
+            reason = why_rerun(STAGES[name], _test_config(cell), measured, any_config=name == "benchmark")
             if reason:
                 log(f"{cell}: what was measured on test images is left out: {name}: {reason}")
                 return {}
-        return _test_accuracies(directory)
+        return _test_accuracies(measured)
     except InputError as error:
         log(f"{cell}: what was measured on test images is left out: {error}")
         return {}
@@ -241,15 +265,16 @@ def _compare_with_control(rows: list[Row], control: str) -> None:
     (warn if alarming else log)(f"{text}, {gain:+.2f} pp to {control}" + (": not better" if alarming else ""))
 
 
-def _link(teacher_dir: Path, link: Path) -> None:
-    """Make ``link`` point to the teacher; where the system has no links for us, copy it."""
-    if link.resolve() == teacher_dir.resolve():
+def _link(stage_dir: Path, link: Path) -> None:
+    """Make ``link`` point to a finished stage; where the system has no links for us, copy it."""
+    if link.resolve() == stage_dir.resolve():
         return
+    link.parent.mkdir(exist_ok=True)
     if link.is_symlink():
         link.unlink()
     elif link.is_dir():
         shutil.rmtree(link)
     try:
-        link.symlink_to(os.path.relpath(teacher_dir.resolve(), link.parent.resolve()), target_is_directory=True)
+        link.symlink_to(os.path.relpath(stage_dir.resolve(), link.parent.resolve()), target_is_directory=True)
     except OSError:
-        shutil.copytree(teacher_dir, link)
+        shutil.copytree(stage_dir, link)

@@ -24,8 +24,8 @@ from pipeline.errors import InputError
 from pipeline.parsing import parse_choices, parse_counts
 from pipeline.runtime import resolve
 from pipeline.stages import CONFIG, recorded_config, run_stages
-from pipeline.study.cells import COLUMNS, Cell, Row, measure_test, run_cells, variant
-from pipeline.study.finished import check_cells_kept, check_teacher_kept, with_finished
+from pipeline.study.cells import COLUMNS, Cell, Row, Study, measure_test, run_cells, variant
+from pipeline.study.finished import check_cells_kept, check_teacher_kept, unfinished, with_finished
 from pipeline.study.notes import study_notes
 from pipeline.study.tables import alarms, render, summarise
 
@@ -43,7 +43,7 @@ class StudyOptions:
         reach: Validation accuracy in percent whose first epoch is reported.
         test: Whether to measure the INT8 students on test images at the end.
         command: The command line, for the record: others read it.
-        force: Whether to train again what is up to date.
+        force: Whether finished cells of other options or another teacher may be replaced.
     """
 
     epochs: str
@@ -79,26 +79,22 @@ def compare(config: Config, out: Path, methods: str, options: StudyOptions) -> d
     """
     names = parse_choices(methods, "--methods", tuple(METHODS))
     config = resolve_runtime(config, out)
-    cells = [
-        Cell(name, variant(config, {"method": name, "epochs": epochs}, seed))
-        for epochs, seed in options.grid()
-        for name in names
-    ]
-    return run_study("Comparison of methods", cells, config, out, options, control=CONTROL)
+
+    def make(name: str, epochs: int, seed: int) -> Cell:
+        return Cell(name, variant(config, {"method": name, "epochs": epochs}, seed))
+
+    return run_study(Study("Comparison of methods", CONTROL, tuple(METHODS), make), names, config, out, options)
 
 
-def run_study(
-    title: str, cells: Sequence[Cell], config: Config, out: Path, options: StudyOptions, *, control: str
-) -> dict[str, Any]:
-    """Run the cells of a study and write its tables and figures.
+def run_study(study: Study, names: Sequence[str], config: Config, out: Path, options: StudyOptions) -> dict[str, Any]:
+    """Run cells of a study and write its tables and figures.
 
     Args:
-        title: Heading of the page.
-        cells: The cells.
-        config: What they share, for the teacher; runtime resolved.
+        study: What kind of study it is.
+        names: Of the cells of each length and seed.
+        config: What all cells share, for the teacher; runtime resolved.
         out: Directory of the study, locked.
         options: The rest.
-        control: Name of the cells that the others are compared with.
 
     Returns:
         ``rows``, ``summary``, ``alarms`` and the paths of what was written.
@@ -110,6 +106,7 @@ def run_study(
     """
     from benchmarks.study_figures import draw_study
 
+    cells: Sequence[Cell] = [study.make(name, epochs, seed) for epochs, seed in options.grid() for name in names]
     if options.teacher_dir is None:
         _check_hints(cells, config.teacher.arch)
         if not options.force:
@@ -125,29 +122,31 @@ def run_study(
     if not options.force:
         check_cells_kept(cells, out, teacher)
     write_json(out / CONFIG, dataclasses.asdict(config))
-    forced = cells if options.force else ()
-    cells = with_finished(cells, config, out, teacher)
+    cells = with_finished(cells, study, out, teacher)
+    missing = unfinished(cells, out, teacher)
     data_name = open_dataset(config.data).name
     result: dict[str, Any] = {}
 
     def report(rows: list[Row]) -> None:
-        summary = summarise(rows, control)
-        warnings = alarms(summary, control)
+        summary = summarise(rows, study.control)
+        warnings = alarms(summary, study.control)
         # A cell that diverged may still hold the student of an earlier command.
         students = [
             load_manifest(cell.directory(out) / "distill")["facts"] if row["status"] == "done" else {}
             for cell, row in zip(cells, rows, strict=False)
         ]
         notes = study_notes(
-            cells, rows, students, teacher, control=control, command=options.command, data_name=data_name
+            cells, rows, students, teacher, control=study.control, command=options.command, data_name=data_name
         )
-        page = render(title, summary, warnings, notes, control=control, reach=options.reach)
+        page = render(study.title, summary, warnings, notes, control=study.control, reach=options.reach)
         write_atomic(out / "evaluation_results.csv", _csv(COLUMNS, rows))
         write_atomic(out / "block_variances.csv", _csv(_SCAN_COLUMNS, _scan_rows(rows, students)))
         write_atomic(out / "comparison.md", page.encode())
         result.update(rows=rows, summary=summary, alarms=warnings, page=str(out / "comparison.md"))
 
-    rows = run_cells(cells, out, teacher_dir, control=control, reach=options.reach, forced=forced, report=report)
+    rows = run_cells(
+        cells, out, teacher_dir, control=study.control, reach=options.reach, missing=missing, report=report
+    )
     if options.test:
         measure_test(cells, rows, out, report=report)
     draw_study(out)

@@ -11,11 +11,10 @@ from typing import Any
 
 from pipeline.artifacts import MANIFEST, changed_keys, load_manifest, output_damage
 from pipeline.config import SECTIONS, Config
-from pipeline.distill.methods import METHODS
 from pipeline.errors import InputError
 from pipeline.progress import warn
 from pipeline.stages import STAGES
-from pipeline.study.cells import Cell, variant
+from pipeline.study.cells import Cell, Study
 
 __all__ = ["check_cells_kept", "check_teacher_kept", "with_finished"]
 
@@ -31,15 +30,19 @@ def check_teacher_kept(config: Config, out: Path) -> None:
     """Refuse to replace the teacher of a study that has finished cells.
 
     Raises:
-        InputError: The one that is there was made with other options.
+        InputError: The one that is there was made with other options, or the cells have one from elsewhere.
     """
     finished = len(list(out.glob(_FINISHED)))
+    if not finished:
+        return
     try:
         manifest = load_manifest(out / "teacher")
     except InputError:
-        return
-    changes = _changes("teacher", manifest, config)
-    if finished and changes:
+        raise InputError(
+            f"the teacher of {_counted(finished)} in {out} does not lie there",
+            "give it with --teacher-dir; or give another --out, or --force to train another teacher",
+        ) from None
+    if changes := _changes("teacher", manifest, config):
         raise _refusal(finished, out, f"a teacher of {_described(changes)}")
 
 
@@ -66,12 +69,26 @@ def check_cells_kept(cells: Sequence[Cell], out: Path, teacher: Mapping[str, Any
         raise _refusal(len(others), out, _described(others[0]))
 
 
-def with_finished(cells: Sequence[Cell], config: Config, out: Path, teacher: Mapping[str, Any]) -> list[Cell]:
-    """Add the finished cells of a comparison that differ in method, length and seed alone; sort all of them.
+def unfinished(cells: Sequence[Cell], out: Path, teacher: Mapping[str, Any]) -> list[Cell]:
+    """Return the cells that are yet to be trained, as far as manifests tell; see `check_cells_kept`."""
+    missing = []
+    for cell in cells:
+        try:
+            manifest = load_manifest(cell.directory(out) / "distill")
+        except InputError:
+            missing.append(cell)
+        else:
+            if _changes("distill", manifest, cell.config, teacher):
+                missing.append(cell)
+    return missing
+
+
+def with_finished(cells: Sequence[Cell], study: Study, out: Path, teacher: Mapping[str, Any]) -> list[Cell]:
+    """Add the finished cells of a study that differ in name, length and seed alone; sort all of them.
 
     Args:
         cells: Those that were asked for.
-        config: What they share.
+        study: What kind of study it is.
         out: Directory of the study.
         teacher: Manifest of their teacher.
     """
@@ -79,25 +96,26 @@ def with_finished(cells: Sequence[Cell], config: Config, out: Path, teacher: Map
     found = list(cells)
     for path in sorted(out.glob(_FINISHED)):
         directory = path.parents[1]
-        if directory in directories or directory.name not in METHODS:
+        if directory in directories:
             continue
-        cell, reason = _finished_cell(directory, config, out, teacher)
+        cell, reason = _finished_cell(directory, study, out, teacher)
         if cell:
             found.append(cell)
         else:
             warn(f"{directory} is left out of the tables: {reason}")
-    # The control is the first of the methods, so that every other cell can be compared with it as soon as it is done.
-    order = {name: place for place, name in enumerate(METHODS)}
-    return sorted(found, key=lambda c: (c.config.distill.epochs, c.config.runtime.seed, order.get(c.name, len(order))))
+    # The control is the first of the names, so that every other cell can be compared with it as soon as it is done.
+    order = {name: place for place, name in enumerate(study.names)}
+    return sorted(found, key=lambda cell: (cell.config.distill.epochs, cell.config.runtime.seed, order[cell.name]))
 
 
-def _finished_cell(directory: Path, config: Config, out: Path, teacher: Mapping[str, Any]) -> tuple[Cell | None, str]:
-    """Return the cell that a directory holds, or why it is none of this comparison."""
+def _finished_cell(directory: Path, study: Study, out: Path, teacher: Mapping[str, Any]) -> tuple[Cell | None, str]:
+    """Return the cell that a directory holds, or why it is none of this study."""
+    if directory.name not in study.names:
+        return None, "it is of another kind of study, or its base has other options"
     try:
         manifest = load_manifest(directory / "distill")
         made = manifest["config"]
-        distill = {"method": directory.name, "epochs": made["distill"]["epochs"]}
-        cell = Cell(directory.name, variant(config, distill, made["runtime"]["seed"]))
+        cell = study.make(directory.name, made["distill"]["epochs"], made["runtime"]["seed"])
     except (InputError, KeyError, TypeError) as error:
         return None, f"{error}"
     if cell.directory(out) != directory:
@@ -133,7 +151,11 @@ def _described(changes: Sequence[str]) -> str:
 
 
 def _refusal(count: int, out: Path, otherwise: str) -> InputError:
-    cells = "1 finished cell" if count == 1 else f"{count} finished cells"
     return InputError(
-        f"{cells} in {out} would be replaced: made with {otherwise}", "give another --out, or --force to replace them"
+        f"{_counted(count)} in {out} would be replaced: made with {otherwise}",
+        "give another --out, or --force to replace them",
     )
+
+
+def _counted(count: int) -> str:
+    return "1 finished cell" if count == 1 else f"{count} finished cells"

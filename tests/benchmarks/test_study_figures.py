@@ -38,7 +38,7 @@ def study(tmp_path):
 
 
 def manifest(method, epochs, seed):
-    distill = {"method": method, "epochs": epochs, "recipe": "kdedge", "hint_layers": 2}
+    distill = {"method": method, "epochs": epochs, "recipe": "kdedge", "hint_layers": 2, "temperature": 4.0}
     return {
         "schema": 1, "inputs": {}, "outputs": {},
         "config": {"data": {"source": "folder:/home/me/cats"}, "distill": distill, "runtime": {"seed": seed}},

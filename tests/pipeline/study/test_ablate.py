@@ -1,4 +1,7 @@
+import shutil
+
 import pytest
+from studies import kdedge, read, small
 
 from pipeline.configure import build_config
 from pipeline.errors import InputError
@@ -14,7 +17,11 @@ OPTIONS = StudyOptions(
 def cells_of(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "resolve_runtime", lambda config, out: config)
     monkeypatch.setattr(
-        module, "run_study", lambda title, cells, *_, control: {cell.name: cell.config for cell in cells}
+        module,
+        "run_study",
+        lambda study, names, config, out, options: {
+            name: study.make(name, *options.grid()[0]).config for name in names
+        },
     )
 
     def cells(distill, factors="", options=OPTIONS):
@@ -38,6 +45,7 @@ def test_each_cell_differs_from_the_base_in_one_factor(cells_of):
     assert changed(cells, "lr=0.05") == {"lr": 0.05}
     assert changed(cells, "beta=250") == {"beta": 250.0}
     assert changed(cells, "hint-layers=2") == {"hint_layers": 2}
+    assert changed(cells, "hint-loss=raw") == {"hint_loss": "raw", "beta": 250.0}
     assert changed(cells, "recipe=source")["batch_size"] == 64
 
 
@@ -45,6 +53,10 @@ def test_the_learning_rates_of_the_source_are_those_of_its_table(cells_of):
     cells = cells_of({"recipe": "source"}, "lr,beta,recipe")
     assert list(cells) == ["base", "lr=0.0005", "lr=0.002", "beta=25", "beta=2500", "recipe=kdedge"]
     assert cells["recipe=kdedge"].distill == build_config().distill
+    assert changed(cells_of({"recipe": "source"}), "hint-loss=normalised") == {
+        "hint_loss": "normalised",
+        "beta": 2500.0,
+    }
 
 
 def test_a_factor_without_effect_is_left_out_and_refused_when_named(cells_of):
@@ -64,3 +76,14 @@ def test_a_factor_without_effect_is_left_out_and_refused_when_named(cells_of):
         cells_of({"method": "static"}, "beta-patience")
     with pytest.raises(InputError, match="--factors 'hints': unknown name 'hints'"):
         cells_of({}, "hints")
+
+
+def test_a_later_command_keeps_finished_variations_and_leaves_out_what_is_none(study, compared, tmp_path):
+    command = [part for part in small(study, tmp_path) if part not in ("--methods", "kd")]
+    command = ["ablate", *command[1:], "--method", "kd"]
+    kdedge(*command, "--factors", "temperature")
+    shutil.copytree(study[0] / "e2" / "seed0" / "ce", tmp_path / "e2" / "seed0" / "ce")
+    result = kdedge(*command, "--factors", "optimizer")
+    rows = [row["method"] for row in read(tmp_path / "evaluation_results.csv")]
+    assert rows == ["base", "optimizer=adam", "temperature=2.0"]
+    assert "ce is left out of the tables: it is of another kind of study" in " ".join(result.stderr.split())

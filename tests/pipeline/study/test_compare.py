@@ -1,14 +1,17 @@
 """`kdedge compare` on a tiny data set: cells, tables, resume, what is refused."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from studies import kdedge, read, small, without_teacher_options
 
 from pipeline.artifacts import file_sha256
 from pipeline.distill import stage
+from pipeline.study import cells
 
 
 def test_a_comparison_has_a_run_directory_per_cell_and_a_row_in_the_table(study, compared):
@@ -108,12 +111,35 @@ def test_the_teacher_of_finished_cells_is_not_replaced(study, compared):
 
 def test_force_replaces_finished_cells_and_the_others_leave_the_tables(study, compared, tmp_path):
     kdedge(*small(study, tmp_path, methods="ce,kd"))
-    page = kdedge(*small(study, tmp_path, "--temperature", "2", "--force"))
+    command = small(study, tmp_path, "--temperature", "2", "--force")
+    page = kdedge(*command)
     assert "distill: running" in page.stderr
     assert f"{tmp_path / 'e2' / 'seed0' / 'ce'} is left out of the tables: it was made with another --temperature" in (
         page.stderr
     )
     assert "1 of 1 cells" in page.stdout
+    # What is replaced is finished, so a study that was interrupted goes on.
+    assert "distill: up to date, skipped" in kdedge(*command).stderr
+
+
+def test_a_teacher_from_elsewhere_is_not_replaced_by_one_trained_anew(study, compared, tmp_path):
+    kdedge(*small(study, tmp_path))
+    command = [tmp_path if part == study[0] else part for part in study[1]]
+    command[command.index("--methods") + 1] = "kd"
+    command[command.index("--seeds") + 1] = "1"
+    result = kdedge(*command, code=2)
+    assert f"the teacher of 1 finished cell in {tmp_path} does not lie there" in result.stderr
+    assert "give it with --teacher-dir" in result.stderr
+    assert "running" not in result.stderr
+
+
+def test_the_time_left_is_of_what_is_to_be_trained(study, compared, tmp_path, monkeypatch):
+    kdedge(*small(study, tmp_path, methods="kd"))
+    clock = itertools.count(step=100.0)
+    monkeypatch.setattr(cells, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    log = kdedge(*small(study, tmp_path, methods="ce,kd,selective")).stderr
+    assert "cell 2 of 3: kd, 2 epochs, seed 0; 1 min 40 s left" in log
+    assert "cell 3 of 3: selective, 2 epochs, seed 0; 3 min 20 s left" in log
 
 
 def test_cells_of_another_teacher_are_kept(study, compared, tmp_path):
