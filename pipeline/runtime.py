@@ -49,7 +49,7 @@ def resolve(wanted: RuntimeConfig, earlier: Mapping[str, Any] | None) -> Runtime
     threads = wanted.threads or known.get("threads", 0) or usable_cores()
     precision = wanted.precision if wanted.precision != "auto" else known.get("precision", "")
     if not precision or (device != known.get("device", device) and wanted.precision == "auto"):
-        precision = "bf16" if device == "cuda" else _faster_precision(threads)
+        precision = _cuda_precision() if device == "cuda" else _faster_precision(threads)
     return dataclasses.replace(wanted, device=device, threads=threads, precision=precision, isa=isa)
 
 
@@ -83,7 +83,10 @@ def prepare(runtime: RuntimeConfig) -> "torch.device":
     # With deterministic algorithms PyTorch fills every new buffer with NaN, to show reads of what nothing wrote; that
     # costs 20 % of a student step and changes no result.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = runtime.device == "cuda"
+    if runtime.device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it matrix products are not deterministic
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = runtime.precision != "fp32"  # by default fp32 convolutions round to 10 bits
     if sys.platform == "linux" and runtime.device == "cpu":
         # glibc returns big buffers to the kernel after every step and faults them in again (-3: M_MMAP_THRESHOLD,
         # -1: M_TRIM_THRESHOLD); keeping them is worth 25 % of the training speed. musl has no mallopt.
@@ -99,6 +102,13 @@ def autocast(runtime: RuntimeConfig) -> "torch.autocast":
     import torch
 
     return torch.autocast(runtime.device, torch.bfloat16, enabled=runtime.precision == "bf16")
+
+
+def _cuda_precision() -> str:
+    """Return bf16 if this GPU has the instructions; emulated, it is slower than fp32."""
+    import torch
+
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def _faster_precision(threads: int) -> str:

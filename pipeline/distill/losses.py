@@ -28,7 +28,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
 def hint_loss(predicted: Tensor, target: Tensor, variance: Tensor | float) -> Tensor:
     """Return the mean squared error between an adapted student map and a teacher map, divided by ``variance``.
 
-    Romero et al., "FitNets: Hints for Thin Deep Nets" (arXiv:1412.6550), eq. 3, with the mean in place of the sum.
+    Romero et al., "FitNets: Hints for Thin Deep Nets" (arXiv:1412.6550), eq. 3, as a mean over the elements.
     With the variance of the teacher map the result is the fraction of variance unexplained: 0 is a perfect copy, 1 is
     no better than predicting the mean. With 1.0 it is the plain MSE.
 

@@ -65,7 +65,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     teacher = load_teacher(inputs["teacher"])
     _check_classes(inputs["teacher"], len(classes))
     train, val = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
-    teacher = fold_batch_norms(place(teacher, device), dataset.image_size).requires_grad_(False)
+    teacher = place(fold_batch_norms(teacher, dataset.image_size), device).requires_grad_(False)
     batches = Batches(train, settings.batch_size, config.runtime.seed, settings.shift, device, settings.flip)
     weights = _start(student, config, train, batches)
 

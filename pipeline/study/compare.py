@@ -23,7 +23,7 @@ from pipeline.distill.methods import CONTROL, METHODS
 from pipeline.errors import InputError
 from pipeline.parsing import parse_choices, parse_counts
 from pipeline.runtime import resolve
-from pipeline.stages import CONFIG, recorded_config, run_stages
+from pipeline.stages import CONFIG, STAGES, recorded_config, run_stages
 from pipeline.study.cells import COLUMNS, Cell, Row, Study, measure_test, run_cells, variant
 from pipeline.study.finished import check_cells_kept, check_teacher_kept, unfinished, with_finished
 from pipeline.study.notes import study_notes
@@ -125,6 +125,7 @@ def run_study(study: Study, names: Sequence[str], config: Config, out: Path, opt
     cells = with_finished(cells, study, out, teacher)
     missing = unfinished(cells, out, teacher)
     data_name = open_dataset(config.data).name
+    train_sha256 = STAGES["distill"].data(config)["train"]
     result: dict[str, Any] = {}
 
     def report(rows: list[Row]) -> None:
@@ -136,8 +137,9 @@ def run_study(study: Study, names: Sequence[str], config: Config, out: Path, opt
             for cell, row in zip(cells, rows, strict=False)
         ]
         notes = study_notes(
-            cells, rows, students, teacher, control=study.control, command=options.command, data_name=data_name
-        )
+            cells, rows, students, teacher,
+            control=study.control, command=options.command, data_name=data_name, train_sha256=train_sha256,
+        )  # fmt: skip
         page = render(study.title, summary, warnings, notes, control=study.control, reach=options.reach)
         write_atomic(out / "evaluation_results.csv", _csv(COLUMNS, rows))
         write_atomic(out / "block_variances.csv", _csv(_SCAN_COLUMNS, _scan_rows(rows, students)))

@@ -22,6 +22,7 @@ def study_notes(
     control: str,
     command: str,
     data_name: str,
+    train_sha256: str,
 ) -> list[str]:
     """Return the notes, each of one or more sentences in Markdown.
 
@@ -33,6 +34,7 @@ def study_notes(
         control: Name of the cells that the others are compared with.
         command: The command line, for the record.
         data_name: Name of the data set.
+        train_sha256: Of its training images.
     """
     data, runtime = cells[0].config.data, cells[0].config.runtime
     done = [row for row in rows if row["status"] == "done"]
@@ -57,7 +59,7 @@ def study_notes(
         "smaller than its interval is not resolved; with one seed there is no interval. Intervals cover the seed of "
         "the students, all of one teacher, and not the seed of the teacher.",
         f"Training images: {size} of {data_name}; recipe: {cells[0].config.distill.recipe}.",
-        *_teacher_notes(teacher, done, data.val_fraction),
+        *_teacher_notes(teacher, done, data.val_fraction, train_sha256),
         *_hint_notes(cells, students),
         *_variation_notes(cells, control),
         "Hint maps: what the teacher's maps take in one batch. Trained: with the adapters, which are not shipped.",
@@ -67,7 +69,9 @@ def study_notes(
     ]
 
 
-def _teacher_notes(teacher: Mapping[str, Any], done: Sequence[Row], val_fraction: float) -> list[str]:
+def _teacher_notes(
+    teacher: Mapping[str, Any], done: Sequence[Row], val_fraction: float, train_sha256: str
+) -> list[str]:
     """Say what the teacher is, and what it may have seen that its students have not."""
     facts, held_out = teacher["facts"], teacher["config"].get("data", {}).get("val_fraction")
     seen = facts["train_images"] if facts["epochs"] else 0  # without an epoch its weights are as they were given
@@ -79,7 +83,12 @@ def _teacher_notes(teacher: Mapping[str, Any], done: Sequence[Row], val_fraction
             f"The students were trained on {fewest:,} images and their teacher on {seen:,}: gains of what learns from "
             "it contain what it alone has seen."
         )
-    if held_out != val_fraction:
+    if teacher["inputs"].get("data/train") != train_sha256:
+        notes.append(
+            "The teacher was trained on other images: it may have seen some of these validation images, and its "
+            "accuracy beside that of its students is of others."
+        )
+    elif held_out != val_fraction:
         notes.append(
             f"The teacher held out a share of {held_out}, not of {val_fraction}: it may have been trained on some "
             "of these validation images."

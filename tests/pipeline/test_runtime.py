@@ -1,12 +1,13 @@
 """What ``auto`` becomes on this machine."""
 
+import os
 import time
 
 import pytest
 import torch
 
 from pipeline.config import RuntimeConfig
-from pipeline.runtime import resolve
+from pipeline.runtime import prepare, resolve
 
 STEP_MS = {"fp32": 40.0, "bf16": 10.0}
 
@@ -46,3 +47,24 @@ def test_a_spell_of_other_work_does_not_change_the_precision(measured_steps, fir
     _, busy = measured_steps
     busy[0] = lambda step: first <= step < last
     assert _precision() == "bf16"
+
+
+@pytest.mark.parametrize(("emulated", "precision"), [(True, "fp32"), (False, "bf16")])
+def test_auto_precision_is_not_one_that_a_gpu_emulates(monkeypatch, emulated, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    supported = {True: True, False: not emulated}
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: supported[including_emulation]
+    )
+    assert resolve(RuntimeConfig(device="cuda", threads=1, precision="auto"), None).precision == precision
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("fp32", False), ("bf16", True)])
+def test_fp32_on_a_gpu_is_not_rounded_to_tf32(monkeypatch, precision, tf32):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    prepare(RuntimeConfig(device="cuda", threads=1, precision=precision))
+    assert torch.backends.cudnn.allow_tf32 is tf32
+    assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == ":4096:8"
+    prepare(RuntimeConfig(device="cpu", threads=1, precision=precision))

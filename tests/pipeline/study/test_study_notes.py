@@ -16,7 +16,7 @@ def student(*blocks, choices=()):
 
 @pytest.fixture
 def notes_of():
-    def notes(cells, students, *, train_size=45_000, tested=(), control="ce", **teacher):
+    def notes(cells, students, *, train_size=45_000, tested=(), control="ce", train_sha256="ab", **teacher):
         rows = [
             {
                 "method": one.name, "epochs": one.config.distill.epochs, "seed": one.config.runtime.seed,
@@ -26,10 +26,14 @@ def notes_of():
             for index, (one, facts) in enumerate(zip(cells, students, strict=False))
         ]  # fmt: skip
         facts = {"arch": "resnet18", "train_images": 45_000, "epochs": 7, "val_top1_pct": 93.5, **teacher}
-        manifest = {"facts": facts, "config": {"data": {"val_fraction": cells[0].config.data.val_fraction}}}
+        manifest = {
+            "facts": facts, "config": {"data": {"val_fraction": cells[0].config.data.val_fraction}},
+            "inputs": {"data/train": "ab"},
+        }  # fmt: skip
         found = study_notes(
-            cells, rows, students, manifest, control=control, command="kdedge compare", data_name="cifar10"
-        )
+            cells, rows, students, manifest,
+            control=control, command="kdedge compare", data_name="cifar10", train_sha256=train_sha256,
+        )  # fmt: skip
         return "\n".join(found)
 
     return notes
@@ -87,6 +91,12 @@ def test_a_teacher_that_saw_more_images_than_its_students_is_named(notes_of):
     page = notes_of([cell("kd")], [student()], train_size=10_000, epochs=0)
     assert "Teacher: resnet18, with weights that it was given (of images not known here), " in page
     assert "it alone has seen" not in page
+
+
+def test_a_teacher_of_other_images_may_have_seen_those_of_validation(notes_of):
+    note = "The teacher was trained on other images: it may have seen some of these validation images"
+    assert note in notes_of([cell("kd")], [student()], train_sha256="cd")
+    assert note not in notes_of([cell("kd")], [student()])
 
 
 def test_intervals_are_of_one_teacher(notes_of):
