@@ -23,9 +23,10 @@ def summarise(rows: Sequence[Row], control: str) -> list[dict[str, Any]]:
         of the validation accuracy (None with one seed), and its difference to the control: ``difference_pp``,
         ``interval_pp`` (half width), ``verdict`` (empty for the control and without one) and ``common_seeds``, of which
         it is. ``builds_on`` holds the same for the method that this one builds on, and its ``method`` (None: it builds
-        on none, or the rows are no methods). Of the ``tested_seeds`` seeds whose test results are known are the means
-        of the test accuracies, ``int8_test_sd``, ``int8_test`` (the difference of the INT8 test accuracy to the
-        control), and ``int8_loss_pp`` with ``int8_loss_sd``: FP32 minus INT8 test accuracy.
+        on none, or the rows are no methods), ``without_hints`` for `kd` if this one has hints (else None). Of the
+        ``tested_seeds`` seeds whose test results are known are the means of the test accuracies, ``int8_test_sd``,
+        ``int8_test`` (the difference of the INT8 test accuracy to the control), and ``int8_loss_pp`` with
+        ``int8_loss_sd``: FP32 minus INT8 test accuracy.
     """
     groups: dict[tuple[int, str], list[Row]] = {}
     for row in rows:
@@ -37,6 +38,7 @@ def summarise(rows: Sequence[Row], control: str) -> list[dict[str, Any]]:
         losses = {seed: fp32[seed] - top1 for seed, top1 in int8.items() if seed in fp32}
         reference = groups.get((epochs, control), []) if method != control else []
         base = METHODS[method].builds_on if control == CONTROL else ""
+        hinted = control == CONTROL and METHODS[method].blocks is not None
         entry: dict[str, Any] = {
             "method": method,
             "epochs": epochs,
@@ -45,6 +47,7 @@ def summarise(rows: Sequence[Row], control: str) -> list[dict[str, Any]]:
             "sd": _spread(_by_seed(group)),
             **_difference(group, reference),
             "builds_on": {"method": base, **_difference(group, groups.get((epochs, base), []))} if base else None,
+            "without_hints": _difference(group, groups.get((epochs, _NO_HINTS), [])) if hinted else None,
             "tested_seeds": len(int8),
             "int8_test_sd": _spread(int8),
             "int8_test": _difference(group, reference, _INT8),
@@ -65,9 +68,9 @@ def alarms(summary: Sequence[Mapping[str, Any]], control: str) -> list[str]:
     """Return what a reader must know first.
 
     If the control is the method without a teacher, that is a sentence for a teacher that is not better than it, for
-    every method that is not or is not shown to be, and for a choice of blocks that is no better than another one. In
-    any case one for seeds that diverged, for hints that drowned the other terms (`pipeline.distill.stage.DROWNED_PCT`),
-    and for an adaptive beta that did not adapt.
+    every method that is not or by its interval is not shown to be, for hints that are no better than none, and for a
+    choice of blocks that is no better than another one. In any case one for seeds that diverged, for hints that drowned
+    the other terms (`pipeline.distill.stage.DROWNED_PCT`), and for an adaptive beta that did not adapt.
     """
     from pipeline.distill.stage import DROWNED_PCT
 
@@ -81,6 +84,8 @@ def alarms(summary: Sequence[Mapping[str, Any]], control: str) -> list[str]:
             )
         if control == CONTROL:
             found += _no_gain(name, f"its control {control}", entry, entry["seeds"])
+        if entry["without_hints"]:
+            found += _no_gain(name, f"{_NO_HINTS}, which has no hints", entry["without_hints"], entry["seeds"])
         if entry["method"] in _OTHER_BLOCKS and entry["builds_on"]:
             chosen, difference = _turned(entry["builds_on"])
             seeds = next((e["seeds"] for e in summary if (e["method"], e["epochs"]) == (chosen, entry["epochs"])), 0)
@@ -144,6 +149,7 @@ _MEANS = (
 
 
 _FP32, _INT8 = "fp32_test_top1_pct", "int8_test_top1_pct"
+_NO_HINTS = "kd"
 _OTHER_BLOCKS = ("random3", "last3", "all")  # what `selective` must beat for its choice to be worth something
 
 

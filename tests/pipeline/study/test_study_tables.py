@@ -155,6 +155,19 @@ def test_a_choice_of_blocks_that_is_not_better_than_another_is_an_alarm():
     ]
 
 
+def test_hints_that_are_not_better_than_none_are_an_alarm():
+    tops = {"ce": 89.0, "kd": 91.0, "adaptive": 91.5, "selective": 90.8, "all": 91.0}
+    assert alarms(summarise([row(name, 0, top) for name, top in tops.items()], "ce"), "ce") == [
+        "selective, 20 epochs, is not better than kd, which has no hints: -0.20 pp (one seed).",
+        "all, 20 epochs, is not better than kd, which has no hints: +0.00 pp (one seed).",
+        "selective, 20 epochs, is not better than all: -0.20 pp (one seed).",
+    ]
+    rows = [row("selective", seed, 92 + seed) for seed in range(3)] + [row("kd", seed, 92) for seed in range(3)]
+    assert alarms(summarise(rows, "ce"), "ce") == [
+        "selective, 20 epochs, is not shown to be better than kd, which has no hints: +1.00 ± 2.48 pp (not resolved)."
+    ]
+
+
 def test_a_difference_of_fewer_seeds_than_the_mean_says_so():
     rows = [row("ce", 0, 91.0), *(row("kd", seed, 90.0 + seed) for seed in (0, 1))]
     summary = summarise(rows, "ce")
