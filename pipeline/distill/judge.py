@@ -25,8 +25,9 @@ class Judge:
     """Measures a student; the teacher is asked once.
 
     Args:
-        config, teacher, student: As of `pipeline.distill.trainer.Trainer`; the attribute `student` may be replaced by
-            another of the same architecture.
+        config: As of `pipeline.distill.trainer.Trainer`.
+        teacher: In eval mode.
+        student: The attribute of this name may be replaced by another of the same architecture.
         pairs: Feature similarity is reported of these: the same for every method.
         candidates: Further pairs that `unexplained` is asked of.
         train: Training images, to fit adapters on.

@@ -32,7 +32,7 @@ class Method:
         adaptive_beta: Whether beta is halved when the validation KD loss stops improving.
         hint_epochs: Hint-only epochs at the start, unless ``--hint-epochs`` says otherwise.
         dynamic: Whether the blocks are chosen again while training.
-        builds_on: The method before it, to see what is worth what was added (empty: none).
+        builds_on: The method that it adds to or changes; tables show what that is worth (empty: none).
     """
 
     note: str

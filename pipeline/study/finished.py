@@ -16,7 +16,7 @@ from pipeline.progress import warn
 from pipeline.stages import STAGES
 from pipeline.study.cells import Cell, Study
 
-__all__ = ["check_cells_kept", "check_teacher_kept", "with_finished"]
+__all__ = ["check_cells_kept", "check_teacher_kept", "unfinished", "with_finished"]
 
 _FINISHED = f"e*/seed*/*/distill/{MANIFEST}"
 _FLAGS = {
@@ -57,30 +57,23 @@ def check_cells_kept(cells: Sequence[Cell], out: Path, teacher: Mapping[str, Any
     Raises:
         InputError: There are some.
     """
-    others = []
-    for cell in cells:
-        try:
-            manifest = load_manifest(cell.directory(out) / "distill")
-        except InputError:
-            continue  # nothing is lost when it is trained
-        if changes := _changes("distill", manifest, cell.config, teacher):
-            others.append(changes)
+    others = [changes for cell in cells if (changes := _made_otherwise(cell, out, teacher))]
     if others:
         raise _refusal(len(others), out, _described(others[0]))
 
 
 def unfinished(cells: Sequence[Cell], out: Path, teacher: Mapping[str, Any]) -> list[Cell]:
-    """Return the cells that are yet to be trained, as far as manifests tell; see `check_cells_kept`."""
-    missing = []
-    for cell in cells:
-        try:
-            manifest = load_manifest(cell.directory(out) / "distill")
-        except InputError:
-            missing.append(cell)
-        else:
-            if _changes("distill", manifest, cell.config, teacher):
-                missing.append(cell)
-    return missing
+    """Return the cells that are yet to be trained, as far as manifests tell; arguments as of `check_cells_kept`."""
+    return [cell for cell in cells if _made_otherwise(cell, out, teacher) != []]
+
+
+def _made_otherwise(cell: Cell, out: Path, teacher: Mapping[str, Any] | None) -> list[str] | None:
+    """Return the dotted keys in which the finished cell was made otherwise (None: it is not finished)."""
+    try:
+        manifest = load_manifest(cell.directory(out) / "distill")
+    except InputError:
+        return None
+    return _changes("distill", manifest, cell.config, teacher)
 
 
 def with_finished(cells: Sequence[Cell], study: Study, out: Path, teacher: Mapping[str, Any]) -> list[Cell]:
