@@ -40,4 +40,7 @@ def hint_loss(predicted: Tensor, target: Tensor, variance: Tensor | float) -> Te
     Returns:
         A scalar, mean over all elements.
     """
-    return functional.mse_loss(predicted.float(), target.float()) / variance
+    # The gradient of mse_loss is dense in the order of its axes whatever the layout of the map, and a batch norm behind
+    # one of another layout than its own takes 15 times as long. Maps are channels last in memory.
+    predicted, target = (one.movedim(1, -1).float() for one in (predicted, target))
+    return functional.mse_loss(predicted, target) / variance

@@ -33,6 +33,14 @@ def test_kd_loss_of_equal_logits_is_zero_and_its_gradient_does_not_scale_with_th
     assert once.item() == pytest.approx(twice.item(), rel=1e-5)
 
 
+def test_the_gradient_of_a_hint_keeps_the_layout_of_the_map():
+    predicted, target = (torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last) for _ in range(2))
+    predicted.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(hint_loss(predicted, target, 2.0), predicted)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(gradient, (predicted - target) / predicted.numel())
+
+
 def test_normalised_hint_loss_is_one_for_predicting_the_mean():
     target = torch.randn(8, 4, 6, 6) * 7 + 3
     mean = target.mean().expand_as(target)
