@@ -140,7 +140,7 @@ def run_study(study: Study, names: Sequence[str], config: Config, out: Path, opt
             cells, rows, students, teacher,
             control=study.control, command=options.command, data_name=data_name, train_sha256=train_sha256,
         )  # fmt: skip
-        page = render(study.title, summary, warnings, notes, control=study.control, reach=options.reach)
+        page = render(study.title, summary, warnings, notes, reach=options.reach)
         write_atomic(out / "evaluation_results.csv", _csv(COLUMNS, rows))
         write_atomic(out / "block_variances.csv", _csv(_SCAN_COLUMNS, _scan_rows(rows, students)))
         write_atomic(out / "comparison.md", page.encode())

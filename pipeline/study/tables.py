@@ -1,4 +1,4 @@
-"""The tables of a study: mean and spread per method and length, and the difference to the control."""
+"""The tables of a study: mean and spread per method and length, and what each differs by from others."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,13 @@ def summarise(rows: Sequence[Row], control: str) -> list[dict[str, Any]]:
         control: Name of the rows that the others of the same number of epochs are compared with.
 
     Returns:
-        Mappings with ``method``, ``epochs``, ``seeds``, ``diverged``, means over the seeds of the row's columns, ``sd``
-        of the validation accuracy (None with one seed), and its difference to the control: ``difference_pp``,
-        ``interval_pp`` (half width), ``verdict`` (empty for the control and without one) and ``common_seeds``, of which
-        it is. ``builds_on`` holds the same for the method that this one builds on, and its ``method`` (None: it builds
-        on none, or the rows are no methods), ``without_hints`` for `kd` if this one has hints (else None). Of the
-        ``tested_seeds`` seeds whose test results are known are the means of the test accuracies, ``int8_test_sd``,
-        ``int8_test`` (the difference of the INT8 test accuracy to the control), and ``int8_loss_pp`` with
-        ``int8_loss_sd``: FP32 minus INT8 test accuracy.
+        Mappings with ``method``, ``epochs``, ``seeds``, ``diverged``, means over the seeds of the row's columns, and
+        ``sd`` of the validation accuracy (None with one seed). ``compared`` is a list of what it is compared with and
+        has a seed in common with: the control and, of methods, `kd` if this one has hints and the one that it builds
+        on. Each has ``to`` (a name), and for the validation accuracy ``val`` and the INT8 test accuracy ``test``:
+        ``difference_pp``, ``interval_pp`` (half width), ``verdict`` and ``common_seeds``, of which they are. Of the
+        ``tested_seeds`` seeds whose test results are known are the means of the test accuracies, ``int8_test_sd``, and
+        ``int8_loss_pp`` with ``int8_loss_sd``: FP32 minus INT8 test accuracy.
     """
     groups: dict[tuple[int, str], list[Row]] = {}
     for row in rows:
@@ -36,21 +35,19 @@ def summarise(rows: Sequence[Row], control: str) -> list[dict[str, Any]]:
         done = [row for row in group if row["status"] == "done"]
         fp32, int8 = _by_seed(group, _FP32), _by_seed(group, _INT8)
         losses = {seed: fp32[seed] - top1 for seed, top1 in int8.items() if seed in fp32}
-        reference = groups.get((epochs, control), []) if method != control else []
-        base = METHODS[method].builds_on if control == CONTROL else ""
-        hinted = control == CONTROL and METHODS[method].blocks is not None
         entry: dict[str, Any] = {
             "method": method,
             "epochs": epochs,
             "seeds": len(done),
             "diverged": len(group) - len(done),
             "sd": _spread(_by_seed(group)),
-            **_difference(group, reference),
-            "builds_on": {"method": base, **_difference(group, groups.get((epochs, base), []))} if base else None,
-            "without_hints": _difference(group, groups.get((epochs, _NO_HINTS), [])) if hinted else None,
+            "compared": [
+                {"to": name, "val": _difference(group, others), "test": _difference(group, others, _INT8)}
+                for name in _partners(method, control)
+                if (others := groups.get((epochs, name), [])) and _by_seed(group).keys() & _by_seed(others)
+            ],
             "tested_seeds": len(int8),
             "int8_test_sd": _spread(int8),
-            "int8_test": _difference(group, reference, _INT8),
             "int8_loss_pp": statistics.fmean(losses.values()) if losses else None,
             "int8_loss_sd": _spread(losses),
         }
@@ -82,14 +79,16 @@ def alarms(summary: Sequence[Mapping[str, Any]], control: str) -> list[str]:
                 f"the teacher is not better than {control}, {entry['epochs']} epochs: "
                 f"{abs(entry['teacher_gap_pp']):.2f} pp below."
             )
-        if control == CONTROL:
-            found += _no_gain(name, f"its control {control}", entry, entry["seeds"])
-        if entry["without_hints"]:
-            found += _no_gain(name, f"{_NO_HINTS}, which has no hints", entry["without_hints"], entry["seeds"])
-        if entry["method"] in _OTHER_BLOCKS and entry["builds_on"]:
-            chosen, difference = _turned(entry["builds_on"])
-            seeds = next((e["seeds"] for e in summary if (e["method"], e["epochs"]) == (chosen, entry["epochs"])), 0)
-            found += _no_gain(f"{chosen}, {entry['epochs']} epochs", entry["method"], difference, seeds)
+        for compared in entry["compared"] if control == CONTROL else ():
+            to, difference = compared["to"], compared["val"]
+            if to == control:
+                found += _no_gain(name, f"its control {control}", difference, entry["seeds"])
+            elif to == _NO_HINTS:
+                found += _no_gain(name, f"{_NO_HINTS}, which has no hints", difference, entry["seeds"])
+            elif entry["method"] in _OTHER_BLOCKS:
+                chosen = next(e for e in summary if (e["method"], e["epochs"]) == (to, entry["epochs"]))
+                chosen_name = f"{to}, {entry['epochs']} epochs"
+                found += _no_gain(chosen_name, entry["method"], _turned(difference), chosen["seeds"])
         if entry["diverged"]:
             rest = "; its means are of the others." if entry["seeds"] else "."
             found.append(f"{name}: {entry['diverged']} of {entry['diverged'] + entry['seeds']} seeds diverged{rest}")
@@ -109,7 +108,6 @@ def render(
     warnings: Sequence[str],
     notes: Sequence[str],
     *,
-    control: str,
     reach: float,
 ) -> str:
     """Return the Markdown page: warnings, tables, notes.
@@ -119,25 +117,21 @@ def render(
         summary: From `summarise`.
         warnings: What a reader must see first.
         notes: How the numbers came about.
-        control: Name of the control.
         reach: Validation accuracy in percent whose first epoch is in the table.
     """
     lines = [f"# {title}", ""]
     for warning in warnings:
         lines += [f"> **Alarm:** {warning}", ""]
     tested = any(entry["int8_test_top1_pct"] is not None for entry in summary)
-    methods = any(entry["builds_on"] for entry in summary)
-    head = ["", "validation top-1 %", f"to {control}, pp (95 %)"]
-    head += ["to what it builds on, pp (95 %)"] * methods
+    head = ["", "validation top-1 %", *["INT8 test top-1 %", "FP32 minus INT8 test, pp"] * tested]
     head += ["validation loss", "teacher minus student, pp"]
-    head += ["INT8 test top-1 %", f"INT8 test to {control}, pp (95 %)", "FP32 minus INT8 test, pp"] * tested
     head += ["shipped", "trained", "hint maps, MB", "scan, s", "minutes", f"epochs to {reach:g} %"]
     for epochs in dict.fromkeys(entry["epochs"] for entry in summary):
-        lines += [f"## {epochs} epochs", "", _line(head), "|" + "---|" * len(head)]
-        for entry in summary:
-            if entry["epochs"] == epochs:
-                lines.append(_line(_cells(entry, control, methods, tested)))
-        lines.append("")
+        entries = [entry for entry in summary if entry["epochs"] == epochs]
+        lines += [f"## {epochs} epochs", "", *_table(head, [_cells(entry, tested) for entry in entries])]
+        if differences := [line for entry in entries for line in _differences(entry, tested)]:
+            columns = ["", "validation, pp (95 %)", *["INT8 test, pp (95 %)"] * tested]
+            lines += [f"Differences after {epochs} epochs:", "", *_table(columns, differences)]
     lines += [f"- {note}" for note in notes]
     return "\n".join(lines) + "\n"
 
@@ -172,55 +166,65 @@ def _difference(rows: Sequence[Row], others: Sequence[Row], column: str = "val_t
     }
 
 
-def _turned(builds_on: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the method that one builds on, and its difference to that one."""
-    value, verdict = builds_on["difference_pp"], builds_on["verdict"]
-    turned = {"better": "worse", "worse": "better"}.get(verdict, verdict)
-    value = None if value is None else 0.0 - value  # not -0.0
-    return builds_on["method"], {**builds_on, "difference_pp": value, "verdict": turned}
+def _partners(method: str, control: str) -> list[str]:
+    """Return the names of what a method or variation is compared with."""
+    names = [control]
+    if control == CONTROL:
+        names += [_NO_HINTS] * (METHODS[method].blocks is not None) + [METHODS[method].builds_on]
+    return [name for name in dict.fromkeys(names) if name not in ("", method)]
+
+
+def _turned(difference: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a difference with its two sides exchanged."""
+    verdict = {"better": "worse", "worse": "better"}.get(difference["verdict"], difference["verdict"])
+    return {**difference, "difference_pp": 0.0 - difference["difference_pp"], "verdict": verdict}  # not -0.0
 
 
 def _no_gain(name: str, other: str, difference: Mapping[str, Any], seeds: int) -> list[str]:
     """Say that something is not better than another, if so."""
     value, verdict = difference["difference_pp"], difference["verdict"]
-    if value is None or (value > 0 and verdict != "not resolved"):
+    if value > 0 and verdict != "not resolved":
         return []
     shown = "is not better" if value <= 0 else "is not shown to be better"
     reason = ", ".join(part for part in (verdict, _common(difference, seeds)) if part)
     return [f"{name}, {shown} than {other}: {_gain(difference)} pp ({reason})."]
 
 
-def _cells(entry: Mapping[str, Any], control: str, methods: bool, tested: bool) -> list[str]:
+def _cells(entry: Mapping[str, Any], tested: bool) -> list[str]:
     if not entry["seeds"]:
         return [entry["method"], "diverged"]
-    seeds, base = entry["seeds"], entry["builds_on"]
+    seeds = entry["seeds"]
     accuracy = _with_sd(entry["val_top1_pct"], entry["sd"])
     if entry["sd"] is not None:
         accuracy += f" ({seeds} seeds)"
     if entry["diverged"]:
         accuracy += f", {entry['diverged']} diverged"
-    step = f"{base['method']}: {_compared(base, seeds)}" if base and base["common_seeds"] else "–"
-    is_control = entry["method"] == control
     of = f" ({entry['tested_seeds']} of {seeds} seeds)" if 0 < entry["tested_seeds"] < seeds else ""
     test = [
         _with_sd(entry[_INT8], entry["int8_test_sd"]) + of,
-        "control" if is_control else _compared(entry["int8_test"], seeds),
         _with_sd(entry["int8_loss_pp"], entry["int8_loss_sd"]),
     ]
     return [
         entry["method"],
         accuracy,
-        "control" if is_control else _compared(entry, seeds),
-        *([step] * methods),
+        *(test if tested else []),
         _number(entry["val_ce"], ".3f"),
         _number(entry["teacher_gap_pp"], ".2f"),
-        *(test if tested else []),
         f"{entry['params'] / 1e6:.2f} M",
         f"{entry['trained_params'] / 1e6:.2f} M",
         f"{entry['hint_map_bytes'] / 1e6:.1f}",
         _number(entry["scan_s"], ".1f"),
         _number(entry["seconds"] / 60, ".1f"),
         _number(entry["reach_epochs"], ".1f").removesuffix(".0"),
+    ]
+
+
+def _differences(entry: Mapping[str, Any], tested: bool) -> list[list[str]]:
+    """Return a row for everything that an entry is compared with."""
+    keys = ("val", "test") if tested else ("val",)
+    return [
+        [f"{entry['method']} to {other['to']}", *(_compared(other[key], entry["seeds"]) for key in keys)]
+        for other in entry["compared"]
     ]
 
 
@@ -251,5 +255,6 @@ def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
+    return [lines[0], "|" + "---|" * len(head), *lines[1:], ""]

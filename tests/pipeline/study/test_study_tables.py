@@ -13,6 +13,11 @@ def row(method, seed, top1, *, epochs=20, **more):
     }  # fmt: skip
 
 
+def difference(entry, to):
+    """Return the differences of an entry of a summary to another."""
+    return next(compared for compared in entry["compared"] if compared["to"] == to)
+
+
 # From a printed table of Student's t distribution.
 @pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.7062), (2, 4.3027), (4, 2.7764), (20, 2.0860), (500, 1.9647)])
 def test_t_quantiles_agree_with_the_printed_table(freedom, quantile):
@@ -41,12 +46,15 @@ def test_a_summary_has_means_spread_and_the_difference_to_the_control_of_the_sam
     rows[2]["reach_epochs"] = None
     by_key = {(entry["method"], entry["epochs"]): entry for entry in summarise(rows, "ce")}
     kd = by_key["kd", 20]
-    assert (kd["val_top1_pct"], kd["seeds"], kd["difference_pp"], kd["verdict"]) == (91.5, 2, 1.0, "better")
+    assert (kd["val_top1_pct"], kd["seeds"]) == (91.5, 2)
+    gain = difference(kd, "ce")["val"]
+    assert (gain["difference_pp"], gain["interval_pp"], gain["verdict"], gain["common_seeds"]) == (1, 0, "better", 2)
     assert kd["sd"] == pytest.approx(0.7071, abs=1e-4)
     assert kd["reach_epochs"] is None  # one seed never got there
     assert by_key["ce", 20]["reach_epochs"] == 7
-    assert by_key["ce", 20]["difference_pp"] is None
-    assert (by_key["kd", 40]["difference_pp"], by_key["kd", 40]["verdict"]) == (-1.0, "one seed")
+    assert by_key["ce", 20]["compared"] == []
+    loss = difference(by_key["kd", 40], "ce")["val"]
+    assert (loss["difference_pp"], loss["verdict"]) == (-1.0, "one seed")
 
 
 def test_a_teacher_that_is_not_better_than_the_control_is_an_alarm():
@@ -76,38 +84,41 @@ def test_a_page_begins_with_every_method_that_is_not_better_than_its_control():
         "kd, 20 epochs, is not better than its control ce: +0.00 pp (one seed).",
         "all, 20 epochs: 1 of 1 seeds diverged.",
     ]
-    page = render("Methods", summary, warnings, ["a note"], control="ce", reach=85)
+    page = render("Methods", summary, warnings, ["a note"], reach=85)
     lines = page.splitlines()
     assert lines[2] == "> **Alarm:** kd, 20 epochs, is not better than its control ce: +0.00 pp (one seed)."
-    static = "| static | 91.00 | +1.00 (one seed) | kd: +1.00 (one seed) | 0.500 | 4.00 "
-    assert static + "| 1.28 M | 1.48 M | 2.0 | 1.0 | 1.5 | 7 |" in lines
-    assert "| ce | 90.00 | control | – | 0.500 | 5.00 | 1.28 M | 1.48 M | 2.0 | 1.0 | 1.5 | 7 |" in lines
+    assert "| static | 91.00 | 0.500 | 4.00 | 1.28 M | 1.48 M | 2.0 | 1.0 | 1.5 | 7 |" in lines
     assert "| all | diverged |" in lines
     assert lines[-1] == "- a note"
     assert "INT8" not in page
 
 
-def test_a_method_is_compared_with_the_one_that_it_builds_on():
-    tops = {"ce": (90, 91, 92), "kd": (91, 92.1, 92.9), "static": (91.5, 92.5, 93.5)}
+def test_a_method_is_compared_with_its_control_with_none_of_its_hints_and_with_the_one_that_it_builds_on():
+    tops = {"ce": (90, 91, 92), "kd": (91, 92.1, 92.9), "adaptive": (91.5, 92.5, 93.5), "selective": (92, 93, 94)}
     rows = [row(method, seed, top) for method, values in tops.items() for seed, top in enumerate(values)]
-    rows.append(row("selective", 0, 94))  # `adaptive`, which it builds on, is not there
+    rows.append(row("last3", 7, 94))  # a seed that no other has
     by_name = {entry["method"]: entry for entry in summarise(rows, "ce")}
-    assert by_name["ce"]["builds_on"] is None
+    found = {name: [compared["to"] for compared in entry["compared"]] for name, entry in by_name.items()}
+    # `adaptive` builds on `static`, which is not there.
+    expected = {"ce": [], "kd": ["ce"], "adaptive": ["ce", "kd"], "selective": ["ce", "kd", "adaptive"], "last3": []}
+    assert found == expected
     # Differences 0.5, 0.4, 0.6.
-    step = by_name["static"]["builds_on"]
-    assert (step["method"], step["verdict"], step["common_seeds"]) == ("kd", "better", 3)
-    assert (step["difference_pp"], step["interval_pp"]) == pytest.approx((0.5, 0.2484), abs=1e-3)
-    page = render("Methods", list(by_name.values()), [], [], control="ce", reach=85)
-    assert "to what it builds on, pp (95 %)" in page
-    assert "| kd: +0.50 ± 0.25 (better) |" in page
-    assert by_name["selective"]["builds_on"]["difference_pp"] is None
+    gain = difference(by_name["adaptive"], "kd")["val"]
+    assert (gain["verdict"], gain["common_seeds"]) == ("better", 3)
+    assert (gain["difference_pp"], gain["interval_pp"]) == pytest.approx((0.5, 0.2484), abs=1e-3)
+    page = render("Methods", list(by_name.values()), [], [], reach=85)
+    assert "Differences after 20 epochs:\n\n|  | validation, pp (95 %) |\n|---|---|\n| kd to ce | +1.00 ± 0.25" in page
+    assert "| adaptive to kd | +0.50 ± 0.25 (better) |\n| selective to ce | +2.00 ± 0.00 (better) |" in page
 
 
-def test_variations_of_an_ablation_build_on_nothing():
-    summary = summarise([row("base", 0, 90), row("lr=0.1", 0, 89)], "base")
-    assert [entry["builds_on"] for entry in summary] == [None, None]
-    assert "builds on" not in render("Ablations", summary, [], [], control="base", reach=85)
+def test_variations_of_an_ablation_are_compared_with_the_base_alone():
+    summary = summarise([row("base", 0, 90), row("lr=0.1", 0, 89), row("lr=0.4", 0, 91)], "base")
+    assert [[compared["to"] for compared in entry["compared"]] for entry in summary] == [[], ["base"], ["base"]]
     assert alarms(summary, "base") == []
+
+
+def test_without_the_control_there_are_no_differences():
+    assert "Differences" not in render("Methods", summarise([row("kd", 0, 91)], "ce"), [], [], reach=85)
 
 
 def test_a_gain_that_is_not_resolved_is_an_alarm():
@@ -119,8 +130,8 @@ def test_a_gain_that_is_not_resolved_is_an_alarm():
 
 def test_a_difference_smaller_than_its_interval_is_called_not_resolved_beside_it():
     rows = [row("ce", seed, 90) for seed in range(3)] + [row("kd", seed, 90 + seed) for seed in range(3)]
-    page = render("Methods", summarise(rows, "ce"), [], [], control="ce", reach=85)
-    assert "| +1.00 ± 2.48 (not resolved) | ce: +1.00 ± 2.48 (not resolved) |" in page
+    page = render("Methods", summarise(rows, "ce"), [], [], reach=85)
+    assert "| kd to ce | +1.00 ± 2.48 (not resolved) |" in page
 
 
 def test_halvings_of_beta_are_counted_from_the_log():
@@ -174,11 +185,9 @@ def test_a_difference_of_fewer_seeds_than_the_mean_says_so():
     assert alarms(summary, "ce") == [
         "kd, 20 epochs, is not better than its control ce: -1.00 pp (one seed, 1 common seed)."
     ]
-    page = render("Methods", summary, [], [], control="ce", reach=85)
-    assert (
-        "| kd | 90.50 ± 0.71 (2 seeds) | -1.00 (one seed, 1 common seed) | ce: -1.00 (one seed, 1 common seed) |"
-        in page
-    )
+    page = render("Methods", summary, [], [], reach=85)
+    assert "| kd | 90.50 ± 0.71 (2 seeds) |" in page
+    assert "| kd to ce | -1.00 (one seed, 1 common seed) |" in page
 
 
 @pytest.fixture
@@ -188,11 +197,12 @@ def tested_rows():
 
 
 def test_int8_test_accuracy_has_its_spread_its_difference_to_the_control_and_its_loss(tested_rows):
-    page = render("Methods", summarise(tested_rows, "ce"), [], [], control="ce", reach=85)
-    assert "| INT8 test top-1 % | INT8 test to ce, pp (95 %) | FP32 minus INT8 test, pp |" in page
-    assert "| 88.50 ± 0.71 | control | 0.00 ± 0.71 |" in page  # losses 0.5, -0.5
-    # Differences 1, 1.1: 12.706 * 0.0707 / sqrt(2). Losses 1, 0.9.
-    assert "| 89.55 ± 0.78 | +1.05 ± 0.64 (better) | 0.95 ± 0.07 |" in page
+    page = render("Methods", summarise(tested_rows, "ce"), [], [], reach=85)
+    assert "| INT8 test top-1 % | FP32 minus INT8 test, pp |" in page
+    assert "| 88.50 ± 0.71 | 0.00 ± 0.71 |" in page  # losses 0.5, -0.5
+    assert "| 89.55 ± 0.78 | 0.95 ± 0.07 |" in page  # losses 1, 0.9
+    # Differences 1, 1.1: 12.706 * 0.0707 / sqrt(2).
+    assert "| kd to ce | +1.00 ± 0.00 (better) | +1.05 ± 0.64 (better) |" in page
 
 
 def test_test_accuracies_are_of_the_seeds_that_were_measured_and_say_so(tested_rows):
@@ -200,11 +210,12 @@ def test_test_accuracies_are_of_the_seeds_that_were_measured_and_say_so(tested_r
         tested_rows[3][column] = None
     summary = summarise(tested_rows, "ce")
     assert [entry["tested_seeds"] for entry in summary] == [2, 1]
-    page = render("Methods", summary, [], [], control="ce", reach=85)
-    assert "| 89.00 (1 of 2 seeds) | +1.00 (one seed, 1 common seed) | 1.00 |" in page
-    assert "| 88.50 ± 0.71 | control | 0.00 ± 0.71 |" in page
+    page = render("Methods", summary, [], [], reach=85)
+    assert "| 89.00 (1 of 2 seeds) | 1.00 |" in page
+    assert "| 88.50 ± 0.71 | 0.00 ± 0.71 |" in page
+    assert "| kd to ce | +1.00 ± 0.00 (better) | +1.00 (one seed, 1 common seed) |" in page
 
 
 def test_a_mean_of_epochs_is_whole_only_if_it_is():
     rows = [row("ce", seed, 90, reach_epochs=epoch) for seed, epoch in enumerate((10, 11))]
-    assert "| 10.5 |" in render("Methods", summarise(rows, "ce"), [], [], control="ce", reach=85)
+    assert "| 10.5 |" in render("Methods", summarise(rows, "ce"), [], [], reach=85)
