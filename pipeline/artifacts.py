@@ -379,7 +379,8 @@ def _recover(target: Path) -> None:
 
 def _remove_working_files(directory: Path) -> None:
     for path in directory.glob(".*"):
-        path.unlink()
+        if path.is_file():  # a folder is not ours: editors leave such
+            path.unlink()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ needed to build it again) and ``metrics.csv`` (one row per epoch).
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +42,17 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     stem = _resolve_stem(settings.stem, settings.arch, config.data.image_size, config.runtime.device)
     teacher = build_teacher(settings.arch, len(dataset.class_names), stem)
     check_image_size(teacher, settings.arch, dataset.image_size)
-    weights = load_initial_weights(teacher, settings.arch, settings.weights)
+    origin = _Origin(load_initial_weights(teacher, settings.arch, settings.weights))
     train, val = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
     place(teacher, device)
     batches = Batches(train, settings.batch_size, config.runtime.seed, shift=2, device=device)
-    # Pretrained weights are tuned gently: a tenth of the rate that trains from scratch.
-    peak = settings.lr if weights == "none" else settings.lr / 10
     optimizer = torch.optim.SGD(
-        teacher.parameters(), lr=peak, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay
+        teacher.parameters(), lr=settings.lr, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay
     )
 
     def step(batch: Batch, epoch: int, progress: float) -> dict[str, Tensor]:
+        # Pretrained weights are tuned gently: a tenth of the rate that trains from scratch.
+        peak = settings.lr if origin.weights == "none" else settings.lr / 10
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(progress, peak, "one-cycle")
         teacher.train()
@@ -70,7 +71,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         title="teacher",
         epochs=settings.epochs,
         batches=batches,
-        state={"model": teacher, "optimizer": optimizer},
+        state={"model": teacher, "optimizer": optimizer, "origin": origin},
         step=step,
         finish_epoch=validate,
         out_dir=out_dir,
@@ -80,7 +81,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     save_module(teacher, out_dir / WEIGHTS)
     write_json(
         out_dir / DESCRIPTION,
-        {"arch": settings.arch, "stem": stem, "num_classes": len(dataset.class_names), "weights": weights},
+        {"arch": settings.arch, "stem": stem, "num_classes": len(dataset.class_names), "weights": origin.weights},
     )
     reloaded = place(load_teacher(out_dir), device)
     val_top1_pct = _top1_pct(reloaded, val.images, val.labels, config, device)
@@ -88,7 +89,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         "arch": settings.arch,
         "stem": stem,
         "params": sum(parameter.numel() for parameter in teacher.parameters()),
-        "weights": weights,
+        "weights": origin.weights,
         "epochs": len(rows),
         "train_images": len(train.labels),
         "val_images": len(val.labels),
@@ -107,6 +108,23 @@ def load_teacher(teacher_dir: Path) -> Teacher:
     teacher = build_teacher(description["arch"], description["num_classes"], description["stem"])
     load_module(teacher, teacher_dir / WEIGHTS, f"a {description['arch']} with {description['num_classes']} classes")
     return teacher.eval()
+
+
+@dataclass
+class _Origin:
+    """Where the initial weights came from, as `load_initial_weights` tells.
+
+    Part of a checkpoint: with ``auto`` an attempt that goes on with earlier work may find a network that the first one
+    had not, or none.
+    """
+
+    weights: str
+
+    def state_dict(self) -> dict[str, str]:
+        return {"weights": self.weights}
+
+    def load_state_dict(self, state: Mapping[str, str]) -> None:
+        self.weights = state["weights"]
 
 
 def _resolve_stem(stem: str, arch: str, image_size: int, device: str) -> str:

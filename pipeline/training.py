@@ -284,6 +284,7 @@ class EpochLoop:
                 means = self._train_epoch(epoch, steps, tracker)
                 row = {"epoch": epoch + 1, **{f"train_{name}": value for name, value in means.items()}}
                 self._check_divergence(row, epoch)
+                self._check_weights(epoch)
                 row |= self.finish_epoch(epoch)
                 row["seconds"] = round(time.monotonic() - epoch_start, 2)
                 rows.append(row)
@@ -293,6 +294,8 @@ class EpochLoop:
         return rows, earlier_s
 
     def _train_epoch(self, epoch: int, steps: int, tracker: Tracker) -> dict[str, float]:
+        # Dropout draws from the generator of PyTorch, whose state no checkpoint holds.
+        torch.manual_seed(int(np.random.SeedSequence([self.batches.seed, epoch]).generate_state(1)[0]))
         means = StepMeans()
         for index, batch in enumerate(self.batches.epoch(epoch)):
             losses = self.step(batch, epoch, (epoch * steps + index) / (self.epochs * steps))
@@ -312,6 +315,12 @@ class EpochLoop:
         if row["train_ce"] > 10 * guessing:
             raise self._diverged(f"the cross-entropy is {row['train_ce']:.1f}; guessing has {guessing:.1f}", epoch)
 
+    def _check_weights(self, epoch: int) -> None:
+        """Refuse weights that the last step of an epoch, which no loss tells of, has spoilt."""
+        modules = [target for target in self.state.values() if isinstance(target, nn.Module)]
+        if not all(torch.isfinite(value).all() for module in modules for value in module.parameters()):
+            raise self._diverged("a weight is not finite", epoch)
+
     def _diverged(self, what: str, epoch: int) -> DivergenceError:
         kept = f"the state after epoch {epoch} is kept" if epoch else "no epoch was complete"
         return DivergenceError(
@@ -328,13 +337,13 @@ class EpochLoop:
             if saved.get("version") != CHECKPOINT_VERSION:
                 raise InputError(
                     f"the checkpoint {path} is of another version of kdedge, which trained on other batches",
-                    "start the stage over with --force, or finish it with the version that began it",
+                    f"delete it to start the stage over, or finish it with the version that began it: rm {path}",
                 )
             for name, target in self.state.items():
                 target.load_state_dict(saved["state"][name])
         except DAMAGED as error:
             raise InputError(
-                f"the checkpoint {path} is damaged: {error}", "start the stage over with --force"
+                f"the checkpoint {path} is damaged: {error}", f"delete it to start the stage over: rm {path}"
             ) from error
         rows: list[dict[str, float]] = saved["rows"]
         log(f"{self.title}: resumed after epoch {len(rows)} ({format_duration(saved['seconds'])} of work kept)")

@@ -57,7 +57,7 @@ def backbone_blocks(backbone: nn.Module) -> dict[str, nn.Module]:
     """Return the blocks of a classifier in depth order, by name.
 
     For ResNets these are the residual blocks (``layer1.0`` … ``layer4.1`` for ResNet-18); for other classifiers the
-    top-level children of ``features``; where there is neither, nothing.
+    top-level children of ``features``; where there is neither, or their maps have the channels last, nothing.
     """
     import torchvision
 
@@ -68,6 +68,7 @@ def backbone_blocks(backbone: nn.Module) -> dict[str, nn.Module]:
             for index, block in enumerate(getattr(backbone, f"layer{stage}"))
         }
     features = getattr(backbone, "features", None)
-    if not isinstance(features, nn.Sequential):
+    channels_last = isinstance(backbone, torchvision.models.SwinTransformer)
+    if channels_last or not isinstance(features, nn.Sequential):
         return {}
     return {f"features.{name}": module for name, module in features.named_children()}

@@ -32,6 +32,14 @@ def test_a_finished_stage_is_skipped_until_something_changes(tmp_path):
     assert stage.runs == 3
 
 
+def test_a_hidden_folder_in_a_stage_is_left_alone(tmp_path):
+    stage = Stage()
+    run_stage(stage.spec, None, tmp_path)
+    (tmp_path / "first" / ".ipynb_checkpoints").mkdir()
+    assert run_stage(stage.spec, None, tmp_path) is False
+    assert (tmp_path / "first" / ".ipynb_checkpoints").is_dir()
+
+
 def test_the_log_says_what_forced_a_rerun(tmp_path, capsys):
     stage = Stage()
     run_stage(stage.spec, None, tmp_path)

@@ -233,6 +233,8 @@ def test_a_tap_removes_its_hooks_after_an_error():
 def test_other_classifiers_offer_their_feature_stages_or_nothing():
     assert "features.3" in hint_candidates(build_teacher("mobilenet_v2", 2, "imagenet"))
     assert hint_candidates(build_teacher("shufflenet_v2_x0_5", 2, "imagenet")) == {}
+    # Its maps have their channels last, where hints look for a side.
+    assert hint_candidates(build_teacher("swin_t", 2, "imagenet")) == {}
 
 
 def test_adapters_map_student_maps_to_teacher_maps_and_stay_out_of_the_student():

@@ -111,7 +111,7 @@ def test_one_cycle_rises_to_the_peak_and_falls_to_zero():
 
 def make_loop(out_dir, *, epochs=4, fail_at=None, lr=0.1):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     split = Split(images(24), np.arange(24) % 3)
 
@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(InputError, match=r"checkpoint .* is damaged") as caught:
         make_loop(tmp_path)[1].run()
-    assert "--force" in caught.value.hint
+    assert caught.value.hint == f"delete it to start the stage over: rm {path}"
 
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path):
@@ -169,7 +169,7 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path):
     torch.save(saved, path)
     with pytest.raises(InputError, match="is of another version of kdedge, which trained on other batches") as caught:
         make_loop(tmp_path)[1].run()
-    assert "--force" in caught.value.hint
+    assert f"rm {path}" in caught.value.hint
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -188,6 +188,23 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
         loop.run()
     saved = torch.load(tmp_path / ".checkpoint.pt", weights_only=True)
     assert len(saved["rows"]) == 2
+    assert all(torch.isfinite(value.float()).all() for value in saved["state"]["model"].values())
+
+
+def test_weights_that_the_last_step_of_an_epoch_spoilt_are_not_kept(tmp_path):
+    model, loop = make_loop(tmp_path)
+    honest = loop.step
+
+    def step(batch, epoch, progress):
+        losses = honest(batch, epoch, progress)
+        if epoch == 1:
+            model[2].weight.data[0, 0] = float("nan")  # as an exploding gradient of the last step would
+        return {name: torch.tensor(1.0) for name in losses} if epoch == 1 else losses
+
+    loop.step = step
+    with pytest.raises(DivergenceError, match=r"in epoch 2: a weight is not finite \(the state after epoch 1 is kept"):
+        loop.run()
+    saved = torch.load(tmp_path / ".checkpoint.pt", weights_only=True)
     assert all(torch.isfinite(value.float()).all() for value in saved["state"]["model"].values())
 
 

@@ -1,0 +1,61 @@
+import dataclasses
+
+import pytest
+
+from pipeline import teacher
+from pipeline.configure import build_config
+from pipeline.models import teacher as teacher_module
+from pipeline.models.backbone import build_backbone
+from pipeline.runtime import resolve
+
+
+@pytest.fixture
+def train(folder_data, tmp_path):
+    config = build_config(
+        {
+            "data": {"source": f"folder:{folder_data}", "image_size": 16, "val_fraction": 0.2},
+            "teacher": {"weights": "auto", "epochs": 2, "batch_size": 16, "lr": 0.02},
+            "runtime": {"device": "cpu", "threads": 1, "precision": "fp32", "seed": 3},
+        }
+    )
+    config = dataclasses.replace(config, runtime=resolve(config.runtime, None))
+
+    def run(name):
+        out = tmp_path / name
+        out.mkdir(exist_ok=True)
+        return teacher.run(config, {}, out), (out / "teacher.safetensors").read_bytes()
+
+    return run
+
+
+def offline(arch):
+    raise OSError("Name or service not known")
+
+
+def online(arch):
+    return build_backbone(arch, 1000, "imagenet").state_dict()
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_resumed_teacher_goes_on_from_the_weights_and_at_the_rate_that_it_began_with(train, monkeypatch):
+    monkeypatch.setattr(teacher_module, "_download_imagenet", offline)
+    whole, weights = train("whole")
+    measure, calls = teacher.predict_logits, []
+
+    def once(*arguments):
+        calls.append(arguments)
+        return measure(*arguments) if len(calls) == 1 else interrupted()
+
+    monkeypatch.setattr(teacher, "predict_logits", once)
+    with pytest.raises(KeyboardInterrupt):
+        train("resumed")
+    monkeypatch.setattr(teacher, "predict_logits", measure)
+    monkeypatch.setattr(teacher_module, "_download_imagenet", online)
+    resumed, same = train("resumed")
+    assert resumed.pop("earlier_s") > whole.pop("earlier_s")
+    assert resumed == whole
+    assert whole["weights"] == "none"
+    assert same == weights
