@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.figures import number
 from pipeline.artifacts import load_manifest, write_atomic
-from pipeline.distill.blocks import highest_variance
+from pipeline.distill.blocks import highest
 from pipeline.progress import log
 from pipeline.study.statistics import paired_difference, student_t_975
 
@@ -78,7 +78,8 @@ def draw_study(out: Path) -> list[Path]:
     wide = (4.2 * len(lengths) + 2.4, 3.7)
     written = []
     for length in lengths:
-        title = f"Validation images while training, {length} epochs; features at {_blocks(manifests[length])}"
+        blocks = _blocks(manifests[length])
+        title = f"Validation images while training, {length} epochs" + (f"; features at {blocks}" if blocks else "")
         written += _save(
             out, f"training_curves_{length}", (10.5, 3.9), 3, [title, _conditions(manifests[length])],
             paint=partial(
@@ -94,11 +95,12 @@ def draw_study(out: Path) -> list[Path]:
             out, "beta_timeline", wide, len(lengths), [title, _conditions(all_cells)],
             paint=lambda axes: _beta(axes, hinted, look),
         )  # fmt: skip
-    title = "How well the student's features predict the teacher's, linearly"
-    written += _save(
-        out, "feature_similarity", wide, len(lengths), [title, f"at {_blocks(all_cells)}", _conditions(all_cells)],
-        paint=lambda axes: _similarity(axes, curves, look),
-    )  # fmt: skip
+    if _blocks(all_cells):
+        title = "How well the student's features predict the teacher's, linearly"
+        written += _save(
+            out, "feature_similarity", wide, len(lengths), [title, f"at {_blocks(all_cells)}", _conditions(all_cells)],
+            paint=lambda axes: _similarity(axes, curves, look),
+        )  # fmt: skip
     control = next((name for name in names if name in _CONTROLS), "")
     written += _save(
         out, "accuracy", (9.6 if control else 7.2, 1.7 + 0.3 * len(names) * len(lengths)), 2 if control else 1,
@@ -144,7 +146,7 @@ def _conditions(manifests: Sequence[Mapping[str, Any]]) -> str:
 def _blocks(manifests: Sequence[Mapping[str, Any]]) -> str:
     """Name the teacher's blocks at which features are compared: those that `selective` would train on."""
     sets = {
-        highest_variance(manifest["facts"]["block_variances"], manifest["config"]["distill"]["hint_layers"]): None
+        highest(manifest["facts"]["block_variances"], manifest["config"]["distill"]["hint_layers"]): None
         for manifest in manifests
     }
     return " or ".join("+".join(blocks) for blocks in sets)
@@ -191,7 +193,7 @@ def _training_curves(
     )
     for one, (column, label, title) in zip(axes, panels, strict=True):
         for name, runs in curves.items():
-            one.plot(*_mean(runs, column), label=name, **look[name])
+            _curve(one, *_mean(runs, column), name, look)
         one.set_title(title, fontsize=10)
         one.set_ylabel(label)
         _epochs_axis(one)
@@ -244,7 +246,7 @@ def _similarity(axes: Sequence[Any], curves: Mapping[int, Curves], look: Mapping
     """Draw the cosine similarity of the features by epoch."""
     for one, (length, methods) in zip(axes, curves.items(), strict=True):
         for name, runs in methods.items():
-            one.plot(*_mean(runs, "cosine_similarity"), label=name, **look[name])
+            _curve(one, *_mean(runs, "cosine_similarity"), name, look)
         one.set_title(f"{length} epochs", fontsize=10)
         one.sharey(axes[0])
         _epochs_axis(one)
@@ -344,6 +346,11 @@ def _looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
         color = _CONTROL if control else _COLORS[len(looks) % len(_COLORS)]
         looks[name] = {"color": color, "linestyle": "--" if control else "-", "linewidth": 1.6}
     return looks
+
+
+def _curve(axes: Any, epochs: list[float], values: list[float], name: str, look: Mapping[str, Any]) -> None:
+    """Draw a curve by epoch; one epoch is no line but a point."""
+    axes.plot(epochs, values, label=name, marker="o" if len(epochs) == 1 else "", **look[name])
 
 
 def _epochs_axis(axes: Any) -> None:

@@ -1,49 +1,80 @@
 """The rules by which a method chooses the teacher blocks that it hints at. Imports no PyTorch.
 
-A rule is called with the activation variance of every block in depth order, the number of blocks to choose
-(``--hint-layers``) and the seed of the run, and returns names in depth order.
+A rule is called with what is known of every block in depth order, the number of blocks to choose (``--hint-layers``)
+and the seed of the run, and returns names in depth order.
 """
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
-__all__ = ["BlockRule", "every_block", "highest_variance", "last_blocks", "random_blocks", "stage_ends"]
+__all__ = [
+    "BlockRule",
+    "TeacherBlock",
+    "every_block",
+    "highest",
+    "highest_variance",
+    "last_blocks",
+    "random_blocks",
+    "stage_ends",
+]
 
-BlockRule = Callable[[Mapping[str, float], int, int], tuple[str, ...]]
+
+class TeacherBlock(NamedTuple):
+    """What a rule may know of a teacher block.
+
+    Attributes:
+        variance: Activation variance of its map.
+        side: Side length of its map in pixels.
+    """
+
+    variance: float
+    side: int
 
 
-def highest_variance(variances: Mapping[str, float], count: int, seed: int = 0) -> tuple[str, ...]:
-    """Return the ``count`` blocks with the highest values."""
-    ranked = sorted(variances, key=lambda name: -variances[name])[:count]
-    return _in_depth_order(variances, ranked)
+Blocks = Mapping[str, TeacherBlock]
+BlockRule = Callable[[Blocks, int, int], tuple[str, ...]]
 
 
-def random_blocks(variances: Mapping[str, float], count: int, seed: int) -> tuple[str, ...]:
+def highest(values: Mapping[str, float], count: int) -> tuple[str, ...]:
+    """Return the names of the ``count`` highest values, in the order of the mapping."""
+    return _in_depth_order(values, sorted(values, key=lambda name: -values[name])[:count])
+
+
+def highest_variance(blocks: Blocks, count: int, seed: int = 0) -> tuple[str, ...]:
+    """Return the ``count`` blocks with the highest activation variance."""
+    return highest({name: block.variance for name, block in blocks.items()}, count)
+
+
+def random_blocks(blocks: Blocks, count: int, seed: int) -> tuple[str, ...]:
     """Return ``count`` blocks drawn by the seed, so that a study over seeds tries several draws."""
     # `Random.random` gives the same numbers in every Python version, `Random.sample` promises nothing.
     draw = random.Random(seed).random
-    return _in_depth_order(variances, sorted(variances, key=lambda _: draw())[:count])
+    return _in_depth_order(blocks, sorted(blocks, key=lambda _: draw())[:count])
 
 
-def last_blocks(variances: Mapping[str, float], count: int, seed: int = 0) -> tuple[str, ...]:
+def last_blocks(blocks: Blocks, count: int, seed: int = 0) -> tuple[str, ...]:
     """Return the ``count`` deepest blocks."""
-    return tuple(variances)[-count:]
+    return tuple(blocks)[-count:]
 
 
-def every_block(variances: Mapping[str, float], count: int, seed: int = 0) -> tuple[str, ...]:
+def every_block(blocks: Blocks, count: int, seed: int = 0) -> tuple[str, ...]:
     """Return all blocks, whatever ``count`` is."""
-    return tuple(variances)
+    return tuple(blocks)
 
 
-def stage_ends(variances: Mapping[str, float], count: int = 0, seed: int = 0) -> tuple[str, ...]:
-    """Return the last block of each stage: of each prefix before the last dot, or every name if there is none.
+def stage_ends(blocks: Blocks, count: int = 0, seed: int = 0) -> tuple[str, ...]:
+    """Return the last block of each stage, whatever ``count`` is.
 
-    >>> stage_ends(dict.fromkeys(["layer1.0", "layer1.1", "layer2.0", "layer2.1"], 1.0))
+    A stage ends where the name before its last dot changes, or the side of the map does.
+
+    >>> sides = {"layer1.0": 8, "layer1.1": 8, "layer2.0": 4, "layer2.1": 4}
+    >>> stage_ends({name: TeacherBlock(1.0, side) for name, side in sides.items()})
     ('layer1.1', 'layer2.1')
     """
-    last = {name.rpartition(".")[0]: name for name in variances}
+    last = {(name.rpartition(".")[0], block.side): name for name, block in blocks.items()}
     return tuple(last.values())
 
 
-def _in_depth_order(variances: Mapping[str, float], chosen: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name for name in variances if name in chosen)
+def _in_depth_order(blocks: Mapping[str, object], chosen: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in blocks if name in chosen)

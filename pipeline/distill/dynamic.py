@@ -11,7 +11,7 @@ chosen again goes on with the weights that its adapter had.
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.distill.blocks import highest_variance
+from pipeline.distill.blocks import highest
 from pipeline.distill.hints import HintAdapters
 from pipeline.progress import log
 
@@ -43,7 +43,7 @@ class DynamicChoice:
         if done % self._every or done == self._epochs:
             return
         shares = unexplained()
-        chosen = highest_variance(shares, self._count)
+        chosen = highest(shares, self._count)
         if chosen != self._adapters.chosen:
             log(f"hints from epoch {done + 1} on: {', '.join(chosen)}")
         self._adapters.choose(chosen)

@@ -21,7 +21,7 @@ from pipeline.config import Config, DistillConfig
 from pipeline.data import Split, open_dataset, split_train_val
 from pipeline.data.cifar10_fetch import cache_dir
 from pipeline.distill.beta import BETA_UNIT
-from pipeline.distill.blocks import highest_variance
+from pipeline.distill.blocks import TeacherBlock, highest
 from pipeline.distill.dynamic import DynamicChoice
 from pipeline.distill.hints import HintPair, pair_blocks, probe_shapes, scan_variance
 from pipeline.distill.judge import Judge
@@ -69,9 +69,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     batches = Batches(train, settings.batch_size, config.runtime.seed, settings.shift, device, settings.flip)
     weights = _start(student, config, train, batches)
 
-    scan_start = time.monotonic()
-    variances = _scan(config, teacher, batches)
-    scan_s = time.monotonic() - scan_start
+    variances, scan_s = _scan(config, teacher, batches)
     if not variances and method.blocks:
         raise InputError(
             f"hints need a ResNet or a teacher with a .features stack, and {config.teacher.arch} is neither",
@@ -79,8 +77,9 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         )
     shapes = _shapes(teacher, student, train, device)
     # What similarity is reported of: the same pairs for every method.
-    selective = _pairs(highest_variance(variances, settings.hint_layers), shapes)
-    chosen = method.blocks(variances, settings.hint_layers, config.runtime.seed) if method.blocks else ()
+    selective = _pairs(highest(variances, settings.hint_layers), shapes)
+    blocks = {name: TeacherBlock(variance, shapes[0][name][1]) for name, variance in variances.items()}
+    chosen = method.blocks(blocks, settings.hint_layers, config.runtime.seed) if method.blocks else ()
     pairs = _pairs(tuple(variances) if method.dynamic else chosen, shapes)
     cache = LogitsFile(
         _logits_path(inputs["teacher"], dataset.train_sha256(), config),
@@ -151,6 +150,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         "drowned_epochs": _drowned_epochs(rows, settings),
         "adapter_params": sum(parameter.numel() for parameter in trainer.adapters.parameters()),
         "scan_s": round(scan_s, 2),
+        "logits_computed": cached.computed,
         "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_info().get("brand_raw"),
         "earlier_s": earlier_s,
     }
@@ -194,10 +194,12 @@ def _check_classes(teacher_dir: Path, num_classes: int) -> None:
         )
 
 
-def _scan(config: Config, teacher: Teacher, batches: Batches) -> dict[str, float]:
-    """Scan the activation variance of the teacher's blocks on the first batches of epoch 0."""
+def _scan(config: Config, teacher: Teacher, batches: Batches) -> tuple[dict[str, float], float]:
+    """Return the activation variance of the teacher's blocks on the first batches of epoch 0, and how long it took."""
+    start, early = time.monotonic(), first_batches(batches, config.distill.scan_batches)
     with autocast(config.runtime):
-        return scan_variance(teacher, (batch.pixels for batch in first_batches(batches, config.distill.scan_batches)))
+        variances = scan_variance(teacher, (batch.pixels for batch in early))
+    return variances, time.monotonic() - start
 
 
 def _shapes(teacher: Teacher, student: Student, train: Split, device: torch.device) -> Shapes:

@@ -1,7 +1,7 @@
 """The cells of a study: each a run directory with a distilled student, all with the same teacher.
 
 A cell lies in ``STUDY/e<epochs>/seed<seed>/<name>/``. Its ``teacher`` is a link to the one that the study shares, so
-it is a run directory like any other: it is skipped when it is up to date, resumed when it was interrupted, and
+it is a run directory like any other: it is left alone when it is up to date, resumed when it was interrupted, and
 `kdedge export --out CELL` goes on with it. What is measured on test images lies apart, in ``test/`` in the cell.
 """
 
@@ -24,7 +24,18 @@ from pipeline.errors import DivergenceError, InputError
 from pipeline.progress import format_duration, log, warn
 from pipeline.stages import STAGES, run_stages
 
-__all__ = ["COLUMNS", "Cell", "Row", "Study", "count_halvings", "measure_test", "read_log", "run_cells", "variant"]
+__all__ = [
+    "COLUMNS",
+    "Cell",
+    "Row",
+    "Rows",
+    "Study",
+    "count_halvings",
+    "measure_test",
+    "read_log",
+    "run_cells",
+    "variant",
+]
 
 Row = dict[str, Any]
 
@@ -55,6 +66,9 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.name}, {self.config.distill.epochs} epochs, seed {self.config.runtime.seed}"
+
+
+Rows = dict[Cell, Row]
 
 
 @dataclass(frozen=True)
@@ -92,52 +106,62 @@ def run_cells(
     control: str,
     reach: float,
     missing: Sequence[Cell],
-    report: Callable[[list[Row]], None],
-) -> list[Row]:
-    """Train every cell that is not up to date.
+    report: Callable[[Rows], None],
+) -> Rows:
+    """Train the cells that are not finished.
 
     A cell that diverges is recorded as such and the study goes on: its options are at fault, others have others.
 
     Args:
-        cells: In the order in which they are to be run.
+        cells: In the order of the tables.
         out: Directory of the study, locked.
         teacher_dir: Directory of a finished teacher stage.
         control: Name of the cells that the others of the same epochs and seed are compared with.
         reach: Validation accuracy in percent whose first epoch is reported.
-        missing: Those that are yet to be trained, for the time that is left.
-        report: Called after each cell with the rows so far.
+        missing: Those that are yet to be trained, in that order.
+        report: Called with the rows of the cells so far: at first of those that are finished, so that an interruption
+            leaves no table without them, and then after each cell.
 
     Raises:
         KdedgeError: A stage failed for another reason.
     """
-    rows: list[Row] = []
+    rows: Rows = {}
+    for cell in cells:
+        if cell not in missing:
+            directory = cell.directory(out)
+            with lock_run(directory):
+                _link(teacher_dir, directory / "teacher")
+                rows[cell] = _row(cell, directory, reach)
+    log(f"{len(rows)} of {len(cells)} cells are finished")
+    if rows:
+        report(rows)
     start, trained = time.monotonic(), 0
-    for number, cell in enumerate(cells, 1):
-        to_train = sum(other.config.distill.epochs for other in cells[number - 1 :] if other in missing)
+    for number, cell in enumerate(missing, 1):
+        to_train = sum(other.config.distill.epochs for other in missing[number - 1 :])
         left_s = (time.monotonic() - start) / trained * to_train if trained else 0.0
-        log(f"cell {number} of {len(cells)}: {cell}" + (f"; {format_duration(left_s)} left" if trained else ""))
+        log(f"cell {number} of {len(missing)}: {cell}" + (f"; {format_duration(left_s)} left" if trained else ""))
         directory = cell.directory(out)
         with lock_run(directory):
             _link(teacher_dir, directory / "teacher")
             try:
-                if run_stages(("distill",), cell.config, directory):
-                    trained += cell.config.distill.epochs
-                rows.append(_row(cell, directory, reach))
+                run_stages(("distill",), cell.config, directory)
+                trained += cell.config.distill.epochs
+                rows[cell] = _row(cell, directory, reach)
             except DivergenceError as error:
                 warn(f"{cell}: {error}")
-                rows.append({**_identity(cell), "status": "diverged"})
-        _compare_with_control(rows, control)
+                rows[cell] = {**_identity(cell), "status": "diverged"}
+        _compare_with_control(rows, cell, control)
+        rows = {cell: rows[cell] for cell in cells if cell in rows}
         report(rows)
     return rows
 
 
-def measure_test(cells: Sequence[Cell], rows: list[Row], out: Path, *, report: Callable[[list[Row]], None]) -> None:
+def measure_test(rows: Rows, out: Path, *, report: Callable[[Rows], None]) -> None:
     """Export and quantize the student of every cell and add its accuracy on the test images to its row.
 
     To be called when everything was chosen.
 
     Args:
-        cells: All cells.
         rows: From `run_cells`, which are added to.
         out: Directory of the study, locked.
         report: Called with the rows after each cell that was measured.
@@ -145,10 +169,10 @@ def measure_test(cells: Sequence[Cell], rows: list[Row], out: Path, *, report: C
     Raises:
         KdedgeError: A stage failed.
     """
-    for number, (cell, row) in enumerate(zip(cells, rows, strict=True), 1):
+    for number, (cell, row) in enumerate(rows.items(), 1):
         if row["status"] != "done":
             continue
-        log(f"test images, cell {number} of {len(cells)}: {cell}")
+        log(f"test images, cell {number} of {len(rows)}: {cell}")
         directory = cell.directory(out)
         with lock_run(directory):
             measured = _test_run(directory)
@@ -249,18 +273,25 @@ def count_halvings(epochs: list[dict[str, float | None]]) -> int:
     return sum(before is not None and beta is not None and 0 < beta < before for before, beta in pairwise(betas))
 
 
-def _compare_with_control(rows: list[Row], control: str) -> None:
+def _compare_with_control(rows: Rows, last: Cell, control: str) -> None:
     """Log how the last cell did beside its control, loudly if the teacher was of no use."""
-    last = rows[-1]
-    same = [row for row in rows if (row["epochs"], row["seed"]) == (last["epochs"], last["seed"])]
-    reference = next((row for row in same if row["method"] == control and row["status"] == "done"), None)
-    if last["status"] != "done":
+    row = rows[last]
+    if row["status"] != "done":
         return
-    text = f"{last['method']}: {last['val_top1_pct']:.2f} % on validation, {format_duration(last['seconds'])}"
-    if reference is None or reference is last:
+    text = f"{last.name}: {row['val_top1_pct']:.2f} % on validation, {format_duration(row['seconds'])}"
+    reference = next(
+        (
+            other
+            for other in rows.values()
+            if (other["method"], other["epochs"], other["seed"]) == (control, row["epochs"], row["seed"])
+            and other["status"] == "done"
+        ),
+        row,
+    )
+    if reference is row:
         log(text)
         return
-    gain = last["val_top1_pct"] - reference["val_top1_pct"]
+    gain = row["val_top1_pct"] - reference["val_top1_pct"]
     alarming = control == CONTROL and gain <= 0
     (warn if alarming else log)(f"{text}, {gain:+.2f} pp to {control}" + (": not better" if alarming else ""))
 

@@ -24,8 +24,8 @@ from pipeline.errors import InputError
 from pipeline.parsing import parse_choices, parse_counts
 from pipeline.runtime import resolve
 from pipeline.stages import CONFIG, STAGES, recorded_config, run_stages
-from pipeline.study.cells import COLUMNS, Cell, Row, Study, measure_test, run_cells, variant
-from pipeline.study.finished import check_cells_kept, check_teacher_kept, unfinished, with_finished
+from pipeline.study.cells import COLUMNS, Cell, Row, Rows, Study, measure_test, run_cells, variant
+from pipeline.study.finished import begun_elsewhere, check_cells_kept, check_teacher_kept, unfinished, with_finished
 from pipeline.study.notes import study_notes
 from pipeline.study.tables import alarms, render, summarise
 
@@ -123,22 +123,23 @@ def run_study(study: Study, names: Sequence[str], config: Config, out: Path, opt
         check_cells_kept(cells, out, teacher)
     write_json(out / CONFIG, dataclasses.asdict(config))
     cells = with_finished(cells, study, out, teacher)
-    missing = unfinished(cells, out, teacher)
+    missing, begun = unfinished(cells, out, teacher), begun_elsewhere(cells, out)
     data_name = open_dataset(config.data).name
     train_sha256 = STAGES["distill"].data(config)["train"]
     result: dict[str, Any] = {}
 
-    def report(rows: list[Row]) -> None:
+    def report(known: Rows) -> None:
+        rows = list(known.values())
         summary = summarise(rows, study.control)
         warnings = alarms(summary, study.control)
         # A cell that diverged may still hold the student of an earlier command.
         students = [
             load_manifest(cell.directory(out) / "distill")["facts"] if row["status"] == "done" else {}
-            for cell, row in zip(cells, rows, strict=False)
+            for cell, row in known.items()
         ]
         notes = study_notes(
-            cells, rows, students, teacher,
-            control=study.control, command=options.command, data_name=data_name, train_sha256=train_sha256,
+            known, students, teacher, total=len(cells), begun=begun, control=study.control,
+            command=options.command, data_name=data_name, train_sha256=train_sha256,
         )  # fmt: skip
         page = render(study.title, summary, warnings, notes, reach=options.reach)
         write_atomic(out / "evaluation_results.csv", _csv(COLUMNS, rows))
@@ -150,7 +151,7 @@ def run_study(study: Study, names: Sequence[str], config: Config, out: Path, opt
         cells, out, teacher_dir, control=study.control, reach=options.reach, missing=missing, report=report
     )
     if options.test:
-        measure_test(cells, rows, out, report=report)
+        measure_test(rows, out, report=report)
     draw_study(out)
     return result
 

@@ -16,7 +16,7 @@ from pipeline.progress import warn
 from pipeline.stages import STAGES
 from pipeline.study.cells import Cell, Study
 
-__all__ = ["check_cells_kept", "check_teacher_kept", "unfinished", "with_finished"]
+__all__ = ["begun_elsewhere", "check_cells_kept", "check_teacher_kept", "unfinished", "with_finished"]
 
 _FINISHED = f"e*/seed*/*/distill/{MANIFEST}"
 _FLAGS = {
@@ -30,7 +30,8 @@ def check_teacher_kept(config: Config, out: Path) -> None:
     """Refuse to replace the teacher of a study that has finished cells.
 
     Raises:
-        InputError: The one that is there was made with other options, or the cells have one from elsewhere.
+        InputError: The one that is there was made with other options or is damaged, or the cells have one from
+            elsewhere.
     """
     finished = len(list(out.glob(_FINISHED)))
     if not finished:
@@ -44,6 +45,11 @@ def check_teacher_kept(config: Config, out: Path) -> None:
         ) from None
     if changes := _changes("teacher", manifest, config):
         raise _refusal(finished, out, f"a teacher of {_described(changes)}")
+    if damage := output_damage(out / "teacher", manifest):
+        raise InputError(
+            f"the teacher of {_counted(finished)} in {out}: {damage} since it was trained",
+            "restore it, or give another --out, or --force to train another teacher",
+        )
 
 
 def check_cells_kept(cells: Sequence[Cell], out: Path, teacher: Mapping[str, Any] | None) -> None:
@@ -63,8 +69,23 @@ def check_cells_kept(cells: Sequence[Cell], out: Path, teacher: Mapping[str, Any
 
 
 def unfinished(cells: Sequence[Cell], out: Path, teacher: Mapping[str, Any]) -> list[Cell]:
-    """Return the cells that are yet to be trained, as far as manifests tell; arguments as of `check_cells_kept`."""
-    return [cell for cell in cells if _made_otherwise(cell, out, teacher) != []]
+    """Return the cells that are yet to be trained; arguments as of `check_cells_kept`."""
+    return [cell for cell in cells if _made_otherwise(cell, out, teacher) != [] or _damaged(cell.directory(out))]
+
+
+def begun_elsewhere(cells: Sequence[Cell], out: Path) -> list[str]:
+    """Return what other commands began in the directory of a study and did not finish: interrupted, or diverged."""
+    directories = {cell.directory(out) for cell in cells}
+    begun = [path.parent for path in sorted(out.glob("e*/seed*/*/.distill.partial"))]
+    return [
+        f"{directory.name}, {directory.parents[1].name[1:]} epochs, seed {directory.parent.name[4:]}"
+        for directory in begun
+        if directory not in directories and not (directory / "distill" / MANIFEST).exists()
+    ]
+
+
+def _damaged(directory: Path) -> bool:
+    return bool(output_damage(directory / "distill", load_manifest(directory / "distill")))
 
 
 def _made_otherwise(cell: Cell, out: Path, teacher: Mapping[str, Any] | None) -> list[str] | None:

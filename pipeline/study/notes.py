@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from pipeline.distill.methods import CONTROL
-from pipeline.study.cells import Cell, Row
+from pipeline.study.cells import Cell, Row, Rows
 
 __all__ = ["study_notes"]
 
@@ -14,11 +14,12 @@ Facts = Mapping[str, Any]
 
 
 def study_notes(
-    cells: Sequence[Cell],
-    rows: Sequence[Row],
+    known: Rows,
     students: Sequence[Facts],
     teacher: Mapping[str, Any],
     *,
+    total: int,
+    begun: Sequence[str],
     control: str,
     command: str,
     data_name: str,
@@ -27,15 +28,17 @@ def study_notes(
     """Return the notes, each of one or more sentences in Markdown.
 
     Args:
-        cells: All cells of the study, at least one.
-        rows: Of the first of them, as `pipeline.study.cells.run_cells` reports them.
+        known: The rows so far, at least one, as `pipeline.study.cells.run_cells` reports them.
         students: Facts of each row's finished distillation; empty of a cell that diverged.
         teacher: Manifest of their teacher.
+        total: How many cells the study has.
+        begun: What other commands began in its directory and did not finish.
         control: Name of the cells that the others are compared with.
         command: The command line, for the record.
         data_name: Name of the data set.
         train_sha256: Of its training images.
     """
+    cells, rows = list(known), list(known.values())
     data, runtime = cells[0].config.data, cells[0].config.runtime
     done = [row for row in rows if row["status"] == "done"]
     size = f"a subset of {data.train_size:,}" if data.train_size else "all"
@@ -44,23 +47,27 @@ def study_notes(
     if not any(cell.name == control for cell in cells):
         notes.append(f"The control {control} is not among the cells, so there are no differences.")
     notes.append(
-        f"{len(rows)} of {len(cells)} cells; accuracies and losses are of the validation images, which no student was "
-        "trained on."
+        f"{len(rows)} of {total} cells; accuracies and losses are of the validation images. No student was trained on "
+        "them, but they decide when beta falls, when hints end and what dynamic chooses."
     )
+    if begun:
+        notes.append(f"Begun and not finished (interrupted, or diverged), so not in these tables: {'; '.join(begun)}.")
     tested = sum(row.get("int8_test_top1_pct") is not None for row in done)
     if tested:
         notes.append(
-            f"Columns of the test images: known of {tested} of {len(cells)} cells, each measured after the last "
+            f"Columns of the test images: known of {tested} of {total} cells, each measured after the last "
             "training of the command that asked for it."
         )
     return [
         *notes,
         "±: standard deviation over seeds; of a difference: 95 % interval, paired by seed, Student t. An effect "
-        "smaller than its interval is not resolved; with one seed there is no interval. Intervals cover the seed of "
-        "the students, all of one teacher, and not the seed of the teacher.",
+        "smaller than its interval is not resolved, nor one that seeds give alike; with one seed there is no interval. "
+        "Intervals cover the seed of the students alone: all have one teacher, held-out images and views, and nothing "
+        "is corrected for the number of comparisons.",
         f"Training images: {size} of {data_name}; recipe: {cells[0].config.distill.recipe}.",
         *_teacher_notes(teacher, done, data.val_fraction, train_sha256),
         *_hint_notes(cells, students),
+        *_logit_notes(cells, students),
         *_variation_notes(cells, control),
         "Hint maps: what the teacher's maps take in one batch. Trained: with the adapters, which are not shipped.",
         f"Command: `{command}`",
@@ -99,7 +106,7 @@ def _teacher_notes(
 def _hint_notes(cells: Sequence[Cell], students: Sequence[Facts]) -> list[str]:
     """List the blocks that hints were at by length and name, by seed where seeds differ, and the hint-only epochs."""
     seeds: dict[tuple[int, str, int], dict[str, list[int]]] = {}
-    for cell, facts in zip(cells, students, strict=False):
+    for cell, facts in zip(cells, students, strict=True):
         if facts and facts["hint_pairs"]:
             settings = cell.config.distill
             by_blocks = seeds.setdefault((settings.epochs, cell.name, settings.hint_only_epochs), {})
@@ -115,6 +122,16 @@ def _hint_notes(cells: Sequence[Cell], students: Sequence[Facts]) -> list[str]:
         names.setdefault((epochs, "; ".join(parts)), []).append(name)
     lines = [f"\n  - {epochs} epochs, {', '.join(alike)}: {text}" for (epochs, text), alike in names.items()]
     return ["Blocks of the teacher that hints were at:" + "".join(lines)] if lines else []
+
+
+def _logit_notes(cells: Sequence[Cell], students: Sequence[Facts]) -> list[str]:
+    """Name the cells whose minutes contain what others found in the cache."""
+    names = [str(cell) for cell, facts in zip(cells, students, strict=True) if facts.get("logits_computed")]
+    if not names:
+        return []
+    return [
+        f"Minutes contain computing logits of the teacher, which the others found in the cache: {'; '.join(names)}."
+    ]
 
 
 def _variation_notes(cells: Sequence[Cell], control: str) -> list[str]:

@@ -24,10 +24,14 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """``better``, ``worse``, ``not resolved`` (smaller than its interval) or ``one seed``."""
+        """``better``, ``worse``, ``not resolved`` (smaller than its interval) or ``one seed``.
+
+        Accuracies are shares of images, so a few seeds can give the same difference by chance; an interval of no width
+        resolves nothing.
+        """
         if self.half_width is None:
             return "one seed"
-        if abs(self.mean) <= self.half_width:
+        if abs(self.mean) <= self.half_width or not self.half_width:
             return "not resolved"
         return "better" if self.mean > 0 else "worse"
 

@@ -121,6 +121,21 @@ def test_a_constant_beta_is_a_flat_line_and_without_hints_there_is_none(study):
     assert (study / "figures" / "mine.png").exists()
 
 
+def test_one_epoch_is_a_point_and_a_teacher_without_blocks_has_no_features(study):
+    keep(study, "ce,2,0")
+    cell = study / "e2" / "seed0" / "ce" / "distill"
+    rows = list(csv.DictReader((cell / "training_log_ce.csv").read_text().splitlines()))
+    write(cell / "training_log_ce.csv", rows[:1])
+    made = json.loads((cell / "manifest.json").read_text())
+    made["facts"]["block_variances"] = {}
+    (cell / "manifest.json").write_text(json.dumps(made))
+    drawn = {path.stem: path.read_text() for path in draw_study(study) if path.suffix == ".svg"}
+    assert "feature_similarity" not in drawn
+    assert "features at" not in drawn["training_curves_2"]
+    marker = drawn["training_curves_2"].count("stroke-linejoin: miter")  # of the outline of a marker
+    assert marker
+
+
 def test_the_end_of_the_hints_is_marked(study):
     for path in study.glob("e*/seed*/selective/distill/*.csv"):
         rows = list(csv.DictReader(path.read_text().splitlines()))

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from pipeline.distill.beta import BetaSchedule
-from pipeline.distill.blocks import every_block, highest_variance, last_blocks, random_blocks, stage_ends
+from pipeline.distill.blocks import (
+    TeacherBlock,
+    every_block,
+    highest,
+    highest_variance,
+    last_blocks,
+    random_blocks,
+    stage_ends,
+)
 from pipeline.distill.dynamic import DynamicChoice
 from pipeline.distill.gradients import gradient_shares
 from pipeline.distill.hints import HintAdapters, HintPair, measure_similarity, pair_blocks, probe_shapes, scan_variance
@@ -90,16 +98,25 @@ def test_beta_goes_on_from_its_saved_state():
 
 def test_blocks_of_the_highest_variance_are_chosen_in_depth_order():
     variances = {"a": 5.0, "b": 1.0, "c": 9.0, "d": 7.0}
-    assert highest_variance(variances, 3) == ("a", "c", "d")
-    assert last_blocks(variances, 3) == ("b", "c", "d")
-    assert every_block(variances, 3) == ("a", "b", "c", "d")
-    assert stage_ends(dict.fromkeys(["layer1.0", "layer1.1", "layer2.0"], 1.0)) == ("layer1.1", "layer2.0")
+    blocks = {name: TeacherBlock(variance, 8) for name, variance in variances.items()}
+    assert highest_variance(blocks, 3) == highest(variances, 3) == ("a", "c", "d")
+    assert last_blocks(blocks, 3) == ("b", "c", "d")
+    assert every_block(blocks, 3) == ("a", "b", "c", "d")
+
+
+def test_stages_end_where_names_or_the_size_of_the_maps_change():
+    def ends(**sides):
+        return stage_ends({name.replace("_", "."): TeacherBlock(1.0, side) for name, side in sides.items()})
+
+    assert ends(layer1_0=8, layer1_1=8, layer2_0=4) == ("layer1.1", "layer2.0")
+    assert ends(layer3_1=1, layer4_0=1, layer4_1=1) == ("layer3.1", "layer4.1")  # of tiny images
+    assert ends(features_0=16, features_1=16, features_2=8, features_3=8) == ("features.1", "features.3")
 
 
 def test_random_blocks_are_drawn_by_the_seed_in_depth_order():
     names = [f"b{index}" for index in range(8)]
-    draws = [random_blocks(dict.fromkeys(names, 1.0), 3, seed) for seed in range(200)]
-    assert draws[3] == random_blocks(dict.fromkeys(names, 9.0), 3, 3)
+    draws = [random_blocks(dict.fromkeys(names, TeacherBlock(1.0, 8)), 3, seed) for seed in range(200)]
+    assert draws[3] == random_blocks(dict.fromkeys(names, TeacherBlock(9.0, 4)), 3, 3)
     assert all(list(draw) == sorted(draw) and len(set(draw)) == 3 for draw in draws)
     # Each block in 3 of 8 draws: 75 of 200, with a standard deviation of 7.
     assert all(50 <= sum(name in draw for draw in draws) <= 100 for name in names)
@@ -376,7 +393,8 @@ def test_hints_pair_a_resnet_teacher_with_a_mobilenet_student_and_train_it():
     student = build_student("mobilenet_v2", 3, 16)
     pixels = torch.rand(4, 3, 16, 16)
     shapes, student_shapes = probe_shapes(teacher, student.features, pixels)
-    pairs = pair_blocks({name: shapes[name] for name in stage_ends(list(shapes))}, student_shapes)
+    ends = stage_ends({name: TeacherBlock(1.0, side) for name, (_, side) in shapes.items()})
+    pairs = pair_blocks({name: shapes[name] for name in ends}, student_shapes)
     # The teacher ends at 1 x 1, the student at 2 x 2.
     assert [student_shapes[pair.student_block][1] for pair in pairs] == [8, 4, 2, 2]
     adapters = HintAdapters(pairs, normalised=True)

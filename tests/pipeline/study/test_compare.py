@@ -59,7 +59,8 @@ def test_the_same_command_trains_nothing_and_gives_the_same_table(study, compare
     out, command = study
     before = (out / "evaluation_results.csv").read_text()
     result = kdedge(*command, "--json")
-    assert result.stderr.count("distill: up to date, skipped") == 6
+    assert "6 of 6 cells are finished" in result.stderr
+    assert "running" not in result.stderr
     assert (out / "evaluation_results.csv").read_text() == before
     printed = json.loads(result.stdout)
     assert len(printed["rows"]) == 6
@@ -72,14 +73,14 @@ def test_a_later_command_adds_to_the_table_what_was_trained_alike(study, compare
     command = list(command)
     command[command.index("--seeds") + 1] = "1"
     command[command.index("--methods") + 1] = "kd"
-    assert kdedge(*command).stderr.count("distill: up to date, skipped") == 6
+    assert "6 of 6 cells are finished" in kdedge(*command).stderr
     assert (out / "evaluation_results.csv").read_text() == before
 
 
 def test_cells_are_kept_under_another_option_that_they_have_no_use_for(study, compared, tmp_path):
     kdedge(*small(study, tmp_path, methods="ce,kd"))
     result = kdedge(*small(study, tmp_path, "--beta", "25", "--hint-loss", "raw", methods="ce,kd"))
-    assert result.stderr.count("distill: up to date, skipped") == 2
+    assert "2 of 2 cells are finished" in result.stderr
     assert "2 of 2 cells" in result.stdout
 
 
@@ -119,7 +120,7 @@ def test_force_replaces_finished_cells_and_the_others_leave_the_tables(study, co
     )
     assert "1 of 1 cells" in page.stdout
     # What is replaced is finished, so a study that was interrupted goes on.
-    assert "distill: up to date, skipped" in kdedge(*command).stderr
+    assert "1 of 1 cells are finished" in kdedge(*command).stderr
 
 
 def test_a_teacher_from_elsewhere_is_not_replaced_by_one_trained_anew(study, compared, tmp_path):
@@ -138,8 +139,49 @@ def test_the_time_left_is_of_what_is_to_be_trained(study, compared, tmp_path, mo
     clock = itertools.count(step=100.0)
     monkeypatch.setattr(cells, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     log = kdedge(*small(study, tmp_path, methods="ce,kd,selective")).stderr
-    assert "cell 2 of 3: kd, 2 epochs, seed 0; 1 min 40 s left" in log
-    assert "cell 3 of 3: selective, 2 epochs, seed 0; 3 min 20 s left" in log
+    assert "1 of 3 cells are finished" in log
+    assert "cell 1 of 2: ce, 2 epochs, seed 0\n" in log
+    assert "cell 2 of 2: selective, 2 epochs, seed 0; 1 min 40 s left" in log
+
+
+def test_an_interruption_leaves_what_is_finished_in_the_tables(study, compared, tmp_path, monkeypatch):
+    kdedge(*small(study, tmp_path, methods="kd"))
+    monkeypatch.setattr(stage, "run", refuse)
+    kdedge(*small(study, tmp_path, methods="ce"), code=1)
+    assert [row["method"] for row in read(tmp_path / "evaluation_results.csv")] == ["kd"]
+    monkeypatch.undo()
+    # The control, which a next command does not ask for, was begun.
+    note = "Begun and not finished (interrupted, or diverged), so not in these tables: ce, 2 epochs, seed 0."
+    assert note in kdedge(*small(study, tmp_path, methods="kd")).stdout
+    assert "not finished" not in kdedge(*small(study, tmp_path, methods="ce")).stdout
+
+
+def test_a_finished_cell_keeps_the_options_that_its_user_gave_it(study, compared, tmp_path):
+    kdedge(*small(study, tmp_path))
+    path = tmp_path / "e2" / "seed0" / "kd" / "config.json"
+    config = json.loads(path.read_text())
+    config["quantize"]["target"] = "arm64"
+    path.write_text(json.dumps(config))
+    kdedge(*small(study, tmp_path))
+    assert json.loads(path.read_text()) == config
+
+
+def test_a_damaged_cell_is_trained_again(study, compared, tmp_path):
+    kdedge(*small(study, tmp_path))
+    student = tmp_path / "e2" / "seed0" / "kd" / "distill" / "student.json"
+    before = student.read_text()
+    student.write_text("{}")
+    assert "distill: running (output student.json was altered)" in kdedge(*small(study, tmp_path)).stderr
+    assert student.read_text() == before
+
+
+def test_a_damaged_teacher_is_not_trained_again_for_cells_that_would_be_of_the_old_one(study, compared, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(study[0], out, symlinks=True)
+    (out / "teacher" / "metrics.csv").write_text("other")
+    result = kdedge(*(out if part == study[0] else part for part in study[1]), code=2)
+    assert f"the teacher of 6 finished cells in {out}: metrics.csv was altered since it was trained" in result.stderr
+    assert "running" not in result.stderr
 
 
 def test_cells_of_another_teacher_are_kept(study, compared, tmp_path):

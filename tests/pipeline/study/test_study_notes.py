@@ -10,28 +10,28 @@ def cell(method, seed=0, epochs=20, name="", **distill):
     return Cell(name or method, config)
 
 
-def student(*blocks, choices=()):
-    return {"hint_pairs": [[block, "features.3"] for block in blocks], "hint_choices": list(choices)}
+def student(*blocks, choices=(), **more):
+    return {"hint_pairs": [[block, "features.3"] for block in blocks], "hint_choices": list(choices), **more}
 
 
 @pytest.fixture
 def notes_of():
-    def notes(cells, students, *, train_size=45_000, tested=(), control="ce", train_sha256="ab", **teacher):
-        rows = [
-            {
+    def notes(cells, students, *, tested=(), control="ce", train_sha256="ab", begun=(), train_size=45_000, **teacher):
+        rows = {
+            one: {
                 "method": one.name, "epochs": one.config.distill.epochs, "seed": one.config.runtime.seed,
                 "status": "done" if facts else "diverged", "train_size": train_size, "commit": "abc", "hardware": "CPU",
                 "int8_test_top1_pct": 90.0 if index in tested else None,
             }
             for index, (one, facts) in enumerate(zip(cells, students, strict=False))
-        ]  # fmt: skip
+        }  # fmt: skip
         facts = {"arch": "resnet18", "train_images": 45_000, "epochs": 7, "val_top1_pct": 93.5, **teacher}
         manifest = {
             "facts": facts, "config": {"data": {"val_fraction": cells[0].config.data.val_fraction}},
             "inputs": {"data/train": "ab"},
         }  # fmt: skip
         found = study_notes(
-            cells, rows, students, manifest,
+            rows, students, manifest, total=len(cells), begun=begun,
             control=control, command="kdedge compare", data_name="cifar10", train_sha256=train_sha256,
         )  # fmt: skip
         return "\n".join(found)
@@ -101,7 +101,26 @@ def test_a_teacher_of_other_images_may_have_seen_those_of_validation(notes_of):
 
 def test_intervals_are_of_one_teacher(notes_of):
     page = notes_of([cell("kd")], [student()])
-    assert "Intervals cover the seed of the students, all of one teacher, and not the seed of the teacher." in page
+    assert "Intervals cover the seed of the students alone: all have one teacher, held-out images and views" in page
+
+
+def test_what_was_begun_and_not_finished_is_named(notes_of):
+    cells, students = [cell("ce")], [student()]
+    assert "not finished" not in notes_of(cells, students)
+    begun = ["kd, 20 epochs, seed 1", "all, 20 epochs, seed 0"]
+    assert (
+        "Begun and not finished (interrupted, or diverged), so not in these tables: kd, 20 epochs, seed 1; "
+        "all, 20 epochs, seed 0."
+    ) in notes_of(cells, students, begun=begun)
+
+
+def test_cells_that_computed_logits_for_the_others_are_named(notes_of):
+    cells = [cell("ce"), cell("kd"), cell("kd", seed=1)]
+    students = [student(logits_computed=0), student(logits_computed=900), student(logits_computed=0)]
+    page = notes_of(cells, students)
+    assert "Minutes contain computing logits of the teacher" in page
+    assert "found in the cache: kd, 20 epochs, seed 0." in page
+    assert "Minutes contain" not in notes_of(cells, [student()] * 3)  # of an earlier version, which did not count
 
 
 def test_the_cells_that_were_measured_on_test_images_are_counted(notes_of):
