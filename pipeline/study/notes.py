@@ -45,7 +45,7 @@ def study_notes(
     commits, hardware = ({str(row[key]): None for row in done} for key in ("commit", "hardware"))
     notes = []
     if not any(cell.name == control for cell in cells):
-        notes.append(f"The control {control} is not among the cells, so there are no differences.")
+        notes.append(f"The control {control} is not among the cells, so there are no differences to it.")
     notes.append(
         f"{len(rows)} of {total} cells; accuracies and losses are of the validation images. No student was trained on "
         "them, but they decide when beta falls, when hints end and what dynamic chooses."
