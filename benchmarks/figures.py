@@ -6,7 +6,6 @@ Without matplotlib the report has tables and bars only.
 
 import importlib.util
 import io
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +14,11 @@ from typing import Any
 
 from benchmarks.pareto_figure import PICTURE_SIZE, paint_picture
 from benchmarks.quantization_figures import paint_candidates, paint_sensitivity
+from benchmarks.units import number
 from pipeline.artifacts import write_atomic
 from pipeline.progress import log
 
-__all__ = ["Figure", "draw_figures", "number", "render"]
+__all__ = ["Figure", "draw_figures", "render", "series"]
 
 _FP32, _INT8, _GREY = "#8a94a6", "#2f7ed8", "#888888"
 _PALETTE = ("#2f7ed8", "#e07b39", "#3c9d6b", "#a25ddc", "#8a94a6")
@@ -91,12 +91,12 @@ def draw_figures(report: Mapping[str, Any], out_dir: Path) -> list[Figure]:
             ("per_class", "per_class", "Top-1 accuracy per class", "Dots: top-1 accuracy of each class, FP32 and INT8",
              partial(_per_class, rows=classes), (7.2, 1.2 + 0.22 * min(len(classes), _MOST_CLASSES)))
         )  # fmt: skip
-    if _series(training, "train_loss")[0] or _series(training, "val_top1_pct")[0]:
+    if series(training, "train_loss")[0] or series(training, "val_top1_pct")[0]:
         wanted.append(
             ("training", "training", "Training of the student", "Curves: loss terms and validation accuracy by epoch",
              partial(_training, rows=training), (7.2, 3.6))
         )  # fmt: skip
-    if _series(training, "beta")[0]:
+    if series(training, "beta")[0]:
         wanted.append(
             ("beta", "training", "Beta, the weight of the hints",
              "Steps: beta by epoch, with the cosine similarity of features", partial(_beta, rows=training), (7.2, 2.8))
@@ -118,15 +118,6 @@ def draw_figures(report: Mapping[str, Any], out_dir: Path) -> list[Figure]:
         write_atomic(out_dir / f"{name}.png", light)
         figures.append(Figure(name, section, title, alt, light, dark))
     return figures
-
-
-def number(value: Any) -> float | None:
-    """Return a cell of a training log as a float, or None if it is empty or no number."""
-    try:
-        result = float(value)
-    except (TypeError, ValueError):
-        return None
-    return None if math.isnan(result) else result
 
 
 def render(paint: Callable[[Any], None], size: tuple[float, float], theme: str = "light", kind: str = "png") -> bytes:
@@ -242,7 +233,7 @@ def _training(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     """Draw the loss terms on the left axis and validation accuracy on the right."""
     names = {"train_loss": "loss", "train_kd": "KD", "train_hint": "hint", "train_ce": "CE"}
     for index, (key, label) in enumerate(names.items()):
-        epochs, values = _series(rows, key)
+        epochs, values = series(rows, key)
         if epochs:
             style = "-" if key == "train_loss" else "--"
             axes.plot(epochs, values, style, label=label, color=_PALETTE[(index + 1) % 5], linewidth=1.6)
@@ -255,7 +246,7 @@ def _training(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _beta(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     """Draw beta by epoch, marking where it was halved, and the cosine similarity on the right axis."""
-    epochs, values = _series(rows, "beta")
+    epochs, values = series(rows, "beta")
     axes.step(epochs, values, where="mid", color=_PALETTE[1], linewidth=2, label="beta")
     axes.set_xlabel("epoch")
     axes.set_ylabel("beta")
@@ -271,7 +262,7 @@ def _beta(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 def _right_axis(axes: Any, rows: Sequence[Mapping[str, Any]], key: str, label: str, unit: str = "") -> None:
     """Draw one more column on an axis of its own, and the legend of all lines above the figure."""
     handles = axes.get_lines()
-    epochs, values = _series(rows, key)
+    epochs, values = series(rows, key)
     if epochs:
         right = axes.twinx()
         right.spines["right"].set_visible(True)
@@ -280,8 +271,8 @@ def _right_axis(axes: Any, rows: Sequence[Mapping[str, Any]], key: str, label: s
     axes.legend(handles=handles, ncols=len(handles), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
 
 
-def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Return the epochs and the values of one column, leaving out rows without a number in it."""
-    points = [(number(row.get("epoch")), number(row.get(key))) for row in rows]
+def series(rows: Sequence[Mapping[str, Any]], column: str) -> tuple[list[float], list[float]]:
+    """Return the epochs and the values of a column of a training log, leaving out rows without a number in it."""
+    points = [(number(row.get("epoch")), number(row.get(column))) for row in rows]
     known = [(epoch, value) for epoch, value in points if epoch is not None and value is not None]
     return [epoch for epoch, _ in known], [value for _, value in known]

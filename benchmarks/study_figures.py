@@ -14,11 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import number
+from benchmarks.figures import series
 from pipeline.artifacts import load_manifest, write_atomic
 from pipeline.distill.blocks import highest
 from pipeline.progress import log
 from pipeline.study.statistics import paired_difference, student_t_975
+from pipeline.training_log import TrainingLog, read_log
 
 __all__ = ["draw_study"]
 
@@ -39,7 +40,7 @@ _STYLE: Any = {
 }
 
 Rows = Sequence[Mapping[str, str]]
-Curves = Mapping[str, Sequence[Rows]]
+Curves = Mapping[str, Sequence[TrainingLog]]
 Scores = dict[int, float]
 
 
@@ -67,13 +68,13 @@ def draw_study(out: Path) -> list[Path]:
         return []
     names = list(dict.fromkeys(row["method"] for row in rows))
     lengths = sorted({int(row["epochs"]) for row in rows})
-    curves: dict[int, dict[str, list[Rows]]] = {length: {} for length in lengths}
+    curves: dict[int, dict[str, list[TrainingLog]]] = {length: {} for length in lengths}
     manifests: dict[int, list[dict[str, Any]]] = {length: [] for length in lengths}
     for row in rows:
         cell = _student_dir(out, row["method"], row["epochs"], row["seed"])
         manifests[int(row["epochs"])].append(load_manifest(cell))
         for path in cell.glob("training_log_*.csv"):
-            curves[int(row["epochs"])].setdefault(row["method"], []).append(_read(path))
+            curves[int(row["epochs"])].setdefault(row["method"], []).append(read_log(path))
     look, all_cells = _looks(names), [manifest for group in manifests.values() for manifest in group]
     wide = (4.2 * len(lengths) + 2.4, 3.7)
     written = []
@@ -227,7 +228,7 @@ def _beta(axes: Sequence[Any], curves: Mapping[int, Curves], look: Mapping[str, 
         for index, (name, runs) in enumerate(methods.items()):
             width, style = max(0.8, 2.6 - 0.6 * index), ("-", "--", "-.", ":")[index % 4]
             for run in runs:
-                epochs, values = _series(run, "beta")
+                epochs, values = series(run, "beta")
                 hinted = [value / values[0] for value in values if value]
                 changed = {**look[name], "linewidth": width, "linestyle": style}
                 one.step(epochs[: len(hinted)], hinted, where="mid", label=name, **changed)
@@ -359,24 +360,18 @@ def _epochs_axis(axes: Any) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _trains(runs: Sequence[Rows], term: str) -> bool:
+def _trains(runs: Sequence[TrainingLog], term: str) -> bool:
     """Return whether a term of the loss was trained."""
-    return any(_series(run, f"train_{term}")[0] for run in runs)
+    return any(series(run, f"train_{term}")[0] for run in runs)
 
 
-def _mean(runs: Sequence[Rows], column: str) -> tuple[list[float], list[float]]:
+def _mean(runs: Sequence[TrainingLog], column: str) -> tuple[list[float], list[float]]:
     """Return the epochs and the mean of a column over the runs."""
     by_epoch: dict[float, list[float]] = {}
     for run in runs:
-        for epoch, value in zip(*_series(run, column), strict=True):
+        for epoch, value in zip(*series(run, column), strict=True):
             by_epoch.setdefault(epoch, []).append(value)
     return list(by_epoch), [statistics.fmean(values) for values in by_epoch.values()]
-
-
-def _series(rows: Rows, column: str) -> tuple[list[float], list[float]]:
-    """Return the epochs and the values of a column, leaving out rows without a number in it."""
-    known = [(float(row["epoch"]), value) for row in rows if (value := number(row.get(column))) is not None]
-    return [epoch for epoch, _ in known], [value for _, value in known]
 
 
 def _read(path: Path) -> list[dict[str, str]]:

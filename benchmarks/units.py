@@ -1,10 +1,18 @@
 """Numbers as text, alike wherever a report shows them."""
 
+import math
 from typing import Any
 
-from benchmarks.figures import number
+__all__ = ["format_bytes", "format_count", "format_ms", "format_pct", "number", "short_provider"]
 
-__all__ = ["format_bytes", "format_count", "format_ms", "format_pct", "short_provider"]
+
+def number(value: Any) -> float | None:
+    """Return a value of a report as a float, or None if it is missing or no number."""
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        return None
+    return None if math.isnan(result) else result
 
 
 def short_provider(provider: str) -> str:

@@ -5,9 +5,7 @@
     kdedge benchmark --out artifacts/run
 """
 
-import csv
 import importlib.util
-import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +24,7 @@ from pipeline.parsing import parse_emulated
 from pipeline.progress import warn
 from pipeline.shareable import as_flags
 from pipeline.stages import STAGES
+from pipeline.training_log import read_log
 
 __all__ = ["benchmark_bundle", "run", "sample_test_images"]
 
@@ -143,9 +142,6 @@ def _run_facts(inputs: Mapping[str, Path]) -> dict[str, Any]:
     """Collect what the report says of the earlier stages."""
     manifests = {stage: load_manifest(directory) for stage, directory in inputs.items()}
     teacher, student, exported = (manifests[stage]["facts"] for stage in ("teacher", "distill", "export"))
-    log = inputs["distill"] / f"training_log_{student['method']}.csv"
-    with log.open(newline="") as file:
-        training = [{key: _number(text) for key, text in row.items()} for row in csv.DictReader(file)]
     return {
         "run": {
             "wall_s": round(sum(manifest["wall_s"] for manifest in manifests.values()), 1),
@@ -163,7 +159,7 @@ def _run_facts(inputs: Mapping[str, Path]) -> dict[str, Any]:
             "hint_pairs": student["hint_pairs"],
             "block_variances": student["block_variances"],
         },
-        "training": training,
+        "training": read_log(inputs["distill"] / f"training_log_{student['method']}.csv"),
         "quantization": {
             **load_json(inputs["quantize"] / "candidates.json", ("candidates", "chosen", "target", "rung")),
             "sensitivity": load_json(inputs["quantize"] / "sensitivity.json", ("layers",)),
@@ -177,12 +173,6 @@ def _made_with(config: Config, inputs: Mapping[str, Path]) -> bool:
     A student may have another seed than its teacher, as in a study, or be older than the last options.
     """
     return all(load_manifest(folder)["config"] == STAGES[stage].key(config) for stage, folder in inputs.items())
-
-
-def _number(text: str) -> float | None:
-    """Read a cell of a training log: None if the epoch did not train that term, or for NaN, which JSON lacks."""
-    value = float(text or "nan")
-    return value if math.isfinite(value) else None
 
 
 class _TorchScores:

@@ -5,7 +5,6 @@ it is a run directory like any other: it is left alone when it is up to date, re
 `kdedge export --out CELL` goes on with it. What is measured on test images lies apart, in ``test/`` in the cell.
 """
 
-import csv
 import dataclasses
 import os
 import shutil
@@ -23,6 +22,7 @@ from pipeline.distill.methods import CONTROL, METHODS
 from pipeline.errors import DivergenceError, InputError
 from pipeline.progress import format_duration, log, warn
 from pipeline.stages import STAGES, run_stages
+from pipeline.training_log import TrainingLog, read_log
 
 __all__ = [
     "COLUMNS",
@@ -32,7 +32,6 @@ __all__ = [
     "Study",
     "count_halvings",
     "measure_test",
-    "read_log",
     "run_cells",
     "variant",
 ]
@@ -181,12 +180,6 @@ def measure_test(rows: Rows, out: Path, *, report: Callable[[Rows], None]) -> No
         report(rows)
 
 
-def read_log(path: Path) -> list[dict[str, float | None]]:
-    """Read a training log; None where an epoch did not train a term."""
-    with path.open(newline="") as file:
-        return [{key: float(text) if text else None for key, text in row.items()} for row in csv.DictReader(file)]
-
-
 _TEST = "test"  # what was exported and measured in a hurry must not replace what the user made of a cell
 _TEST_STAGES = ("export", "quantize", "benchmark")
 
@@ -267,7 +260,7 @@ def _row(cell: Cell, directory: Path, reach: float) -> Row:
     }
 
 
-def count_halvings(epochs: list[dict[str, float | None]]) -> int:
+def count_halvings(epochs: TrainingLog) -> int:
     """Count the epochs that were trained with a lower beta than the one before; its end at 0 is no halving."""
     betas = [row["beta"] for row in epochs]
     return sum(before is not None and beta is not None and 0 < beta < before for before, beta in pairwise(betas))

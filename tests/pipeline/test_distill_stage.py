@@ -16,7 +16,7 @@ from pipeline.distill import stage, trainer
 from pipeline.distill.dynamic import DynamicChoice
 from pipeline.errors import InputError
 from pipeline.runtime import resolve
-from pipeline.study.cells import read_log
+from pipeline.training_log import read_log
 
 
 @pytest.fixture(scope="module")
