@@ -101,6 +101,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         row = {"lr": trainer.optimizer.param_groups[0]["lr"], **judge.measure()}
         row |= {"beta": trainer.beta.beta} if pairs else {}
         row |= {f"grad_{name}_pct": share for name, share in trainer.shares.items()}
+        row |= {"logits_computed": cached.take_computed()} if method.kd else {}
         trainer.update_beta(epoch, row, judge.teacher_top1_pct)
         if choice and trainer.beta.beta:
             choice.update(epoch, judge.unexplained)
@@ -124,8 +125,6 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     )
     with closing(cache):
         rows, earlier_s = loop.run()
-    if cached.asked:
-        log(f"teacher logits: {cached.computed:,} of {cached.asked:,} computed, the others were in the cache")
     save_module(student, out_dir / WEIGHTS)
     description = {"arch": settings.student, "image_size": dataset.image_size, "classes": list(classes)}
     write_json(out_dir / DESCRIPTION, description)
@@ -150,7 +149,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         "drowned_epochs": _drowned_epochs(rows, settings),
         "adapter_params": sum(parameter.numel() for parameter in trainer.adapters.parameters()),
         "scan_s": round(scan_s, 2),
-        "logits_computed": cached.computed,
+        "logits_computed": _logits_computed(rows),
         "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_info().get("brand_raw"),
         "earlier_s": earlier_s,
     }
@@ -240,6 +239,14 @@ def _drowned_epochs(rows: list[dict[str, float]], settings: DistillConfig) -> in
             "--hint-loss normalised"
         )
     return drowned
+
+
+def _logits_computed(rows: list[dict[str, float]]) -> int:
+    """Count the logits of the teacher that were not in the cache; say how many."""
+    counts = [int(row["logits_computed"]) for row in rows if "logits_computed" in row]
+    if counts:
+        log(f"teacher logits: {sum(counts):,} computed, the others were in the cache")
+    return sum(counts)
 
 
 def _logits_path(teacher_dir: Path, data_sha256: str, config: Config) -> Path:

@@ -134,15 +134,11 @@ class CachedTeacher:
         teacher: In eval mode.
         runtime: Decides the precision.
         file: Where logits are kept.
-
-    Attributes:
-        asked: How many logits were asked for so far.
-        computed: How many of them were not in the file.
     """
 
     def __init__(self, teacher: Teacher, runtime: RuntimeConfig, file: LogitsFile) -> None:
         self._teacher, self._runtime, self._file = teacher, runtime, file
-        self.asked = self.computed = 0
+        self._computed = 0
 
     @torch.no_grad()
     def __call__(self, batch: Batch, blocks: tuple[str, ...] = ()) -> tuple[Tensor, dict[str, Tensor]]:
@@ -172,10 +168,14 @@ class CachedTeacher:
                     tap.run_to_deepest(pixels)
                 for name in blocks:
                     maps[name].append(tap.maps[name][: len(rows)])
-        self.asked += len(logits)
-        self.computed += int((~found).sum())
+        self._computed += int((~found).sum())
         on_device = torch.from_numpy(logits).to(batch.pixels.device).float()
         return on_device, {name: torch.cat(parts) for name, parts in maps.items()}
+
+    def take_computed(self) -> int:
+        """Return how many logits were not in the file since the last call of this."""
+        computed, self._computed = self._computed, 0
+        return computed
 
 
 def _checksum(entry: bytes, view: int) -> bytes:

@@ -88,18 +88,35 @@ def test_dynamic_gives_the_same_weights_twice_and_after_an_interruption(distill,
 def test_a_second_run_takes_every_logit_from_the_cache_and_gives_the_same_weights(
     distill, capsys, monkeypatch, tmp_path, method
 ):
-    def computed():
-        return int(re.search(r"teacher logits: (\d+) of \d+ computed", capsys.readouterr().err)[1])
-
     monkeypatch.setenv("KDEDGE_CACHE", str(tmp_path / "cache"))
-    first, _ = distill("first", method=method)
-    assert 300 < computed() <= 384, "a few images have the same view in two of the four epochs"
-    again, _ = distill("again", method=method)
-    assert computed() == 0
+    first, facts = distill("first", method=method)
+    assert 300 < facts["logits_computed"] <= 384, "a few images have the same view in two of the four epochs"
+    assert f"teacher logits: {facts['logits_computed']} computed" in capsys.readouterr().err
+    again, facts = distill("again", method=method)
+    assert facts["logits_computed"] == 0
     assert again == first
     monkeypatch.setenv("KDEDGE_CACHE", "/proc/no-such-folder")  # nothing can be kept there
     without, _ = distill("without", method=method)
     assert without == first
+
+
+def test_logits_that_were_computed_before_an_interruption_count(distill, monkeypatch, tmp_path):
+    monkeypatch.setenv("KDEDGE_CACHE", str(tmp_path / "cache"))
+    honest, calls = stage.Judge.measure, itertools.count()
+
+    def interrupted(judge):
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return honest(judge)
+
+    monkeypatch.setattr(stage.Judge, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        distill("broken", method="kd")
+    _, facts = distill("broken", method="kd")
+    counts = [row["logits_computed"] for row in read_log(tmp_path / "broken" / "training_log_kd.csv")]
+    # The second epoch was trained twice: what its first attempt computed lay in the cache.
+    assert [count > 0 for count in counts] == [True, False, True, True]
+    assert facts["logits_computed"] == sum(counts)
 
 
 def test_two_stems_of_the_same_weights_have_two_files_of_logits(config, teacher_dir, tmp_path):

@@ -39,12 +39,12 @@ def test_a_hit_gives_the_bits_of_a_miss_and_runs_no_teacher(tmp_path, batch):
     first = CachedTeacher(teacher(), RUNTIME, open_file(tmp_path / "a.logits"))
     missed, maps = first(batch)
     assert not maps
-    assert (first.asked, first.computed) == (IMAGES, IMAGES)
+    assert (first.take_computed(), first.take_computed()) == (IMAGES, 0)
     broken = teacher(1).requires_grad_(False)
     broken.forward = lambda pixels: pytest.fail("the teacher was run")
     again = CachedTeacher(broken, RUNTIME, open_file(tmp_path / "a.logits"))
     assert torch.equal(again(batch)[0], missed)
-    assert (again.asked, again.computed) == (IMAGES, 0)
+    assert again.take_computed() == 0
     with torch.no_grad():
         torch.testing.assert_close(missed, teacher()(batch.pixels), rtol=1e-3, atol=1e-3)
     assert torch.equal(missed, missed.half().float())
@@ -57,7 +57,7 @@ def test_what_is_missing_in_part_gives_the_same_bits(tmp_path, batch):
     CachedTeacher(teacher(), RUNTIME, shared)(some)
     rest = CachedTeacher(teacher(), RUNTIME, shared)
     assert torch.equal(rest(batch)[0], whole)
-    assert rest.computed == IMAGES - len(some.views)
+    assert rest.take_computed() == IMAGES - len(some.views)
 
 
 def test_maps_are_the_same_with_and_without_the_logits_at_hand_and_then_the_teacher_runs_no_deeper(tmp_path, batch):
@@ -69,7 +69,7 @@ def test_maps_are_the_same_with_and_without_the_logits_at_hand_and_then_the_teac
     network.backbone.layer3.register_forward_hook(lambda *_: deeper.append(True))
     found_logits, found = again(batch, blocks)
     assert not deeper
-    assert again.computed == 0
+    assert again.take_computed() == 0
     assert torch.equal(found_logits, logits)
     assert found.keys() == missed.keys() == set(blocks)
     with torch.no_grad(), FeatureTap(network, blocks) as tap:
