@@ -7,25 +7,25 @@ every figure. Without matplotlib nothing is drawn.
 import csv
 import importlib.util
 import io
-import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accuracy_figure import paint_accuracy
 from benchmarks.figures import series
 from pipeline.artifacts import load_manifest, write_atomic
-from pipeline.distill.blocks import highest
+from pipeline.distill.blocks import JUDGED_BLOCKS, highest
+from pipeline.distill.methods import CONTROL, METHODS
 from pipeline.progress import log
-from pipeline.study.statistics import paired_difference, student_t_975
 from pipeline.training_log import TrainingLog, read_log
 
 __all__ = ["draw_study"]
 
 _COLORS = ("#2f7ed8", "#e07b39", "#3c9d6b", "#a25ddc", "#c9423f", "#8c6d46", "#d66ba0", "#1f9aa8", "#7a8f2b", "#4b4f8f")
-_CONTROL = "#5b6470"  # grey and dashed
-_CONTROLS = ("ce", "base")
+_CONTROL_COLOR = "#5b6470"  # and dashed
+_CONTROLS = (CONTROL, "base")
 _SHOWN_PP = 12  # percentage points of accuracy below the best that the curves show
 _STYLE: Any = {
     "font.size": 9,
@@ -41,7 +41,6 @@ _STYLE: Any = {
 
 Rows = Sequence[Mapping[str, str]]
 Curves = Mapping[str, Sequence[TrainingLog]]
-Scores = dict[int, float]
 
 
 def draw_study(out: Path) -> list[Path]:
@@ -76,37 +75,40 @@ def draw_study(out: Path) -> list[Path]:
         for path in cell.glob("training_log_*.csv"):
             curves[int(row["epochs"])].setdefault(row["method"], []).append(read_log(path))
     look, all_cells = _looks(names), [manifest for group in manifests.values() for manifest in group]
-    wide = (4.2 * len(lengths) + 2.4, 3.7)
     written = []
     for length in lengths:
         blocks = _blocks(manifests[length])
-        title = f"Validation images while training, {length} epochs" + (f"; features at {blocks}" if blocks else "")
+        title = f"Validation images while training, {length} epochs{_means(curves[length])}"
+        title += f"; features at {blocks}" if blocks else ""
         written += _save(
             out, f"training_curves_{length}", (10.5, 3.9), 3, [title, _conditions(manifests[length])],
             paint=partial(
                 _training_curves, curves=curves[length], look=look, temperatures=_temperatures(manifests[length])
             ),
         )  # fmt: skip
-    hinted = {
+    with_hints = {
         length: {name: runs for name, runs in curves[length].items() if _trains(runs, "hint")} for length in lengths
     }
-    if any(hinted.values()):
-        title = "Weight of the hints: halved when validation KD loss stalls, × its end; a line per seed"
+    if hinted := {length: methods for length, methods in with_hints.items() if methods}:
+        title = "Weight of the hints: halved when validation KD loss stalls, × its end; a line per seed, set apart"
         written += _save(
-            out, "beta_timeline", wide, len(lengths), [title, _conditions(all_cells)],
+            out, "beta_timeline", _wide(hinted), len(hinted),
+            [title, _conditions([manifest for length in hinted for manifest in manifests[length]])],
             paint=lambda axes: _beta(axes, hinted, look),
         )  # fmt: skip
     if _blocks(all_cells):
         title = "How well the student's features predict the teacher's, linearly"
+        title += next((text for length in lengths if (text := _means(curves[length]))), "")
         written += _save(
-            out, "feature_similarity", wide, len(lengths), [title, f"at {_blocks(all_cells)}", _conditions(all_cells)],
+            out, "feature_similarity", _wide(lengths), len(lengths),
+            [title, f"at {_blocks(all_cells)}", _conditions(all_cells)],
             paint=lambda axes: _similarity(axes, curves, look),
         )  # fmt: skip
     control = next((name for name in names if name in _CONTROLS), "")
     written += _save(
         out, "accuracy", (9.6 if control else 7.2, 1.7 + 0.3 * len(names) * len(lengths)), 2 if control else 1,
         ["Accuracy on validation images by method", _conditions(all_cells)],
-        paint=lambda axes: _accuracy(axes, _places(rows, names, lengths), look, control),
+        paint=lambda axes: paint_accuracy(axes, rows, look, control),
     )  # fmt: skip
     scan = _read(out / "block_variances.csv")
     if scan:
@@ -144,12 +146,27 @@ def _conditions(manifests: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join([f"{kind}:{Path(folder).name}" if folder else kind, *texts])
 
 
+def _wide(lengths: Collection[int]) -> tuple[float, float]:
+    """Return the size of a figure with a panel per length."""
+    return 4.2 * len(lengths) + 2.4, 3.7
+
+
+def _means(curves: Curves) -> str:
+    """Say that lines are means, if some are."""
+    return ", means over seeds" if any(len(runs) > 1 for runs in curves.values()) else ""
+
+
+def _labels(curves: Curves) -> dict[str, str]:
+    """Return the name of each line, with its number of seeds where that differs."""
+    counts = {name: len(runs) for name, runs in curves.items()}
+    if len(set(counts.values())) <= 1:
+        return {name: name for name in counts}
+    return {name: f"{name} ({count} seed{'s' * (count > 1)})" for name, count in counts.items()}
+
+
 def _blocks(manifests: Sequence[Mapping[str, Any]]) -> str:
-    """Name the teacher's blocks at which features are compared: those that `selective` would train on."""
-    sets = {
-        highest(manifest["facts"]["block_variances"], manifest["config"]["distill"]["hint_layers"]): None
-        for manifest in manifests
-    }
+    """Name the teacher's blocks at which features are compared."""
+    sets = {highest(manifest["facts"]["block_variances"], JUDGED_BLOCKS): None for manifest in manifests}
     return " or ".join("+".join(blocks) for blocks in sets)
 
 
@@ -192,18 +209,22 @@ def _training_curves(
         ("val_kd", f"KD loss{own}", "Distance to the teacher's logits"),
         ("val_hint", "share of variance unexplained", "Distance to the teacher's features"),
     )
+    labels = _labels(curves)
     for one, (column, label, title) in zip(axes, panels, strict=True):
         for name, runs in curves.items():
-            _curve(one, *_mean(runs, column), name, look)
+            _curve(one, *_mean(runs, column), labels[name], look[name])
         one.set_title(title, fontsize=10)
         one.set_ylabel(label)
         _epochs_axis(one)
     # The first epochs would squeeze the end, where the methods differ, into a line.
-    best = max(max(values) for runs in curves.values() if (values := _mean(runs, "val_top1_pct")[1]))
+    tops = {name: _mean(runs, "val_top1_pct")[1] for name, runs in curves.items()}
+    best = max(map(max, tops.values()))
     low, high = axes[0].get_ylim()
     if low < best - _SHOWN_PP:
         axes[0].set_ylim(best - _SHOWN_PP, high - (high - best) / 2)
         axes[0].set_title(f"Accuracy, from {best - _SHOWN_PP:.0f} % up", fontsize=10)
+        ends = {name: values[-1] for name, values in tops.items() if values[-1] < best - _SHOWN_PP}
+        _off_scale(axes[0], [f"{name}, {end:.1f} % at the end" for name, end in ends.items()], "bottom")
     # So would the methods that do not learn from the teacher's logits.
     losses = {name: _mean(runs, "val_kd")[1] for name, runs in curves.items()}
     learnt = [value for name, runs in curves.items() if _trains(runs, "kd") for value in losses[name]]
@@ -212,29 +233,30 @@ def _training_curves(
         margin = 0.05 * (high - low) or 0.05 * high
         beyond = [f"{name}, up to {max(values):.2g}" for name, values in losses.items() if max(values) > high + margin]
         axes[1].set_ylim(low - margin, high + margin)
-        if beyond:
-            axes[1].text(
-                0.97, 0.97, "off scale: " + "; ".join(beyond), transform=axes[1].transAxes, ha="right", va="top",
-                fontsize=8,
-            )  # fmt: skip
+        _off_scale(axes[1], beyond, "top")
+
+
+def _off_scale(axes: Any, names: Sequence[str], corner: str) -> None:
+    """Name in a free corner on the right, ``top`` or ``bottom``, the lines that cannot be seen as a whole."""
+    if names:
+        height, text = {"top": 0.97, "bottom": 0.03}[corner], "off scale: " + "\n".join(names)
+        axes.text(0.97, height, text, transform=axes.transAxes, ha="right", va=corner, fontsize=8)
 
 
 def _beta(axes: Sequence[Any], curves: Mapping[int, Curves], look: Mapping[str, Any]) -> None:
-    """Draw beta relative to its start by epoch: a line per seed, thinner from method to method, so that none hides.
+    """Draw beta relative to its start by epoch: a line per seed, each a little below the last, so that none hides.
 
     A cross marks where hints ended.
     """
     for one, (length, methods) in zip(axes, curves.items(), strict=True):
-        for index, (name, runs) in enumerate(methods.items()):
-            width, style = max(0.8, 2.6 - 0.6 * index), ("-", "--", "-.", ":")[index % 4]
-            for run in runs:
-                epochs, values = series(run, "beta")
-                hinted = [value / values[0] for value in values if value]
-                changed = {**look[name], "linewidth": width, "linestyle": style}
-                one.step(epochs[: len(hinted)], hinted, where="mid", label=name, **changed)
-                if len(hinted) < len(values):
-                    end = epochs[len(hinted) - 1], hinted[-1]
-                    one.plot(*end, "x", color=look[name]["color"], markersize=7, gid="hints_end")
+        lines = [(name, run) for name, runs in methods.items() for run in runs]
+        for index, (name, run) in enumerate(lines):
+            epochs, values = series(run, "beta")
+            hinted = [0.97**index * value / values[0] for value in values if value]
+            one.step(epochs[: len(hinted)], hinted, where="mid", label=name, **look[name])
+            if len(hinted) < len(values):
+                end = epochs[len(hinted) - 1], hinted[-1]
+                one.plot(*end, "x", color=look[name]["color"], markersize=7, gid="hints_end")
         one.set_yscale("log", base=2)
         one.yaxis.set_major_formatter(lambda value, _: f"1/{1 / value:.0f}" if value < 1 else f"{value:g}")
         one.set_title(f"{length} epochs", fontsize=10)
@@ -246,74 +268,13 @@ def _beta(axes: Sequence[Any], curves: Mapping[int, Curves], look: Mapping[str, 
 def _similarity(axes: Sequence[Any], curves: Mapping[int, Curves], look: Mapping[str, Any]) -> None:
     """Draw the cosine similarity of the features by epoch."""
     for one, (length, methods) in zip(axes, curves.items(), strict=True):
+        labels = _labels(methods)
         for name, runs in methods.items():
-            _curve(one, *_mean(runs, "cosine_similarity"), name, look)
+            _curve(one, *_mean(runs, "cosine_similarity"), labels[name], look[name])
         one.set_title(f"{length} epochs", fontsize=10)
         one.sharey(axes[0])
         _epochs_axis(one)
     axes[0].set_ylabel("cosine similarity")
-
-
-def _places(rows: Rows, names: Sequence[str], lengths: Sequence[int]) -> dict[float, tuple[str, int, Scores]]:
-    """Return name, epochs and accuracy by seed of each line of the figure, by its height."""
-    places: dict[float, tuple[str, int, Scores]] = {}
-    height = 0.0
-    for length in lengths:
-        for name in names:
-            group = [row for row in rows if row["method"] == name and int(row["epochs"]) == length]
-            if group:
-                places[height] = (name, length, {int(row["seed"]): float(row["val_top1_pct"]) for row in group})
-                height += 1
-        height += 0.7
-    return places
-
-
-def _accuracy(
-    axes: Sequence[Any], places: Mapping[float, tuple[str, int, Scores]], look: Mapping[str, Any], control: str
-) -> None:
-    """Draw the accuracy of each method, mean and seeds, and beside it the difference to the control."""
-    controls = {length: scores for name, length, scores in places.values() if name == control}
-    several = len({length for _, length, _ in places.values()}) > 1
-    with_interval = unpaired = False  # a mean with an interval; a difference without one
-    for height, (name, length, scores) in places.items():
-        color, values = look[name]["color"], list(scores.values())
-        mean, half = statistics.fmean(values), None
-        if len(values) > 1:
-            with_interval = True
-            half = student_t_975(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-            axes[0].plot(values, [height + 0.22] * len(values), ".", color=color, markersize=4)
-        _point(axes[0], mean, half, height, color, text=f"{mean:.2f}")
-        if name != control and (difference := paired_difference(scores, controls.get(length, {}))):
-            unpaired = unpaired or difference.half_width is None
-            _point(axes[1], difference.mean, difference.half_width, height, color, text=f"{difference.mean:+.2f}")
-    labels = [f"{name}, {length} epochs" if several else name for name, length, _ in places.values()]
-    for one in axes:
-        one.set_yticks(list(places), labels)
-        one.set_ylim(max(places) + 0.6, -0.7)
-        one.margins(x=0.12)
-    axes[0].set_xlabel("validation top-1 in %")
-    what = (
-        "mean over seeds with 95 % interval; small dots are seeds" if with_interval else "one seed each, so no interval"
-    )
-    axes[0].set_title(what, fontsize=9, loc="left")
-    if control:
-        axes[1].tick_params(labelleft=False)
-        axes[1].axvline(0, color=_CONTROL, linestyle="--", linewidth=1.2)
-        axes[1].set_xlabel(f"difference to {control}, percentage points")
-        if not unpaired:
-            what = "difference to the control, paired by seed, 95 %"
-        elif with_interval:
-            what = "paired by seed, 95 %; open: one seed, no interval"
-        else:
-            what = f"to {control}; one seed, so no interval"
-        axes[1].set_title(what, fontsize=9, loc="left")
-
-
-def _point(axes: Any, mean: float, half: float | None, height: float, color: str, *, text: str) -> None:
-    """Draw a mean with its interval, or open where one seed gives none, and its number above."""
-    face = "white" if half is None else color
-    axes.errorbar(mean, height, xerr=half, fmt="o", color=color, markerfacecolor=face, capsize=3, markersize=6)
-    axes.annotate(text, (mean, height), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=7)
 
 
 def _one_scan(scan: Rows) -> tuple[list[str], Rows, list[bool]]:
@@ -340,18 +301,19 @@ def _variance_scan(axes: Any, shown: Rows, marked: Sequence[bool]) -> None:
 
 
 def _looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return colour and line style of each method."""
+    """Return colour and line style of each method, the same in every study, or variation."""
     looks: dict[str, dict[str, Any]] = {}
-    for name in names:
+    for place, name in enumerate(names):
         control = name in _CONTROLS
-        color = _CONTROL if control else _COLORS[len(looks) % len(_COLORS)]
+        number = list(METHODS).index(name) if name in METHODS else place
+        color = _CONTROL_COLOR if control else _COLORS[(number - 1) % len(_COLORS)]
         looks[name] = {"color": color, "linestyle": "--" if control else "-", "linewidth": 1.6}
     return looks
 
 
-def _curve(axes: Any, epochs: list[float], values: list[float], name: str, look: Mapping[str, Any]) -> None:
+def _curve(axes: Any, epochs: list[float], values: list[float], label: str, look: Mapping[str, Any]) -> None:
     """Draw a curve by epoch; one epoch is no line but a point."""
-    axes.plot(epochs, values, label=name, marker="o" if len(epochs) == 1 else "", **look[name])
+    axes.plot(epochs, values, label=label, marker="o" if len(epochs) == 1 else "", **look)
 
 
 def _epochs_axis(axes: Any) -> None:

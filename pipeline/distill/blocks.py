@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 __all__ = [
+    "JUDGED_BLOCKS",
     "BlockRule",
     "TeacherBlock",
     "every_block",
@@ -18,6 +19,10 @@ __all__ = [
     "random_blocks",
     "stage_ends",
 ]
+
+# Features of every student are compared with the teacher's at as many blocks of the highest variance, whatever its
+# method and ``--hint-layers`` are.
+JUDGED_BLOCKS = 3
 
 
 class TeacherBlock(NamedTuple):

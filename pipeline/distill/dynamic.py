@@ -4,8 +4,9 @@ The teacher is frozen, so its activation variances stay; what changes is how muc
 first blocks are those of the highest variance, as for ``selective``. Then, every ``--rechoose-epochs`` epochs, the
 blocks are taken of which the student leaves the largest share of the variance unexplained: the share that the best
 linear adapter, fitted on training images, leaves on validation images (`pipeline.distill.hints.measure_similarity`).
-Every block has an adapter from the start, to a student block that stays the same; a block that is chosen, left out and
-chosen again goes on with the weights that its adapter had.
+Every block has an adapter from the start, to a student block that stays the same: that with which ``all`` pairs it,
+which can be another than that of ``selective``. A block that is chosen, left out and chosen again goes on with the
+weights that its adapter had.
 """
 
 from collections.abc import Callable

@@ -9,7 +9,7 @@ Reads the training images (not the test images) and the teacher; writes ``studen
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pipeline.config import Config, DistillConfig
 from pipeline.data import Split, open_dataset, split_train_val
 from pipeline.data.cifar10_fetch import cache_dir
 from pipeline.distill.beta import BETA_UNIT
-from pipeline.distill.blocks import TeacherBlock, highest
+from pipeline.distill.blocks import JUDGED_BLOCKS, TeacherBlock, highest
 from pipeline.distill.dynamic import DynamicChoice
 from pipeline.distill.hints import HintPair, pair_blocks, probe_shapes, scan_variance
 from pipeline.distill.judge import Judge
@@ -76,8 +76,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
             "use --method kd, or another --teacher",
         )
     shapes = _shapes(teacher, student, train, device)
-    # What similarity is reported of: the same pairs for every method.
-    selective = _pairs(highest(variances, settings.hint_layers), shapes)
+    judged = _pairs(highest(variances, JUDGED_BLOCKS), shapes)
     blocks = {name: TeacherBlock(variance, shapes[0][name][1]) for name, variance in variances.items()}
     chosen = method.blocks(blocks, settings.hint_layers, config.runtime.seed) if method.blocks else ()
     pairs = _pairs(tuple(variances) if method.dynamic else chosen, shapes)
@@ -93,7 +92,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         every = settings.rechoose_epochs
         choice = DynamicChoice(trainer.adapters, settings.hint_layers, every=every, epochs=settings.epochs)
     candidates = pairs if choice else ()
-    judge = Judge(config, teacher, student, selective, candidates, train=train, val=val, device=device)
+    judge = Judge(config, teacher, student, judged, candidates, train=train, val=val, device=device)
     _warn_of_weak_teacher(judge.teacher_top1_pct, settings, pairs)
 
     def finish_epoch(epoch: int) -> dict[str, float]:
@@ -141,11 +140,15 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         "val_images": len(val.labels),
         "val_top1_pct": measured["val_top1_pct"],
         "val_ce": measured["val_ce"],
+        "teacher_val_top1_pct": judge.teacher_top1_pct,
         "block_variances": variances,
         "hint_pairs": [[pair.teacher_block, pair.student_block] for pair in hinted],
         "hint_choices": choice.history if choice else [],
         "hint_weight_at_start": trainer.hint_weight(settings.beta) if pairs else 0.0,
-        "hint_map_bytes": _map_bytes(hinted, shapes[0], batches.size, config.runtime.precision),
+        "hint_map_bytes": max(
+            _map_bytes(blocks, shapes[0], batches.size, config.runtime.precision)
+            for blocks in ([entry["chosen"] for entry in choice.history] if choice else [chosen])
+        ),
         "drowned_epochs": _drowned_epochs(rows, settings),
         "adapter_params": sum(parameter.numel() for parameter in trainer.adapters.parameters()),
         "scan_s": round(scan_s, 2),
@@ -222,10 +225,10 @@ def _warn_of_weak_teacher(top1_pct: float, settings: DistillConfig, pairs: tuple
 
 
 def _map_bytes(
-    pairs: list[HintPair], teacher_shapes: dict[str, tuple[int, int]], batch_size: int, precision: str
+    blocks: Sequence[str], teacher_shapes: dict[str, tuple[int, int]], batch_size: int, precision: str
 ) -> int:
     """Return what the teacher's maps that hints aim at take in one batch, in bytes."""
-    values = sum(channels * side * side for channels, side in (teacher_shapes[pair.teacher_block] for pair in pairs))
+    values = sum(channels * side * side for channels, side in (teacher_shapes[block] for block in blocks))
     return batch_size * values * (2 if precision == "bf16" else 4)
 
 

@@ -8,6 +8,7 @@ it is a run directory like any other: it is left alone when it is up to date, re
 import dataclasses
 import os
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,8 +43,8 @@ Row = dict[str, Any]
 # one that diverged.
 COLUMNS = (
     "method", "epochs", "seed", "status", "val_top1_pct", "val_ce", "teacher_gap_pp", "params", "trained_params",
-    "hint_map_bytes", "scan_s", "seconds", "drowned_epochs", "beta_halvings", "reach_epochs", "fp32_test_top1_pct",
-    "int8_test_top1_pct", "train_size", "recipe", "precision", "threads", "commit", "hardware",
+    "hint_map_bytes", "scan_s", "seconds", "median_epoch_s", "drowned_epochs", "beta_halvings", "reach_epochs",
+    "fp32_test_top1_pct", "int8_test_top1_pct", "train_size", "recipe", "precision", "threads", "commit", "hardware",
 )  # fmt: skip
 
 
@@ -233,7 +234,8 @@ def _identity(cell: Cell) -> Row:
 def _row(cell: Cell, directory: Path, reach: float) -> Row:
     manifest = load_manifest(directory / "distill")
     facts, method, runtime = manifest["facts"], cell.config.distill.method, manifest["config"]["runtime"]
-    teacher = load_manifest(directory / "teacher")["facts"]
+    # Cells of an earlier version know the teacher's accuracy on its own validation images alone.
+    teacher_pct = facts.get("teacher_val_top1_pct") or load_manifest(directory / "teacher")["facts"]["val_top1_pct"]
     epochs = read_log(directory / "distill" / f"training_log_{method}.csv")
     reached = [row["epoch"] for row in epochs if (row["val_top1_pct"] or 0.0) >= reach]
     return {
@@ -241,12 +243,13 @@ def _row(cell: Cell, directory: Path, reach: float) -> Row:
         "status": "done",
         "val_top1_pct": facts["val_top1_pct"],
         "val_ce": round(facts["val_ce"], 6),
-        "teacher_gap_pp": round(teacher["val_top1_pct"] - facts["val_top1_pct"], 4),
+        "teacher_gap_pp": round(teacher_pct - facts["val_top1_pct"], 4),
         "params": facts["params"],
         "trained_params": facts["params"] + facts["adapter_params"],
         "hint_map_bytes": facts["hint_map_bytes"],
         "scan_s": facts["scan_s"] if METHODS[method].scans else 0.0,
         "seconds": manifest["wall_s"],
+        "median_epoch_s": statistics.median(row["seconds"] or 0.0 for row in epochs),
         "drowned_epochs": facts["drowned_epochs"],
         "beta_halvings": count_halvings(epochs) if METHODS[method].adaptive_beta else None,
         "reach_epochs": int(reached[0]) if reached and reached[0] else None,

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from pipeline.config import DataConfig
 from pipeline.distill.methods import CONTROL
 from pipeline.study.cells import Cell, Row, Rows
 
@@ -43,13 +44,10 @@ def study_notes(
     done = [row for row in rows if row["status"] == "done"]
     size = f"a subset of {data.train_size:,}" if data.train_size else "all"
     commits, hardware = ({str(row[key]): None for row in done} for key in ("commit", "hardware"))
-    notes = []
-    if not any(cell.name == control for cell in cells):
-        notes.append(f"The control {control} is not among the cells, so there are no differences to it.")
-    notes.append(
+    notes = [
         f"{len(rows)} of {total} cells; accuracies and losses are of the validation images. No student was trained on "
         "them, but they decide when beta falls, when hints end and what dynamic chooses."
-    )
+    ]
     if begun:
         notes.append(f"Begun and not finished (interrupted, or diverged), so not in these tables: {'; '.join(begun)}.")
     tested = sum(row.get("int8_test_top1_pct") is not None for row in done)
@@ -63,22 +61,23 @@ def study_notes(
         "±: standard deviation over seeds; of a difference: 95 % interval, paired by seed, Student t. An effect "
         "smaller than its interval is not resolved, nor one that seeds give alike; with one seed there is no interval. "
         "Intervals cover the seed of the students alone: all have one teacher, held-out images and views, and nothing "
-        "is corrected for the number of comparisons.",
+        "is corrected for the number of comparisons. Of few seeds an interval can be narrower by chance than that of "
+        "the images that were judged on.",
         f"Training images: {size} of {data_name}; recipe: {cells[0].config.distill.recipe}.",
-        *_teacher_notes(teacher, done, data.val_fraction, train_sha256),
+        *_teacher_notes(teacher, done, data, train_sha256),
         *_hint_notes(cells, students),
         *_logit_notes(cells, students),
         *_variation_notes(cells, control),
-        "Hint maps: what the teacher's maps take in one batch. Trained: with the adapters, which are not shipped.",
+        "Hint maps: what the teacher's maps that hints aim at take in one batch, at most; what adapters and gradients "
+        "take comes on top. Trained: with the adapters, which are not shipped. Seconds: the median epoch, with "
+        "validation.",
         f"Command: `{command}`",
         f"Commit: {', '.join(commits)}. Hardware: {', '.join(hardware)}; {runtime.device}, {runtime.precision}, "
         f"threads: {runtime.threads}.",
     ]
 
 
-def _teacher_notes(
-    teacher: Mapping[str, Any], done: Sequence[Row], val_fraction: float, train_sha256: str
-) -> list[str]:
+def _teacher_notes(teacher: Mapping[str, Any], done: Sequence[Row], data: DataConfig, train_sha256: str) -> list[str]:
     """Say what the teacher is, and what it may have seen that its students have not."""
     facts, held_out = teacher["facts"], teacher["config"].get("data", {}).get("val_fraction")
     seen = facts["train_images"] if facts["epochs"] else 0  # without an epoch its weights are as they were given
@@ -90,14 +89,19 @@ def _teacher_notes(
             f"The students were trained on {fewest:,} images and their teacher on {seen:,}: gains of what learns from "
             "it contain what it alone has seen."
         )
+    elif data.train_size and not seen:
+        notes.append(
+            f"The students were trained on {fewest:,} images, their teacher perhaps on more: gains of what learns from "
+            "it may contain what it alone has seen."
+        )
     if teacher["inputs"].get("data/train") != train_sha256:
         notes.append(
             "The teacher was trained on other images: it may have seen some of these validation images, and its "
             "accuracy beside that of its students is of others."
         )
-    elif held_out != val_fraction:
+    elif held_out != data.val_fraction:
         notes.append(
-            f"The teacher held out a share of {held_out}, not of {val_fraction}: it may have been trained on some "
+            f"The teacher held out a share of {held_out}, not of {data.val_fraction}: it may have been trained on some "
             "of these validation images."
         )
     return notes
@@ -130,7 +134,7 @@ def _logit_notes(cells: Sequence[Cell], students: Sequence[Facts]) -> list[str]:
     if not names:
         return []
     return [
-        f"Minutes contain computing logits of the teacher, which the others found in the cache: {'; '.join(names)}."
+        f"Seconds contain computing logits of the teacher, which the others found in the cache: {'; '.join(names)}."
     ]
 
 

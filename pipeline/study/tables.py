@@ -64,14 +64,15 @@ def summarise(rows: Sequence[Row], control: str) -> list[dict[str, Any]]:
 def alarms(summary: Sequence[Mapping[str, Any]], control: str) -> list[str]:
     """Return what a reader must know first.
 
-    If the control is the method without a teacher, that is a sentence for a teacher that is not better than it, for
-    every method that is not or by its interval is not shown to be, for hints that are no better than none, and for a
-    choice of blocks that is no better than another one. In any case one for seeds that diverged, for hints that drowned
-    the other terms (`pipeline.distill.stage.DROWNED_PCT`), and for an adaptive beta that did not adapt.
+    In any case that is a sentence for differences of one seed, for lengths without the control, for seeds that
+    diverged, for hints that drowned the other terms (`pipeline.distill.stage.DROWNED_PCT`), and for an adaptive beta
+    that did not adapt. If the control is the method without a teacher, also for a teacher that is not better than it,
+    for every method that is not or by its interval is not shown to be, for hints that are no better than none, for a
+    method that is no better than the one that it builds on, and for a choice of blocks that is no better than another.
     """
     from pipeline.distill.stage import DROWNED_PCT
 
-    found = []
+    found = [*_of_one_seed(summary), *_without_control(summary, control)]
     for entry in summary:
         name = f"{entry['method']}, {entry['epochs']} epochs"
         if entry["method"] == control == CONTROL and entry["seeds"] and entry["teacher_gap_pp"] <= 0:
@@ -89,6 +90,8 @@ def alarms(summary: Sequence[Mapping[str, Any]], control: str) -> list[str]:
                 chosen = next(e for e in summary if (e["method"], e["epochs"]) == (to, entry["epochs"]))
                 chosen_name = f"{to}, {entry['epochs']} epochs"
                 found += _no_gain(chosen_name, entry["method"], _turned(difference), chosen["seeds"])
+            else:
+                found += _no_gain(name, f"{to}, which it builds on", difference, entry["seeds"])
         if entry["diverged"]:
             rest = "; its means are of the others." if entry["seeds"] else "."
             found.append(f"{name}: {entry['diverged']} of {entry['diverged'] + entry['seeds']} seeds diverged{rest}")
@@ -123,12 +126,13 @@ def render(
     for warning in warnings:
         lines += [f"> **Alarm:** {warning}", ""]
     tested = any(entry["int8_test_top1_pct"] is not None for entry in summary)
+    several = any(entry["seeds"] > 1 for entry in summary)
     head = ["", "validation top-1 %", *["INT8 test top-1 %", "FP32 minus INT8 test, pp"] * tested]
     head += ["validation loss", "teacher minus student, pp"]
-    head += ["shipped", "trained", "hint maps, MB", "scan, s", "minutes", f"epochs to {reach:g} %"]
+    head += ["shipped", "trained", "hint maps, MB", "scan, s", "s an epoch", f"epochs to {reach:g} %"]
     for epochs in dict.fromkeys(entry["epochs"] for entry in summary):
         entries = [entry for entry in summary if entry["epochs"] == epochs]
-        lines += [f"## {epochs} epochs", "", *_table(head, [_cells(entry, tested) for entry in entries])]
+        lines += [f"## {epochs} epochs", "", *_table(head, [_cells(entry, tested, several) for entry in entries])]
         if differences := [line for entry in entries for line in _differences(entry, tested)]:
             columns = ["", "validation, pp (95 %)", *["INT8 test, pp (95 %)"] * tested]
             lines += [f"Differences after {epochs} epochs:", "", *_table(columns, differences)]
@@ -137,8 +141,8 @@ def render(
 
 
 _MEANS = (
-    "val_top1_pct", "val_ce", "teacher_gap_pp", "params", "trained_params", "hint_map_bytes", "scan_s", "seconds",
-    "drowned_epochs", "beta_halvings", "reach_epochs", "fp32_test_top1_pct", "int8_test_top1_pct",
+    "val_top1_pct", "val_ce", "teacher_gap_pp", "params", "trained_params", "hint_map_bytes", "scan_s",
+    "median_epoch_s", "drowned_epochs", "beta_halvings", "reach_epochs", "fp32_test_top1_pct", "int8_test_top1_pct",
 )  # fmt: skip
 
 
@@ -180,6 +184,26 @@ def _turned(difference: Mapping[str, Any]) -> dict[str, Any]:
     return {**difference, "difference_pp": 0.0 - difference["difference_pp"], "verdict": verdict}  # not -0.0
 
 
+def _of_one_seed(summary: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say which differences are of one seed, by which nothing can be told from chance."""
+    compared = [entry for entry in summary if entry["compared"]]
+    lonely = [entry for entry in compared if any(other["val"]["verdict"] == "one seed" for other in entry["compared"])]
+    if not lonely:
+        return []
+    names = "; ".join(f"{entry['method']}, {entry['epochs']} epochs" for entry in lonely)
+    what = "no difference on this page" if len(lonely) == len(compared) else f"no difference of one seed ({names})"
+    return [f"{what} is resolved: two seeds of one method differ as well. --seeds 0,1,2 gives intervals."]
+
+
+def _without_control(summary: Sequence[Mapping[str, Any]], control: str) -> list[str]:
+    there = {entry["epochs"] for entry in summary if entry["method"] == control and entry["seeds"]}
+    missing = sorted({entry["epochs"] for entry in summary} - there)
+    if not missing:
+        return []
+    lengths = " and ".join(map(str, missing))
+    return [f"no {control} of {lengths} epochs is finished, so nothing of that length is compared with it."]
+
+
 def _no_gain(name: str, other: str, difference: Mapping[str, Any], seeds: int) -> list[str]:
     """Say that something is not better than another, if so."""
     value, verdict = difference["difference_pp"], difference["verdict"]
@@ -190,13 +214,14 @@ def _no_gain(name: str, other: str, difference: Mapping[str, Any], seeds: int) -
     return [f"{name}, {shown} than {other}: {_gain(difference)} pp ({reason})."]
 
 
-def _cells(entry: Mapping[str, Any], tested: bool) -> list[str]:
+def _cells(entry: Mapping[str, Any], tested: bool, several: bool) -> list[str]:
+    """Return the row of an entry; ``several``: some row is of more than one seed, so that each says of how many."""
     if not entry["seeds"]:
         return [entry["method"], "diverged"]
     seeds = entry["seeds"]
     accuracy = _with_sd(entry["val_top1_pct"], entry["sd"])
-    if entry["sd"] is not None:
-        accuracy += f" ({seeds} seeds)"
+    if several:
+        accuracy += f" ({seeds} seed{'s' * (seeds > 1)})"
     if entry["diverged"]:
         accuracy += f", {entry['diverged']} diverged"
     of = f" ({entry['tested_seeds']} of {seeds} seeds)" if 0 < entry["tested_seeds"] < seeds else ""
@@ -214,7 +239,7 @@ def _cells(entry: Mapping[str, Any], tested: bool) -> list[str]:
         f"{entry['trained_params'] / 1e6:.2f} M",
         f"{entry['hint_map_bytes'] / 1e6:.1f}",
         _number(entry["scan_s"], ".1f"),
-        _number(entry["seconds"] / 60, ".1f"),
+        _number(entry["median_epoch_s"], ".0f"),
         _number(entry["reach_epochs"], ".1f").removesuffix(".0"),
     ]
 

@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from benchmarks import study_figures
 from benchmarks.study_figures import draw_study
 
 pytest.importorskip("matplotlib")
@@ -53,6 +54,12 @@ def keep(study, start):
     path.write_text("\n".join([lines[0], *(line for line in lines if line.startswith(start))]) + "\n")
 
 
+def svg(study, name):
+    """Draw the figures again and return one as text."""
+    draw_study(study)
+    return (study / "figures" / f"{name}.svg").read_text()
+
+
 def write(path, rows):
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -85,10 +92,40 @@ def test_figures_say_what_was_trained_on_what(study):
         seeds = "0" if name == "variance_scan" else "0, 1"
         assert f"folder:cats; 9,000 training images; {lengths} epochs; recipe kdedge; seed {seeds}<" in text
         assert "/home" not in text
-    assert "features at layer3.0+layer4.0" in drawn["training_curves_2"]
-    assert "at layer3.0+layer4.0" in drawn["feature_similarity"]
+    assert "features at layer2.0+layer3.0+layer4.0" in drawn["training_curves_2"]
+    assert "at layer2.0+layer3.0+layer4.0" in drawn["feature_similarity"]
     assert "selective, 2 epochs, seed 0" in drawn["variance_scan"]
     assert "off scale: ce, up to 8" in drawn["training_curves_3"]
+    assert "2 epochs, means over seeds; features at" in drawn["training_curves_2"]
+
+
+def test_a_method_far_below_the_others_is_named_where_it_cannot_be_seen(study):
+    assert "at the end" not in svg(study, "training_curves_2")
+    for path in study.glob("e2/seed*/ce/distill/*.csv"):
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        write(path, [{**row, "val_top1_pct": 60 + int(row["epoch"])} for row in rows])
+    assert "off scale: ce, 62.0 % at the end" in svg(study, "training_curves_2")
+
+
+def test_lines_of_other_numbers_of_seeds_say_so(study):
+    assert "ce (" not in svg(study, "training_curves_2")
+    keep(study, ("ce,2", "selective,2,0"))
+    for name in ("training_curves_2", "feature_similarity"):
+        text = svg(study, name)
+        assert "ce (2 seeds)" in text
+        assert "selective (1 seed)" in text
+
+
+def test_a_method_has_its_colour_in_every_study():
+    both = study_figures._looks(["ce", "kd", "selective"])
+    assert len({look["color"] for look in both.values()}) == 3
+    assert study_figures._looks(["selective"])["selective"] == both["selective"]
+
+
+def test_lengths_without_hints_have_no_panel_of_beta(study):
+    assert svg(study, "beta_timeline").count(" epochs<") == 2
+    keep(study, ("ce", "selective,2"))
+    assert svg(study, "beta_timeline").count(" epochs<") == 1
 
 
 def test_accuracy_is_also_compared_with_the_control_by_seed(study):

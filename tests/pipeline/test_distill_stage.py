@@ -82,6 +82,48 @@ def test_dynamic_gives_the_same_weights_twice_and_after_an_interruption(distill,
     assert resumed == whole
     assert resumed_facts["hint_choices"] == facts["hint_choices"]
     assert resumed_facts["hint_pairs"] == facts["hint_pairs"]
+    # Batches of 16; two maps of a stage at 8, 4, 2 and 1 pixels, float32: what the largest choice takes.
+    sizes = {f"layer{stage}.{block}": 64 << stage - 1 for stage in range(1, 5) for block in (0, 1)}
+    maps = {name: channels * (16 >> int(name[5])) ** 2 for name, channels in sizes.items()}
+    assert facts["hint_map_bytes"] == max(
+        16 * 4 * sum(maps[name] for name in entry["chosen"]) for entry in facts["hint_choices"]
+    )
+
+
+def test_an_interruption_after_a_halving_of_beta_changes_no_weight(distill, monkeypatch, tmp_path):
+    honest, measured = stage.Judge.measure, itertools.count()
+
+    def stuck(judge):  # made up: the KD loss never improves after the first epoch
+        return {**honest(judge), "val_kd": 1.0 + next(measured), "val_top1_pct": 0.0}
+
+    monkeypatch.setattr(stage.Judge, "measure", stuck)
+    settings = {"method": "selective", "beta_patience": 1}
+    whole, _ = distill("whole", **settings)
+    betas = [row["beta"] for row in read_log(tmp_path / "whole" / "training_log_selective.csv")]
+    assert betas == [2500, 2500, 1250, 625]
+
+    measured = itertools.count()  # read by `stuck`
+
+    def interrupted(judge):
+        if next(measured) == 2:
+            raise KeyboardInterrupt
+        return stuck(judge)
+
+    monkeypatch.setattr(stage.Judge, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        distill("broken", **settings)
+    monkeypatch.setattr(stage.Judge, "measure", stuck)
+    assert distill("broken", **settings)[0] == whole
+    assert [row["beta"] for row in read_log(tmp_path / "broken" / "training_log_selective.csv")] == betas
+
+
+def test_features_are_judged_at_the_same_blocks_whatever_is_hinted_at(distill, tmp_path):
+    first = {}
+    for count in (1, 2):
+        distill(f"hints-{count}", method="kd", epochs=1, hint_layers=count)
+        (row,) = read_log(tmp_path / f"hints-{count}" / "training_log_kd.csv")
+        first[count] = row["val_hint"], row["cosine_similarity"]
+    assert first[1] == first[2]
 
 
 @pytest.mark.parametrize("method", ["kd", "selective"])

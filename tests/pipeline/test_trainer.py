@@ -67,6 +67,16 @@ def test_a_step_minimises_alpha_kd_plus_beta_hint_plus_gamma_ce(method):
     torch.testing.assert_close(moved, 0.01 * 1.9 * gradient, rtol=1e-3, atol=1e-7)
 
 
+def test_the_shares_of_the_gradient_are_of_the_weighted_terms():
+    shares = {beta: make(hint_loss="raw", beta=beta) for beta in (1e-6, 1e6)}
+    for trainer, _, _, batch in shares.values():
+        trainer.step(batch, 0, 0.0)
+    few, most = (trainer.shares for trainer, *_ in shares.values())
+    assert few["hint"] < 1
+    assert most["hint"] > 99
+    assert sum(few.values()) == pytest.approx(100)
+
+
 def test_hint_only_epochs_minimise_the_hint_alone():
     trainer, _, _, batch = make(hint_epochs=1, hint_loss="raw", beta=7.0)
     losses = trainer.step(batch, 0, 0.0)

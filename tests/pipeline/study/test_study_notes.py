@@ -5,8 +5,9 @@ from pipeline.study.cells import Cell
 from pipeline.study.notes import study_notes
 
 
-def cell(method, seed=0, epochs=20, name="", **distill):
-    config = build_config({"distill": {"method": method, "epochs": epochs, **distill}, "runtime": {"seed": seed}})
+def cell(method, seed=0, epochs=20, name="", train_size=0, **distill):
+    distill = {"method": method, "epochs": epochs, **distill}
+    config = build_config({"data": {"train_size": train_size}, "distill": distill, "runtime": {"seed": seed}})
     return Cell(name or method, config)
 
 
@@ -91,6 +92,8 @@ def test_a_teacher_that_saw_more_images_than_its_students_is_named(notes_of):
     page = notes_of([cell("kd")], [student()], train_size=10_000, epochs=0)
     assert "Teacher: resnet18, with weights that it was given (of images not known here), " in page
     assert "it alone has seen" not in page
+    page = notes_of([cell("kd", train_size=10_000)], [student()], train_size=10_000, epochs=0)
+    assert "trained on 10,000 images, their teacher perhaps on more: gains" in page
 
 
 def test_a_teacher_of_other_images_may_have_seen_those_of_validation(notes_of):
@@ -118,9 +121,9 @@ def test_cells_that_computed_logits_for_the_others_are_named(notes_of):
     cells = [cell("ce"), cell("kd"), cell("kd", seed=1)]
     students = [student(logits_computed=0), student(logits_computed=900), student(logits_computed=0)]
     page = notes_of(cells, students)
-    assert "Minutes contain computing logits of the teacher" in page
+    assert "Seconds contain computing logits of the teacher" in page
     assert "found in the cache: kd, 20 epochs, seed 0." in page
-    assert "Minutes contain" not in notes_of(cells, [student()] * 3)  # of an earlier version, which did not count
+    assert "Seconds contain" not in notes_of(cells, [student()] * 3)  # of an earlier version, which did not count
 
 
 def test_the_cells_that_were_measured_on_test_images_are_counted(notes_of):

@@ -9,8 +9,14 @@ def row(method, seed, top1, *, epochs=20, **more):
     return {
         "method": method, "epochs": epochs, "seed": seed, "status": "done", "val_top1_pct": top1, "val_ce": 0.5,
         "teacher_gap_pp": 95 - top1, "params": 1_280_000, "trained_params": 1_480_000, "hint_map_bytes": 2_000_000,
-        "scan_s": 1.0, "seconds": 90.0, "drowned_epochs": 0, "reach_epochs": 7, **more,
+        "scan_s": 1.0, "median_epoch_s": 90.0, "drowned_epochs": 0, "reach_epochs": 7, **more,
     }  # fmt: skip
+
+
+ONE_SEED = (
+    "no difference on this page is resolved: two seeds of one method differ as well. --seeds 0,1,2 gives intervals."
+)
+NO_CONTROL = "no ce of 20 epochs is finished, so nothing of that length is compared with it."
 
 
 def difference(entry, to):
@@ -77,8 +83,9 @@ def test_hints_that_drown_the_rest_are_an_alarm_in_every_study(monkeypatch):
     rows = [row("base", 0, 90.0), row("hint-loss=raw", 0, 80.0, drowned_epochs=4)]
     rows.append(row("hint-loss=raw", 1, 81.0, drowned_epochs=5))
     assert alarms(summarise(rows, "base"), "base") == [
+        ONE_SEED,
         "hint-loss=raw, 20 epochs: on the first batch of 4.5 of them on average, hints supplied more than 80 % "
-        "of the gradient."
+        "of the gradient.",
     ]
 
 
@@ -88,13 +95,15 @@ def test_a_page_begins_with_every_method_that_is_not_better_than_its_control():
     summary = summarise(rows, "ce")
     warnings = alarms(summary, "ce")
     assert warnings == [
+        ONE_SEED,
         "kd, 20 epochs, is not better than its control ce: +0.00 pp (one seed).",
         "all, 20 epochs: 1 of 1 seeds diverged.",
     ]
     page = render("Methods", summary, warnings, ["a note"], reach=85)
     lines = page.splitlines()
-    assert lines[2] == "> **Alarm:** kd, 20 epochs, is not better than its control ce: +0.00 pp (one seed)."
-    assert "| static | 91.00 | 0.500 | 4.00 | 1.28 M | 1.48 M | 2.0 | 1.0 | 1.5 | 7 |" in lines
+    assert lines[2] == f"> **Alarm:** {ONE_SEED}"
+    assert lines[4] == "> **Alarm:** kd, 20 epochs, is not better than its control ce: +0.00 pp (one seed)."
+    assert "| static | 91.00 | 0.500 | 4.00 | 1.28 M | 1.48 M | 2.0 | 1.0 | 90 | 7 |" in lines
     assert "| all | diverged |" in lines
     assert lines[-1] == "- a note"
     assert "INT8" not in page
@@ -121,11 +130,31 @@ def test_a_method_is_compared_with_its_control_with_none_of_its_hints_and_with_t
 def test_variations_of_an_ablation_are_compared_with_the_base_alone():
     summary = summarise([row("base", 0, 90), row("lr=0.1", 0, 89), row("lr=0.4", 0, 91)], "base")
     assert [[compared["to"] for compared in entry["compared"]] for entry in summary] == [[], ["base"], ["base"]]
-    assert alarms(summary, "base") == []
+    assert alarms(summary, "base") == [ONE_SEED]
 
 
 def test_without_the_control_there_are_no_differences():
     assert "Differences" not in render("Methods", summarise([row("kd", 0, 91)], "ce"), [], [], reach=85)
+
+
+def test_differences_of_one_seed_are_named_where_others_have_more():
+    rows = [row(method, seed, top + seed * seed / 9) for method, top in (("ce", 90), ("kd", 91)) for seed in (0, 1, 2)]
+    rows[3]["val_top1_pct"] += 0.01
+    assert alarms(summarise(rows, "ce"), "ce") == []
+    rows += [row("adaptive", 0, 92), row("ce", 0, 92, epochs=40), row("kd", 0, 93, epochs=40)]
+    assert alarms(summarise(rows, "ce"), "ce") == [
+        "no difference of one seed (adaptive, 20 epochs; kd, 40 epochs) is resolved: two seeds of one method differ as "
+        "well. --seeds 0,1,2 gives intervals."
+    ]
+
+
+def test_lengths_without_the_control_are_an_alarm():
+    rows = [row("ce", 0, 90), row("kd", 0, 91), row("kd", 0, 92, epochs=30), row("kd", 0, 92, epochs=40)]
+    rows.append({"method": "ce", "epochs": 40, "seed": 0, "status": "diverged"})
+    assert "no ce of 30 and 40 epochs is finished, so nothing of that length is compared with it." in (
+        alarms(summarise(rows, "ce"), "ce")
+    )
+    assert not any("is finished" in alarm for alarm in alarms(summarise(rows[:2], "ce"), "ce"))
 
 
 def test_a_gain_that_is_not_resolved_is_an_alarm():
@@ -150,39 +179,46 @@ def test_halvings_of_beta_are_counted_from_the_log():
 def test_a_beta_that_never_adapted_is_an_alarm():
     rows = [row("base", 0, 90, beta_halvings=0), row("lr=0.1", 0, 90, beta_halvings=1), row("T=2", 0, 90)]
     assert alarms(summarise(rows, "base"), "base") == [
-        "base, 20 epochs: beta was never halved, so while hints last these are runs with a constant beta."
+        ONE_SEED,
+        "base, 20 epochs: beta was never halved, so while hints last these are runs with a constant beta.",
     ]
 
 
 def test_seeds_that_diverged_are_an_alarm_in_every_study():
     rows = [row("base", 0, 90), row("lr=0.4", 0, 91), {**row("lr=0.4", 1, 0), "status": "diverged"}]
     assert alarms(summarise(rows, "base"), "base") == [
-        "lr=0.4, 20 epochs: 1 of 2 seeds diverged; its means are of the others."
+        ONE_SEED,
+        "lr=0.4, 20 epochs: 1 of 2 seeds diverged; its means are of the others.",
     ]
 
 
 def test_a_choice_of_blocks_that_is_not_better_than_another_is_an_alarm():
     rows = [row("ce", 0, 90), row("selective", 0, 92), row("random3", 0, 92.5), row("last3", 0, 91), row("all", 0, 92)]
     assert alarms(summarise(rows, "ce"), "ce") == [
+        ONE_SEED,
         "selective, 20 epochs, is not better than random3: -0.50 pp (one seed).",
         "selective, 20 epochs, is not better than all: +0.00 pp (one seed).",
     ]
     rows = [row("selective", seed, 92 + seed) for seed in range(3)] + [row("last3", seed, 92) for seed in range(3)]
     assert alarms(summarise(rows, "ce"), "ce") == [
-        "selective, 20 epochs, is not shown to be better than last3: +1.00 ± 2.48 pp (not resolved)."
+        NO_CONTROL,
+        "selective, 20 epochs, is not shown to be better than last3: +1.00 ± 2.48 pp (not resolved).",
     ]
 
 
 def test_hints_that_are_not_better_than_none_are_an_alarm():
     tops = {"ce": 89.0, "kd": 91.0, "adaptive": 91.5, "selective": 90.8, "all": 91.0}
     assert alarms(summarise([row(name, 0, top) for name, top in tops.items()], "ce"), "ce") == [
+        ONE_SEED,
         "selective, 20 epochs, is not better than kd, which has no hints: -0.20 pp (one seed).",
+        "selective, 20 epochs, is not better than adaptive, which it builds on: -0.70 pp (one seed).",
         "all, 20 epochs, is not better than kd, which has no hints: +0.00 pp (one seed).",
         "selective, 20 epochs, is not better than all: -0.20 pp (one seed).",
     ]
     rows = [row("selective", seed, 92 + seed) for seed in range(3)] + [row("kd", seed, 92) for seed in range(3)]
     assert alarms(summarise(rows, "ce"), "ce") == [
-        "selective, 20 epochs, is not shown to be better than kd, which has no hints: +1.00 ± 2.48 pp (not resolved)."
+        NO_CONTROL,
+        "selective, 20 epochs, is not shown to be better than kd, which has no hints: +1.00 ± 2.48 pp (not resolved).",
     ]
 
 
@@ -190,9 +226,11 @@ def test_a_difference_of_fewer_seeds_than_the_mean_says_so():
     rows = [row("ce", 0, 91.0), *(row("kd", seed, 90.0 + seed) for seed in (0, 1))]
     summary = summarise(rows, "ce")
     assert alarms(summary, "ce") == [
-        "kd, 20 epochs, is not better than its control ce: -1.00 pp (one seed, 1 common seed)."
+        ONE_SEED,
+        "kd, 20 epochs, is not better than its control ce: -1.00 pp (one seed, 1 common seed).",
     ]
     page = render("Methods", summary, [], [], reach=85)
+    assert "| ce | 91.00 (1 seed) |" in page
     assert "| kd | 90.50 ± 0.71 (2 seeds) |" in page
     assert "| kd to ce | -1.00 (one seed, 1 common seed) |" in page
 
