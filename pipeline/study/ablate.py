@@ -48,8 +48,8 @@ def _optimizers(base: DistillConfig) -> dict[str, dict[str, Any]]:
     # One learning rate does not fit both, so it goes along. Adam's steps do not depend on the size of a gradient, so 64
     # times the rate for some parameters would be no more than a rate that is too high.
     options = {
-        "sgd": {"optimizer": "sgd", "lr": 0.05},
-        "adam": {"optimizer": "adam", "lr": 1e-3, "norm_bias_lr": 1.0},
+        "sgd": {"optimizer": "sgd", "lr": RECIPES["kdedge"]["lr"]},
+        "adam": {"optimizer": "adam", "lr": RECIPES["source"]["lr"], "norm_bias_lr": 1.0},
     }
     return {name: option for name, option in options.items() if name != base.optimizer}
 

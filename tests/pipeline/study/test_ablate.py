@@ -53,10 +53,9 @@ def test_the_learning_rates_of_the_source_are_those_of_its_table(cells_of):
     cells = cells_of({"recipe": "source"}, "lr,beta,recipe")
     assert list(cells) == ["base", "lr=0.0005", "lr=0.002", "beta=25", "beta=2500", "recipe=kdedge"]
     assert cells["recipe=kdedge"].distill == build_config().distill
-    assert changed(cells_of({"recipe": "source"}), "hint-loss=normalised") == {
-        "hint_loss": "normalised",
-        "beta": 2500.0,
-    }
+    every = cells_of({"recipe": "source"})
+    assert changed(every, "hint-loss=normalised") == {"hint_loss": "normalised", "beta": 2500.0}
+    assert changed(every, "optimizer=sgd") == {"optimizer": "sgd", "lr": 0.1}
 
 
 def test_a_factor_without_effect_is_left_out_and_refused_when_named(cells_of):
