@@ -262,6 +262,7 @@ def _beta(axes: Sequence[Any], curves: Mapping[int, Curves], look: Mapping[str, 
         one.set_title(f"{length} epochs", fontsize=10)
         _epochs_axis(one)
         one.set_xlim(right=length + 0.5)
+        one.set_ylim(min(one.get_ylim()[0], 0.45), 1.1)  # or what sets lines apart would look like values
     axes[0].set_ylabel("beta, relative to its start")
 
 
