@@ -2,9 +2,11 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import numpy as np
+from studies import read
 
 from benchmarks.report import render_markdown
 from benchmarks.report_file import load_report
@@ -70,6 +72,41 @@ def test_the_readme_has_the_numbers_of_the_reference():
         f"| peak memory of a process that only runs the INT8 model | {memory['int8'] / 1e6:.1f} MB |",
     ):
         assert row in README, row
+
+
+def test_the_readme_has_the_numbers_of_the_studies():
+    """Rows of the table of methods by teacher, and of the one of a small budget by recipe."""
+    compare = REFERENCE / "compare"
+    folders = {"": "20-epochs-lr-0.1", "91.0": "20-epochs-lr-0.1", "94.0": "teacher-41"}
+    name = r"`(\w+)`(?: \(default\))?(?:, (\d+) epochs)?"
+    row = rf"^\| ([\d.]*)(?: %)? ?\| {name} \| ([\d, ]+) \| ([^|]+) % \| \**([^|*]+) %\** \|"
+    shown = re.findall(row, README, flags=re.MULTILINE)
+    assert len(shown) >= 7
+    for teacher, method, epochs, seeds, val, int8 in shown:
+        cells = [
+            cell
+            for cell in read(compare / folders[teacher] / "evaluation_results.csv")
+            if (cell["method"], cell["epochs"]) == (method, epochs or "20") and cell["seed"] in seeds.split(", ")
+        ]
+        assert len(cells) == len(seeds.split(", ")), (teacher, method)
+        for text, column in ((val, "val_top1_pct"), (int8, "int8_test_top1_pct")):
+            values = [float(cell[column]) for cell in cells]
+            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            assert text == f"{statistics.fmean(values):.2f}{spread}", (teacher, method, epochs)
+    small = [
+        {cell["method"]: float(cell["val_top1_pct"]) for cell in read(compare / folder / "evaluation_results.csv")}
+        for folder in ("10k-10epochs-all", "10k-10epochs-source")
+    ]
+    for method, today in small[0].items():
+        source = small[1].get(method)
+        cells = [f"`{method}`", f"{today:.2f} %", _gain(small[0], method, "ce"), _gain(small[0], method, "kd")]
+        cells += [f"{source:.2f} %" if source else "", _gain(small[1], method, "ce")]
+        assert f"| {' | '.join(cells)} |" in README, cells
+
+
+def _gain(tops: dict[str, float], method: str, to: str) -> str:
+    shown = method in tops and method not in ("ce", to)
+    return f"{tops[method] - tops[to]:+.2f} pp" if shown else ""
 
 
 def _without_figures(markdown: str) -> list[str]:
