@@ -225,13 +225,16 @@ def _training_curves(
         axes[0].set_title(f"Accuracy, from {best - _SHOWN_PP:.0f} % up", fontsize=10)
         ends = {name: values[-1] for name, values in tops.items() if values[-1] < best - _SHOWN_PP}
         _off_scale(axes[0], [f"{name}, {end:.1f} % at the end" for name, end in ends.items()], "bottom")
-    # So would the methods that do not learn from the teacher's logits.
-    losses = {name: _mean(runs, "val_kd")[1] for name, runs in curves.items()}
-    learnt = [value for name, runs in curves.items() if _trains(runs, "kd") for value in losses[name]]
+    # So would the methods, and the epochs, that do not learn from the teacher's logits.
+    losses = {name: _mean(runs, "val_kd") for name, runs in curves.items()}
+    with_kd = {name: _mean(runs, "train_kd")[0] for name, runs in curves.items()}
+    learnt = [
+        loss for name, points in losses.items() for epoch, loss in zip(*points, strict=True) if epoch in with_kd[name]
+    ]
     if learnt:
         low, high = min(learnt), max(learnt)
         margin = 0.05 * (high - low) or 0.05 * high
-        beyond = [f"{name}, up to {max(values):.2g}" for name, values in losses.items() if max(values) > high + margin]
+        beyond = [f"{name}, up to {max(loss):.2g}" for name, (_, loss) in losses.items() if max(loss) > high + margin]
         axes[1].set_ylim(low - margin, high + margin)
         _off_scale(axes[1], beyond, "top")
 
@@ -252,7 +255,7 @@ def _beta(axes: Sequence[Any], curves: Mapping[int, Curves], look: Mapping[str, 
         lines = [(name, run) for name, runs in methods.items() for run in runs]
         for index, (name, run) in enumerate(lines):
             epochs, values = series(run, "beta")
-            hinted = [0.97**index * value / values[0] for value in values if value]
+            hinted = [0.985**index * value / values[0] for value in values if value]
             one.step(epochs[: len(hinted)], hinted, where="mid", label=name, **look[name])
             if len(hinted) < len(values):
                 end = epochs[len(hinted) - 1], hinted[-1]

@@ -107,6 +107,15 @@ def test_a_method_far_below_the_others_is_named_where_it_cannot_be_seen(study):
     assert "off scale: ce, 62.0 % at the end" in svg(study, "training_curves_2")
 
 
+def test_epochs_of_hints_alone_do_not_squeeze_the_kd_loss(study):
+    for path in study.glob("e3/seed*/selective/distill/*.csv"):
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        write(path, [{**rows[0], "train_kd": "", "val_kd": 5}, *rows[1:]])
+    text = svg(study, "training_curves_3")
+    assert "off scale: ce, up to 8" in text
+    assert "selective, up to 5" in text
+
+
 def test_lines_of_other_numbers_of_seeds_say_so(study):
     assert "ce (" not in svg(study, "training_curves_2")
     keep(study, ("ce,2", "selective,2,0"))
