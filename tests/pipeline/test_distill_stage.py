@@ -52,6 +52,18 @@ def distill(config, teacher_dir, tmp_path):
     return run
 
 
+def interrupted_at(epoch, measure):
+    """Return a measurement that is interrupted at the end of an epoch, from 0."""
+    calls = itertools.count()
+
+    def interrupted(judge):
+        if next(calls) == epoch:
+            raise KeyboardInterrupt
+        return measure(judge)
+
+    return interrupted
+
+
 def test_dynamic_gives_the_same_weights_twice_and_after_an_interruption(distill, monkeypatch):
     # Made up, so that the choice changes: every block is the least explained in turn.
     turns = itertools.count()
@@ -103,15 +115,10 @@ def test_an_interruption_after_a_halving_of_beta_changes_no_weight(distill, monk
     assert betas == [2500, 2500, 1250, 625]
 
     measured = itertools.count()  # read by `stuck`
-
-    def interrupted(judge):
-        if next(measured) == 2:
-            raise KeyboardInterrupt
-        return stuck(judge)
-
-    monkeypatch.setattr(stage.Judge, "measure", interrupted)
+    monkeypatch.setattr(stage.Judge, "measure", interrupted_at(3, stuck))
     with pytest.raises(KeyboardInterrupt):
         distill("broken", **settings)
+    assert [row["beta"] for row in read_log(tmp_path / "broken" / "training_log_selective.csv")] == betas[:3]
     monkeypatch.setattr(stage.Judge, "measure", stuck)
     assert distill("broken", **settings)[0] == whole
     assert [row["beta"] for row in read_log(tmp_path / "broken" / "training_log_selective.csv")] == betas
@@ -144,16 +151,11 @@ def test_a_second_run_takes_every_logit_from_the_cache_and_gives_the_same_weight
 
 def test_logits_that_were_computed_before_an_interruption_count(distill, monkeypatch, tmp_path):
     monkeypatch.setenv("KDEDGE_CACHE", str(tmp_path / "cache"))
-    honest, calls = stage.Judge.measure, itertools.count()
-
-    def interrupted(judge):
-        if next(calls) == 1:
-            raise KeyboardInterrupt
-        return honest(judge)
-
-    monkeypatch.setattr(stage.Judge, "measure", interrupted)
+    honest = stage.Judge.measure
+    monkeypatch.setattr(stage.Judge, "measure", interrupted_at(1, honest))
     with pytest.raises(KeyboardInterrupt):
         distill("broken", method="kd")
+    monkeypatch.setattr(stage.Judge, "measure", honest)
     _, facts = distill("broken", method="kd")
     counts = [row["logits_computed"] for row in read_log(tmp_path / "broken" / "training_log_kd.csv")]
     # The second epoch was trained twice: what its first attempt computed lay in the cache.
