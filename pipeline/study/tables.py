@@ -186,12 +186,13 @@ def _turned(difference: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_one_seed(summary: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say which differences are of one seed, by which nothing can be told from chance."""
-    compared = [entry for entry in summary if entry["compared"]]
-    lonely = [entry for entry in compared if any(other["val"]["verdict"] == "one seed" for other in entry["compared"])]
+    verdicts = [[other["val"]["verdict"] for other in entry["compared"]] for entry in summary]
+    lonely = [entry for entry, found in zip(summary, verdicts, strict=True) if "one seed" in found]
     if not lonely:
         return []
     names = "; ".join(f"{entry['method']}, {entry['epochs']} epochs" for entry in lonely)
-    what = "no difference on this page" if len(lonely) == len(compared) else f"no difference of one seed ({names})"
+    every = {verdict for found in verdicts for verdict in found} == {"one seed"}
+    what = "no difference on this page" if every else f"no difference of one seed ({names})"
     return [f"{what} is resolved: two seeds of one method differ as well. --seeds 0,1,2 gives intervals."]
 
 

@@ -148,6 +148,16 @@ def test_differences_of_one_seed_are_named_where_others_have_more():
     ]
 
 
+def test_a_page_with_a_resolved_difference_does_not_say_that_none_is():
+    tops = (("ce", 90), ("selective", 92))
+    rows = [row(method, seed, top + seed / 9) for method, top in tops for seed in (0, 1, 2)]
+    rows[3]["val_top1_pct"] += 0.01
+    rows.append(row("adaptive", 0, 91))  # so that each of the two has a difference of one seed
+    assert alarms(summarise(rows, "ce"), "ce")[0].startswith(
+        "no difference of one seed (selective, 20 epochs; adaptive, 20 epochs) is resolved"
+    )
+
+
 def test_lengths_without_the_control_are_an_alarm():
     rows = [row("ce", 0, 90), row("kd", 0, 91), row("kd", 0, 92, epochs=30), row("kd", 0, 92, epochs=40)]
     rows.append({"method": "ce", "epochs": 40, "seed": 0, "status": "diverged"})
