@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks.pareto import check_same_host, check_same_test_images, run_name, tabulate
 from benchmarks.report_file import find_report, load_report
-from pipeline.artifacts import file_sha256
 from pipeline.errors import InputError
+from pipeline.files import file_sha256
 from pipeline.parsing import parse_paths
 
 __all__ = ["beside_sha256", "beside_table", "check_beside", "load_beside"]

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.pareto_figure import PICTURE_SIZE, paint_picture
 from benchmarks.quantization_figures import paint_candidates, paint_sensitivity
 from benchmarks.units import number
-from pipeline.artifacts import write_atomic
+from pipeline.files import write_atomic
 from pipeline.progress import log
 
 __all__ = ["Figure", "draw_figures", "render", "series"]

@@ -25,8 +25,8 @@ from benchmarks.compare_reports import (
 )
 from benchmarks.figures import render
 from benchmarks.pareto_figure import PICTURE_SIZE, host_name, is_noisy, paint_picture
-from pipeline.artifacts import disk_errors, write_atomic
 from pipeline.errors import InputError
+from pipeline.files import disk_errors, write_atomic
 
 if TYPE_CHECKING:
     from rich.console import Console

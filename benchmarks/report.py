@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.figures import Figure, draw_figures
 from benchmarks.report_content import context
-from pipeline.artifacts import write_atomic, write_json
+from pipeline.files import write_atomic, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console

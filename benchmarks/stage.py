@@ -31,10 +31,11 @@ from benchmarks.memory import check_limit, measure_memory
 from benchmarks.proof import int8_proof
 from benchmarks.report import write_report
 from benchmarks.runtime import CPU, CUDA, check_fits, open_model
-from pipeline.artifacts import git_commit, versions, write_atomic
+from pipeline.artifacts import git_commit, versions
 from pipeline.config import BenchmarkConfig, Config
 from pipeline.data import Dataset, Split
 from pipeline.errors import InputError, StageError
+from pipeline.files import write_atomic
 from pipeline.parsing import parse_counts, parse_cpus
 from pipeline.progress import log, warn
 from pipeline.runtime import usable_cores

@@ -15,9 +15,10 @@ from typing import Any
 
 from benchmarks.accuracy_figure import paint_accuracy
 from benchmarks.figures import series
-from pipeline.artifacts import load_manifest, write_atomic
+from pipeline.artifacts import load_manifest
 from pipeline.distill.blocks import JUDGED_BLOCKS, highest
 from pipeline.distill.methods import CONTROL, METHODS
+from pipeline.files import write_atomic
 from pipeline.progress import log
 from pipeline.training_log import TrainingLog, read_log
 

@@ -21,10 +21,11 @@ from benchmarks.report_facts import starts_from
 from benchmarks.runtime import check_fits, open_model
 from export.bundle_files import COPIED, GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS
 from export.runtime import run_model
-from pipeline.artifacts import load_json, load_manifest, write_atomic, write_json
+from pipeline.artifacts import load_manifest
 from pipeline.config import Config
 from pipeline.data.images import preprocessing
 from pipeline.errors import GateError
+from pipeline.files import load_json, write_atomic, write_json
 from pipeline.progress import log, warn
 
 __all__ = ["GOLDEN_IMAGES", "check_gate", "run"]

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from benchmarks.runtime import open_model
 from export.graph import count_macs
 from pipeline import __version__
-from pipeline.artifacts import load_json, write_atomic
 from pipeline.config import Config
 from pipeline.data.images import preprocessing
 from pipeline.errors import StageError
+from pipeline.files import load_json, write_atomic
 from pipeline.progress import log
 
 __all__ = ["MODEL_NAME", "PARITY_BOUND", "check_parity", "export_student", "run"]

@@ -26,8 +26,8 @@ from export.quantizer import Quantizer
 from export.search import Validation, search
 from export.sensitivity import measure_sensitivity
 from export.targets import TARGETS
-from pipeline.artifacts import write_atomic, write_json
 from pipeline.config import Config
+from pipeline.files import write_atomic, write_json
 from pipeline.progress import log, warn
 
 __all__ = ["INT8_NAME", "run"]

@@ -20,8 +20,9 @@ from benchmarks.host import wrong_host
 from benchmarks.runtime import Model, open_model
 from export.bundle_files import BUNDLE_FILES, COPIED, GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS
 from export.runtime import run_model
-from pipeline.artifacts import MANIFEST, MANIFEST_SCHEMA, file_sha256, load_json
+from pipeline.artifacts import MANIFEST, MANIFEST_SCHEMA
 from pipeline.errors import InputError, StageError
+from pipeline.files import file_sha256, load_json
 from pipeline.progress import warn
 
 __all__ = ["TOLERANCE", "check_flips", "emulate_bundle", "read_manifest", "verify_bundle"]

@@ -3,13 +3,11 @@
 A stage writes into ``RUN/.<stage>.partial`` and the directory is renamed to ``RUN/<stage>`` when it is complete, so a
 killed run leaves the old artifact or the new one, never a mixture. Files whose names begin with a dot are working files
 (checkpoints) and are deleted after that. ``manifest.json`` holds what decided the result (configuration, SHA-256 of
-every input) and what came out (SHA-256 of every output). A stage is skipped only if all three still match.
+every input) and what came out (SHA-256 of every output). A stage is skipped only if all three still match. Its commit
+is that of every attempt whose work is in the result, oldest first.
 """
 
-import errno
-import hashlib
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -19,34 +17,32 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from pipeline import __version__
-from pipeline.errors import InputError, KdedgeError, StageError
-from pipeline.progress import format_duration, log
+from pipeline.errors import InputError, KdedgeError
+from pipeline.files import disk_errors, file_sha256, write_json
+from pipeline.progress import format_duration, log, warn
 
 __all__ = [
     "MANIFEST",
     "StageSpec",
     "changed_keys",
-    "disk_errors",
-    "file_sha256",
     "git_commit",
-    "load_json",
     "load_manifest",
     "lock_run",
     "output_damage",
     "run_stage",
     "versions",
     "why_rerun",
-    "write_atomic",
-    "write_json",
 ]
 
 MANIFEST = "manifest.json"
+WANTED = ".wanted.json"  # in a partial directory: what its work is for
 MANIFEST_SCHEMA = 1
 
 
@@ -71,32 +67,6 @@ class StageSpec:
     data: Callable[[Any], dict[str, str]]
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that after a crash either the old or the new content is there.
-
-    Raises:
-        StageError: The disk is full or the file cannot be written.
-    """
-    partial = path.with_name(path.name + ".partial")
-    with disk_errors(path):
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON with a final newline, atomically."""
-    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
 def load_manifest(stage_dir: Path) -> dict[str, Any]:
     """Read ``manifest.json`` of a finished stage.
 
@@ -115,23 +85,6 @@ def load_manifest(stage_dir: Path) -> dict[str, Any]:
     if not _has_mappings(manifest, parts) or manifest.get("schema") != MANIFEST_SCHEMA:
         raise InputError(f"{path} is not a kdedge manifest of schema {MANIFEST_SCHEMA}", command)
     return dict(manifest)
-
-
-def load_json(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
-    """Read a JSON object that must have ``keys``.
-
-    Raises:
-        InputError: The file is missing, damaged, or lacks a key.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}", "make it again with the stage that wrote it") from error
-    missing = [key for key in keys if not isinstance(value, dict) or key not in value]
-    if missing:
-        raise InputError(f"{path} lacks {', '.join(missing)}", "make it again with the stage that wrote it")
-    result: dict[str, Any] = value
-    return result
 
 
 def _has_mappings(value: Any, keys: tuple[str, ...]) -> bool:
@@ -191,7 +144,7 @@ def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = Fals
     log(f"{spec.name}: running ({reason})")
     _prepare_partial(partial, wanted, force=force)
     # Before the stage runs: a checkout may move on while a long stage computes with the code it began with.
-    commit, start = git_commit(), time.monotonic()
+    attempts, start = _note_attempt(partial), time.monotonic()
     try:
         with disk_errors(partial):
             facts = spec.run(config, inputs, partial)
@@ -210,8 +163,8 @@ def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = Fals
         **wanted,
         "outputs": outputs,
         "facts": facts,
-        "commit": commit,
-        "versions": versions(),
+        "commit": ", ".join(dict.fromkeys(attempt.commit for attempt in attempts if attempt.commit)) or None,
+        "versions": attempts[-1].versions,
         "wall_s": round(elapsed_s, 2),
         "peak_rss_mb": _peak_rss_mb(),
     }
@@ -329,7 +282,7 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _prepare_partial(partial: Path, wanted: Mapping[str, Any], *, force: bool) -> None:
     """Keep the work of an interrupted run of the same stage, or start with an empty directory."""
-    note = partial / ".wanted.json"
+    note = partial / WANTED
     if partial.exists():
         try:
             unfinished = json.loads(note.read_text())
@@ -357,6 +310,33 @@ def _prepare_partial(partial: Path, wanted: Mapping[str, Any], *, force: bool) -
     write_json(note, wanted)
 
 
+class _Attempt(NamedTuple):
+    """By what code an attempt at a stage computed."""
+
+    commit: str | None
+    versions: dict[str, str | None]
+
+
+def _note_attempt(partial: Path) -> list[_Attempt]:
+    """Add this attempt to those whose work it goes on with, oldest first.
+
+    Warns of work by other versions of the packages that decide results.
+    """
+    note = partial / ".attempts.json"
+    attempts: list[_Attempt] = []
+    if note.exists() and any(path.name not in (note.name, WANTED) for path in partial.iterdir()):
+        attempts = [_Attempt(*attempt) for attempt in json.loads(note.read_text())]
+    attempts.append(_Attempt(git_commit(), versions()))
+    for before, now in pairwise(attempt.versions for attempt in attempts[-2:]):
+        for name in changed_keys(before, now):
+            warn(
+                f"work begun with {name} {before.get(name)} goes on with {now.get(name)}: "
+                "its bits may not be those of a run in one go"
+            )
+    write_json(note, attempts)
+    return attempts
+
+
 def _replace_dir(new: Path, target: Path) -> None:
     """Put ``new`` in the place of ``target``; `_recover` finishes the exchange after a crash."""
     old = target.with_name(f".{target.name}.old")
@@ -381,17 +361,3 @@ def _remove_working_files(directory: Path) -> None:
     for path in directory.glob(".*"):
         if path.is_file():  # a folder is not ours: editors leave such
             path.unlink()
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn operating-system errors while writing under ``path`` into errors for the user."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.EPIPE:
-            raise
-        culprit = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
-        reason = error.strerror or str(error)
-        verb = "write" if culprit.is_relative_to(path.parent) else "use"
-        raise StageError(f"cannot {verb} {culprit}: {reason}", "free some space, or give another --out") from error

@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from benchmarks.runtime import check_fits, open_model
 from benchmarks.stage import Emulate, run_benchmark
-from pipeline.artifacts import disk_errors, load_json, load_manifest
+from pipeline.artifacts import load_manifest
 from pipeline.config import Config
 from pipeline.data import Split, open_dataset
 from pipeline.errors import InputError
+from pipeline.files import disk_errors, load_json
 from pipeline.parsing import parse_emulated
 from pipeline.progress import warn
 from pipeline.shareable import as_flags

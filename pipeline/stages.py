@@ -14,11 +14,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import StageSpec, file_sha256, run_stage, write_json
+from pipeline.artifacts import StageSpec, run_stage
 from pipeline.config import Config, DataConfig, DistillConfig
 from pipeline.configure import build_config
 from pipeline.distill.methods import METHODS
 from pipeline.errors import GateError, InputError
+from pipeline.files import file_sha256, write_json
 from pipeline.parsing import parse_emulated, parse_paths
 
 __all__ = ["STAGES", "recorded_config", "run_stages"]

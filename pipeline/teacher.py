@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.artifacts import load_json, write_json
 from pipeline.config import Config
 from pipeline.data import open_dataset, split_train_val
+from pipeline.files import load_json, write_json
 from pipeline.models.teacher import Teacher, build_teacher, check_image_size, load_initial_weights
 from pipeline.runtime import autocast, prepare
 from pipeline.training import Batch, Batches, EpochLoop, learning_rate, place, predict_logits

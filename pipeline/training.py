@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.artifacts import write_atomic
 from pipeline.data import Split
 from pipeline.errors import DivergenceError, InputError
+from pipeline.files import write_atomic
 from pipeline.progress import Tracker, format_duration, log, track
 from pipeline.weights import DAMAGED
 

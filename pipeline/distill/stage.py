@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from pipeline.artifacts import file_sha256, load_json, write_json
 from pipeline.config import Config, DistillConfig
 from pipeline.data import Split, open_dataset, split_train_val
 from pipeline.data.cifar10_fetch import cache_dir
@@ -29,6 +28,7 @@ from pipeline.distill.methods import METHODS
 from pipeline.distill.teacher_logits import CachedTeacher, LogitsFile, cache_name
 from pipeline.distill.trainer import Trainer, first_batches
 from pipeline.errors import InputError
+from pipeline.files import file_sha256, load_json, write_json
 from pipeline.models.initial import initialise
 from pipeline.models.student import Student, build_student
 from pipeline.models.teacher import Teacher, fold_batch_norms

@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.hooks import RemovableHandle
 
 from pipeline.errors import InputError, StageError
+from pipeline.files import file_sha256
 from pipeline.models.backbone import backbone_blocks, build_backbone
 from pipeline.progress import warn
 
@@ -146,7 +147,6 @@ def _download_imagenet(arch: str) -> dict[str, Tensor]:
 
 
 def _load_file(teacher: Teacher, arch: str, path: Path) -> str:
-    from pipeline.artifacts import file_sha256
     from pipeline.weights import load_weights
 
     state = load_weights(path)

@@ -16,11 +16,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import load_json, load_manifest, lock_run, why_rerun
+from pipeline.artifacts import load_manifest, lock_run, why_rerun
 from pipeline.config import Config
 from pipeline.configure import build_config
 from pipeline.distill.methods import CONTROL, METHODS
 from pipeline.errors import DivergenceError, InputError
+from pipeline.files import load_json
 from pipeline.progress import format_duration, log, warn
 from pipeline.stages import STAGES, run_stages
 from pipeline.training_log import TrainingLog, read_log

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import load_manifest, output_damage, write_atomic, write_json
+from pipeline.artifacts import load_manifest, output_damage
 from pipeline.config import Config
 from pipeline.data import open_dataset
 from pipeline.distill.methods import CONTROL, METHODS
 from pipeline.errors import InputError
+from pipeline.files import write_atomic, write_json
 from pipeline.parsing import parse_choices, parse_counts
 from pipeline.runtime import resolve
 from pipeline.stages import CONFIG, STAGES, recorded_config, run_stages

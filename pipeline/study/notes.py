@@ -43,7 +43,8 @@ def study_notes(
     data, runtime = cells[0].config.data, cells[0].config.runtime
     done = [row for row in rows if row["status"] == "done"]
     size = f"a subset of {data.train_size:,}" if data.train_size else "all"
-    commits, hardware = ({str(row[key]): None for row in done} for key in ("commit", "hardware"))
+    commits = dict.fromkeys(commit for row in done for commit in str(row["commit"]).split(", "))
+    hardware = dict.fromkeys(str(row["hardware"]) for row in done)
     notes = [
         f"{len(rows)} of {total} cells; accuracies and losses are of the validation images. No student was trained on "
         "them, but they decide when beta falls, when hints end and what dynamic chooses."

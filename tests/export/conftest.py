@@ -149,7 +149,8 @@ def quantized(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_bundle(exported: Path, quantized: Path, tmp_path: Path, dataset: Any) -> Callable[..., Path]:
     """Build a bundle as `kdedge bundle` does, from a report."""
     from export.bundle import run
-    from pipeline.artifacts import StageSpec, file_sha256, run_stage
+    from pipeline.artifacts import StageSpec, run_stage
+    from pipeline.files import file_sha256
 
     def make(report: dict[str, Any] = REPORT, allow_undecided: bool = False) -> Path:
         run_dir = tmp_path / "run"
@@ -169,7 +170,7 @@ def make_bundle(exported: Path, quantized: Path, tmp_path: Path, dataset: Any) -
 
 
 def write_manifest(folder: Path, stage: str, inputs: dict[str, str]) -> None:
-    from pipeline.artifacts import file_sha256
+    from pipeline.files import file_sha256
 
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json"]
     outputs = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}

@@ -13,9 +13,10 @@ from benchmarks.runtime import open_model
 from export import bundle
 from export.bundle import check_gate, run
 from export.verify import verify_bundle
-from pipeline.artifacts import load_json, load_manifest
+from pipeline.artifacts import load_manifest
 from pipeline.configure import build_config
 from pipeline.errors import GateError, InputError
+from pipeline.files import load_json
 
 
 def test_the_model_card_says_where_the_answers_differ(make_bundle: Callable[..., Path]) -> None:

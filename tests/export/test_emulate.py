@@ -16,10 +16,10 @@ from export import emulate as module
 from export.emulate import CPUS, check_emulators, emulate, emulation_checks
 from export.verify import check_flips, emulate_bundle
 from pipeline import evaluate
-from pipeline.artifacts import file_sha256
 from pipeline.cli import app
 from pipeline.configure import build_config
 from pipeline.errors import InputError, StageError
+from pipeline.files import file_sha256
 from pipeline.stages import STAGES
 
 BUNDLE = Path(__file__).parents[2] / "artifacts" / "reference" / "bundle"

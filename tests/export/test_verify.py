@@ -12,9 +12,9 @@ from bundles import FILES, gate
 from typer.testing import CliRunner
 
 from export.verify import verify_bundle
-from pipeline.artifacts import file_sha256
 from pipeline.cli import app
 from pipeline.errors import InputError, StageError
+from pipeline.files import file_sha256
 
 
 def test_verify(make_bundle: Callable[..., Path], tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 import errno
 import json
 import os
+from contextlib import suppress
 
 import pytest
 
 from pipeline import artifacts
-from pipeline.artifacts import StageSpec, load_manifest, lock_run, run_stage, write_atomic
+from pipeline.artifacts import StageSpec, load_manifest, lock_run, run_stage
 from pipeline.errors import InputError, StageError
+from pipeline.files import file_sha256
 
 
 class Stage:
@@ -162,6 +164,34 @@ def test_a_stage_killed_after_its_work_but_before_its_manifest_keeps_the_work(tm
     assert run_stage(stage.spec, None, tmp_path) is True
 
 
+def test_the_manifest_names_the_commits_of_all_attempts_and_other_packages_are_warned_of(tmp_path, monkeypatch, capsys):
+    stage = Stage()
+    for commit, torch in (("aaa", "2.9.0"), ("bbb", "2.9.0"), ("bbb", "2.9.1")):
+        monkeypatch.setattr(artifacts, "versions", lambda torch=torch: {"torch": torch, "numpy": "2.3"})
+        monkeypatch.setattr(artifacts, "git_commit", lambda commit=commit: commit)
+        interrupted(stage, tmp_path)
+    printed = capsys.readouterr().err
+    assert "work begun with torch 2.9.0 goes on with 2.9.1: its bits may not be" in " ".join(printed.split())
+    assert printed.count("work begun with") == 1
+    run_stage(stage.spec, None, tmp_path)
+    manifest = load_manifest(tmp_path / "first")
+    assert (manifest["commit"], manifest["versions"]["torch"]) == ("aaa, bbb", "2.9.1")
+    assert not (tmp_path / "first" / ".attempts.json").exists()
+
+
+def test_an_attempt_that_left_no_work_is_not_named(tmp_path, monkeypatch):
+    stage = Stage()
+
+    def stop(config, inputs, out_dir):
+        raise KeyboardInterrupt
+
+    for commit, spec in (("aaa", StageSpec("first", (), stop, stage.spec.key, stage.spec.data)), ("bbb", stage.spec)):
+        monkeypatch.setattr(artifacts, "git_commit", lambda commit=commit: commit)
+        with suppress(KeyboardInterrupt):
+            run_stage(spec, None, tmp_path)
+    assert load_manifest(tmp_path / "first")["commit"] == "bbb"
+
+
 def test_unfinished_work_of_another_configuration_is_dropped(tmp_path):
     stage = Stage()
     interrupted(stage, tmp_path)
@@ -203,24 +233,11 @@ def test_a_run_directory_that_the_system_refuses_is_one_clear_error(tmp_path, mo
         pass
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "value.json"
-    write_atomic(path, b"old")
-
-    def full(fd):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(artifacts.os, "fsync", full)
-    with pytest.raises(StageError, match="No space left"):
-        write_atomic(path, b"new")
-    assert path.read_bytes() == b"old"
-
-
 def test_the_manifest_holds_what_decided_the_result(tmp_path):
     run_stage(Stage().spec, None, tmp_path)
     manifest = json.loads((tmp_path / "first" / "manifest.json").read_text())
     assert manifest["inputs"] == {"data/train": "abc"}
-    assert manifest["outputs"] == {"result.txt": artifacts.file_sha256(tmp_path / "first" / "result.txt")}
+    assert manifest["outputs"] == {"result.txt": file_sha256(tmp_path / "first" / "result.txt")}
     assert {"torch", "onnx", "onnxruntime", "numpy", "python"} <= manifest["versions"].keys()
     assert manifest["wall_s"] >= 0
     assert 10 < manifest["peak_rss_mb"] < 100_000  # a Python process with pytest, in millions of bytes

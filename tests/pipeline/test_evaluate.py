@@ -6,8 +6,8 @@ import types
 import pytest
 
 from pipeline import evaluate
-from pipeline.artifacts import write_json
 from pipeline.configure import build_config
+from pipeline.files import write_json
 from pipeline.stages import STAGES
 
 MADE = build_config({"data": {"source": "sample"}, "distill": {"epochs": 4}})

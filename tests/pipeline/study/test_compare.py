@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 from studies import kdedge, read, small, without_teacher_options
 
-from pipeline.artifacts import file_sha256
 from pipeline.distill import stage
+from pipeline.files import file_sha256
 from pipeline.study import cells
 
 

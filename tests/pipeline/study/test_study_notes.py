@@ -21,7 +21,8 @@ def notes_of():
         rows = {
             one: {
                 "method": one.name, "epochs": one.config.distill.epochs, "seed": one.config.runtime.seed,
-                "status": "done" if facts else "diverged", "train_size": train_size, "commit": "abc", "hardware": "CPU",
+                "status": "done" if facts else "diverged", "train_size": train_size, "hardware": "CPU",
+                "commit": "abc, def" if index else "abc",  # the second cell was interrupted
                 "int8_test_top1_pct": 90.0 if index in tested else None,
             }
             for index, (one, facts) in enumerate(zip(cells, students, strict=False))
@@ -53,6 +54,10 @@ def test_the_blocks_of_hints_are_listed_by_length_and_by_seed_where_seeds_differ
         "  - 40 epochs, static: layer1.1, layer2.1; hints alone in the first epoch\n"
         "Hint maps: "
     ) in notes_of(cells, students)
+
+
+def test_every_commit_is_named_once(notes_of):
+    assert "Commit: abc, def. Hardware: CPU; " in notes_of([cell("ce"), cell("kd")], [student()] * 2)
 
 
 def test_variations_with_the_same_blocks_share_a_line(notes_of):

@@ -6,8 +6,8 @@ import shutil
 import pytest
 from studies import kdedge, read, small, without_teacher_options
 
-from pipeline.artifacts import file_sha256
 from pipeline.distill import stage
+from pipeline.files import file_sha256
 
 
 @pytest.fixture(scope="module")
