@@ -68,7 +68,8 @@ def alarms(summary: Sequence[Mapping[str, Any]], control: str) -> list[str]:
     diverged, for hints that drowned the other terms (`pipeline.distill.stage.DROWNED_PCT`), and for an adaptive beta
     that did not adapt. If the control is the method without a teacher, also for a teacher that is not better than it,
     for every method that is not or by its interval is not shown to be, for hints that are no better than none, for a
-    method that is no better than the one that it builds on, and for a choice of blocks that is no better than another.
+    method that is no better than the one that it builds on, and for a choice of blocks that is no better than another:
+    on validation images, or in INT8 on test images where that is known.
     """
     from pipeline.distill.stage import DROWNED_PCT
 
@@ -81,17 +82,18 @@ def alarms(summary: Sequence[Mapping[str, Any]], control: str) -> list[str]:
                 f"{abs(entry['teacher_gap_pp']):.2f} pp below."
             )
         for compared in entry["compared"] if control == CONTROL else ():
-            to, difference = compared["to"], compared["val"]
+            to = compared["to"]
             if to == control:
-                found += _no_gain(name, f"its control {control}", difference, entry["seeds"])
+                found += _no_gain(name, f"its control {control}", compared, entry["seeds"])
             elif to == _NO_HINTS:
-                found += _no_gain(name, f"{_NO_HINTS}, which has no hints", difference, entry["seeds"])
+                found += _no_gain(name, f"{_NO_HINTS}, which has no hints", compared, entry["seeds"])
             elif entry["method"] in _OTHER_BLOCKS:
                 chosen = next(e for e in summary if (e["method"], e["epochs"]) == (to, entry["epochs"]))
                 chosen_name = f"{to}, {entry['epochs']} epochs"
-                found += _no_gain(chosen_name, entry["method"], _turned(difference), chosen["seeds"])
+                turned = {"val": _turned(compared["val"]), "test": _turned(compared["test"])}
+                found += _no_gain(chosen_name, entry["method"], turned, chosen["seeds"])
             else:
-                found += _no_gain(name, f"{to}, which it builds on", difference, entry["seeds"])
+                found += _no_gain(name, f"{to}, which it builds on", compared, entry["seeds"])
         if entry["diverged"]:
             rest = "; its means are of the others." if entry["seeds"] else "."
             found.append(f"{name}: {entry['diverged']} of {entry['diverged'] + entry['seeds']} seeds diverged{rest}")
@@ -178,8 +180,10 @@ def _partners(method: str, control: str) -> list[str]:
     return [name for name in dict.fromkeys(names) if name not in ("", method)]
 
 
-def _turned(difference: Mapping[str, Any]) -> dict[str, Any]:
+def _turned(difference: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a difference with its two sides exchanged."""
+    if difference["difference_pp"] is None:
+        return difference
     verdict = {"better": "worse", "worse": "better"}.get(difference["verdict"], difference["verdict"])
     return {**difference, "difference_pp": 0.0 - difference["difference_pp"], "verdict": verdict}  # not -0.0
 
@@ -205,14 +209,15 @@ def _without_control(summary: Sequence[Mapping[str, Any]], control: str) -> list
     return [f"no {control} of {lengths} epochs is finished, so nothing of that length is compared with it."]
 
 
-def _no_gain(name: str, other: str, difference: Mapping[str, Any], seeds: int) -> list[str]:
-    """Say that something is not better than another, if so."""
-    value, verdict = difference["difference_pp"], difference["verdict"]
-    if value > 0 and verdict != "not resolved":
+def _no_gain(name: str, other: str, compared: Mapping[str, Any], seeds: int) -> list[str]:
+    """Say that something is not better than another on validation or test images, if so."""
+    known = [compared[split] for split in ("val", "test") if compared[split]["difference_pp"] is not None]
+    lost = [difference["difference_pp"] <= 0 for difference in known]
+    if not any(lost) and all(difference["verdict"] != "not resolved" for difference in known):
         return []
-    shown = "is not better" if value <= 0 else "is not shown to be better"
-    reason = ", ".join(part for part in (verdict, _common(difference, seeds)) if part)
-    return [f"{name}, {shown} than {other}: {_gain(difference)} pp ({reason})."]
+    shown = "is not better" if all(lost) else "is not shown to be better"
+    said = "; INT8 on test images ".join(_compared(difference, seeds, " pp") for difference in known)
+    return [f"{name}, {shown} than {other}: {said}."]
 
 
 def _cells(entry: Mapping[str, Any], tested: bool, several: bool) -> list[str]:
@@ -258,10 +263,10 @@ def _with_sd(mean: float | None, sd: float | None) -> str:
     return _number(mean, ".2f") + ("" if mean is None or sd is None else f" ± {sd:.2f}")
 
 
-def _compared(difference: Mapping[str, Any], seeds: int) -> str:
+def _compared(difference: Mapping[str, Any], seeds: int, unit: str = "") -> str:
     """Return a difference for a row of ``seeds`` seeds, and its verdict."""
     said = ", ".join(part for part in (difference["verdict"], _common(difference, seeds)) if part)
-    return _gain(difference) + (f" ({said})" if said else "")
+    return _gain(difference) + unit + (f" ({said})" if said else "")
 
 
 def _gain(difference: Mapping[str, Any]) -> str:

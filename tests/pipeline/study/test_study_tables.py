@@ -216,6 +216,29 @@ def test_a_choice_of_blocks_that_is_not_better_than_another_is_an_alarm():
     ]
 
 
+@pytest.mark.parametrize(
+    ("top1", "int8", "said"),
+    [
+        ((90.0, 91.0), (90.0, 89.5), "is not shown to be better than its control ce: +1.00 pp (one seed); INT8 on test "
+         "images -0.50 pp (one seed)."),
+        ((90.0, 91.0), (90.0, 90.5), ""),
+        ((90.0, 89.0), (90.0, 89.5), "is not better than its control ce: -1.00 pp (one seed); INT8 on test images "
+         "-0.50 pp (one seed)."),
+        ((90.0, 91.0), (90.0, None), ""),
+    ],
+)  # fmt: skip
+def test_a_loss_on_test_images_is_an_alarm_too(top1, int8, said):
+    rows = [row(*a, int8_test_top1_pct=b) for a, b in zip((("ce", 0, top1[0]), ("kd", 0, top1[1])), int8, strict=True)]
+    found = [alarm for alarm in alarms(summarise(rows, "ce"), "ce") if "control" in alarm]
+    assert found == ([f"kd, 20 epochs, {said}"] if said else [])
+
+
+def test_of_other_blocks_both_sides_are_turned_on_test_images_too():
+    rows = [row(name, 0, 90 + i, int8_test_top1_pct=91 - i) for i, name in enumerate(("ce", "random3", "selective"))]
+    (said,) = [alarm for alarm in alarms(summarise(rows, "ce"), "ce") if "random3:" in alarm]
+    assert said.endswith("random3: +1.00 pp (one seed); INT8 on test images -1.00 pp (one seed).")
+
+
 def test_hints_that_are_not_better_than_none_are_an_alarm():
     tops = {"ce": 89.0, "kd": 91.0, "adaptive": 91.5, "selective": 90.8, "all": 91.0}
     assert alarms(summarise([row(name, 0, top) for name, top in tops.items()], "ce"), "ce") == [
