@@ -136,7 +136,6 @@ def _temperatures(manifests: Sequence[Mapping[str, Any]]) -> list[float]:
 def _conditions(manifests: Sequence[Mapping[str, Any]]) -> str:
     """Say on what and how these cells were trained."""
     configs = [manifest["config"] for manifest in manifests]
-    kind, _, folder = configs[0]["data"]["source"].partition(":")
     parts = (
         (sorted({manifest["facts"]["train_images"] for manifest in manifests}), "{} training images"),
         (sorted({config["distill"]["epochs"] for config in configs}), "{} epochs"),
@@ -144,7 +143,7 @@ def _conditions(manifests: Sequence[Mapping[str, Any]]) -> str:
         (sorted({config["runtime"]["seed"] for config in configs}), "seed {}"),
     )
     texts = [text.format(", ".join(f"{v:,}" if isinstance(v, int) else v for v in values)) for values, text in parts]
-    return "; ".join([f"{kind}:{Path(folder).name}" if folder else kind, *texts])
+    return "; ".join([configs[0]["data"]["source"], *texts])
 
 
 def _wide(lengths: Collection[int]) -> tuple[float, float]:

@@ -111,7 +111,8 @@ def _section(config: Config, name: str) -> dict[str, Any]:
         return {"seed": config.runtime.seed}
     if name == "data":
         # Where the files lie is not what they hold, and training does not see test images; hashes are inputs.
-        return {key: value for key, value in _section(config, "all data").items() if key != "test_fraction"}
+        known = {key: value for key, value in _section(config, "all data").items() if key != "test_fraction"}
+        return known | {"source": _source_name(config.data.source)}
     if name == "all data":
         return {key: value for key, value in dataclasses.asdict(config.data).items() if key != "dir"}
     if name == "distill":
@@ -121,13 +122,22 @@ def _section(config: Config, name: str) -> dict[str, Any]:
     return dataclasses.asdict(getattr(config, name))
 
 
+def _source_name(source: str) -> str:
+    """Return a data source with the name of its folder in place of the path, as reports have it."""
+    kind, colon, path = source.partition(":")
+    return f"{kind}:{Path(path).expanduser().resolve().name}" if colon else source
+
+
 def _training_key(section: str) -> Callable[[Config], dict[str, Any]]:
-    """Return the key function of a training stage: its options, and what the files of its initial weights hold."""
+    """Return the key function of a training stage: its options, with what files of initial weights hold for paths."""
 
     def key(config: Config) -> dict[str, Any]:
-        paths = [Path(part.strip()) for part in getattr(config, section).weights.split(",")]
+        known = _key("data", section, "runtime")(config)
+        paths = [Path(part.strip()) for part in known[section]["weights"].split(",")]
         hashes = [file_sha256(path) for path in paths if path.is_file()]
-        return _key("data", section, "runtime")(config) | ({"weights_sha256": hashes} if hashes else {})
+        if not hashes:
+            return known
+        return known | {section: known[section] | {"weights": "files"}, "weights_sha256": hashes}
 
     return key
 

@@ -1,5 +1,7 @@
 """What decides whether a stage has to run again."""
 
+import shutil
+
 import pytest
 
 from pipeline.configure import build_config
@@ -18,6 +20,23 @@ def test_initial_weights_count_by_what_their_files_hold(stage, tmp_path):
     assert keys[0] != keys[1]
     assert keys[0] == keys[2]
     assert "weights_sha256" not in STAGES[stage].key(build_config())
+    moved = file.rename(tmp_path / "moved.safetensors")
+    assert STAGES[stage].key(build_config({stage: {"weights": str(moved)}})) == keys[0]
+
+
+@pytest.mark.parametrize("stage", ["teacher", "distill", "quantize"])
+def test_where_a_folder_of_images_lies_and_how_its_path_is_written_is_nothing_to_training(
+    stage, folder_data, tmp_path, monkeypatch
+):
+    def made_of(path):
+        config = build_config({"data": {"source": f"folder:{path}"}})
+        return STAGES[stage].key(config), STAGES[stage].data(config)
+
+    there = shutil.copytree(folder_data, tmp_path / folder_data.name)
+    monkeypatch.chdir(there)
+    assert made_of(folder_data) == made_of(there) == made_of(".") == made_of(f"../{there.name}/")
+    other = shutil.copytree(folder_data, tmp_path / "other")
+    assert made_of(other)[0] != made_of(there)[0], "reports have the folder's name"
 
 
 @pytest.mark.parametrize(
