@@ -1,8 +1,9 @@
 """The user's own images in class folders: ``--data folder:PATH``.
 
 Either ``PATH/train/CLASS/IMAGE`` and ``PATH/test/CLASS/IMAGE``, or ``PATH/CLASS/IMAGE`` (or only the ``train`` part),
-which is then divided, always alike. Classes are the folder names, sorted; hidden files, other kinds of files and
-folders inside class folders are ignored; a link that leads nowhere is an error.
+which is then divided, always alike. The ``test`` part alone is enough to measure a bundle. Classes are the folder
+names, sorted; hidden files, other kinds of files and folders inside class folders are ignored; a link that leads
+nowhere is an error.
 """
 
 import hashlib
@@ -47,7 +48,12 @@ class Folder:
         return f"folder:{self.root.resolve().name}"
 
     def train(self) -> Split:
-        """Decode the training images; no file of the test part is opened."""
+        """Decode the training images; no file of the test part is opened.
+
+        Raises:
+            InputError: There are none, or one cannot be read.
+        """
+        self._require_train()
         return self._decode(self.train_items, "reading training images")
 
     def test(self) -> Split:
@@ -55,7 +61,12 @@ class Folder:
         return self._decode(self.test_items, "reading test images")
 
     def train_sha256(self) -> str:
-        """Hash image size, class names, relative names and bytes of the training files."""
+        """Hash image size, class names, relative names and bytes of the training files.
+
+        Raises:
+            InputError: There are none, or one cannot be read.
+        """
+        self._require_train()
         return self._hash(self.train_items)
 
     def test_sha256(self) -> str:
@@ -64,6 +75,13 @@ class Folder:
         # is decoded is dropped at once, so that nothing can choose by it.
         for_each(len(self.test_items), lambda index: check_pixels(self.test_items[index].path), "checking test images")
         return self._hash(self.test_items)
+
+    def _require_train(self) -> None:
+        if not self.train_items:
+            raise InputError(
+                f"{self.root} has no train folder; its test images alone are enough for `kdedge benchmark BUNDLE`",
+                f"add {self.root / 'train'}/CLASS/IMAGE to train on",
+            )
 
     def _decode(self, items: Sequence[_Item], title: str) -> Split:
         images = np.empty((len(items), self.image_size, self.image_size, 3), np.uint8)
@@ -90,7 +108,7 @@ def open_folder(root: Path, image_size: int, test_fraction: float) -> Folder:
     """List the images of class folders, check their headers and divide them into train and test.
 
     Args:
-        root: Folder with class folders, or with ``train`` and ``test`` folders that have them.
+        root: Folder with class folders, or with ``train`` and ``test`` folders that have them, or with ``test`` alone.
         image_size: Side length in pixels to which every image is resized.
         test_fraction: Share of each class that becomes test images if there is no ``test`` folder, 0..1.
 
@@ -100,25 +118,27 @@ def open_folder(root: Path, image_size: int, test_fraction: float) -> Folder:
     """
     if not root.is_dir():
         raise InputError(f"the data folder {root} {'is not a folder' if root.exists() else 'does not exist'}", _LAYOUT)
-    train_root, test_root = _find_parts(root)
-    names, train = _list_classes(train_root)
+    classes_root, test_root = _find_parts(root)
+    names, train = _list_classes(classes_root)
     if len(names) < 2:
-        raise InputError(f"{train_root} has one class folder ({names[0]}), expected at least two", _LAYOUT)
+        raise InputError(f"{classes_root} has one class folder ({names[0]}), expected at least two", _LAYOUT)
     if test_root is None:
         # One image each for train, validation and test.
-        _check_counts(train_root, names, train, least=3, parts="training, validation and test")
+        _check_counts(classes_root, names, train, least=3, parts="training, validation and test")
         kept, held = hold_out(_labels(train), test_fraction, np.random.default_rng(TEST_SEED))
         train, test = [train[index] for index in kept], [train[index] for index in held]
+    elif test_root == classes_root:
+        train, test = [], train
     else:
-        _check_counts(train_root, names, train, least=2, parts="training and validation")
-        test = _list_test(test_root, train_root, names)
+        _check_counts(classes_root, names, train, least=2, parts="training and validation")
+        test = _list_test(test_root, classes_root, names)
     items = train + test
     for_each(len(items), lambda index: check_image(items[index].path), "checking images")
     return Folder(root, tuple(names), image_size, tuple(train), tuple(test))
 
 
 def _find_parts(root: Path) -> tuple[Path, Path | None]:
-    """Return where the training classes are, and the test classes if they have a folder of their own."""
+    """Return where the classes are, and the test images if they have a folder of their own (the same: only they do)."""
     folders = _folders(root)
     names = [folder.name for folder in folders]
     train, test = root / "train", root / "test"
@@ -127,9 +147,11 @@ def _find_parts(root: Path) -> tuple[Path, Path | None]:
         if others:
             log(f"{root}: using train and test, ignoring {', '.join(others)}")
         return train, test
-    # A class may be called "train": it is a part only if it stands alone and has folders in it.
+    # A class may be called "train" or "test": it is a part only if it stands alone and has folders in it.
     if names == ["train"] and _folders(train):
         return train, None
+    if names == ["test"] and _folders(test):
+        return test, test
     return root, None
 
 

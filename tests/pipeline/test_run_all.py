@@ -257,6 +257,16 @@ def test_a_bundle_measured_on_other_test_images_says_so(finished, tmp_path):
     assert "not those of the bundle" in (tmp_path / "b" / "report.md").read_text()
 
 
+def test_a_device_needs_the_test_images_alone(finished, folder_data, tmp_path):
+    shutil.copytree(folder_data / "test", tmp_path / "photos" / "test")
+    options = ["--latency-seconds", "0.1", "--latency-batches", "1", "--allow-undecided", "--out", tmp_path / "b"]
+    result = kdedge("benchmark", finished[0] / "bundle", "--data", f"folder:{tmp_path / 'photos'}", *options)
+    assert "warning" not in result.stderr
+    assert json.loads((tmp_path / "b" / "report.json").read_text())["run"]["same_test_images"] is True
+    result = kdedge("teacher", "--data", f"folder:{tmp_path / 'photos'}", "--out", tmp_path / "run", code=2)
+    assert "has no train folder" in result.stderr
+
+
 def test_two_runs_cannot_share_a_directory(tiny_options, tmp_path):
     from pipeline.artifacts import lock_run
 

@@ -1,6 +1,7 @@
 """A user's own images in class folders: every kind of image, every layout, every mistake."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,25 @@ def test_one_tree_is_divided_alike_every_time(tmp_path: Path, inside: str) -> No
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert open_folder(make_tree(tmp_path, {"train": 3, "bus": 3})).class_names == ("bus", "train")
+
+
+def test_test_images_alone_are_those_of_the_whole_and_cannot_be_trained_on(tmp_path: Path) -> None:
+    make_tree(tmp_path / "here" / "photos" / "train", {"ant": 2, "bee": 2})
+    make_tree(tmp_path / "here" / "photos" / "test", {"ant": 2, "bee": 1})
+    whole = open_folder(tmp_path / "here" / "photos")
+    there = tmp_path / "device" / "photos"
+    shutil.copytree(tmp_path / "here" / "photos" / "test", there / "test")
+    alone = open_folder(there)
+    assert (alone.class_names, alone.name, alone.test_sha256()) == (whole.class_names, whole.name, whole.test_sha256())
+    assert np.array_equal(alone.test().images, whole.test().images)
+    for use in (alone.train, alone.train_sha256):
+        with pytest.raises(InputError, match="has no train folder") as caught:
+            use()
+        assert str(there / "train") in caught.value.hint
+
+
+def test_a_class_may_be_called_test(tmp_path: Path) -> None:
+    assert open_folder(make_tree(tmp_path, {"test": 3, "other": 3})).class_names == ("other", "test")
 
 
 def test_hidden_files_and_other_kinds_of_files_are_ignored(tmp_path: Path) -> None:
