@@ -38,7 +38,8 @@ class Difference:
 
 def paired_difference(values: Mapping[int, float], control: Mapping[int, float]) -> Difference | None:
     """Return the difference of two sets of values by seed (None: no seed has both)."""
-    differences = [value - control[seed] for seed, value in values.items() if seed in control]
+    # Rounded, or equal differences of percentages would differ in their last bits and count as a narrow interval.
+    differences = [round(value - control[seed], 9) for seed, value in values.items() if seed in control]
     if not differences:
         return None
     half_width = None

@@ -190,7 +190,10 @@ def _turned(difference: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _of_one_seed(summary: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say which differences are of one seed, by which nothing can be told from chance."""
-    verdicts = [[other["val"]["verdict"] for other in entry["compared"]] for entry in summary]
+    verdicts = [
+        [verdict for other in entry["compared"] for split in ("val", "test") if (verdict := other[split]["verdict"])]
+        for entry in summary
+    ]
     lonely = [entry for entry, found in zip(summary, verdicts, strict=True) if "one seed" in found]
     if not lonely:
         return []

@@ -42,6 +42,12 @@ def test_a_difference_is_paired_by_seed_with_a_t_interval():
     assert paired_difference({0: 8.0, 1: 8.1, 2: 7.9}, {0: 10, 1: 10, 2: 10}).verdict == "worse"
 
 
+def test_equal_differences_resolve_nothing_whatever_their_last_bits_are():
+    values, control = {0: 92.48, 1: 92.50, 2: 92.30}, {0: 92.16, 1: 92.18, 2: 91.98}
+    assert len({value - control[seed] for seed, value in values.items()}) > 1, "subtracted, they are not equal"
+    assert paired_difference(values, control).verdict == "not resolved"
+
+
 def test_one_seed_has_no_interval_and_no_common_seed_no_difference():
     one = paired_difference({3: 91.0}, {3: 90.0})
     assert (one.mean, one.half_width, one.verdict) == (1.0, None, "one seed")
@@ -231,6 +237,16 @@ def test_a_loss_on_test_images_is_an_alarm_too(top1, int8, said):
     rows = [row(*a, int8_test_top1_pct=b) for a, b in zip((("ce", 0, top1[0]), ("kd", 0, top1[1])), int8, strict=True)]
     found = [alarm for alarm in alarms(summarise(rows, "ce"), "ce") if "control" in alarm]
     assert found == ([f"kd, 20 epochs, {said}"] if said else [])
+
+
+def test_a_difference_of_one_seed_on_test_images_is_named_too():
+    rows = [row(method, seed, top + seed / 9) for method, top in (("ce", 90), ("kd", 91)) for seed in (0, 1, 2)]
+    rows[3]["val_top1_pct"] += 0.01
+    assert alarms(summarise(rows, "ce"), "ce") == []
+    for tested in (rows[0], rows[3]):
+        tested["int8_test_top1_pct"] = tested["val_top1_pct"]
+    (alarm,) = alarms(summarise(rows, "ce"), "ce")
+    assert alarm.startswith("no difference of one seed (kd, 20 epochs) is resolved")
 
 
 def test_of_other_blocks_both_sides_are_turned_on_test_images_too():
