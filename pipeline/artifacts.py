@@ -311,22 +311,27 @@ def _prepare_partial(partial: Path, wanted: Mapping[str, Any], *, force: bool) -
 
 
 class _Attempt(NamedTuple):
-    """By what code an attempt at a stage computed."""
+    """By what code an attempt at a stage computed, and the time of the working files that it found (0: none)."""
 
     commit: str | None
     versions: dict[str, str | None]
+    found_ns: int
 
 
 def _note_attempt(partial: Path) -> list[_Attempt]:
     """Add this attempt to those whose work it goes on with, oldest first.
 
-    Warns of work by other versions of the packages that decide results.
+    Work is what lies in working files; an attempt that left none, or those that it found, is not among them. Warns of
+    work by other versions of the packages that decide results.
     """
     note = partial / ".attempts.json"
+    working = [path for path in partial.glob(".*") if path.name not in (note.name, WANTED)]
+    found_ns = max((path.stat().st_mtime_ns for path in working), default=0)
     attempts: list[_Attempt] = []
-    if note.exists() and any(path.name not in (note.name, WANTED) for path in partial.iterdir()):
+    if working and note.exists():
         attempts = [_Attempt(*attempt) for attempt in json.loads(note.read_text())]
-    attempts.append(_Attempt(git_commit(), versions()))
+        attempts = [*attempts[:-1], *(attempt for attempt in attempts[-1:] if attempt.found_ns != found_ns)]
+    attempts.append(_Attempt(git_commit(), versions(), found_ns))
     for before, now in pairwise(attempt.versions for attempt in attempts[-2:]):
         for name in changed_keys(before, now):
             warn(

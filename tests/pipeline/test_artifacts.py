@@ -1,7 +1,6 @@
 import errno
 import json
 import os
-from contextlib import suppress
 
 import pytest
 
@@ -122,9 +121,10 @@ def test_a_crash_between_the_two_renames_is_undone(tmp_path):
     assert (tmp_path / "first" / "result.txt").exists()
 
 
-def interrupted(stage, run_dir):
+def interrupted(stage, run_dir, *writes):
     def stop(config, inputs, out_dir):
-        (out_dir / ".checkpoint").write_text("half")
+        for name in writes:
+            (out_dir / name).write_text("half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -133,7 +133,7 @@ def interrupted(stage, run_dir):
 
 def test_unfinished_work_is_kept_for_the_same_configuration(tmp_path):
     stage = Stage()
-    interrupted(stage, tmp_path)
+    interrupted(stage, tmp_path, ".checkpoint")
     seen = []
 
     def go_on(config, inputs, out_dir):
@@ -169,7 +169,7 @@ def test_the_manifest_names_the_commits_of_all_attempts_and_other_packages_are_w
     for commit, torch in (("aaa", "2.9.0"), ("bbb", "2.9.0"), ("bbb", "2.9.1")):
         monkeypatch.setattr(artifacts, "versions", lambda torch=torch: {"torch": torch, "numpy": "2.3"})
         monkeypatch.setattr(artifacts, "git_commit", lambda commit=commit: commit)
-        interrupted(stage, tmp_path)
+        interrupted(stage, tmp_path, ".checkpoint")
     printed = capsys.readouterr().err
     assert "work begun with torch 2.9.0 goes on with 2.9.1: its bits may not be" in " ".join(printed.split())
     assert printed.count("work begun with") == 1
@@ -179,22 +179,20 @@ def test_the_manifest_names_the_commits_of_all_attempts_and_other_packages_are_w
     assert not (tmp_path / "first" / ".attempts.json").exists()
 
 
-def test_an_attempt_that_left_no_work_is_not_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize("left", [(), ("result.txt",)])  # an output is no work: the next attempt writes it again
+def test_an_attempt_that_left_no_work_is_not_named(tmp_path, monkeypatch, left):
     stage = Stage()
-
-    def stop(config, inputs, out_dir):
-        raise KeyboardInterrupt
-
-    for commit, spec in (("aaa", StageSpec("first", (), stop, stage.spec.key, stage.spec.data)), ("bbb", stage.spec)):
+    for commit, writes in (("aaa", left), ("bbb", (".checkpoint",)), ("ccc", left)):
         monkeypatch.setattr(artifacts, "git_commit", lambda commit=commit: commit)
-        with suppress(KeyboardInterrupt):
-            run_stage(spec, None, tmp_path)
-    assert load_manifest(tmp_path / "first")["commit"] == "bbb"
+        interrupted(stage, tmp_path, *writes)
+    monkeypatch.setattr(artifacts, "git_commit", lambda: "ddd")
+    run_stage(stage.spec, None, tmp_path)
+    assert load_manifest(tmp_path / "first")["commit"] == "bbb, ddd"
 
 
 def test_unfinished_work_of_another_configuration_is_dropped(tmp_path):
     stage = Stage()
-    interrupted(stage, tmp_path)
+    interrupted(stage, tmp_path, ".checkpoint")
     stage.settings = {**stage.settings, "epochs": 9}
     run_stage(stage.spec, None, tmp_path)
     assert not (tmp_path / "first" / ".checkpoint").exists()
@@ -202,7 +200,7 @@ def test_unfinished_work_of_another_configuration_is_dropped(tmp_path):
 
 def test_going_on_with_another_thread_count_is_refused(tmp_path):
     stage = Stage()
-    interrupted(stage, tmp_path)
+    interrupted(stage, tmp_path, ".checkpoint")
     stage.settings = {**stage.settings, "runtime": {"threads": 2}}
     with pytest.raises(InputError, match="unfinished work made with another threads"):
         run_stage(stage.spec, None, tmp_path)
