@@ -84,6 +84,7 @@ class TeacherConfig:
     lr: float = option(0.1, "Peak learning rate (SGD, one cycle).", flag="--teacher-lr", least=1e-6, most=10)
     weight_decay: float = option(5e-4, "Weight decay.", flag="--teacher-weight-decay", least=0, most=1)
     label_smoothing: float = option(0.1, "Label smoothing.", flag="--teacher-label-smoothing", least=0, most=0.9)
+    flip: bool = option(True, "Flip half of the teacher's images.", flag="--teacher-flip")
 
 
 @dataclass(frozen=True)
@@ -177,8 +178,8 @@ class DistillConfig:
     scan_batches: int = option(
         10, "Batches of the activation-variance scan and of --refresh-norms.", flag="--scan-batches", least=1
     )
-    shift: int = option(2, "Random shift of training images in pixels.", flag="--shift", least=0, most=16)
-    flip: bool = option(True, "Flip half of the training images.", flag="--flip")
+    shift: int = option(2, "Random shift of the student's images in pixels.", flag="--shift", least=0, most=16)
+    flip: bool = option(True, "Flip half of the student's images.", flag="--flip")
 
     @property
     def hint_only_epochs(self) -> int:

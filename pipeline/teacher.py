@@ -19,6 +19,7 @@ from pipeline.config import Config
 from pipeline.data import open_dataset, split_train_val
 from pipeline.files import load_json, write_json
 from pipeline.models.teacher import Teacher, build_teacher, check_image_size, load_initial_weights
+from pipeline.progress import warn
 from pipeline.runtime import autocast, prepare
 from pipeline.training import Batch, Batches, EpochLoop, learning_rate, place, predict_logits
 from pipeline.weights import load_module, save_module
@@ -45,7 +46,12 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     origin = _Origin(load_initial_weights(teacher, settings.arch, settings.weights))
     train, val = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
     place(teacher, device)
-    batches = Batches(train, settings.batch_size, config.runtime.seed, shift=2, device=device)
+    if settings.epochs and settings.flip and not config.distill.flip:
+        warn(
+            "the teacher's images are flipped, the student's are not; if a mirrored image is of another class, give "
+            "--no-teacher-flip"
+        )
+    batches = Batches(train, settings.batch_size, config.runtime.seed, shift=2, device=device, flip=settings.flip)
     optimizer = torch.optim.SGD(
         teacher.parameters(), lr=settings.lr, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay
     )
@@ -79,10 +85,9 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     )
     rows, earlier_s = loop.run()
     save_module(teacher, out_dir / WEIGHTS)
-    write_json(
-        out_dir / DESCRIPTION,
-        {"arch": settings.arch, "stem": stem, "num_classes": len(dataset.class_names), "weights": origin.weights},
-    )
+    classes = list(dataset.class_names)
+    known = {"arch": settings.arch, "stem": stem, "num_classes": len(classes), "classes": classes}
+    write_json(out_dir / DESCRIPTION, {**known, "weights": origin.weights})
     reloaded = place(load_teacher(out_dir), device)
     val_top1_pct = _top1_pct(reloaded, val.images, val.labels, config, device)
     return {

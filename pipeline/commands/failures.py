@@ -1,6 +1,7 @@
 """How a command that fails ends: one message with what to do next on stderr, no traceback, an exit code."""
 
 import functools
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -18,6 +19,9 @@ _UsageError: Any = typer.BadParameter.__base__
 
 # Which extra installs a module that the base install lacks.
 _EXTRAS = {"onnxruntime": "cpu"} | dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "safetensors"), "train")
+
+# What PyTorch says of it is a RuntimeError.
+_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory")
 
 
 class Commands(TyperGroup):
@@ -55,8 +59,10 @@ def reported(function: Callable[..., None]) -> Callable[..., None]:
                 raise
             _show_error(f"this command needs {error.name}, which is not installed", f"pip install 'kdedge[{extra}]'")
             raise typer.Exit(2) from None
-        except MemoryError:
-            _show_error("not enough memory", "lower --image-size or --train-size")
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
+                raise
+            _show_error("not enough memory", "lower --image-size, --train-size or the batch size")
             raise typer.Exit(1) from None
         except KeyboardInterrupt as interrupt:
             console.print("; ".join(["interrupted", *interrupt.args]), markup=False)

@@ -14,11 +14,11 @@ from pipeline.distill.losses import kd_loss
 from pipeline.models.student import Student
 from pipeline.models.teacher import FeatureTap, Teacher
 from pipeline.runtime import autocast
-from pipeline.training import predict_logits, to_pixels
+from pipeline.training import images_at_once, predict_logits, to_pixels
 
 __all__ = ["Judge"]
 
-_SIMILARITY_IMAGES = 256  # to fit the adapters on, and as many to score; 65,000 rows at 16 x 16
+_SIMILARITY_IMAGES = 256  # to fit the adapters on, and as many to score, fewer above 64 pixels; 65,000 rows at 16 x 16
 
 
 class Judge:
@@ -53,8 +53,9 @@ class Judge:
         self.student = student
         self._config, self._pairs, self._candidates, self._val, self._device = config, pairs, candidates, val, device
         self._labels = torch.from_numpy(val.labels)
+        count = images_at_once(val.images.shape[1], _SIMILARITY_IMAGES)
         self._pixels = [
-            to_pixels(torch.from_numpy(split.images[:: -(-len(split.labels) // _SIMILARITY_IMAGES)].copy()), device)
+            to_pixels(torch.from_numpy(split.images[:: -(-len(split.labels) // count)].copy()), device)
             for split in (train, val)
         ]
         self._teacher_maps = []

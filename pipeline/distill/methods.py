@@ -57,6 +57,8 @@ class Method:
             names |= {"alpha", "gamma"}
         if self.blocks is None:
             names |= {"beta", "hint_loss", "hint_epochs"}
+        if self.blocks not in (highest_variance, random_blocks, last_blocks):
+            names.add("hint_layers")
         if not self.adaptive_beta:
             names |= {"beta_patience", "drop_hints"}
         if not self.dynamic:

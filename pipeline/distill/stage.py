@@ -63,7 +63,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     classes = dataset.class_names
     student = build_student(settings.student, len(classes), dataset.image_size)
     teacher = load_teacher(inputs["teacher"])
-    _check_classes(inputs["teacher"], len(classes))
+    _check_classes(inputs["teacher"], classes)
     train, val = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
     teacher = place(fold_batch_norms(teacher, dataset.image_size), device).requires_grad_(False)
     batches = Batches(train, settings.batch_size, config.runtime.seed, settings.shift, device, settings.flip)
@@ -187,13 +187,16 @@ def _start(student: Student, config: Config, train: Split, batches: Batches) -> 
     return [file_sha256(path) for path in paths]
 
 
-def _check_classes(teacher_dir: Path, num_classes: int) -> None:
-    found = load_json(teacher_dir / TEACHER_DESCRIPTION, ("num_classes",))["num_classes"]
-    if found != num_classes:
-        raise InputError(
-            f"the teacher in {teacher_dir} knows {found} classes, the data set has {num_classes}",
-            "train the teacher on the same --data",
-        )
+def _check_classes(teacher_dir: Path, classes: tuple[str, ...]) -> None:
+    """Refuse a teacher of other classes; those of earlier versions have no names, and their number counts."""
+    description = load_json(teacher_dir / TEACHER_DESCRIPTION, ("num_classes",))
+    hint = "train the teacher on the same --data"
+    if description["num_classes"] != len(classes):
+        found = f"knows {description['num_classes']} classes, the data set has {len(classes)}"
+        raise InputError(f"the teacher in {teacher_dir} {found}", hint)
+    for index, (known, name) in enumerate(zip(description.get("classes", classes), classes, strict=True)):
+        if known != name:
+            raise InputError(f"the teacher in {teacher_dir} calls class {index} {known!r}, the data set {name!r}", hint)
 
 
 def _scan(config: Config, teacher: Teacher, batches: Batches) -> tuple[dict[str, float], float]:

@@ -33,7 +33,7 @@ def initialise(student: nn.Module, images: NDArray[np.uint8]) -> None:
     blocks = [module for module in student.modules() if isinstance(module, Block) and module.conv is not first]
     with torch.no_grad():
         # Spread over all images: those of a folder are in the order of their classes.
-        spread = images[:: max(1, len(images) // _IMAGES)][:_IMAGES]
+        spread = images[:: -(-len(images) // _IMAGES)]
         filters = whitening_filters(spread, first.kernel_size[0])[: first.out_channels // 2]
         first.weight[: 2 * len(filters)] = torch.cat([filters, -filters]).to(first.weight)
         for block in blocks:

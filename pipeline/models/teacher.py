@@ -253,11 +253,12 @@ class FeatureTap:
         self.maps: dict[str, Tensor] = {}
 
     def __enter__(self) -> "FeatureTap":
+        import torchvision
+
         for name, module in self._modules.items():
-            relu = getattr(module, "relu", None)
-            if isinstance(relu, nn.ReLU):
+            if isinstance(self._teacher.backbone, torchvision.models.ResNet):
                 # The block calls one ReLU several times; the last call overwrites the earlier captures.
-                self._handles.append(relu.register_forward_pre_hook(self._on_input(name)))
+                self._handles.append(module.get_submodule("relu").register_forward_pre_hook(self._on_input(name)))
             else:
                 self._handles.append(module.register_forward_hook(self._on_output(name)))
         if self._modules:
@@ -289,6 +290,6 @@ class FeatureTap:
 
     def _on_output(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            self.maps[name] = output
+            self.maps[name] = output.clone()  # a DenseNet rectifies its last map in place
 
         return keep

@@ -12,7 +12,6 @@ from typing import Any
 
 from pipeline.config import Config, DistillConfig
 from pipeline.configure import RECIPES
-from pipeline.distill.blocks import highest_variance, last_blocks, random_blocks
 from pipeline.distill.methods import METHODS, Method
 from pipeline.errors import InputError
 from pipeline.parsing import parse_choices
@@ -80,7 +79,7 @@ FACTORS = {
     "beta-patience": Factor(_each("beta_patience", 1, 2), lambda method: method.adaptive_beta, "an adaptive beta"),
     "hint-layers": Factor(
         _each("hint_layers", 2, 3),
-        lambda method: method.blocks in (highest_variance, random_blocks, last_blocks),
+        lambda method: "hint_layers" not in method.unused,
         "a number of blocks to choose",
     ),
     "hint-loss": Factor(_hint_losses, lambda method: method.blocks is not None, "hints"),

@@ -173,6 +173,26 @@ def test_an_interrupt_is_one_line_that_fits_the_command(arguments, message, tmp_
     assert result.stderr.splitlines() == [message]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+    ],
+)
+def test_too_little_memory_is_one_clear_error(error, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.stages.run_stages", lambda *_, **__: (_ for _ in ()).throw(error))
+    result = invoke("run-all", "--data", "sample", "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: not enough memory\n")
+
+
+def test_other_errors_of_the_runtime_are_not_taken_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.stages.run_stages", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("a bug")))
+    assert isinstance(invoke("run-all", "--data", "sample", "--out", tmp_path / "run").exception, RuntimeError)
+
+
 @pytest.mark.parametrize("command", [["data", "--data", "sample"], ["doctor"], ["--help"]])
 def test_a_reader_that_goes_away_ends_the_command_quietly(command):
     read, write = os.pipe()

@@ -298,6 +298,10 @@ def test_a_stage_of_another_class_count_is_refused(finished, tmp_path):
         shutil.copytree(data / part / "red", data / part / "pink")
     result = kdedge("distill", "--data", f"folder:{data}", "--out", run_dir, code=2)
     assert "knows 3 classes, the data set has 4" in result.stderr
+    for part in ("train", "test"):
+        shutil.rmtree(data / part / "red")
+    result = kdedge("distill", "--data", f"folder:{data}", "--out", run_dir, code=2)
+    assert "calls class 2 'red', the data set 'pink'" in " ".join(result.stderr.split())
 
 
 def test_what_is_shown_beside_a_run_reruns_its_benchmark_alone(finished, folder_data, tmp_path):

@@ -47,6 +47,7 @@ def test_where_a_folder_of_images_lies_and_how_its_path_is_written_is_nothing_to
         ("beta", 25.0, set(METHODS) - {"ce", "kd"}),
         ("hint_loss", "raw", set(METHODS) - {"ce", "kd"}),
         ("hint_epochs", 1, set(METHODS) - {"ce", "kd"}),
+        ("hint_layers", 2, {"selective", "dynamic", "random3", "last3"}),
         ("beta_patience", 3, set(METHODS) - {"ce", "kd", "static"}),
         ("rechoose_epochs", 2, {"dynamic"}),
         ("lr", 0.3, set(METHODS)),

@@ -48,7 +48,9 @@ def test_patches_of_large_images_are_thinned_and_images_are_spread_over_all():
         patch.setattr(initial, "_IMAGES", 4)
         patch.setattr(initial, "_CHUNK", 3)
         initialise(build_student("lite-xs", 4, 96), images)
+        initialise(build_student("lite-xs", 4, 96), images[:7])
     np.testing.assert_array_equal(seen[0], images[::3])
+    np.testing.assert_array_equal(seen[1], images[:7:2])
     pixels = torch.from_numpy(images[::3]).permute(0, 3, 1, 2).double() / 255
     patches = pixels.unfold(2, 3, 3).unfold(3, 3, 3).permute(0, 2, 3, 1, 4, 5).reshape(-1, 27)
     responses = patches @ real(images[::3], 3).double().flatten(1).T

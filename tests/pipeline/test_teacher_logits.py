@@ -6,12 +6,13 @@ import errno
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from pipeline.config import RuntimeConfig
 from pipeline.data import Split
 from pipeline.distill.teacher_logits import CachedTeacher, LogitsFile, cache_name
-from pipeline.models.teacher import FeatureTap, build_teacher
-from pipeline.training import Batches
+from pipeline.models.teacher import FeatureTap, build_teacher, hint_candidates
+from pipeline.training import Batch, Batches
 
 CLASSES, IMAGES = 3, 40
 VIEWS = IMAGES * 18
@@ -78,6 +79,18 @@ def test_maps_are_the_same_with_and_without_the_logits_at_hand_and_then_the_teac
             assert torch.equal(found[name], missed[name])
             torch.testing.assert_close(found[name], tap.maps[name], rtol=1e-3, atol=1e-3)
     assert deeper, "the plain call of the teacher above was cut short"
+
+
+def test_maps_of_a_densenet_are_the_same_with_and_without_the_logits_at_hand(tmp_path, batch):
+    torch.manual_seed(0)
+    network = build_teacher("densenet121", CLASSES, "imagenet").eval()
+    deepest = list(hint_candidates(network))[-1]
+    small = Batch(functional.interpolate(batch.pixels[:4], size=32), batch.labels[:4], batch.views[:4])
+    (_, missed), (_, found) = (
+        CachedTeacher(network, RUNTIME, open_file(tmp_path / "a.logits"))(small, (deepest,)) for _ in range(2)
+    )
+    assert (missed[deepest] < 0).any(), "the classifier behind it rectifies it in place"
+    assert torch.equal(found[deepest], missed[deepest])
 
 
 def test_a_torn_or_misplaced_entry_is_a_miss(tmp_path):

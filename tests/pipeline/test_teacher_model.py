@@ -5,6 +5,7 @@ from safetensors.torch import save_file
 from pipeline.errors import InputError, StageError
 from pipeline.models import teacher as teacher_module
 from pipeline.models.teacher import (
+    FeatureTap,
     build_teacher,
     check_image_size,
     fold_batch_norms,
@@ -73,6 +74,14 @@ def test_stems_differ_in_resolution(stem, side):
     with torch.no_grad():
         backbone(torch.rand(1, 3, 32, 32))
     assert shapes == [side]
+
+
+def test_the_map_of_a_densenets_transition_is_its_output():
+    teacher = build_teacher("densenet121", 3, "imagenet").eval()
+    with torch.no_grad(), FeatureTap(teacher, ("features.transition1", "features.denseblock2")) as tap:
+        teacher(torch.rand(1, 3, 64, 64))
+        assert tap.maps["features.transition1"].shape == (1, 128, 8, 8)
+        assert tap.maps["features.denseblock2"].shape == (1, 512, 8, 8)
 
 
 def test_any_classifier_by_name_and_a_clear_error_for_a_wrong_one():

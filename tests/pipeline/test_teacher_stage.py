@@ -20,12 +20,34 @@ def train(folder_data, tmp_path):
     )
     config = dataclasses.replace(config, runtime=resolve(config.runtime, None))
 
-    def run(name):
+    def run(name, **given):
         out = tmp_path / name
         out.mkdir(exist_ok=True)
-        return teacher.run(config, {}, out), (out / "teacher.safetensors").read_bytes()
+        sections = {key: dataclasses.replace(getattr(config, key), **changed) for key, changed in given.items()}
+        changed = dataclasses.replace(config, **sections)
+        return teacher.run(changed, {}, out), (out / "teacher.safetensors").read_bytes()
 
     return run
+
+
+def test_flips_of_the_teachers_images_have_their_own_option(train, monkeypatch, capsys):
+    flips = []
+
+    class Seen(teacher.Batches):
+        def epoch(self, epoch):
+            flips.append(self.flip)
+            return super().epoch(epoch)
+
+    monkeypatch.setattr(teacher, "Batches", Seen)
+    monkeypatch.setattr(teacher_module, "_download_imagenet", offline)
+    for name, given in (
+        ("both", {}),
+        ("student", {"distill": {"flip": False}}),
+        ("none", {"teacher": {"flip": False}}),
+    ):
+        train(name, **given)
+        assert ("--no-teacher-flip" in capsys.readouterr().err) == (name == "student")
+    assert flips == [True] * 4 + [False] * 2
 
 
 def offline(arch):

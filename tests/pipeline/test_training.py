@@ -6,7 +6,17 @@ from torch.nn import functional
 
 from pipeline.data import Split, split_train_val
 from pipeline.errors import DivergenceError, InputError
-from pipeline.training import Batches, EpochLoop, choose_views, learning_rate, refresh_batch_norms, to_pixels, views
+from pipeline.training import (
+    Batches,
+    EpochLoop,
+    choose_views,
+    images_at_once,
+    learning_rate,
+    predict_logits,
+    refresh_batch_norms,
+    to_pixels,
+    views,
+)
 
 CPU = torch.device("cpu")
 
@@ -99,6 +109,21 @@ def test_an_epoch_visits_images_once_in_an_order_of_its_own():
 
 def test_a_batch_larger_than_the_set_is_the_whole_set():
     assert len(list(Batches(Split(images(3), np.arange(3)), 64, seed=0, shift=0, device=CPU).epoch(0))) == 1
+
+
+def test_large_images_are_evaluated_in_smaller_batches_that_take_no_more_memory():
+    assert [images_at_once(size, 250) for size in (16, 32, 64, 128, 224, 512)] == [250, 250, 250, 62, 20, 3]
+    assert images_at_once(512, 1) == 1
+    sizes = []
+
+    def model(pixels):
+        sizes.append(len(pixels))
+        return pixels.mean((2, 3))
+
+    pixels = images(45, size=224)
+    logits = predict_logits(model, pixels, CPU)
+    assert sizes == [20, 20, 5]
+    np.testing.assert_allclose(logits, pixels.mean((1, 2)) / 255, rtol=1e-4)
 
 
 def test_one_cycle_rises_to_the_peak_and_falls_to_zero():
