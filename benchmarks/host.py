@@ -224,7 +224,7 @@ def format_doctor(facts: dict[str, Any], width: int = 80) -> str:
     from rich.table import Table
 
     buffer = io.StringIO()
-    console = Console(file=buffer, width=width, highlight=False, color_system=None)
+    console = Console(file=buffer, width=width, highlight=False, markup=False, color_system=None)
     host = facts["host"]
     if host is not None:
         about = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))

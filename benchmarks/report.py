@@ -31,8 +31,8 @@ def write_report(report: Mapping[str, Any], out_dir: Path) -> None:
     """
     write_json(out_dir / "report.json", report)
     figures = draw_figures(report, out_dir / "figures")
-    write_atomic(out_dir / "report.html", render_html(report, figures).encode())
-    write_atomic(out_dir / "report.md", render_markdown(report, figures).encode())
+    write_atomic(out_dir / "report.html", render_html(report, figures).encode(errors="replace"))
+    write_atomic(out_dir / "report.md", render_markdown(report, figures).encode(errors="replace"))
 
 
 def render_html(report: Mapping[str, Any], figures: Sequence[Figure]) -> str:

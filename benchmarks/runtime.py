@@ -16,7 +16,16 @@ import numpy.typing as npt
 
 from pipeline.errors import InputError, StageError
 
-__all__ = ["CPU", "CUDA", "Model", "check_fits", "import_onnxruntime", "open_model", "session_options"]
+__all__ = [
+    "CPU",
+    "CUDA",
+    "Model",
+    "check_fits",
+    "import_onnxruntime",
+    "onnxruntime_errors",
+    "open_model",
+    "session_options",
+]
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -134,7 +143,7 @@ def open_model(path: Path, *, provider: str = CPU, threads: int = 1, options: An
         session = ort.InferenceSession(
             path, options or session_options(threads), providers=[provider] if provider == CPU else [provider, CPU]
         )
-    except _load_errors() as error:
+    except onnxruntime_errors() as error:
         raise InputError(
             f"{path} ({path.stat().st_size:,} bytes) is not a usable ONNX model: {_first_line(error)}",
             f"the file is truncated or altered, or needs a newer onnxruntime than {ort.__version__}; {_EXPORT}",
@@ -217,8 +226,8 @@ def _first_line(error: BaseException) -> str:
     return text.split(" : ", 3)[-1].strip()
 
 
-def _load_errors() -> tuple[type[Exception], ...]:
-    """Return what onnxruntime raises for a file that it cannot load; they share no base below Exception."""
+def onnxruntime_errors() -> tuple[type[Exception], ...]:
+    """Return what onnxruntime raises where it cannot load or run a model; they share no base below Exception."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     return (

@@ -30,7 +30,7 @@ from benchmarks.latency import MOST_WINDOWS, measure_latency
 from benchmarks.memory import check_limit, measure_memory
 from benchmarks.proof import int8_proof
 from benchmarks.report import write_report
-from benchmarks.runtime import CPU, CUDA, check_fits, open_model
+from benchmarks.runtime import CPU, CUDA, check_fits, onnxruntime_errors, open_model
 from pipeline.artifacts import git_commit, versions
 from pipeline.config import BenchmarkConfig, Config
 from pipeline.data import Dataset, Split
@@ -202,11 +202,13 @@ def _latency_everywhere(
     problem = cuda_problem()
     if problem is not None:
         return rows, samples, [problem]
+    failures: tuple[type[Exception], ...] = (StageError, InputError, *onnxruntime_errors())
     try:
         # Threads of the CPU hardly matter to a GPU: one count is enough.
         more = measure_cuda(paths, batches=batches, threads=threads[:1], seconds=settings.seconds)
-    except (StageError, InputError) as error:
-        # onnxruntime only finds out when it loads the libraries of CUDA; what was measured on the CPU stands.
+    except failures as error:
+        # onnxruntime only finds out when it loads the libraries of CUDA, or when a batch does not fit into the GPU's
+        # memory; what was measured on the CPU stands.
         problem = {
             "provider": CUDA,
             "reason": str(error),

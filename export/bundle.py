@@ -69,7 +69,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         ("chosen", "candidates", "calibration_images", "target", "rungs", "scored_images"),
     )
     history = _history(report, candidates, inputs)
-    write_atomic(out_dir / "MODEL_CARD.md", _model_card(report, candidates, classes, size).encode())
+    write_atomic(out_dir / "MODEL_CARD.md", _model_card(report, candidates, classes, size).encode(errors="replace"))
     if not passed:
         warn(f"the bundle is marked as not passed: {report['gate'].get('reason', 'the gate is undecided')}")
     log(f"bundle: {sum(path.stat().st_size for path in out_dir.iterdir() if path.is_file()) / 1e6:.1f} MB")

@@ -222,6 +222,8 @@ def _entropy(tensor: _Tensor) -> Range:
     def divergence(candidate: Range) -> float:
         low, high = candidate
         inside = (centers >= min(low, 0.0)) & (centers <= max(high, 0.0))
+        if not inside.any():  # of a tensor that does not come near zero
+            return float("inf")
         first, last = np.flatnonzero(inside)[[0, -1]]
         kept = counts[first : last + 1]
         reference = kept.copy()

@@ -95,8 +95,10 @@ def _round_layer(quantizer: Quantizer, candidate: Candidate, name: str, images: 
         return quantizer
     inputs = _collect(model, node.input[0], images)
     targets = _collect(quantizer.original, layer.node.output[0], images[: len(inputs)])
+    # Either may be of the first images alone: of a large image the first layers' maps are larger than it.
+    count = min(len(inputs), len(targets))
     limits = _activation_limits(quantizer.core, layer)
-    integers = _optimise(layer, weights, scale, inputs, targets, limits=limits)
+    integers = _optimise(layer, weights, scale, inputs[:count], targets[:count], limits=limits)
     weights.set_weight(layer, integers * _spread(scale, layer, integers.ndim))
     return quantizer.repaired(weights.core)
 

@@ -6,10 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.runtime import Model
+from pipeline.data.base import images_at_once
 
 __all__ = ["batch_size", "run_model"]
-
-_BATCH_PIXELS = 64 * 32 * 32
 
 
 def run_model(model: Model, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -29,4 +28,4 @@ def run_model(model: Model, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.flo
 
 def batch_size(image_size: int) -> int:
     """Return how many images of side ``image_size`` pixels go into a batch, so that activations stay small."""
-    return max(1, min(64, _BATCH_PIXELS // image_size**2))
+    return images_at_once(image_size, 64, 32)

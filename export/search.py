@@ -156,7 +156,7 @@ def search(
         trials.extend(replace(trial, p50_ms=ms) for trial, ms in zip(fresh, times, strict=True))
 
     stage("formats", [item for item in formats(calibration_images) if compare or not refused(item)])
-    pick = _picker(trials, by_latency=TARGETS[target].host == host)
+    pick = _picker(trials, by_latency=bool(host) and TARGETS[target].host == host)
     stage("calibrators", calibrators(pick().candidate))
     if compare:
         stage("calibration sizes", sizes(pick().candidate, len(quantizer.images)))

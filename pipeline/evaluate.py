@@ -18,7 +18,8 @@ from benchmarks.runtime import check_fits, open_model
 from benchmarks.stage import Emulate, run_benchmark
 from pipeline.artifacts import load_manifest
 from pipeline.config import Config
-from pipeline.data import Split, open_dataset
+from pipeline.data import Dataset, Split, open_dataset
+from pipeline.data.folder import Folder
 from pipeline.errors import InputError
 from pipeline.files import disk_errors, load_json
 from pipeline.parsing import parse_emulated
@@ -73,7 +74,7 @@ def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, A
     # The report is about this host and these images: what was measured where the bundle was made stays in the bundle.
     run = {key: value for key, value in known["run"].items() if key not in _OF_THE_MAKER}
     facts = {"run": run, **{key: known.get(key) for key in ("teacher", "student", "training", "quantization")}}
-    dataset = open_dataset(config.data)
+    dataset = _open_for(bundle, config)
     images_sha256 = dataset.test_sha256()
     judged_on = load_manifest(bundle)["facts"].get("history", {}).get("data", {}).get("data/test")
     if judged_on:
@@ -105,13 +106,21 @@ def sample_test_images(config: Config, bundle: Path, count: int) -> tuple[list[i
         InputError: The data set is not to be had, has fewer test images, or is not what the model was trained on.
         StageError: CIFAR-10 could not be fetched.
     """
-    dataset = open_dataset(config.data)
+    dataset = _open_for(bundle, config)
     check_fits(open_model(bundle / "student.int8.onnx"), dataset.class_names, dataset.image_size)
     images = dataset.test().images
     if count > len(images):
         raise InputError(f"{dataset.name} has {len(images)} test images, {count} were asked for", "ask for fewer")
     numbers = _spread(len(images), count)
     return numbers, images[numbers]
+
+
+def _open_for(bundle: Path, config: Config) -> Dataset:
+    """Open the data set that a bundle is to be measured on; of a folder the test images are enough."""
+    dataset = open_dataset(config.data)
+    if not isinstance(dataset, Folder):
+        return dataset
+    return dataset.labelled_as(tuple((bundle / "labels.txt").read_text(encoding="utf-8").splitlines()))
 
 
 def _spread(total: int, count: int) -> list[int]:

@@ -155,7 +155,7 @@ def _host_key(config: Config) -> dict[str, Any]:
     host = host_record()
     return {
         **_key("benchmark", "all data", "seed")(config),
-        "host": {"cpu": host["cpu"], "cores": host["cores"]},
+        "host": {part: host[part] for part in ("cpu", "cores", "gpu", "onnxruntime", "providers")},
         "beside": beside_sha256(config.benchmark.beside),
     }
 

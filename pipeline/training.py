@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.data import Split
+from pipeline.data.base import Split, images_at_once
 from pipeline.errors import DivergenceError, InputError
 from pipeline.files import write_atomic
 from pipeline.progress import Tracker, format_duration, log, track
@@ -31,7 +31,6 @@ __all__ = [
     "EpochLoop",
     "StepMeans",
     "choose_views",
-    "images_at_once",
     "learning_rate",
     "place",
     "predict_logits",
@@ -192,15 +191,10 @@ def learning_rate(progress: float, peak: float, schedule: str) -> float:
     return peak * (1 - progress) / (1 - rise)
 
 
-def images_at_once(image_size: int, most: int) -> int:
-    """Return how many images of a side length take as much memory as ``most`` of 64 pixels: 1 to ``most``."""
-    return max(1, most * 64**2 // max(64, image_size) ** 2)
-
-
 @torch.no_grad()
 def predict_logits(model: Callable[[Tensor], Tensor], images: NDArray[np.uint8], device: torch.device) -> Tensor:
     """Return float32 logits ``[N, C]`` on the CPU for uint8 images ``[N, S, S, 3]``; the model must be in eval mode."""
-    parts = torch.split(torch.from_numpy(images), images_at_once(images.shape[1], 250))
+    parts = torch.split(torch.from_numpy(images), images_at_once(images.shape[1], 250, 64))
     return torch.cat([model(to_pixels(part, device)).float().cpu() for part in parts])
 
 

@@ -1,6 +1,8 @@
 """How a command that fails ends: one message with what to do next on stderr, no traceback, an exit code."""
 
+import errno
 import functools
+import io
 import re
 import sys
 from collections.abc import Callable
@@ -29,6 +31,8 @@ class Commands(TyperGroup):
 
     def main(self, *args: Any, **options: Any) -> NoReturn:
         """Run a command line and exit."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a label need not fit a terminal's encoding
         try:
             code = super().main(*args, **{**options, "standalone_mode": False})
         except _UsageError as error:
@@ -64,6 +68,11 @@ def reported(function: Callable[..., None]) -> Callable[..., None]:
                 raise
             _show_error("not enough memory", "lower --image-size, --train-size or the batch size")
             raise typer.Exit(1) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # Typer ends quietly
+                raise
+            _show_error(f"cannot use {error.filename}: {error.strerror or error}", "check the path and its permissions")
+            raise typer.Exit(2) from None
         except KeyboardInterrupt as interrupt:
             console.print("; ".join(["interrupted", *interrupt.args]), markup=False)
             raise typer.Exit(130) from None

@@ -177,9 +177,9 @@ def resolve(given: dict[str, Any], fields: Fields) -> Config:
 def _recorded(given: dict[str, Any]) -> dict[str, Any]:
     """Return the options of the bundle that a command measures or of the run that it goes on with; empty: neither."""
     if given.get("bundle"):
-        from pipeline.artifacts import load_manifest
+        from export.verify import read_manifest
 
-        made_with = load_manifest(given["bundle"])["config"]
+        made_with = read_manifest(given["bundle"])["config"]
         return {"data": made_with.get("all data", {}), "runtime": made_with.get("seed", {})}
     if "preset" in given or "out" not in given:
         return {}

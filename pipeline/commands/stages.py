@@ -8,7 +8,7 @@ import typer
 
 from pipeline.commands.flags import BEGINNING, DEFAULT_OUT, STAGE, Options, configured
 from pipeline.config import SECTIONS, Config
-from pipeline.errors import GateError
+from pipeline.errors import GateError, InputError
 from pipeline.progress import log
 
 __all__ = ["app"]
@@ -106,6 +106,8 @@ def benchmark(config: Config, out: Path, force: bool, bundle: Path | None) -> No
         from pipeline.evaluate import benchmark_bundle
 
         report_dir = out if out != DEFAULT_OUT else Path("artifacts/benchmark")
+        if report_dir.resolve().is_relative_to(bundle.resolve()):
+            raise InputError(f"--out {report_dir} is inside the bundle, whose files are fixed", "give another --out")
         with lock_run(report_dir):
             benchmark_bundle(config, bundle, report_dir)
     report = _print_report(report_dir)

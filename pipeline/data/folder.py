@@ -9,7 +9,7 @@ nowhere is an error.
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,17 @@ class Folder:
     @property
     def name(self) -> str:
         """The name of the folder."""
-        return f"folder:{self.root.resolve().name}"
+        # A name need not be text, reports are.
+        return f"folder:{os.fsencode(self.root.resolve().name).decode(errors='replace')}"
+
+    def labelled_as(self, class_names: tuple[str, ...]) -> "Folder":
+        """Return test images alone with the classes of a model, of which some may have no images; else itself."""
+        unseen = [name for name in class_names if name not in self.class_names]
+        if self.train_items or not unseen or not set(self.class_names) <= set(class_names):
+            return self
+        _warn_untested(self.root / "test", unseen)
+        items = [_Item(item.path, class_names.index(self.class_names[item.label])) for item in self.test_items]
+        return replace(self, class_names=class_names, test_items=tuple(items))
 
     def train(self) -> Split:
         """Decode the training images; no file of the test part is opened.
@@ -191,8 +201,12 @@ def _list_test(test_root: Path, train_root: Path, names: list[str]) -> list[_Ite
         )
     untested = [name for name in names if name not in test_names]
     if untested:
-        warn_once(f"{test_root} has no images of {', '.join(untested)}: the accuracy says nothing about that")
+        _warn_untested(test_root, untested)
     return [_Item(item.path, names.index(test_names[item.label])) for item in items]
+
+
+def _warn_untested(test_root: Path, names: list[str]) -> None:
+    warn_once(f"{test_root} has no images of {', '.join(names)}: the accuracy says nothing about that")
 
 
 def _check_counts(root: Path, names: list[str], items: list[_Item], least: int, parts: str) -> None:
@@ -218,7 +232,8 @@ def _folders(root: Path) -> list[Path]:
 def _visible(folder: Path) -> list[Path]:
     """List what a folder holds, sorted by name, without hidden entries."""
     try:
-        found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        # By the name: paths of Windows compare without regard to case.
+        found = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
     except OSError as error:
         raise InputError(
             f"cannot read the folder {folder}: {error.strerror or error}", "check its permissions"

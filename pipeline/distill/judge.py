@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import Config
-from pipeline.data import Split
+from pipeline.data.base import Split, images_at_once
 from pipeline.distill.hints import HintPair, measure_similarity
 from pipeline.distill.losses import kd_loss
 from pipeline.models.student import Student
 from pipeline.models.teacher import FeatureTap, Teacher
 from pipeline.runtime import autocast
-from pipeline.training import images_at_once, predict_logits, to_pixels
+from pipeline.training import predict_logits, to_pixels
 
 __all__ = ["Judge"]
 
@@ -53,7 +53,7 @@ class Judge:
         self.student = student
         self._config, self._pairs, self._candidates, self._val, self._device = config, pairs, candidates, val, device
         self._labels = torch.from_numpy(val.labels)
-        count = images_at_once(val.images.shape[1], _SIMILARITY_IMAGES)
+        count = images_at_once(val.images.shape[1], _SIMILARITY_IMAGES, 64)
         self._pixels = [
             to_pixels(torch.from_numpy(split.images[:: -(-len(split.labels) // count)].copy()), device)
             for split in (train, val)

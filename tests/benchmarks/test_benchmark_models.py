@@ -1,6 +1,7 @@
 """Models that cannot be used, accuracy of those that can, and the proof of integer kernels."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from onnx import TensorProto, helper
 
 from benchmarks.accuracy import per_class_table, predict_logits, top1_pct, wilson_interval_pct
 from benchmarks.proof import int8_proof
-from benchmarks.runtime import CUDA, check_fits, open_model
+from benchmarks.runtime import CUDA, Model, check_fits, open_model
 from pipeline.errors import InputError, StageError
 
 
@@ -101,6 +102,13 @@ def test_missing_provider(models: dict[str, Path]) -> None:
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(StageError, match="has no CUDAExecutionProvider"):
         open_model(models["fp32"], provider=CUDA)
+
+
+def test_large_images_go_in_smaller_batches(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sizes = replace(open_model(models["int8"]), image_size=224), []
+    monkeypatch.setattr(Model, "logits", lambda self, batch: sizes.append(len(batch)) or np.zeros((len(batch), 4)))
+    predict_logits(model, np.zeros((12, 224, 224, 3), np.uint8))
+    assert sizes == [5, 5, 2]
 
 
 def test_batches_do_not_change_the_answers(models: dict[str, Path], dataset: Any) -> None:

@@ -93,6 +93,15 @@ def test_doctor_fits_80_columns_and_says_what_to_do(monkeypatch: pytest.MonkeyPa
     assert "pip uninstall -y onnxruntime onnxruntime-gpu" in " ".join(text.split())
 
 
+def test_doctor_shows_brackets_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = host.doctor()
+    facts["checks"].append({"name": "x", "status": "missing", "detail": "y", "fix": "pip install 'kdedge[train]'"})
+    facts["host"]["cpu"] = "CPU [red] 9"
+    text = host.format_doctor(facts)
+    assert "pip install 'kdedge[train]'" in text
+    assert "CPU [red] 9" in text
+
+
 def test_doctor_works_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> Any:
         raise InputError("onnxruntime cannot be imported: no module", "pip install onnxruntime")

@@ -70,6 +70,14 @@ def test_a_constant_tensor_has_a_range() -> None:
         assert TensorStatistics.measure(core(), images(8)).ranges(name)["zero"] == (0.0, 0.0)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("name", list(CALIBRATORS))
+def test_a_tensor_that_does_not_come_near_zero_has_a_range(name: str, sign: int) -> None:
+    low, high = CALIBRATORS[name](tensor(sign * np.linspace(3, 5, 1000)))
+    assert -5.001 < low <= high < 5.001
+    assert np.sign(low + high) == sign
+
+
 def tensor(values: Any) -> Any:
     """Return the statistics of given values, as of one image."""
     array = np.asarray(values, np.float32)[None]

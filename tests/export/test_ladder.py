@@ -204,6 +204,24 @@ def test_adaptive_rounding_beats_rounding_to_nearest() -> None:
         assert np.abs(new.weight(changed) / step - np.round(new.weight(changed) / step)).max() < 1e-3
 
 
+def test_adaptive_rounding_takes_the_images_of_which_it_has_inputs_and_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def optimise(layer: Any, weights: Any, scale: Any, inputs: Any, targets: Any, **options: Any) -> Any:
+        seen.append((layer.name, len(inputs), len(targets)))
+        return optimise_really(layer, weights, scale, inputs, targets, **options)
+
+    optimise_really = rounding._optimise
+    monkeypatch.setattr(rounding, "_optimise", optimise)
+    monkeypatch.setattr(rounding, "_STEPS", 5)
+    monkeypatch.setattr(rounding, "batch_size", lambda size: 16)
+    # Of the first layer's output this is fewer images than of the pixels that it reads.
+    monkeypatch.setattr(rounding, "_MOST_VALUES", 40 * 3 * 8 * 8)
+    round_adaptively(quantizer_of(core(spread=1)), PER_TENSOR)
+    assert all(inputs == targets for _, inputs, targets in seen)
+    assert seen[0][1] < 48, "the outputs of the first layer are larger than its inputs"
+
+
 def test_fine_tuning_repairs_what_rounding_cannot() -> None:
     model = core(spread=2)
     before = quantizer_of(model)

@@ -188,6 +188,36 @@ def test_too_little_memory_is_one_clear_error(error, tmp_path, monkeypatch):
     assert result.stderr.startswith("error: not enough memory\n")
 
 
+def test_a_path_that_the_system_refuses_is_one_clear_error():
+    result = invoke("predict", BUNDLE, "x" * 300 + ".jpg")
+    assert result.exit_code == 2
+    assert "File name too long" in " ".join(result.stderr.split())
+
+
+def test_text_that_the_encoding_of_the_output_lacks_is_escaped():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "pipeline.cli", "doctor"]
+    result = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert b"Traceback" not in result.stderr
+    assert b"\\u" in result.stdout
+
+
+@pytest.mark.parametrize("what", ["nosuch", "run"])
+def test_what_is_no_bundle_is_called_so(what, tmp_path):
+    (tmp_path / "run").mkdir()
+    result = invoke("benchmark", tmp_path / what)
+    assert result.exit_code == 2
+    assert "bundle" in result.stderr
+    assert "kdedge bundle" in result.stderr
+
+
+def test_a_report_does_not_go_into_the_bundle_itself():
+    result = invoke("benchmark", BUNDLE, "--out", BUNDLE / "new")
+    assert result.exit_code == 2
+    assert "is inside the bundle" in " ".join(result.stderr.split())
+    assert not (BUNDLE / "new").exists()
+
+
 def test_other_errors_of_the_runtime_are_not_taken_for_it(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.stages.run_stages", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("a bug")))
     assert isinstance(invoke("run-all", "--data", "sample", "--out", tmp_path / "run").exception, RuntimeError)

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from benchmarks.host import host_record
 from pipeline.configure import build_config
 from pipeline.distill.methods import METHODS
 from pipeline.stages import STAGES
@@ -22,6 +23,17 @@ def test_initial_weights_count_by_what_their_files_hold(stage, tmp_path):
     assert "weights_sha256" not in STAGES[stage].key(build_config())
     moved = file.rename(tmp_path / "moved.safetensors")
     assert STAGES[stage].key(build_config({stage: {"weights": str(moved)}})) == keys[0]
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("onnxruntime", "0.0.1"), ("providers", ["CUDAExecutionProvider"]), ("gpu", "one"), ("cores", 999)],
+)
+def test_another_runtime_or_gpu_is_measured_anew(part, value, monkeypatch):
+    host = host_record()
+    before = STAGES["benchmark"].key(build_config())
+    monkeypatch.setattr("benchmarks.host.host_record", lambda: {**host, part: value})
+    assert STAGES["benchmark"].key(build_config()) != before
 
 
 @pytest.mark.parametrize("stage", ["teacher", "distill", "quantize"])

@@ -105,6 +105,35 @@ def test_test_images_alone_are_those_of_the_whole_and_cannot_be_trained_on(tmp_p
         assert str(there / "train") in caught.value.hint
 
 
+def test_test_images_alone_take_the_classes_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_tree(tmp_path / "here" / "photos" / "train", {"ant": 2, "bee": 2, "cow": 2})
+    make_tree(tmp_path / "here" / "photos" / "test", {"ant": 2, "cow": 1})
+    whole = open_folder(tmp_path / "here" / "photos")
+    there = tmp_path / "device" / "photos"
+    shutil.copytree(tmp_path / "here" / "photos" / "test", there / "test")
+    classes, alone = ("ant", "bee", "cow"), open_folder(there)
+    known = alone.labelled_as(classes)  # type: ignore[attr-defined]
+    assert "has no images of bee" in capsys.readouterr().err
+    assert known.class_names == classes
+    assert known.test_sha256() == whole.test_sha256()
+    assert known.test().labels.tolist() == [0, 0, 2]
+    assert alone.labelled_as(("ant", "bee")) is alone  # type: ignore[attr-defined]
+    assert whole.labelled_as((*classes, "dog")) is whole  # type: ignore[attr-defined]
+
+
+def test_names_are_sorted_alike_on_every_system(tmp_path: Path) -> None:
+    assert open_folder(make_tree(tmp_path, {"apple": 3, "Zebra": 3})).class_names == ("Zebra", "apple")
+
+
+def test_the_name_of_a_folder_is_text_for_reports(tmp_path: Path) -> None:
+    folder = os.fsdecode(b"K\xfcche")
+    try:
+        dataset = open_folder(make_tree(tmp_path / folder, {"a": 3, "b": 3}))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    assert dataset.name.encode().decode() == "folder:K\ufffdche"
+
+
 def test_a_class_may_be_called_test(tmp_path: Path) -> None:
     assert open_folder(make_tree(tmp_path, {"test": 3, "other": 3})).class_names == ("other", "test")
 
