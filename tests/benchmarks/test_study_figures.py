@@ -42,7 +42,7 @@ def manifest(method, epochs, seed):
     distill = {"method": method, "epochs": epochs, "recipe": "kdedge", "hint_layers": 2, "temperature": 4.0}
     return {
         "schema": 1, "inputs": {}, "outputs": {},
-        "config": {"data": {"source": "folder:/home/me/cats"}, "distill": distill, "runtime": {"seed": seed}},
+        "config": {"data": {"source": "folder:cats"}, "distill": distill, "runtime": {"seed": seed}},
         "facts": {"train_images": 9000, "block_variances": {f"layer{i}.0": float(i) for i in range(1, 5)}},
     }  # fmt: skip
 
