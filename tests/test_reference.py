@@ -93,6 +93,12 @@ def test_the_readme_has_the_numbers_of_the_studies():
             values = [float(cell[column]) for cell in cells]
             spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
             assert text == f"{statistics.fmean(values):.2f}{spread}", (teacher, method, epochs)
+    source = read(compare / "20-epochs-source" / "evaluation_results.csv")
+    assert {cell["method"] for cell in source} >= {"kd", "static", "adaptive"}
+    for cell in source:
+        val, int8 = (f"{float(cell[column]):.2f}" for column in ("val_top1_pct", "int8_test_top1_pct"))
+        row = rf"^\| `{cell['method']}`[^|]* \| [\d.]+ % \| {val} % \| {int8} % \|"
+        assert re.search(row, README, flags=re.MULTILINE), cell["method"]
     small = [
         {cell["method"]: float(cell["val_top1_pct"]) for cell in read(compare / folder / "evaluation_results.csv")}
         for folder in ("10k-10epochs-all", "10k-10epochs-source")
