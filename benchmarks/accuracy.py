@@ -9,28 +9,25 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.runtime import Model
-from pipeline.data.base import images_at_once
 from pipeline.progress import track
+from pipeline.runtime import images_at_once
 
 __all__ = ["answer_changes", "per_class_table", "predict_logits", "top1_pct", "wilson_interval_pct"]
 
 
-def predict_logits(
-    model: Model, images: npt.NDArray[np.uint8], *, batch_size: int | None = None, title: str = "accuracy"
-) -> npt.NDArray[np.float32]:
-    """Run a model over many images with a progress bar.
+def predict_logits(model: Model, images: npt.NDArray[np.uint8], *, title: str = "accuracy") -> npt.NDArray[np.float32]:
+    """Run a model over many images with a progress bar, 256 of up to 32 pixels at once and fewer larger ones.
 
     Args:
         model: The open model.
         images: uint8 ``[N, S, S, 3]``, RGB.
-        batch_size: Images per call (None: 256 of 32 pixels, fewer larger ones).
         title: Text in front of the progress bar.
 
     Returns:
         Logits, float32 ``[N, C]``.
     """
     logits = np.empty((len(images), model.classes), np.float32)
-    batch_size = batch_size or images_at_once(model.image_size, 256, 32)
+    batch_size = images_at_once(model.image_size, 256, 32)
     with track(title, len(images)) as progress:
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.runtime import Model
-from pipeline.data.base import images_at_once
+from pipeline.runtime import images_at_once
 
 __all__ = ["batch_size", "run_model"]
 

@@ -42,7 +42,8 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
-WANTED = ".wanted.json"  # in a partial directory: what its work is for
+# In a partial directory: what its work is for, and by what code it was done.
+_WANTED, _ATTEMPTS = ".wanted.json", ".attempts.json"
 MANIFEST_SCHEMA = 1
 
 
@@ -282,7 +283,7 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _prepare_partial(partial: Path, wanted: Mapping[str, Any], *, force: bool) -> None:
     """Keep the work of an interrupted run of the same stage, or start with an empty directory."""
-    note = partial / WANTED
+    note = partial / _WANTED
     if partial.exists():
         try:
             unfinished = json.loads(note.read_text())
@@ -324,8 +325,8 @@ def _note_attempt(partial: Path) -> list[_Attempt]:
     Work is what lies in working files; an attempt that left none, or those that it found, is not among them. Warns of
     work by other versions of the packages that decide results.
     """
-    note = partial / ".attempts.json"
-    working = [path for path in partial.glob(".*") if path.name not in (note.name, WANTED)]
+    note = partial / _ATTEMPTS
+    working = [path for path in partial.glob(".*") if path.name not in (_WANTED, _ATTEMPTS)]
     found_ns = max((path.stat().st_mtime_ns for path in working), default=0)
     attempts: list[_Attempt] = []
     if working and note.exists():

@@ -2,6 +2,7 @@
 
 All four change the bits of the trained weights. `resolve` fills in the ``auto`` values; what a run resolved earlier
 on the same kind of CPU is kept, so that an interrupted run goes on as it began.
+How many cores and how many images at once it may use is told here, too.
 """
 
 import ctypes
@@ -21,7 +22,7 @@ from pipeline.progress import log
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["autocast", "cpu_info", "cpu_isa", "prepare", "resolve", "usable_cores"]
+__all__ = ["autocast", "cpu_info", "cpu_isa", "images_at_once", "prepare", "resolve", "usable_cores"]
 
 # From the most to the least capable; the first that the CPU has names its instruction set.
 _ISA_LEVELS = ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "sve", "bf16", "asimd", "neon")
@@ -51,6 +52,17 @@ def resolve(wanted: RuntimeConfig, earlier: Mapping[str, Any] | None) -> Runtime
     if not precision or (device != known.get("device", device) and wanted.precision == "auto"):
         precision = _cuda_precision() if device == "cuda" else _faster_precision(threads)
     return dataclasses.replace(wanted, device=device, threads=threads, precision=precision, isa=isa)
+
+
+def images_at_once(image_size: int, most: int, full_size: int) -> int:
+    """Return how many images of a side length take the memory of ``most`` of ``full_size`` pixels: 1 to ``most``.
+
+    Args:
+        image_size: Side length in pixels.
+        most: How many there are at most.
+        full_size: Side length in pixels up to which there are that many.
+    """
+    return max(1, most * full_size**2 // max(full_size, image_size) ** 2)
 
 
 def usable_cores() -> int:

@@ -112,7 +112,12 @@ def _section(config: Config, name: str) -> dict[str, Any]:
     if name == "data":
         # Where the files lie is not what they hold, and training does not see test images; hashes are inputs.
         known = {key: value for key, value in _section(config, "all data").items() if key != "test_fraction"}
-        return known | {"source": _source_name(config.data.source)}
+        kind, _, path = config.data.source.partition(":")
+        if kind != "folder":
+            return known
+        from pipeline.data.folder import folder_name
+
+        return known | {"source": folder_name(Path(path))}
     if name == "all data":
         return {key: value for key, value in dataclasses.asdict(config.data).items() if key != "dir"}
     if name == "distill":
@@ -120,12 +125,6 @@ def _section(config: Config, name: str) -> dict[str, Any]:
         default = {key: getattr(DistillConfig, key) for key in METHODS[config.distill.method].unused}
         return dataclasses.asdict(config.distill) | default
     return dataclasses.asdict(getattr(config, name))
-
-
-def _source_name(source: str) -> str:
-    """Return a data source with the name of its folder in place of the path, as reports have it."""
-    kind, colon, path = source.partition(":")
-    return f"{kind}:{Path(path).expanduser().resolve().name}" if colon else source
 
 
 def _training_key(section: str) -> Callable[[Config], dict[str, Any]]:

@@ -86,8 +86,8 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     rows, earlier_s = loop.run()
     save_module(teacher, out_dir / WEIGHTS)
     classes = list(dataset.class_names)
-    known = {"arch": settings.arch, "stem": stem, "num_classes": len(classes), "classes": classes}
-    write_json(out_dir / DESCRIPTION, {**known, "weights": origin.weights})
+    description = {"arch": settings.arch, "stem": stem, "num_classes": len(classes), "classes": classes}
+    write_json(out_dir / DESCRIPTION, {**description, "weights": origin.weights})
     reloaded = place(load_teacher(out_dir), device)
     val_top1_pct = _top1_pct(reloaded, val.images, val.labels, config, device)
     return {

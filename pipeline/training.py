@@ -19,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.data.base import Split, images_at_once
+from pipeline.data import Split
 from pipeline.errors import DivergenceError, InputError
 from pipeline.files import write_atomic
 from pipeline.progress import Tracker, format_duration, log, track
+from pipeline.runtime import images_at_once
 from pipeline.weights import DAMAGED
 
 __all__ = [

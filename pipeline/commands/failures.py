@@ -71,7 +71,10 @@ def reported(function: Callable[..., None]) -> Callable[..., None]:
         except OSError as error:
             if error.errno == errno.EPIPE:  # Typer ends quietly
                 raise
-            _show_error(f"cannot use {error.filename}: {error.strerror or error}", "check the path and its permissions")
+            if error.filename is None:  # no path that somebody gave: the disk, the network
+                _show_error(f"the system refused: {error}", "")
+                raise typer.Exit(1) from None
+            _show_error(f"cannot use {error.filename}: {error.strerror}", "check the path and its permissions")
             raise typer.Exit(2) from None
         except KeyboardInterrupt as interrupt:
             console.print("; ".join(["interrupted", *interrupt.args]), markup=False)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 
-__all__ = ["Dataset", "Split", "hold_out", "images_at_once", "split_train_val"]
+__all__ = ["Dataset", "Split", "hold_out", "split_train_val"]
 
 # Of the two kinds of split, which are not to draw the same permutations.
 TEST_SEED = (0, 1)
@@ -77,11 +77,6 @@ class Dataset(Protocol):
         Called before anything is trained, so it also finds files that `test` could not read.
         """
         ...
-
-
-def images_at_once(image_size: int, most: int, full_size: int) -> int:
-    """Return how many images of a side length take the memory of ``most`` of ``full_size`` pixels: 1 to ``most``."""
-    return max(1, most * full_size**2 // max(full_size, image_size) ** 2)
 
 
 def split_train_val(split: Split, val_fraction: float, train_size: int = 0) -> tuple[Split, Split]:

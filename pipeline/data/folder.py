@@ -19,7 +19,7 @@ from pipeline.data.images import EXTENSIONS, check_image, check_pixels, fill_ima
 from pipeline.errors import InputError
 from pipeline.progress import log, track, warn_once
 
-__all__ = ["Folder", "open_folder"]
+__all__ = ["Folder", "folder_name", "open_folder"]
 
 _LAYOUT = "expected PATH/CLASS/IMAGE, or PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE"
 
@@ -44,9 +44,8 @@ class Folder:
 
     @property
     def name(self) -> str:
-        """The name of the folder."""
-        # A name need not be text, reports are.
-        return f"folder:{os.fsencode(self.root.resolve().name).decode(errors='replace')}"
+        """The name of the folder, see `folder_name`."""
+        return folder_name(self.root)
 
     def labelled_as(self, class_names: tuple[str, ...]) -> "Folder":
         """Return test images alone with the classes of a model, of which some may have no images; else itself."""
@@ -112,6 +111,11 @@ class Folder:
                 total.update(os.fsencode(item.path.relative_to(self.root).as_posix()) + b"\0" + digest)
                 progress.advance()
         return total.hexdigest()
+
+
+def folder_name(root: Path) -> str:
+    """Return what a data set is called in reports and manifests: ``folder:`` and the folder's own name, as text."""
+    return f"folder:{os.fsencode(root.expanduser().resolve().name).decode(errors='replace')}"
 
 
 def open_folder(root: Path, image_size: int, test_fraction: float) -> Folder:

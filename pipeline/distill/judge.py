@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import Config
-from pipeline.data.base import Split, images_at_once
+from pipeline.data import Split
 from pipeline.distill.hints import HintPair, measure_similarity
 from pipeline.distill.losses import kd_loss
 from pipeline.models.student import Student
 from pipeline.models.teacher import FeatureTap, Teacher
-from pipeline.runtime import autocast
+from pipeline.runtime import autocast, images_at_once
 from pipeline.training import predict_logits, to_pixels
 
 __all__ = ["Judge"]

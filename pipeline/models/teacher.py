@@ -242,21 +242,22 @@ class FeatureTap:
     """
 
     def __init__(self, teacher: Teacher, names: tuple[str, ...]) -> None:
+        import torchvision
+
         candidates = hint_candidates(teacher)
         unknown = [name for name in names if name not in candidates]
         if unknown:
             raise InputError(f"the teacher has no block {unknown[0]!r}; it has {', '.join(candidates)}")
         self._teacher = teacher
         self._modules = {name: module for name, module in candidates.items() if name in names}
+        self._residual = isinstance(teacher.backbone, torchvision.models.ResNet)
         self._maps_only = False
         self._handles: list[RemovableHandle] = []
         self.maps: dict[str, Tensor] = {}
 
     def __enter__(self) -> "FeatureTap":
-        import torchvision
-
         for name, module in self._modules.items():
-            if isinstance(self._teacher.backbone, torchvision.models.ResNet):
+            if self._residual:
                 # The block calls one ReLU several times; the last call overwrites the earlier captures.
                 self._handles.append(module.get_submodule("relu").register_forward_pre_hook(self._on_input(name)))
             else:

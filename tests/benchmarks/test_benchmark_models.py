@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from benchmarks import accuracy
 from benchmarks.accuracy import per_class_table, predict_logits, top1_pct, wilson_interval_pct
 from benchmarks.proof import int8_proof
 from benchmarks.runtime import CUDA, Model, check_fits, open_model
@@ -111,11 +112,14 @@ def test_large_images_go_in_smaller_batches(models: dict[str, Path], monkeypatch
     assert sizes == [5, 5, 2]
 
 
-def test_batches_do_not_change_the_answers(models: dict[str, Path], dataset: Any) -> None:
+def test_batches_do_not_change_the_answers(
+    models: dict[str, Path], dataset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = open_model(models["int8"])
     images = dataset.test().images[:50]
-    whole = predict_logits(model, images, batch_size=64)
-    ragged = predict_logits(model, images, batch_size=7)
+    whole = predict_logits(model, images)
+    monkeypatch.setattr(accuracy, "images_at_once", lambda *_: 7)
+    ragged = predict_logits(model, images)
     assert whole.shape == (50, 4)
     assert whole.dtype == np.float32
     np.testing.assert_array_equal(whole, ragged)

@@ -194,6 +194,14 @@ def test_a_path_that_the_system_refuses_is_one_clear_error():
     assert "File name too long" in " ".join(result.stderr.split())
 
 
+def test_what_the_system_refuses_without_a_path_is_no_bad_input(tmp_path, monkeypatch):
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr("pipeline.stages.run_stages", lambda *_, **__: (_ for _ in ()).throw(full))
+    result = invoke("run-all", "--data", "sample", "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert result.stderr == "error: the system refused: [Errno 28] No space left on device\n"
+
+
 def test_text_that_the_encoding_of_the_output_lacks_is_escaped():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "pipeline.cli", "doctor"]

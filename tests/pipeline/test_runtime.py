@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.config import RuntimeConfig
-from pipeline.runtime import prepare, resolve
+from pipeline.runtime import images_at_once, prepare, resolve
 
 STEP_MS = {"fp32": 40.0, "bf16": 10.0}
 
@@ -68,3 +68,8 @@ def test_fp32_on_a_gpu_is_not_rounded_to_tf32(monkeypatch, precision, tf32):
     assert torch.backends.cudnn.allow_tf32 is tf32
     assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == ":4096:8"
     prepare(RuntimeConfig(device="cpu", threads=1, precision=precision))
+
+
+def test_fewer_large_images_take_the_memory_of_many_small_ones():
+    assert [images_at_once(size, 250, 64) for size in (16, 32, 64, 128, 224, 512)] == [250, 250, 250, 62, 20, 3]
+    assert [images_at_once(size, 64, 32) for size in (16, 32, 64, 224, 512)] == [64, 64, 16, 1, 1]

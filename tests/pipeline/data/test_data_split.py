@@ -5,7 +5,6 @@ import pytest
 
 from pipeline.config import DataConfig
 from pipeline.data import Split, open_dataset, split_train_val
-from pipeline.data.base import images_at_once
 from pipeline.errors import InputError
 
 
@@ -96,8 +95,3 @@ def test_unknown_source(source: str, message: str) -> None:
         open_dataset(DataConfig(source=source))
     assert caught.value.hint
     assert caught.value.exit_code == 2
-
-
-def test_fewer_large_images_take_the_memory_of_many_small_ones() -> None:
-    assert [images_at_once(size, 250, 64) for size in (16, 32, 64, 128, 224, 512)] == [250, 250, 250, 62, 20, 3]
-    assert [images_at_once(size, 64, 32) for size in (16, 32, 64, 224, 512)] == [64, 64, 16, 1, 1]
