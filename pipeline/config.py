@@ -85,6 +85,10 @@ class TeacherConfig:
     weight_decay: float = option(5e-4, "Weight decay.", flag="--teacher-weight-decay", least=0, most=1)
     label_smoothing: float = option(0.1, "Label smoothing.", flag="--teacher-label-smoothing", least=0, most=0.9)
     flip: bool = option(True, "Flip half of the teacher's images.", flag="--teacher-flip")
+    cutout: int = option(
+        0, "Side of a square that is blanked in each of the teacher's images, in pixels (0: none).",
+        flag="--teacher-cutout", least=0, most=512,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,17 @@ def resolve(wanted: RuntimeConfig, earlier: Mapping[str, Any] | None) -> Runtime
     """
     isa = cpu_isa()
     known = earlier if earlier and earlier.get("isa") == isa else {}
+    if earlier and earlier.get("device") == "cuda" and wanted.device != "cpu":
+        # The CPU beside a GPU decides no bits: what was trained there can be quantized and measured on any host, and
+        # only `prepare` asks for the device.
+        known, isa = earlier, earlier["isa"]
     device = wanted.device if wanted.device != "auto" else known.get("device", "")
-    if device in ("", "cuda"):
+    if not device:
         import torch
 
-        if device == "cuda" and not torch.cuda.is_available():
-            raise InputError("--device cuda: this PyTorch sees no CUDA device", "see `kdedge doctor`; use --device cpu")
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif wanted.device == "cuda":
+        _check_cuda()
     threads = wanted.threads or known.get("threads", 0) or usable_cores()
     precision = wanted.precision if wanted.precision != "auto" else known.get("precision", "")
     if not precision or (device != known.get("device", device) and wanted.precision == "auto"):
@@ -86,9 +90,15 @@ def cpu_isa() -> str:
 
 
 def prepare(runtime: RuntimeConfig) -> "torch.device":
-    """Set up PyTorch for a training stage: threads, deterministic kernels, the allocator, the seed."""
+    """Set up PyTorch for a training stage: threads, deterministic kernels, the allocator, the seed.
+
+    Raises:
+        InputError: It is to be trained on a GPU, and there is none.
+    """
     import torch
 
+    if runtime.device == "cuda":
+        _check_cuda()
     torch.set_num_threads(runtime.threads)
     torch.manual_seed(runtime.seed)
     torch.use_deterministic_algorithms(True, warn_only=runtime.device == "cuda")
@@ -114,6 +124,13 @@ def autocast(runtime: RuntimeConfig) -> "torch.autocast":
     import torch
 
     return torch.autocast(runtime.device, torch.bfloat16, enabled=runtime.precision == "bf16")
+
+
+def _check_cuda() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError("--device cuda: this PyTorch sees no CUDA device", "see `kdedge doctor`; use --device cpu")
 
 
 def _cuda_precision() -> str:

@@ -22,6 +22,7 @@ from pipeline.models.teacher import Teacher, build_teacher, check_image_size, lo
 from pipeline.progress import warn
 from pipeline.runtime import autocast, prepare
 from pipeline.training import Batch, Batches, EpochLoop, learning_rate, place, predict_logits
+from pipeline.views import blank_squares
 from pipeline.weights import load_module, save_module
 
 __all__ = ["load_teacher", "run"]
@@ -62,8 +63,9 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(progress, peak, "one-cycle")
         teacher.train()
+        pixels = blank_squares(batch.pixels, batch.views, epoch=epoch, side=settings.cutout)
         with autocast(config.runtime):
-            logits = teacher(batch.pixels)
+            logits = teacher(pixels)
         loss = functional.cross_entropy(logits.float(), batch.labels, label_smoothing=settings.label_smoothing)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -1,8 +1,8 @@
-"""What every training stage shares: batches, views, the learning rate, the epoch loop with its checkpoints.
+"""What every training stage shares: batches, the learning rate, the epoch loop with its checkpoints.
 
-Nothing random has a state: the order of an epoch derives from (seed, epoch), the view of an image from (epoch,
-place in the data set), so that runs of other seeds see the same views. A checkpoint after every epoch therefore needs
-weights, optimizer and epoch alone to go on to the same bits.
+Nothing random has a state: the order of an epoch derives from (seed, epoch), what `pipeline.views` does to an image
+from (epoch, place in the data set). A checkpoint after every epoch therefore needs weights, optimizer and epoch alone
+to go on to the same bits.
 """
 
 import csv
@@ -24,6 +24,7 @@ from pipeline.errors import DivergenceError, InputError
 from pipeline.files import write_atomic
 from pipeline.progress import Tracker, format_duration, log, track
 from pipeline.runtime import images_at_once
+from pipeline.views import choose_views, views
 from pipeline.weights import DAMAGED
 
 __all__ = [
@@ -31,13 +32,11 @@ __all__ = [
     "Batches",
     "EpochLoop",
     "StepMeans",
-    "choose_views",
     "learning_rate",
     "place",
     "predict_logits",
     "refresh_batch_norms",
     "to_pixels",
-    "views",
 ]
 
 CHECKPOINT = ".checkpoint.pt"  # a working file: it goes when the whole stage is complete
@@ -65,57 +64,6 @@ def place(module: ModuleT, device: torch.device) -> ModuleT:
 def to_pixels(images: Tensor, device: torch.device) -> Tensor:
     """Turn uint8 ``[N, S, S, 3]`` into float32 ``[N, 3, S, S]`` in 0..1, channels last in memory."""
     return images.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
-
-
-def choose_views(places: NDArray[np.int64], *, epoch: int, shift: int, flip: bool) -> NDArray[np.int64]:
-    """Draw a view of each image, from the hash of (epoch, place) alone.
-
-    Args:
-        places: int64 ``[N]``, the images' places in the data set.
-        epoch: Number of the epoch, from 0.
-        shift: Largest shift in pixels, in both axes.
-        flip: Whether half of the images are flipped.
-
-    Returns:
-        int64 ``[N]``: (flipped * span + row) * span + column, where span is 2 * shift + 1; shifted, then flipped.
-    """
-    bits = _hash(epoch, places)
-    span = 2 * shift + 1
-    flipped = (bits & np.uint64(1)).astype(np.int64) if flip else np.zeros(len(places), np.int64)
-    rows, columns = ((bits >> np.uint64(by)) % np.uint64(span) for by in (8, 32))
-    return (flipped * span + rows.astype(np.int64)) * span + columns.astype(np.int64)
-
-
-def views(images: Tensor, chosen: NDArray[np.int64], *, shift: int) -> Tensor:
-    """Shift each image over black, and flip it.
-
-    Args:
-        images: uint8 ``[N, S, S, 3]``.
-        chosen: int64 ``[N]``, from `choose_views` with the same ``shift``.
-        shift: Largest shift in pixels.
-
-    Returns:
-        uint8 ``[N, S, S, 3]``.
-    """
-    count, size = images.shape[0], images.shape[1]
-    flipped, rows, columns = (
-        torch.from_numpy(part) for part in np.unravel_index(chosen, (2, 2 * shift + 1, 2 * shift + 1))
-    )
-    line = torch.arange(size)
-    source_columns = torch.where(flipped[:, None] == 1, size - 1 - line, line) + columns[:, None]
-    source_rows = line + rows[:, None]
-    padded = torch.zeros(count, size + 2 * shift, size + 2 * shift, 3, dtype=torch.uint8)
-    padded[:, shift : shift + size, shift : shift + size] = images
-    return padded[torch.arange(count)[:, None, None], source_rows[:, :, None], source_columns[:, None, :]]
-
-
-def _hash(epoch: int, places: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Hash (epoch, place) to 64 well-mixed bits with SplitMix64 (Steele et al., OOPSLA 2014)."""
-    start = np.uint64(epoch * 0xD1B54A32D192ED03 & (1 << 64) - 1)
-    z = start + places.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
 
 
 class Batch(NamedTuple):
@@ -174,7 +122,10 @@ class Batches:
             indices = order[start : start + self.size]
             places = self.split.places[indices]
             chosen = choose_views(places, epoch=epoch, shift=self.shift, flip=self.flip)
-            pixels = to_pixels(views(images[indices], chosen, shift=self.shift), self.device)
+            taken = images[indices]
+            if self.device.type == "cuda":
+                taken = taken.pin_memory().to(self.device, non_blocking=True)  # a third of a view's bytes as pixels
+            pixels = to_pixels(views(taken, chosen, shift=self.shift), self.device)
             yield Batch(pixels, labels[indices].to(self.device), places * self.views_per_image + chosen)
 
 

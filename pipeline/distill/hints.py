@@ -183,7 +183,7 @@ def measure_similarity(
     x = x - x_mean
     gram = x.T @ x
     ridge = 1e-4 * gram.diagonal().mean().clamp_min(1e-12)
-    weights = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), x.T @ (y - y_mean))
+    weights = torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), x.T @ (y - y_mean))
     x, y = _rows(pair, score)
     predicted, y = (x - x_mean) @ weights, y - y_mean
     unexplained = (predicted - y).square().mean() / y.square().mean().clamp_min(1e-12)
@@ -191,9 +191,9 @@ def measure_similarity(
 
 
 def _rows(pair: HintPair, maps: tuple[Sequence[Tensor], dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return the two maps of a pair as float64 matrices ``[N * H * W, C]``, on the CPU."""
+    """Return the two maps of a pair as float64 matrices ``[N * H * W, C]``, on their device."""
     student_map, teacher_map = _to_common_size(maps[0][pair.student_block], maps[1][pair.teacher_block])
-    x, y = (one.movedim(1, -1).flatten(0, -2).double().cpu() for one in (student_map, teacher_map))
+    x, y = (one.movedim(1, -1).flatten(0, -2).double() for one in (student_map, teacher_map))
     return x, y
 
 

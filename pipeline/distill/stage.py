@@ -65,7 +65,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     teacher = load_teacher(inputs["teacher"])
     _check_classes(inputs["teacher"], classes)
     train, val = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
-    teacher = place(fold_batch_norms(teacher, dataset.image_size), device).requires_grad_(False)
+    teacher = _frozen(fold_batch_norms(teacher, dataset.image_size), config, device)
     batches = Batches(train, settings.batch_size, config.runtime.seed, settings.shift, device, settings.flip)
     weights = _start(student, config, train, batches)
 
@@ -75,7 +75,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
             f"hints need a ResNet or a teacher with a .features stack, and {config.teacher.arch} is neither",
             "use --method kd, or another --teacher",
         )
-    shapes = _shapes(teacher, student, train, device)
+    shapes = _shapes(config, teacher, student, train, device)
     judged = _pairs(highest(variances, JUDGED_BLOCKS), shapes)
     blocks = {name: TeacherBlock(variance, shapes[0][name][1]) for name, variance in variances.items()}
     chosen = method.blocks(blocks, settings.hint_layers, config.runtime.seed) if method.blocks else ()
@@ -207,10 +207,22 @@ def _scan(config: Config, teacher: Teacher, batches: Batches) -> tuple[dict[str,
     return variances, time.monotonic() - start
 
 
-def _shapes(teacher: Teacher, student: Student, train: Split, device: torch.device) -> Shapes:
+def _frozen(teacher: Teacher, config: Config, device: torch.device) -> Teacher:
+    """Put a teacher on its device.
+
+    On a GPU its weights get the precision that autocast would give them anew on every batch, which takes a kernel
+    each; on a CPU, where that costs nothing, they stay, and with them the bits of earlier runs.
+    """
+    if device.type == "cuda" and config.runtime.precision == "bf16":
+        teacher = teacher.to(torch.bfloat16)
+    return place(teacher, device).requires_grad_(False)
+
+
+def _shapes(config: Config, teacher: Teacher, student: Student, train: Split, device: torch.device) -> Shapes:
     """Return (channels, side length) of every teacher block by name, and of every student block."""
     student.eval()
-    return probe_shapes(teacher, student.features, to_pixels(torch.from_numpy(train.images[:2]), device))
+    with autocast(config.runtime):
+        return probe_shapes(teacher, student.features, to_pixels(torch.from_numpy(train.images[:2]), device))
 
 
 def _pairs(blocks: tuple[str, ...], shapes: Shapes) -> tuple[HintPair, ...]:

@@ -3,7 +3,8 @@
 A view is a flip and a shift drawn from (image, epoch), so another run asks for the same views. Logits are rounded to
 fp16 before they are used, also when they have just been computed, so that a run gives the same bits with an empty and
 with a full cache. For the same reason the teacher sees images in parts of one fixed size: the kernels that a library
-chooses, and with them the last bits, depend on the batch size.
+chooses, and with them the last bits, depend on the batch size. On a GPU, where no run repeats another to the bit, it
+sees the batch at once.
 
 Hints need the teacher's maps, which would take too much room. With the logits at hand, though, the teacher runs no
 further than the deepest block that is hinted at.
@@ -36,7 +37,7 @@ __all__ = ["CachedTeacher", "LogitsFile", "cache_name"]
 
 # Raised whenever the same key would give other bits: other views by the same number, other rounding, other parts.
 _VERSION = 2
-_PART = 32  # images that the teacher sees at once
+_PART = 32  # images that the teacher sees at once on a CPU
 _CRC_BYTES = 4
 _FILE_LIMIT = 1_500_000_000  # bytes; CIFAR-10 at shift 2 takes 60 MB
 _FOLDER_LIMIT = 4_000_000_000
@@ -152,14 +153,15 @@ class CachedTeacher:
             (logits float32 ``[B, C]``, rounded to fp16; maps ``[B, C', H, W]`` by block).
         """
         logits, found = self._file.read(batch.views)
+        part = _PART if self._runtime.device == "cpu" else len(logits)
         maps: dict[str, list[Tensor]] = {name: [] for name in blocks}
         with autocast(self._runtime), FeatureTap(self._teacher, blocks) as tap:
-            for start in range(0, len(logits), _PART):
-                rows = np.arange(start, min(start + _PART, len(logits)))
+            for start in range(0, len(logits), part):
+                rows = np.arange(start, min(start + part, len(logits)))
                 missing = rows[~found[rows]]
                 if not len(missing) and not blocks:
                     continue
-                filled = torch.from_numpy(np.resize(rows, _PART))  # repeats the rows of a smaller last part
+                filled = torch.from_numpy(np.resize(rows, part))  # repeats the rows of a smaller last part
                 pixels = batch.pixels[filled.to(batch.pixels.device)]
                 if len(missing):
                     logits[missing] = self._teacher(pixels).half().cpu().numpy()[missing - start]

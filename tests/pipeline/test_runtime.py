@@ -1,5 +1,6 @@
 """What ``auto`` becomes on this machine."""
 
+import dataclasses
 import os
 import time
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from pipeline.config import RuntimeConfig
+from pipeline.errors import InputError
 from pipeline.runtime import images_at_once, prepare, resolve
 
 STEP_MS = {"fp32": 40.0, "bf16": 10.0}
@@ -59,8 +61,20 @@ def test_auto_precision_is_not_one_that_a_gpu_emulates(monkeypatch, emulated, pr
     assert resolve(RuntimeConfig(device="cuda", threads=1, precision="auto"), None).precision == precision
 
 
+def test_what_a_gpu_trained_stays_what_it_is_on_a_host_without_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    recorded = {"seed": 0, "device": "cuda", "threads": 3, "precision": "bf16", "isa": "another"}
+    assert dataclasses.asdict(resolve(RuntimeConfig(), recorded)) == recorded
+    assert resolve(RuntimeConfig(device="cpu", threads=1, precision="fp32"), recorded).isa != "another"
+    with pytest.raises(InputError, match="sees no CUDA device"):
+        prepare(resolve(RuntimeConfig(), recorded))
+    with pytest.raises(InputError, match="sees no CUDA device"):
+        resolve(RuntimeConfig(device="cuda"), recorded)
+
+
 @pytest.mark.parametrize(("precision", "tf32"), [("fp32", False), ("bf16", True)])
 def test_fp32_on_a_gpu_is_not_rounded_to_tf32(monkeypatch, precision, tf32):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)

@@ -1,12 +1,14 @@
 import dataclasses
 
 import pytest
+import torch
 
 from pipeline import teacher
 from pipeline.configure import build_config
 from pipeline.models import teacher as teacher_module
 from pipeline.models.backbone import build_backbone
 from pipeline.runtime import resolve
+from pipeline.views import blank_squares
 
 
 @pytest.fixture
@@ -48,6 +50,24 @@ def test_flips_of_the_teachers_images_have_their_own_option(train, monkeypatch, 
         train(name, **given)
         assert ("--no-teacher-flip" in capsys.readouterr().err) == (name == "student")
     assert flips == [True] * 4 + [False] * 2
+
+
+def test_squares_are_blanked_in_the_images_that_the_teacher_trains_on(train, monkeypatch):
+    seen = []
+
+    def blank(pixels, numbers, *, epoch, side):
+        out = blank_squares(pixels, numbers, epoch=epoch, side=side)
+        seen.append((epoch, side, torch.equal(out, pixels)))
+        return out
+
+    monkeypatch.setattr(teacher, "blank_squares", blank)
+    monkeypatch.setattr(teacher_module, "_download_imagenet", offline)
+    _, plain = train("plain")
+    _, blanked = train("blanked", teacher={"cutout": 6})
+    steps = len(seen) // 4
+    expected = [(epoch, side, side == 0) for side in (0, 6) for epoch in (0, 1)]
+    assert seen == [entry for entry in expected for _ in range(steps)]
+    assert plain != blanked
 
 
 def offline(arch):

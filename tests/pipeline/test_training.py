@@ -9,12 +9,10 @@ from pipeline.errors import DivergenceError, InputError
 from pipeline.training import (
     Batches,
     EpochLoop,
-    choose_views,
     learning_rate,
     predict_logits,
     refresh_batch_norms,
     to_pixels,
-    views,
 )
 
 CPU = torch.device("cpu")
@@ -23,26 +21,6 @@ CPU = torch.device("cpu")
 def images(count=12, size=8):
     rng = np.random.default_rng(0)
     return rng.integers(1, 256, (count, size, size, 3), dtype=np.uint8)
-
-
-def test_a_view_depends_on_epoch_and_place_alone():
-    places = np.arange(1000)
-    once = choose_views(places, epoch=2, shift=2, flip=True)
-    # The same image in another place of another batch looks the same.
-    assert (choose_views(places[[7, 3]], epoch=2, shift=2, flip=True) == once[[7, 3]]).all()
-    assert (choose_views(places, epoch=3, shift=2, flip=True) == once).mean() < 0.1
-    assert set(once) == set(range(50))
-    assert set(choose_views(places, epoch=2, shift=2, flip=False)) == set(range(25))
-    assert set(choose_views(places, epoch=2, shift=0, flip=False)) == {0}
-
-
-def test_the_views_are_those_of_earlier_versions():
-    # Cached logits and checkpoints count on them: another hash needs another _VERSION and CHECKPOINT_VERSION.
-    chosen = {
-        epoch: choose_views(np.array([0, 1, 2, 44999]), epoch=epoch, shift=2, flip=True).tolist()
-        for epoch in (0, 1, 19)
-    }
-    assert chosen == {0: [0, 28, 9, 29], 1: [7, 4, 7, 27], 19: [16, 43, 1, 34]}
 
 
 def test_runs_of_other_seeds_and_sizes_see_the_same_view_of_an_image():
@@ -59,35 +37,6 @@ def test_runs_of_other_seeds_and_sizes_see_the_same_view_of_an_image():
         # One view per image: no image was seen as another number.
         assert not {view // 18 for view in seen[0]} & {view // 18 for view in other} - {view // 18 for view in both}
     assert [int(v) for v in seen[0]] != [int(v) for v in seen[1]]
-
-
-def test_a_view_is_the_image_flipped_or_not_and_shifted_over_black():
-    pixels = torch.from_numpy(images(200))
-    seen = set()
-    chosen = choose_views(np.arange(200), epoch=0, shift=1, flip=True)
-    for image, view, number in zip(pixels, views(pixels, chosen, shift=1), chosen, strict=True):
-        padded = functional.pad(image, (0, 0, 1, 1, 1, 1))
-        flipped = functional.pad(image.flip(1), (0, 0, 1, 1, 1, 1))
-        matches = [
-            (flip, dy, dx)
-            for flip, source in ((0, padded), (1, flipped))
-            for dy in range(3)
-            for dx in range(3)
-            if torch.equal(view, source[dy : dy + 8, dx : dx + 8])
-        ]
-        assert len(matches) == 1
-        flip, dy, dx = matches[0]
-        column = 2 - dx if flip else dx  # the image is shifted, then flipped
-        assert number == (flip * 3 + dy) * 3 + column
-        seen.add(matches[0])
-    assert len(seen) == 18  # both flips times nine shifts
-
-
-def test_views_are_evenly_spread():
-    pixels = torch.ones(5000, 1, 1, 3, dtype=torch.uint8)
-    shifted_in = views(pixels, choose_views(np.arange(5000), epoch=1, shift=2, flip=True), shift=2)[:, 0, 0, 0]
-    # The one pixel stays in place in 1 of 25 shifts.
-    assert shifted_in.sum().item() == pytest.approx(200, abs=50)
 
 
 def test_pixels_become_floats_in_0_to_1_channels_last():

@@ -1,0 +1,93 @@
+"""Views of images: a flip and a shift, and squares that are blanked, drawn from the hash of (epoch, number) alone.
+
+No generator is asked, so runs of other seeds see the same views, and an interrupted run goes on with those that it
+would have seen.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["blank_squares", "choose_views", "views"]
+
+
+def choose_views(places: NDArray[np.int64], *, epoch: int, shift: int, flip: bool) -> NDArray[np.int64]:
+    """Draw a view of each image, from the hash of (epoch, place) alone.
+
+    Args:
+        places: int64 ``[N]``, the images' places in the data set.
+        epoch: Number of the epoch, from 0.
+        shift: Largest shift in pixels, in both axes.
+        flip: Whether half of the images are flipped.
+
+    Returns:
+        int64 ``[N]``: (flipped * span + row) * span + column, where span is 2 * shift + 1; shifted, then flipped.
+    """
+    bits = _hash(epoch, places)
+    span = 2 * shift + 1
+    flipped = (bits & np.uint64(1)).astype(np.int64) if flip else np.zeros(len(places), np.int64)
+    rows, columns = ((bits >> np.uint64(by)) % np.uint64(span) for by in (8, 32))
+    return (flipped * span + rows.astype(np.int64)) * span + columns.astype(np.int64)
+
+
+def views(images: Tensor, chosen: NDArray[np.int64], *, shift: int) -> Tensor:
+    """Shift each image over black, and flip it.
+
+    Args:
+        images: uint8 ``[N, S, S, 3]``.
+        chosen: int64 ``[N]``, from `choose_views` with the same ``shift``.
+        shift: Largest shift in pixels.
+
+    Returns:
+        uint8 ``[N, S, S, 3]``.
+    """
+    count, size, device = images.shape[0], images.shape[1], images.device
+    flipped, rows, columns = (
+        torch.from_numpy(part).to(device) for part in np.unravel_index(chosen, (2, 2 * shift + 1, 2 * shift + 1))
+    )
+    line = torch.arange(size, device=device)
+    source_columns = torch.where(flipped[:, None] == 1, size - 1 - line, line) + columns[:, None]
+    source_rows = line + rows[:, None]
+    padded = torch.zeros(count, size + 2 * shift, size + 2 * shift, 3, dtype=torch.uint8, device=device)
+    padded[:, shift : shift + size, shift : shift + size] = images
+    each = torch.arange(count, device=device)[:, None, None]
+    return padded[each, source_rows[:, :, None], source_columns[:, None, :]]
+
+
+def blank_squares(pixels: Tensor, numbers: NDArray[np.int64], *, epoch: int, side: int) -> Tensor:
+    """Make a square of each image black whose centre lies anywhere in it, so that some reach over the border.
+
+    T. DeVries and G. Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout"
+    (arXiv:1708.04552), section 3.2.
+
+    Args:
+        pixels: float ``[N, C, S, S]``; not changed.
+        numbers: int64 ``[N]``, where the squares are drawn from, with the epoch.
+        epoch: Number of the epoch, from 0.
+        side: Side length of the squares in pixels (0: none).
+
+    Returns:
+        Like ``pixels``.
+    """
+    if not side:
+        return pixels
+    size, device = pixels.shape[-1], pixels.device
+    bits = _hash(~epoch, numbers)  # other bits than the views have, whose epochs are not negative
+    line = torch.arange(size, device=device)
+    inside = []
+    for by in (8, 32):
+        first = ((bits >> np.uint64(by)) % np.uint64(size)).astype(np.int64) - side // 2
+        offset = line - torch.from_numpy(first).to(device)[:, None]
+        inside.append((offset >= 0) & (offset < side))
+    rows, columns = inside
+    return pixels.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+
+
+def _hash(epoch: int, places: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Hash (epoch, place) to 64 well-mixed bits with SplitMix64 (Steele et al., OOPSLA 2014)."""
+    start = np.uint64(epoch * 0xD1B54A32D192ED03 & (1 << 64) - 1)
+    z = start + places.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
