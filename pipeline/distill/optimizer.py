@@ -24,11 +24,11 @@ def build_optimizer(settings: DistillConfig, student: nn.Module, adapters: nn.Mo
         {"params": others, "lr_factor": 1.0, "weight_decay": settings.weight_decay},
         {"params": biases, "lr_factor": factor, "weight_decay": settings.weight_decay / factor},
     ]
-    # On a GPU a step is bound by its many small kernels, of which a fused optimizer saves most.
-    fused = True if others[0].device.type == "cuda" else None
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, nesterov=True, fused=fused)
-    return torch.optim.Adam(groups, lr=settings.lr, fused=fused)
+        # Not fused on a GPU: PyTorch's fused SGD fails on weights whose first gradient comes later than that of others.
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, nesterov=True)
+    # On a GPU a step is bound by its many small kernels, of which a fused Adam saves most.
+    return torch.optim.Adam(groups, lr=settings.lr, fused=True if others[0].device.type == "cuda" else None)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
