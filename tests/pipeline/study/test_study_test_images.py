@@ -6,8 +6,10 @@ import shutil
 import pytest
 from studies import kdedge, read, small, without_teacher_options
 
+from pipeline import evaluate
 from pipeline.distill import stage
 from pipeline.files import file_sha256
+from pipeline.models.teacher import Teacher
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,17 @@ def test_what_was_measured_on_test_images_is_kept_while_it_is_of_the_student(stu
         result.stderr
     )
     assert "INT8 test" not in result.stdout
+
+
+def test_the_teacher_is_scored_once_for_all_cells(study, compared, tmp_path, monkeypatch):
+    scored, honest = [], evaluate._top1_pct
+    monkeypatch.setattr(evaluate._TorchScores, "_teachers", {})
+    monkeypatch.setattr(evaluate, "_top1_pct", lambda model, split: scored.append(type(model)) or honest(model, split))
+    kdedge(*small(study, tmp_path, "--test", methods="ce,kd"))
+    assert [model is Teacher for model in scored] == [True, False, False]
+    reports = [tmp_path / "e2" / "seed0" / name / "test" / "benchmark" / "report.json" for name in ("ce", "kd")]
+    first, second = (json.loads(path.read_text())["teacher"]["test_top1_pct"] for path in reports)
+    assert first == second is not None
 
 
 def change(stage_dir, edit):
