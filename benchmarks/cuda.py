@@ -6,8 +6,8 @@ ran and on which provider its nodes lay. FP16, which is what speeds up a GPU, is
 told with the copies of input and output (``session.run`` on arrays of the host) and without them (``on_device``: IO
 binding to memory of the device).
 
-No GPU was at hand: this path was run on the CPU provider, where all but the device is the same, never on CUDA. Load by
-other programs on the GPU is not among the evidence of the verdict.
+The tests run this path on the CPU provider, where all but the device is the same; on CUDA it was run once (`LOG.md`,
+section 48). Load by other programs on the GPU is not among the evidence of the verdict.
 """
 
 import importlib.util

@@ -70,8 +70,8 @@ class Model:
     def device_caller(self, pixels: npt.NDArray[np.uint8]) -> Callable[[], object]:
         """Return the call with ``pixels`` and logits on the provider's device: copies are not in it.
 
-        Checked on the CPU provider, whose device is the host; never run on CUDA, where onnxruntime waits at the end of
-        the run for the GPU.
+        The tests run it on the CPU provider, whose device is the host. On CUDA onnxruntime waits at the end of the run
+        for the GPU.
         """
         device = _DEVICES[self.provider]
         binding = self.session.io_binding()

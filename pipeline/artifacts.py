@@ -36,6 +36,7 @@ __all__ = [
     "load_manifest",
     "lock_run",
     "output_damage",
+    "partial_dir",
     "run_stage",
     "versions",
     "why_rerun",
@@ -117,6 +118,11 @@ def lock_run(run_dir: Path) -> Iterator[None]:
         lock.release()
 
 
+def partial_dir(run_dir: Path, stage: str) -> Path:
+    """Return where a stage works until it is complete."""
+    return run_dir / f".{stage}.partial"
+
+
 def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = False) -> bool:
     """Run one stage unless its directory already holds what it would produce.
 
@@ -134,7 +140,7 @@ def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = Fals
         StageError: It could not do its work.
     """
     target = run_dir / spec.name
-    partial = run_dir / f".{spec.name}.partial"
+    partial = partial_dir(run_dir, spec.name)
     _recover(target)
     inputs = {name: run_dir / name for name in spec.reads}
     wanted = {"config": spec.key(config), "inputs": _input_hashes(spec, config, run_dir)}

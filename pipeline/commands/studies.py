@@ -56,6 +56,19 @@ _STUDY: Options = {
         ],
         85.0,
     ),
+    "jobs": (
+        Annotated[
+            int,
+            typer.Option(
+                "--jobs",
+                min=1,
+                max=1024,
+                metavar="int",
+                help="Runs to train at once, each in a process with its share of the threads.",
+            ),
+        ],
+        1,
+    ),
     "test": (
         Annotated[
             bool,

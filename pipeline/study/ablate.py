@@ -111,7 +111,7 @@ def ablate(config: Config, out: Path, factors: str, options: StudyOptions) -> di
                 f"which lacks {FACTORS[name].needs}",
                 "leave it out, or ablate another --method",
             )
-    config = resolve_runtime(config, out)
+    config = resolve_runtime(config, out, options.jobs)
 
     def make(name: str, epochs: int, seed: int) -> Cell:
         base = variant(config, {"epochs": epochs}, seed)

@@ -9,7 +9,6 @@ import dataclasses
 import os
 import shutil
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,10 +18,10 @@ from typing import Any
 from pipeline.artifacts import load_manifest, lock_run, why_rerun
 from pipeline.config import Config
 from pipeline.configure import build_config
-from pipeline.distill.methods import CONTROL, METHODS
-from pipeline.errors import DivergenceError, InputError
+from pipeline.distill.methods import METHODS
+from pipeline.errors import InputError
 from pipeline.files import load_json
-from pipeline.progress import format_duration, log, warn
+from pipeline.progress import log
 from pipeline.stages import STAGES, run_stages
 from pipeline.training_log import TrainingLog, read_log
 
@@ -33,8 +32,10 @@ __all__ = [
     "Rows",
     "Study",
     "count_halvings",
+    "identity",
+    "link_stage",
     "measure_test",
-    "run_cells",
+    "row_of",
     "variant",
 ]
 
@@ -99,71 +100,13 @@ def variant(config: Config, distill: dict[str, Any], seed: int) -> Config:
     return build_config(dataclasses.asdict(config), {"distill": distill, "runtime": {"seed": seed}})
 
 
-def run_cells(
-    cells: Sequence[Cell],
-    out: Path,
-    teacher_dir: Path,
-    *,
-    control: str,
-    reach: float,
-    missing: Sequence[Cell],
-    report: Callable[[Rows], None],
-) -> Rows:
-    """Train the cells that are not finished.
-
-    A cell that diverges is recorded as such and the study goes on: its options are at fault, others have others.
-
-    Args:
-        cells: In the order of the tables.
-        out: Directory of the study, locked.
-        teacher_dir: Directory of a finished teacher stage.
-        control: Name of the cells that the others of the same epochs and seed are compared with.
-        reach: Validation accuracy in percent whose first epoch is reported.
-        missing: Those that are yet to be trained, in that order.
-        report: Called with the rows of the cells so far: at first of those that are finished, so that an interruption
-            leaves no table without them, and then after each cell.
-
-    Raises:
-        KdedgeError: A stage failed for another reason.
-    """
-    rows: Rows = {}
-    for cell in cells:
-        if cell not in missing:
-            directory = cell.directory(out)
-            with lock_run(directory):
-                _link(teacher_dir, directory / "teacher")
-                rows[cell] = _row(cell, directory, reach)
-    log(f"{len(rows)} of {len(cells)} cells are finished")
-    if rows:
-        report(rows)
-    start, trained = time.monotonic(), 0
-    for number, cell in enumerate(missing, 1):
-        to_train = sum(other.config.distill.epochs for other in missing[number - 1 :])
-        left_s = (time.monotonic() - start) / trained * to_train if trained else 0.0
-        log(f"cell {number} of {len(missing)}: {cell}" + (f"; {format_duration(left_s)} left" if trained else ""))
-        directory = cell.directory(out)
-        with lock_run(directory):
-            _link(teacher_dir, directory / "teacher")
-            try:
-                run_stages(("distill",), cell.config, directory)
-                trained += cell.config.distill.epochs
-                rows[cell] = _row(cell, directory, reach)
-            except DivergenceError as error:
-                warn(f"{cell}: {error}")
-                rows[cell] = {**_identity(cell), "status": "diverged"}
-        _compare_with_control(rows, cell, control)
-        rows = {cell: rows[cell] for cell in cells if cell in rows}
-        report(rows)
-    return rows
-
-
 def measure_test(rows: Rows, out: Path, *, report: Callable[[Rows], None]) -> None:
     """Export and quantize the student of every cell and add its accuracy on the test images to its row.
 
     To be called when everything was chosen.
 
     Args:
-        rows: From `run_cells`, which are added to.
+        rows: From `pipeline.study.training.run_cells`, which are added to.
         out: Directory of the study, locked.
         report: Called with the rows after each cell that was measured.
 
@@ -198,7 +141,7 @@ def _test_config(cell: Cell) -> Config:
 def _test_run(directory: Path) -> Path:
     """Return the run directory in a cell for what is measured on test images, with the cell's teacher and student."""
     for stage in ("teacher", "distill"):
-        _link(directory / stage, directory / _TEST / stage)
+        link_stage(directory / stage, directory / _TEST / stage)
     return directory / _TEST
 
 
@@ -228,11 +171,13 @@ def _known_test(cell: Cell, directory: Path) -> Row:
         return {}
 
 
-def _identity(cell: Cell) -> Row:
+def identity(cell: Cell) -> Row:
+    """Return the columns that name a cell."""
     return {"method": cell.name, "epochs": cell.config.distill.epochs, "seed": cell.config.runtime.seed}
 
 
-def _row(cell: Cell, directory: Path, reach: float) -> Row:
+def row_of(cell: Cell, directory: Path, reach: float) -> Row:
+    """Return the row of a finished cell; ``reach`` is the accuracy in percent whose first epoch is told."""
     manifest = load_manifest(directory / "distill")
     facts, method, runtime = manifest["facts"], cell.config.distill.method, manifest["config"]["runtime"]
     # Cells of an earlier version know the teacher's accuracy on its own validation images alone.
@@ -240,7 +185,7 @@ def _row(cell: Cell, directory: Path, reach: float) -> Row:
     epochs = read_log(directory / "distill" / f"training_log_{method}.csv")
     reached = [row["epoch"] for row in epochs if (row["val_top1_pct"] or 0.0) >= reach]
     return {
-        **_identity(cell),
+        **identity(cell),
         "status": "done",
         "val_top1_pct": facts["val_top1_pct"],
         "val_ce": round(facts["val_ce"], 6),
@@ -270,30 +215,7 @@ def count_halvings(epochs: TrainingLog) -> int:
     return sum(before is not None and beta is not None and 0 < beta < before for before, beta in pairwise(betas))
 
 
-def _compare_with_control(rows: Rows, last: Cell, control: str) -> None:
-    """Log how the last cell did beside its control, loudly if the teacher was of no use."""
-    row = rows[last]
-    if row["status"] != "done":
-        return
-    text = f"{last.name}: {row['val_top1_pct']:.2f} % on validation, {format_duration(row['seconds'])}"
-    reference = next(
-        (
-            other
-            for other in rows.values()
-            if (other["method"], other["epochs"], other["seed"]) == (control, row["epochs"], row["seed"])
-            and other["status"] == "done"
-        ),
-        row,
-    )
-    if reference is row:
-        log(text)
-        return
-    gain = row["val_top1_pct"] - reference["val_top1_pct"]
-    alarming = control == CONTROL and gain <= 0
-    (warn if alarming else log)(f"{text}, {gain:+.2f} pp to {control}" + (": not better" if alarming else ""))
-
-
-def _link(stage_dir: Path, link: Path) -> None:
+def link_stage(stage_dir: Path, link: Path) -> None:
     """Make ``link`` point to a finished stage; where the system has no links for us, copy it."""
     if link.resolve() == stage_dir.resolve():
         return

@@ -23,12 +23,13 @@ from pipeline.distill.methods import CONTROL, METHODS
 from pipeline.errors import InputError
 from pipeline.files import write_atomic, write_json
 from pipeline.parsing import parse_choices, parse_counts
-from pipeline.runtime import resolve
+from pipeline.runtime import resolve, usable_cores
 from pipeline.stages import CONFIG, STAGES, recorded_config, run_stages
-from pipeline.study.cells import COLUMNS, Cell, Row, Rows, Study, measure_test, run_cells, variant
+from pipeline.study.cells import COLUMNS, Cell, Row, Rows, Study, measure_test, variant
 from pipeline.study.finished import begun_elsewhere, check_cells_kept, check_teacher_kept, unfinished, with_finished
 from pipeline.study.notes import study_notes
 from pipeline.study.tables import alarms, render, summarise
+from pipeline.study.training import run_cells
 
 __all__ = ["StudyOptions", "compare", "resolve_runtime", "run_study"]
 
@@ -42,6 +43,7 @@ class StudyOptions:
         seeds: Their seeds, comma-separated.
         teacher_dir: Directory of a finished teacher stage (None: one is trained in the study).
         reach: Validation accuracy in percent whose first epoch is reported.
+        jobs: How many cells are trained at once.
         test: Whether to measure the INT8 students on test images at the end.
         command: The command line, for the record: others read it.
         force: Whether finished cells of other options or another teacher may be replaced.
@@ -51,6 +53,7 @@ class StudyOptions:
     seeds: str
     teacher_dir: Path | None
     reach: float
+    jobs: int
     test: bool
     command: str
     force: bool
@@ -79,7 +82,7 @@ def compare(config: Config, out: Path, methods: str, options: StudyOptions) -> d
         StageError: A stage failed.
     """
     names = parse_choices(methods, "--methods", tuple(METHODS))
-    config = resolve_runtime(config, out)
+    config = resolve_runtime(config, out, options.jobs)
 
     def make(name: str, epochs: int, seed: int) -> Cell:
         return Cell(name, variant(config, {"method": name, "epochs": epochs}, seed))
@@ -149,8 +152,9 @@ def run_study(study: Study, names: Sequence[str], config: Config, out: Path, opt
         result.update(rows=rows, summary=summary, alarms=warnings, page=str(out / "comparison.md"))
 
     rows = run_cells(
-        cells, out, teacher_dir, control=study.control, reach=options.reach, missing=missing, report=report
-    )
+        cells, out, teacher_dir, control=study.control, reach=options.reach, missing=missing, jobs=options.jobs,
+        report=report,
+    )  # fmt: skip
     if options.test:
         measure_test(rows, out, report=report)
     draw_study(out)
@@ -160,9 +164,13 @@ def run_study(study: Study, names: Sequence[str], config: Config, out: Path, opt
 _SCAN_COLUMNS = ("method", "epochs", "seed", "block", "variance", "chosen")
 
 
-def resolve_runtime(config: Config, out: Path) -> Config:
-    """Fill in the runtime once for all cells, as an earlier attempt at the study did."""
-    return dataclasses.replace(config, runtime=resolve(config.runtime, recorded_config(out).get("runtime")))
+def resolve_runtime(config: Config, out: Path, jobs: int) -> Config:
+    """Fill in the runtime once for all cells, as an earlier attempt at the study did; cells at once share the cores."""
+    earlier = recorded_config(out).get("runtime")
+    runtime = config.runtime
+    if not runtime.threads and not earlier:
+        runtime = dataclasses.replace(runtime, threads=max(1, usable_cores() // jobs))
+    return dataclasses.replace(config, runtime=resolve(runtime, earlier))
 
 
 def _load_teacher_manifest(teacher_dir: Path) -> dict[str, Any]:

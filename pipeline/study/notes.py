@@ -29,7 +29,7 @@ def study_notes(
     """Return the notes, each of one or more sentences in Markdown.
 
     Args:
-        known: The rows so far, at least one, as `pipeline.study.cells.run_cells` reports them.
+        known: The rows so far, at least one, as `pipeline.study.training.run_cells` reports them.
         students: Facts of each row's finished distillation; empty of a cell that diverged.
         teacher: Manifest of their teacher.
         total: How many cells the study has.

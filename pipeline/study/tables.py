@@ -15,7 +15,7 @@ def summarise(rows: Sequence[Row], control: str) -> list[dict[str, Any]]:
     """Return one entry per method and number of epochs, in the order of the rows.
 
     Args:
-        rows: From `pipeline.study.cells.run_cells`.
+        rows: From `pipeline.study.training.run_cells`.
         control: Name of the rows that the others of the same number of epochs are compared with.
 
     Returns:

@@ -9,13 +9,13 @@ from pipeline.study import ablate as module
 from pipeline.study.compare import StudyOptions
 
 OPTIONS = StudyOptions(
-    epochs="20", seeds="0", teacher_dir=None, reach=85, test=False, command="kdedge ablate", force=False
+    epochs="20", seeds="0", teacher_dir=None, reach=85, jobs=1, test=False, command="kdedge ablate", force=False
 )
 
 
 @pytest.fixture
 def cells_of(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "resolve_runtime", lambda config, out: config)
+    monkeypatch.setattr(module, "resolve_runtime", lambda config, out, jobs: config)
     monkeypatch.setattr(
         module,
         "run_study",

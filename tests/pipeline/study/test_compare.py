@@ -11,7 +11,7 @@ from studies import kdedge, read, small, without_teacher_options
 
 from pipeline.distill import stage
 from pipeline.files import file_sha256
-from pipeline.study import cells
+from pipeline.study import training
 
 
 def test_a_comparison_has_a_run_directory_per_cell_and_a_row_in_the_table(study, compared):
@@ -139,7 +139,7 @@ def test_a_teacher_from_elsewhere_is_not_replaced_by_one_trained_anew(study, com
 def test_the_time_left_is_of_what_is_to_be_trained(study, compared, tmp_path, monkeypatch):
     kdedge(*small(study, tmp_path, methods="kd"))
     clock = itertools.count(step=100.0)
-    monkeypatch.setattr(cells, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     log = kdedge(*small(study, tmp_path, methods="ce,kd,selective")).stderr
     assert "1 of 3 cells are finished" in log
     assert "cell 1 of 2: ce, 2 epochs, seed 0\n" in log

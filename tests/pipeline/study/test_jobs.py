@@ -1,0 +1,102 @@
+"""Cells that are trained at once, each in a process of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from studies import kdedge, read, small
+
+from pipeline.artifacts import lock_run
+from pipeline.config import Config, RuntimeConfig
+from pipeline.study import compare, training
+
+
+def student(out, method):
+    return (out / "e2" / "seed0" / method / "distill" / "student.safetensors").read_bytes()
+
+
+def test_runs_at_once_give_the_students_of_runs_one_after_the_other(study, compared, tmp_path):
+    result = kdedge(*small(study, tmp_path, "--jobs", 2, methods="selective,ce,kd"))
+    assert [row["method"] for row in read(tmp_path / "evaluation_results.csv")] == ["ce", "kd", "selective"]
+    for method in ("ce", "kd", "selective"):
+        assert student(tmp_path, method) == student(study[0], method)
+    assert "ce, 2 epochs, seed 0: " in result.stderr
+
+
+def test_a_run_that_diverges_is_recorded_and_those_beside_it_go_on(study, compared, tmp_path):
+    result = kdedge(*small(study, tmp_path, "--jobs", 2, "--lr", 10, "--alpha", 1000, methods="ce,kd"))
+    status = {row["method"]: row["status"] for row in read(tmp_path / "evaluation_results.csv")}
+    assert status["kd"] == "diverged"
+    assert "warning: kd, 2 epochs, seed 0: stage distill: " in result.stderr
+
+
+def test_a_run_that_fails_ends_the_study_with_its_error(study, compared, tmp_path):
+    with lock_run(tmp_path / "e2" / "seed0" / "kd"):
+        result = kdedge(*small(study, tmp_path, "--jobs", 2, methods="ce,kd"), code=2)
+    assert "is in use by another" in result.stderr
+    kdedge(*small(study, tmp_path, "--jobs", 2, methods="ce,kd"))
+    assert student(tmp_path, "kd") == student(study[0], "kd")
+
+
+def test_a_process_that_is_killed_is_named(study, compared, tmp_path, monkeypatch):
+    honest = training._start
+
+    def start(cell, *arguments):
+        job = honest(cell, *arguments)
+        if cell.name == "kd":
+            job.process.kill()
+        return job
+
+    monkeypatch.setattr(training, "_start", start)
+    result = kdedge(*small(study, tmp_path, "--jobs", 2, methods="ce,kd"), code=1)
+    assert "the process that trained kd, 2 epochs, seed 0 ended with exit code -9" in result.stderr
+    assert "fewer --jobs" in result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+def test_processes_end_with_the_study(study, compared, tmp_path, ending):
+    arguments = [str(part) for part in small(study, tmp_path, "--jobs", 2, methods="ce,kd")]
+    arguments[arguments.index("--epochs") + 1] = "10000"
+    # Where the tests run in the background of a shell, Ctrl-C is ignored from the start.
+    program = "import signal; signal.signal(2, signal.default_int_handler); from pipeline.cli import app; app()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        cells = tmp_path / "e10000" / "seed0"
+        wait_for(lambda: len(list(cells.glob("*/.distill.partial/training_log_*.csv"))) == 2)
+        children = psutil.Process(process.pid).children()
+        workers = [child for child in children if any("multiprocessing.spawn" in part for part in child.cmdline())]
+        assert len(workers) == 2
+        if ending == signal.SIGINT:
+            os.killpg(process.pid, ending)  # as a terminal does
+        else:
+            process.send_signal(ending)
+        wait_for(lambda: not any(worker.is_running() and worker.status() != "zombie" for worker in workers))
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    _, errors = process.communicate()
+    assert "Traceback" not in errors
+    if ending == signal.SIGINT:
+        assert "the same command goes on where it stopped" in errors
+
+
+def wait_for(condition):
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("waited for five minutes")
+
+
+def test_runs_at_once_share_the_cores(monkeypatch, tmp_path):
+    monkeypatch.setattr(compare, "usable_cores", lambda: 16)
+    for jobs, given, threads in ((4, 0, 4), (30, 0, 1), (4, 2, 2)):
+        config = Config(runtime=RuntimeConfig(device="cpu", precision="fp32", threads=given))
+        assert compare.resolve_runtime(config, tmp_path, jobs).runtime.threads == threads
