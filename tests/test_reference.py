@@ -74,33 +74,49 @@ def test_the_readme_has_the_numbers_of_the_reference():
         assert row in README, row
 
 
-def test_the_readme_has_the_numbers_of_the_studies():
-    """Rows of the table of methods by teacher, and of the one of a small budget by recipe."""
-    compare = REFERENCE / "compare"
-    folders = {"": "20-epochs-lr-0.1", "91.0": "20-epochs-lr-0.1", "94.0": "teacher-41"}
-    name = r"`(\w+)`(?: \(default\))?(?:, (\d+) epochs)?"
-    row = rf"^\| ([\d.]*)(?: %)? ?\| {name} \| ([\d, ]+) \| ([^|]+) % \| \**([^|*]+) %\** \|"
-    shown = re.findall(row, README, flags=re.MULTILINE)
-    assert len(shown) >= 7
-    for teacher, method, epochs, seeds, val, int8 in shown:
-        cells = [
-            cell
-            for cell in read(compare / folders[teacher] / "evaluation_results.csv")
-            if (cell["method"], cell["epochs"]) == (method, epochs or "20") and cell["seed"] in seeds.split(", ")
-        ]
-        assert len(cells) == len(seeds.split(", ")), (teacher, method)
-        for text, column in ((val, "val_top1_pct"), (int8, "int8_test_top1_pct")):
-            values = [float(cell[column]) for cell in cells]
-            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            assert text == f"{statistics.fmean(values):.2f}{spread}", (teacher, method, epochs)
-    source = read(compare / "20-epochs-source" / "evaluation_results.csv")
-    assert {cell["method"] for cell in source} >= {"kd", "static", "adaptive"}
-    for cell in source:
-        val, int8 = (f"{float(cell[column]):.2f}" for column in ("val_top1_pct", "int8_test_top1_pct"))
-        row = rf"^\| `{cell['method']}`[^|]* \| [\d.]+ % \| {val} % \| {int8} % \|"
-        assert re.search(row, README, flags=re.MULTILINE), cell["method"]
+COMPARE = REFERENCE / "compare"
+
+
+def test_the_readme_has_the_numbers_of_the_methods_with_three_seeds():
+    cells = read(COMPARE / "h200" / "evaluation_results.csv")
+    for method in dict.fromkeys(cell["method"] for cell in cells):
+        row = [f"`{method}`"]
+        for epochs in ("20", "40"):
+            val, int8 = (_by_seed(cells, method, epochs, column) for column in (_VAL, _INT8))
+            assert len(val) in (0, 3)
+            gain = _paired(int8, _by_seed(cells, "kd", epochs, _INT8)) if val and method != "kd" else ""
+            row += [f"{_mean(val)} %", f"{_mean(int8)} %", gain] if val else [""] * 3
+        assert f"| {' | '.join(row)} |" in README, row
+    source = read(COMPARE / "h200-source" / "evaluation_results.csv")
+    for method in dict.fromkeys(cell["method"] for cell in source):
+        val, int8 = (_by_seed(source, method, "20", column) for column in (_VAL, _INT8))
+        gain = _paired(int8, _by_seed(source, "kd", "20", _INT8)) if method != "kd" else ""
+        end = f" | {_mean(val)} % | {_mean(int8)} % | {gain} |"
+        assert any(line.startswith(f"| `{method}`") and line.endswith(end) for line in README.splitlines()), end
+
+
+def test_the_readme_has_the_numbers_of_the_teachers():
+    xeon, h200 = "20-epochs-lr-0.1", "h200"
+    for teacher, *studies in (
+        ("none: `ce` instead", (xeon, "ce", "20"), None, (h200, "ce", "40")),
+        ("91.0 %", (xeon, "kd", "20"), (xeon, "selective", "20"), None),
+        ("94.0 %", ("teacher-41", "kd", "20"), ("teacher-41", "selective", "20"), ("teacher-41", "kd", "40")),
+        ("95.6 %", (h200, "kd", "20"), (h200, "selective", "20"), (h200, "kd", "40")),
+    ):
+        expected = ""
+        for study in studies:
+            expected += " |"
+            if study:
+                folder, method, epochs = study
+                values = _by_seed(read(COMPARE / folder / "evaluation_results.csv"), method, epochs, _INT8)
+                expected += f" {_mean(values)} %" if len(values) == 3 else f" {values['0']:.2f} % (seed 0)"
+        (row,) = [line for line in README.splitlines() if line.startswith(f"| {teacher} |")]
+        assert row.replace("**", "").endswith(f"{expected} |"), (row, expected)
+
+
+def test_the_readme_has_the_numbers_of_the_small_budget():
     small = [
-        {cell["method"]: float(cell["val_top1_pct"]) for cell in read(compare / folder / "evaluation_results.csv")}
+        {cell["method"]: float(cell["val_top1_pct"]) for cell in read(COMPARE / folder / "evaluation_results.csv")}
         for folder in ("10k-10epochs-all", "10k-10epochs-source")
     ]
     for method, today in small[0].items():
@@ -108,6 +124,25 @@ def test_the_readme_has_the_numbers_of_the_studies():
         cells = [f"`{method}`", f"{today:.2f} %", _gain(small[0], method, "ce"), _gain(small[0], method, "kd")]
         cells += [f"{source:.2f} %" if source else "", _gain(small[1], method, "ce")]
         assert f"| {' | '.join(cells)} |" in README, cells
+
+
+_VAL, _INT8 = "val_top1_pct", "int8_test_top1_pct"
+
+
+def _by_seed(cells: list[dict[str, str]], method: str, epochs: str, column: str) -> dict[str, float]:
+    chosen = [cell for cell in cells if (cell["method"], cell["epochs"]) == (method, epochs)]
+    return {cell["seed"]: float(cell[column]) for cell in chosen}
+
+
+def _mean(values: dict[str, float]) -> str:
+    return f"{statistics.fmean(values.values()):.2f} ± {statistics.stdev(values.values()):.2f}"
+
+
+def _paired(values: dict[str, float], others: dict[str, float]) -> str:
+    """Return the mean difference of three seeds with its 95 % Student interval."""
+    differences = [values[seed] - others[seed] for seed in values]
+    half = 4.302653 * statistics.stdev(differences) / 3**0.5
+    return f"{statistics.fmean(differences):+.2f} ± {half:.2f}"
 
 
 def _gain(tops: dict[str, float], method: str, to: str) -> str:

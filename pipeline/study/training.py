@@ -138,7 +138,7 @@ def _at_once(cells: Sequence[Cell], out: Path, teacher_dir: Path, jobs: int) -> 
     before = _epochs_begun(cells, out)
     shown = 0
     try:
-        with track(f"{len(cells)} cells, {jobs} at once", _epochs(cells) - before) as tracker:
+        with track(f"epochs of {len(cells)} cells, {jobs} at once", _epochs(cells) - before) as tracker:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     running.append(_start(waiting.pop(0), out, teacher_dir))
