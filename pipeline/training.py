@@ -124,7 +124,7 @@ class Batches:
             chosen = choose_views(places, epoch=epoch, shift=self.shift, flip=self.flip)
             taken = images[indices]
             if self.device.type == "cuda":
-                taken = taken.pin_memory().to(self.device, non_blocking=True)  # a third of a view's bytes as pixels
+                taken = taken.pin_memory().to(self.device, non_blocking=True)  # pinned: the copy waits for nothing
             pixels = to_pixels(views(taken, chosen, shift=self.shift), self.device)
             yield Batch(pixels, labels[indices].to(self.device), places * self.views_per_image + chosen)
 
