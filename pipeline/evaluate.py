@@ -202,18 +202,18 @@ class _TorchScores:
     _teachers: ClassVar[dict[tuple[str, ...], float]] = {}
 
     def __init__(self, inputs: Mapping[str, Path], images_sha256: str) -> None:
-        self._inputs = inputs
-        self._key = (*load_manifest(inputs["teacher"])["outputs"].values(), images_sha256)
+        self._inputs, self._images_sha256 = inputs, images_sha256
 
     def __call__(self, split: Split) -> dict[str, float | None]:
         """Return the top-1 accuracies in percent."""
         from pipeline.distill.stage import load_student
         from pipeline.teacher import load_teacher
 
-        if self._key not in self._teachers:
-            self._teachers[self._key] = _top1_pct(load_teacher(self._inputs["teacher"]), split)
+        key = (*load_manifest(self._inputs["teacher"])["outputs"].values(), self._images_sha256)
+        if key not in self._teachers:
+            self._teachers[key] = _top1_pct(load_teacher(self._inputs["teacher"]), split)
         return {
-            "teacher_test_top1_pct": self._teachers[self._key],
+            "teacher_test_top1_pct": self._teachers[key],
             "torch_fp32_top1_pct": _top1_pct(load_student(self._inputs["distill"]), split),
         }
 

@@ -22,18 +22,22 @@ from pipeline.progress import log
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["autocast", "cpu_info", "cpu_isa", "images_at_once", "prepare", "resolve", "usable_cores"]
+__all__ = ["autocast", "check_cuda", "cpu_info", "cpu_isa", "images_at_once", "prepare", "resolve", "usable_cores"]
 
 # From the most to the least capable; the first that the CPU has names its instruction set.
 _ISA_LEVELS = ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "sve", "bf16", "asimd", "neon")
 
 
-def resolve(wanted: RuntimeConfig, earlier: Mapping[str, Any] | None) -> RuntimeConfig:
+def resolve(wanted: RuntimeConfig, earlier: Mapping[str, Any] | None, *, jobs: int = 1) -> RuntimeConfig:
     """Replace ``auto`` and 0 by what this machine has.
 
+    The CPU beside a GPU decides no bits: what was trained there can be quantized and measured on any host. So what was
+    resolved to ``cuda`` before stays what it is, and only `prepare` asks for the device.
+
     Args:
-        wanted: As the user gave it.
+        wanted: As the user gave it, or as it was resolved before.
         earlier: The ``runtime`` table that the same run resolved before, if any.
+        jobs: Processes that share the cores.
 
     Raises:
         InputError: ``cuda`` was asked for and is not there.
@@ -41,17 +45,17 @@ def resolve(wanted: RuntimeConfig, earlier: Mapping[str, Any] | None) -> Runtime
     isa = cpu_isa()
     known = earlier if earlier and earlier.get("isa") == isa else {}
     if earlier and earlier.get("device") == "cuda" and wanted.device != "cpu":
-        # The CPU beside a GPU decides no bits: what was trained there can be quantized and measured on any host, and
-        # only `prepare` asks for the device.
         known, isa = earlier, earlier["isa"]
+    elif wanted.device == "cuda" and wanted.isa != "auto":
+        isa = wanted.isa
     device = wanted.device if wanted.device != "auto" else known.get("device", "")
     if not device:
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif wanted.device == "cuda":
-        _check_cuda()
-    threads = wanted.threads or known.get("threads", 0) or usable_cores()
+    elif wanted.device == "cuda" and wanted.isa == "auto":
+        check_cuda()
+    threads = wanted.threads or known.get("threads", 0) or max(1, usable_cores() // jobs)
     precision = wanted.precision if wanted.precision != "auto" else known.get("precision", "")
     if not precision or (device != known.get("device", device) and wanted.precision == "auto"):
         precision = _cuda_precision() if device == "cuda" else _faster_precision(threads)
@@ -98,7 +102,7 @@ def prepare(runtime: RuntimeConfig) -> "torch.device":
     import torch
 
     if runtime.device == "cuda":
-        _check_cuda()
+        check_cuda()
     torch.set_num_threads(runtime.threads)
     torch.manual_seed(runtime.seed)
     torch.use_deterministic_algorithms(True, warn_only=runtime.device == "cuda")
@@ -126,11 +130,15 @@ def autocast(runtime: RuntimeConfig) -> "torch.autocast":
     return torch.autocast(runtime.device, torch.bfloat16, enabled=runtime.precision == "bf16")
 
 
-def _check_cuda() -> None:
+def check_cuda() -> None:
+    """Raise `InputError` if there is no GPU to train on."""
     import torch
 
     if not torch.cuda.is_available():
-        raise InputError("--device cuda: this PyTorch sees no CUDA device", "see `kdedge doctor`; use --device cpu")
+        raise InputError(
+            "training on cuda: this PyTorch sees no CUDA device",
+            "see `kdedge doctor`; --device cpu trains on the CPU, all stages anew if a GPU made the first ones",
+        )
 
 
 def _cuda_precision() -> str:

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import StageSpec, run_stage
+from pipeline.artifacts import StageSpec, run_stage, why_rerun
 from pipeline.config import Config, DataConfig, DistillConfig
 from pipeline.configure import build_config
 from pipeline.distill.methods import METHODS
@@ -53,6 +53,8 @@ def run_stages(names: tuple[str, ...], config: Config, run_dir: Path, *, force: 
 
         earlier = recorded_config(run_dir).get("runtime")
         config = dataclasses.replace(config, runtime=resolve(config.runtime, earlier))
+        if config.runtime.device == "cuda":
+            _check_gpu(names, config, run_dir, force=force)  # likewise
     write_json(run_dir / CONFIG, dataclasses.asdict(config))
     try:
         # A list, not a generator: every stage must run, also after one that was skipped.
@@ -61,6 +63,14 @@ def run_stages(names: tuple[str, ...], config: Config, run_dir: Path, *, force: 
         # The model that the old bundle holds is not the one that was just refused.
         shutil.rmtree(run_dir / "bundle", ignore_errors=True)
         raise
+
+
+def _check_gpu(names: tuple[str, ...], config: Config, run_dir: Path, *, force: bool) -> None:
+    """Refuse to train on a GPU that is not there."""
+    from pipeline.runtime import check_cuda
+
+    if any(force or why_rerun(STAGES[name], config, run_dir) for name in names if name in TRAINING_STAGES):
+        check_cuda()
 
 
 def recorded_config(run_dir: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pipeline.config import Config, DistillConfig
 from pipeline.data import Split, open_dataset, split_train_val
@@ -210,11 +211,14 @@ def _scan(config: Config, teacher: Teacher, batches: Batches) -> tuple[dict[str,
 def _frozen(teacher: Teacher, config: Config, device: torch.device) -> Teacher:
     """Put a teacher on its device.
 
-    On a GPU its weights get the precision that autocast would give them anew on every batch, which takes a kernel
-    each; on a CPU, where that costs nothing, they stay, and with them the bits of earlier runs.
+    On a GPU the weights of its convolutions and linear layers get the precision that autocast would give them anew on
+    every batch, which takes a kernel each; on a CPU, where that costs nothing, they stay, and with them the bits of
+    earlier runs.
     """
     if device.type == "cuda" and config.runtime.precision == "bf16":
-        teacher = teacher.to(torch.bfloat16)
+        for module in teacher.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.to(torch.bfloat16)
     return place(teacher, device).requires_grad_(False)
 
 

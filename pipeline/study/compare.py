@@ -23,6 +23,7 @@ from pipeline.distill.methods import CONTROL, METHODS
 from pipeline.errors import InputError
 from pipeline.files import write_atomic, write_json
 from pipeline.parsing import parse_choices, parse_counts
+from pipeline.progress import warn
 from pipeline.runtime import resolve, usable_cores
 from pipeline.stages import CONFIG, STAGES, recorded_config, run_stages
 from pipeline.study.cells import COLUMNS, Cell, Row, Rows, Study, measure_test, variant
@@ -166,11 +167,13 @@ _SCAN_COLUMNS = ("method", "epochs", "seed", "block", "variance", "chosen")
 
 def resolve_runtime(config: Config, out: Path, jobs: int) -> Config:
     """Fill in the runtime once for all cells, as an earlier attempt at the study did; cells at once share the cores."""
-    earlier = recorded_config(out).get("runtime")
-    runtime = config.runtime
-    if not runtime.threads and not earlier:
-        runtime = dataclasses.replace(runtime, threads=max(1, usable_cores() // jobs))
-    return dataclasses.replace(config, runtime=resolve(runtime, earlier))
+    runtime = resolve(config.runtime, recorded_config(out).get("runtime"), jobs=jobs)
+    if jobs > 1 and runtime.threads * jobs > usable_cores():
+        warn(
+            f"{jobs} runs at once with {runtime.threads} threads each (--threads) share {usable_cores()} cores: fewer "
+            "--jobs may be faster"
+        )
+    return dataclasses.replace(config, runtime=runtime)
 
 
 def _load_teacher_manifest(teacher_dir: Path) -> dict[str, Any]:

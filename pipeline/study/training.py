@@ -5,7 +5,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -70,37 +72,40 @@ def run_cells(
         trained = _at_once(missing, out, teacher_dir, jobs)
     else:
         trained = _one_by_one(missing, out, teacher_dir)
-    for cell, divergence in trained:
-        if divergence:
-            warn(f"{cell}: {divergence}")
-            rows[cell] = {**identity(cell), "status": "diverged"}
-        else:
-            rows[cell] = row_of(cell, cell.directory(out), reach)
-            _compare_with_control(rows, cell, control)
-        rows = {cell: rows[cell] for cell in cells if cell in rows}
-        report(rows)
+    with closing(trained):
+        for cell, divergence in trained:
+            if divergence:
+                warn(f"{cell}: {divergence}")
+                rows[cell] = {**identity(cell), "status": "diverged"}
+            else:
+                rows[cell] = row_of(cell, cell.directory(out), reach)
+                _compare_with_control(rows, cell, control)
+            rows = {cell: rows[cell] for cell in cells if cell in rows}
+            report(rows)
     return rows
 
 
 def _compare_with_control(rows: Rows, last: Cell, control: str) -> None:
-    """Log how the last cell did beside its control, loudly if the teacher was of no use."""
+    """Log how the last cell did, and its gain to its control, loudly if the teacher was of no use.
+
+    If it is a control, the gains of those that were done before it.
+    """
     row = rows[last]
-    text = f"{last}: {row['val_top1_pct']:.2f} % on validation, {format_duration(row['seconds'])}"
-    reference = next(
-        (
-            other
-            for other in rows.values()
-            if (other["method"], other["epochs"], other["seed"]) == (control, row["epochs"], row["seed"])
-            and other["status"] == "done"
-        ),
-        row,
-    )
-    if reference is row:
-        log(text)
+    log(f"{last}: {row['val_top1_pct']:.2f} % on validation, {format_duration(row['seconds'])}")
+    beside = {
+        cell: other["val_top1_pct"]
+        for cell, other in rows.items()
+        if other["status"] == "done" and (other["epochs"], other["seed"]) == (row["epochs"], row["seed"])
+    }
+    reference = next((cell for cell in beside if cell.name == control), None)
+    if reference is None:
         return
-    gain = row["val_top1_pct"] - reference["val_top1_pct"]
-    alarming = control == CONTROL and gain <= 0
-    (warn if alarming else log)(f"{text}, {gain:+.2f} pp to {control}" + (": not better" if alarming else ""))
+    for cell in beside if last is reference else [last]:
+        if cell is reference:
+            continue
+        gain = beside[cell] - beside[reference]
+        alarming = control == CONTROL and gain <= 0
+        (warn if alarming else log)(f"{cell}: {gain:+.2f} pp to {control}" + (": not better" if alarming else ""))
 
 
 def _train(cell: Cell, out: Path, teacher_dir: Path) -> None:
@@ -110,7 +115,7 @@ def _train(cell: Cell, out: Path, teacher_dir: Path) -> None:
         run_stages(("distill",), cell.config, directory)
 
 
-def _one_by_one(cells: Sequence[Cell], out: Path, teacher_dir: Path) -> Iterator[Trained]:
+def _one_by_one(cells: Sequence[Cell], out: Path, teacher_dir: Path) -> Generator[Trained, None, None]:
     start, trained = time.monotonic(), 0
     for number, cell in enumerate(cells, 1):
         left_s = (time.monotonic() - start) / trained * _epochs(cells[number - 1 :]) if trained else 0.0
@@ -133,7 +138,7 @@ class _Job:
     result: Connection
 
 
-def _at_once(cells: Sequence[Cell], out: Path, teacher_dir: Path, jobs: int) -> Iterator[Trained]:
+def _at_once(cells: Sequence[Cell], out: Path, teacher_dir: Path, jobs: int) -> Generator[Trained, None, None]:
     waiting, running, finished = list(cells), list[_Job](), list[Cell]()
     before = _epochs_begun(cells, out)
     shown = 0
@@ -148,7 +153,7 @@ def _at_once(cells: Sequence[Cell], out: Path, teacher_dir: Path, jobs: int) -> 
                     finished.append(job.cell)
                     yield job.cell, _outcome(job)
                 unfinished = [cell for cell in cells if cell not in finished]
-                done = _epochs(finished) + _epochs_begun(unfinished, out) - before
+                done = max(shown, _epochs(finished) + _epochs_begun(unfinished, out) - before)
                 tracker.advance(done - shown)
                 shown = done
     finally:
@@ -162,18 +167,24 @@ def _start(cell: Cell, out: Path, teacher_dir: Path) -> _Job:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(cell, out, teacher_dir, theirs), daemon=True)
-    process.start()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the study, which ends its processes
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, handler)
     theirs.close()
     return _Job(cell, process, ours)
 
 
 def _work(cell: Cell, out: Path, teacher_dir: Path, result: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the study, which ends its processes
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where processes do not inherit that
     threading.Thread(target=_end_with_the_study, daemon=True).start()
     set_quiet(True)
     try:
         _train(cell, out, teacher_dir)
-    except KdedgeError as error:
+    except Exception as error:
+        if not isinstance(error, KdedgeError):
+            error.add_note(f"in the process that trained {cell}:\n{traceback.format_exc()}")
         result.send(error)
     else:
         result.send(None)
@@ -191,10 +202,10 @@ def _outcome(job: _Job) -> DivergenceError | None:
     """Return the divergence of a cell, or None.
 
     Raises:
-        KdedgeError: It failed for another reason.
+        Exception: It failed for another reason.
     """
     try:
-        error: KdedgeError | None = job.result.recv()
+        error: Exception | None = job.result.recv()
     except EOFError:
         job.process.join()
         raise StageError(
@@ -213,7 +224,10 @@ def _epochs(cells: Sequence[Cell]) -> int:
 
 def _epochs_begun(cells: Sequence[Cell], out: Path) -> int:
     """Count the epochs in the logs of unfinished cells."""
-    logs = [
-        partial_dir(cell.directory(out), "distill") / f"training_log_{cell.config.distill.method}.csv" for cell in cells
-    ]
-    return sum(len(path.read_bytes().splitlines()) - 1 for path in logs if path.exists())
+    epochs = 0
+    for cell in cells:
+        partial = partial_dir(cell.directory(out), "distill")
+        with suppress(OSError):  # not begun, or just finished
+            lines = (partial / f"training_log_{cell.config.distill.method}.csv").read_bytes().splitlines()
+            epochs += max(0, len(lines) - 1)
+    return epochs

@@ -1,5 +1,6 @@
 """What a user sees: help, exit codes, one clear message and never a traceback."""
 
+import dataclasses
 import json
 import os
 import re
@@ -8,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.config import Config, RuntimeConfig
 from pipeline.errors import StageError
 
 BUNDLE = Path(__file__).resolve().parents[2] / "artifacts" / "reference" / "bundle"
@@ -268,12 +271,21 @@ def test_it_works_without_a_home():
 
 
 def test_cuda_where_there_is_none_is_refused(tmp_path, monkeypatch):
-    import torch
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = invoke("teacher", "--data", "sample", "--device", "cuda", "--out", tmp_path)
     assert result.exit_code == 2
     assert "sees no CUDA device" in result.stderr
+
+
+def test_a_run_that_a_gpu_made_is_left_as_it_is_by_training_that_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    made = Config(runtime=RuntimeConfig(device="cuda", threads=3, precision="bf16", isa="another"))
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(made)))
+    result = invoke("teacher", "--data", "sample", "--threads", "1", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "sees no CUDA device" in result.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["config.json"]
+    assert json.loads((tmp_path / "config.json").read_text())["runtime"]["threads"] == 3
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,13 @@ import psutil
 import pytest
 from studies import kdedge, read, small
 
+from pipeline import runtime
 from pipeline.artifacts import lock_run
 from pipeline.config import Config, RuntimeConfig
 from pipeline.study import compare, training
+from pipeline.study.cells import Cell
+
+CELLS = (("ce", 0), ("kd", 0), ("kd", 1))
 
 
 def student(out, method):
@@ -40,6 +44,34 @@ def test_a_run_that_fails_ends_the_study_with_its_error(study, compared, tmp_pat
     assert "is in use by another" in result.stderr
     kdedge(*small(study, tmp_path, "--jobs", 2, methods="ce,kd"))
     assert student(tmp_path, "kd") == student(study[0], "kd")
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_the_system_refuses_to_a_run_is_said_as_without_processes(study, compared, tmp_path, jobs):
+    (tmp_path / "e2" / "seed0").mkdir(parents=True)
+    (tmp_path / "e2" / "seed0" / "kd").touch()
+    result = kdedge(*small(study, tmp_path, "--jobs", jobs, methods="kd"), code=2)
+    assert f"{tmp_path / 'e2' / 'seed0' / 'kd'}" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_gains_are_told_of_runs_that_end_before_their_control(monkeypatch):
+    said = []
+    monkeypatch.setattr(training, "log", said.append)
+    monkeypatch.setattr(training, "warn", said.append)
+    ce, kd, other = (Cell(name, Config(runtime=RuntimeConfig(seed=seed))) for name, seed in CELLS)
+    rows = {
+        kd: {"status": "done", "epochs": 20, "seed": 0, "val_top1_pct": 91.0, "seconds": 5},
+        other: {"status": "done", "epochs": 20, "seed": 1, "val_top1_pct": 91.0, "seconds": 5},
+    }
+    training._compare_with_control(rows, kd, "ce")
+    rows = {ce: {"status": "done", "epochs": 20, "seed": 0, "val_top1_pct": 91.5, "seconds": 5}, **rows}
+    training._compare_with_control(rows, ce, "ce")
+    assert said == [
+        "kd, 20 epochs, seed 0: 91.00 % on validation, 5 s",
+        "ce, 20 epochs, seed 0: 91.50 % on validation, 5 s",
+        "kd, 20 epochs, seed 0: -0.50 pp to ce: not better",
+    ]
 
 
 def test_a_process_that_is_killed_is_named(study, compared, tmp_path, monkeypatch):
@@ -95,8 +127,10 @@ def wait_for(condition):
     raise AssertionError("waited for five minutes")
 
 
-def test_runs_at_once_share_the_cores(monkeypatch, tmp_path):
-    monkeypatch.setattr(compare, "usable_cores", lambda: 16)
-    for jobs, given, threads in ((4, 0, 4), (30, 0, 1), (4, 2, 2)):
+def test_runs_at_once_share_the_cores(monkeypatch, tmp_path, capsys):
+    for module in (compare, runtime):
+        monkeypatch.setattr(module, "usable_cores", lambda: 16)
+    for jobs, given, threads in ((4, 0, 4), (30, 0, 1), (4, 2, 2), (4, 8, 8)):
         config = Config(runtime=RuntimeConfig(device="cpu", precision="fp32", threads=given))
         assert compare.resolve_runtime(config, tmp_path, jobs).runtime.threads == threads
+        assert ("share 16 cores" in capsys.readouterr().err) == (threads * jobs > 16)
