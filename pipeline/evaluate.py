@@ -219,6 +219,12 @@ class _TorchScores:
 
 
 def _top1_pct(model: "torch.nn.Module", split: Split) -> float:
+    """Return the share of a split that a model answers right, in percent.
+
+    Args:
+        model: In eval mode; float32 ``[N, 3, S, S]`` in 0..1 to logits ``[N, C]``.
+        split: The images and their labels.
+    """
     import torch
 
     from pipeline.training import place, predict_logits

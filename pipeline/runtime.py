@@ -32,7 +32,7 @@ def resolve(wanted: RuntimeConfig, earlier: Mapping[str, Any] | None, *, jobs: i
     """Replace ``auto`` and 0 by what this machine has.
 
     The CPU beside a GPU decides no bits: what was trained there can be quantized and measured on any host. So what was
-    resolved to ``cuda`` before stays what it is, and only `prepare` asks for the device.
+    resolved to ``cuda`` before stays what it is; the device is asked for when a stage is to be trained.
 
     Args:
         wanted: As the user gave it, or as it was resolved before.
@@ -131,7 +131,11 @@ def autocast(runtime: RuntimeConfig) -> "torch.autocast":
 
 
 def check_cuda() -> None:
-    """Raise `InputError` if there is no GPU to train on."""
+    """Check that there is a GPU to train on.
+
+    Raises:
+        InputError: This PyTorch sees none.
+    """
     import torch
 
     if not torch.cuda.is_available():

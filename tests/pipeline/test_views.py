@@ -6,11 +6,6 @@ from torch.nn import functional
 from pipeline.views import blank_squares, choose_views, views
 
 
-def images(count=12, size=8):
-    rng = np.random.default_rng(0)
-    return rng.integers(1, 256, (count, size, size, 3), dtype=np.uint8)
-
-
 def test_a_view_depends_on_epoch_and_place_alone():
     places = np.arange(1000)
     once = choose_views(places, epoch=2, shift=2, flip=True)
@@ -32,7 +27,7 @@ def test_the_views_are_those_of_earlier_versions():
 
 
 def test_a_view_is_the_image_flipped_or_not_and_shifted_over_black():
-    pixels = torch.from_numpy(images(200))
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(1, 256, (200, 8, 8, 3), dtype=np.uint8))
     seen = set()
     chosen = choose_views(np.arange(200), epoch=0, shift=1, flip=True)
     for image, view, number in zip(pixels, views(pixels, chosen, shift=1), chosen, strict=True):
