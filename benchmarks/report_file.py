@@ -1,11 +1,11 @@
 """Reading a report: where it lies, and whether it has what the pages and the comparisons rely on."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.files import read_json
 
 __all__ = ["find_report", "load_report"]
 
@@ -91,7 +91,7 @@ def load_report(path: Path) -> dict[str, Any]:
     """
     file = find_report(path)
     try:
-        report = json.loads(file.read_text(encoding="utf-8"))
+        report = read_json(file)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the report {file}: {error}", _HINT) from error
     problems = _problems(report)

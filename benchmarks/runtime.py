@@ -4,7 +4,6 @@ A model of kdedge takes ``pixels`` (uint8 ``[N, S, S, 3]``, RGB) and returns ``l
 Everything else, and every file that onnxruntime cannot read, is an `InputError` that says what was expected.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import InputError, StageError
+from pipeline.files import parse_json
 
 __all__ = [
     "CPU",
@@ -208,7 +208,7 @@ def _class_names(path: Path, session: Any) -> tuple[str, ...] | None:
     if text is None:
         return None
     try:
-        names = json.loads(text)
+        names = parse_json(text)
     except ValueError:
         names = None
     if not isinstance(names, list) or len(names) != session.get_outputs()[0].shape[1]:

@@ -8,7 +8,6 @@ run ahead of the model. Paths that come on standard input one by one are answere
 """
 
 import itertools
-import json
 import os
 import sys
 from collections import deque
@@ -24,6 +23,7 @@ from benchmarks.runtime import open_model
 from export.runtime import run_model
 from pipeline.data.images import EXTENSIONS, read_image
 from pipeline.errors import InputError
+from pipeline.files import read_json
 from pipeline.runtime import usable_cores
 
 __all__ = ["predict"]
@@ -74,7 +74,7 @@ def _read_bundle(bundle: Path) -> tuple[list[str], int]:
     """Return the labels and the image size of a bundle."""
     try:
         labels = (bundle / "labels.txt").read_text(encoding="utf-8").splitlines()
-        size = int(json.loads((bundle / "preprocessing.json").read_text(encoding="utf-8"))["size"])
+        size = int(read_json(bundle / "preprocessing.json")["size"])
     except OSError as error:
         raise InputError(
             f"{bundle} is not a bundle: cannot read {error.filename}: {error.strerror}",

@@ -22,7 +22,7 @@ from export.bundle_files import BUNDLE_FILES, COPIED, GOLDEN_INPUTS, GOLDEN_LOGI
 from export.runtime import run_model
 from pipeline.artifacts import MANIFEST, MANIFEST_SCHEMA
 from pipeline.errors import InputError, StageError
-from pipeline.files import file_sha256, load_json
+from pipeline.files import file_sha256, load_json, read_json
 from pipeline.progress import warn
 
 __all__ = ["TOLERANCE", "check_flips", "emulate_bundle", "read_manifest", "verify_bundle"]
@@ -154,7 +154,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise InputError(f"{path} is not a bundle: {MANIFEST} is missing", hint)
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = read_json(file)
     except (OSError, ValueError) as error:
         raise StageError(f"{file} cannot be read: {error}", _HINT) from error
     parts = ("inputs", "outputs", "facts")

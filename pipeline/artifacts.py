@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from pipeline import __version__
 from pipeline.errors import InputError, KdedgeError
-from pipeline.files import disk_errors, file_sha256, write_json
+from pipeline.files import disk_errors, file_sha256, read_json, write_json
 from pipeline.progress import format_duration, log, warn
 
 __all__ = [
@@ -78,7 +78,7 @@ def load_manifest(stage_dir: Path) -> dict[str, Any]:
     path = stage_dir / MANIFEST
     command = f"run `kdedge {stage_dir.name} --out {stage_dir.parent}` first"
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_json(path)
     except FileNotFoundError:
         raise InputError(f"{stage_dir} holds no finished stage: {MANIFEST} is missing", command) from None
     except (OSError, ValueError) as error:
@@ -292,7 +292,7 @@ def _prepare_partial(partial: Path, wanted: Mapping[str, Any], *, force: bool) -
     note = partial / _WANTED
     if partial.exists():
         try:
-            unfinished = json.loads(note.read_text())
+            unfinished = read_json(note)
         except (OSError, ValueError):
             unfinished = None
         if unfinished == wanted and not force:

@@ -1,17 +1,32 @@
-"""Single files: hashed, read with clear errors, written whole or not at all."""
+"""Single files: hashed, read with clear errors and within limits, written whole or not at all."""
 
 import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError, StageError
 
-__all__ = ["disk_errors", "file_sha256", "load_json", "write_atomic", "write_json"]
+__all__ = [
+    "disk_errors",
+    "file_sha256",
+    "json_bytes",
+    "load_json",
+    "parse_json",
+    "read_json",
+    "read_toml",
+    "write_atomic",
+    "write_json",
+]
+
+# Far above what kdedge writes; what is larger or deeper would end in a MemoryError or RecursionError somewhere later.
+_MOST_BYTES = 256 << 20
+_MOST_DEPTH = 64
 
 
 def file_sha256(path: Path) -> str:
@@ -37,7 +52,68 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON with a final newline, atomically."""
-    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_atomic(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return the bytes that `write_json` writes."""
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON of limited depth, with whole numbers of at most 64 bits.
+
+    Raises:
+        ValueError: It is not valid JSON, or exceeds a limit.
+    """
+    return _parse(text, json.loads)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of limited size; otherwise as `parse_json`.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not valid JSON in UTF-8, or exceeds a limit.
+    """
+    return parse_json(_read_text(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file within the limits of `read_json`.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not valid TOML in UTF-8, or exceeds a limit.
+    """
+    table: dict[str, Any] = _parse(_read_text(path), tomllib.loads)
+    return table
+
+
+def _read_text(path: Path) -> str:
+    """Read a text file in UTF-8, with or without a byte-order mark."""
+    with path.open("rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"larger than {_MOST_BYTES >> 20} MiB")
+    return data.decode("utf-8-sig")
+
+
+def _parse(text: str, parse: Callable[[str], Any]) -> Any:
+    """Parse a text and check the depth and the numbers of what it holds."""
+    try:
+        value = parse(text)
+    except RecursionError:
+        raise ValueError(f"nested deeper than {_MOST_DEPTH} levels") from None
+    level = [value]
+    for _ in range(_MOST_DEPTH):
+        if any(isinstance(item, int) and item.bit_length() > 64 for item in level):
+            raise ValueError("a whole number of more than 64 bits")
+        nested = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
+        level = [item for items in nested for item in items]
+        if not level:
+            return value
+    raise ValueError(f"nested deeper than {_MOST_DEPTH} levels")
 
 
 def load_json(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
@@ -47,7 +123,7 @@ def load_json(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
         InputError: The file is missing, damaged, or lacks a key.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}", "make it again with the stage that wrote it") from error
     missing = [key for key in keys if not isinstance(value, dict) or key not in value]

@@ -7,7 +7,6 @@ A stage's code is imported when it runs, so that looking at a finished run needs
 
 import dataclasses
 import importlib
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -19,7 +18,7 @@ from pipeline.config import Config, DataConfig, DistillConfig
 from pipeline.configure import build_config
 from pipeline.distill.methods import METHODS
 from pipeline.errors import GateError, InputError
-from pipeline.files import file_sha256, write_json
+from pipeline.files import file_sha256, read_json, write_json
 from pipeline.parsing import parse_emulated, parse_paths
 
 __all__ = ["STAGES", "recorded_config", "run_stages"]
@@ -83,7 +82,7 @@ def recorded_config(run_dir: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        config = json.loads(path.read_text())
+        config = read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is damaged: {error}", f"delete it and give the options again: rm {path}") from error
     try:

@@ -6,8 +6,6 @@ Under ``@app.command()``, ``@configured(("export",))`` gives ``export(config, ou
 import dataclasses
 import functools
 import inspect
-import json
-import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -19,6 +17,7 @@ from pipeline.commands.failures import reported
 from pipeline.config import SECTIONS, Config
 from pipeline.configure import PRESETS, build_config
 from pipeline.errors import InputError
+from pipeline.files import read_json, read_toml
 
 __all__ = [
     "BEGINNING",
@@ -195,8 +194,7 @@ def load_config_file(path: Path) -> dict[str, Any]:
         InputError: The file cannot be read or parsed.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        config = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        config = read_json(path) if path.suffix == ".json" else read_toml(path)
     except OSError as error:
         raise InputError(f"cannot read the configuration {path}: {error.strerror}", "check --config") from error
     except ValueError as error:

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline import files
 from pipeline.errors import StageError
-from pipeline.files import write_atomic
+from pipeline.files import parse_json, read_json, read_toml, write_atomic
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -18,3 +18,41 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(StageError, match="No space left"):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000 + "]" * 100_000, "nested deeper than 64 levels"),
+        ("[" * 65 + "]" * 65, "nested deeper than 64 levels"),
+        ('{"a": [' + "1" + "0" * 400 + "]}", "a whole number of more than 64 bits"),
+        ("1" * 5000, "digits"),
+    ],
+)
+def test_json_that_would_break_what_comes_later_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_json(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a = " + "[" * 100_000 + "]" * 100_000, "nested deeper than 64 levels"),
+        ("a = 1" + "0" * 400, "a whole number of more than 64 bits"),
+        ("a = 0x" + "f" * 9000, "a whole number of more than 64 bits"),
+    ],
+)
+def test_toml_that_would_break_what_comes_later_is_refused(text, message, tmp_path):
+    (tmp_path / "a.toml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_toml(tmp_path / "a.toml")
+
+
+def test_files_are_read_with_and_without_a_byte_order_mark_up_to_a_size(tmp_path, monkeypatch):
+    for mark in ("", "\ufeff"):
+        (tmp_path / "a").write_text(f'{mark}{{"a": 1}}', encoding="utf-8")
+        (tmp_path / "b").write_text(f"{mark}a = 1", encoding="utf-8")
+        assert read_json(tmp_path / "a") == read_toml(tmp_path / "b") == {"a": 1}
+    monkeypatch.setattr(files, "_MOST_BYTES", 7)
+    with pytest.raises(ValueError, match="larger than"):
+        read_json(tmp_path / "a")
