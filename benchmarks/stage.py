@@ -17,9 +17,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from benchmarks.accuracy import answer_changes, per_class_table, predict_logits, top1_pct, wilson_interval_pct
 from benchmarks.affinity import check_cpus, pinned
 from benchmarks.beside import beside_table, check_beside, load_beside
@@ -47,8 +44,8 @@ REPORT_SCHEMA = 1
 TorchTop1 = Callable[[Split], Mapping[str, float | None]]
 """Scores the PyTorch models on the test images: ``teacher_test_top1_pct`` and ``torch_fp32_top1_pct``, in percent."""
 
-Emulate = Callable[[Path, npt.NDArray[np.uint8]], list[dict[str, Any]]]
-"""Runs a model on emulated CPUs with some of these images, ``[N, S, S, 3] uint8``.
+Emulate = Callable[[Path, Split], list[dict[str, Any]]]
+"""Runs a model on emulated CPUs with some of these images.
 
 For every CPU the keys of `export.emulate.Emulation.as_dict`; its ``image`` is the number of a test image.
 """
@@ -134,7 +131,7 @@ def run_benchmark(
     with pinned(cpus):
         latency, samples, unavailable = _latency_everywhere(paths, settings)
         memory = measure_memory(paths, threads=_thread_counts(settings)[0], limit_mib=settings.memory_limit)
-    portability = {"emulated": emulate(int8_model, test.images)} if emulate else None
+    portability = {"emulated": emulate(int8_model, test)} if emulate else None
     facts = {name: dict(run_facts.get(name) or {}) for name in ("run", "teacher", "student")}
     sizes = {name: path.stat().st_size for name, path in paths.items()}
     report = {

@@ -102,13 +102,13 @@ def check_gate(report: Mapping[str, Any], *, allow_undecided: bool) -> None:
 
 def _golden_inputs(config: Config) -> tuple[npt.NDArray[np.uint8], list[str]]:
     """Return `GOLDEN_IMAGES` validation images (fewer if there are fewer), stratified, and the class names."""
-    from export.calibrate import pick_stratified
+    from benchmarks.sampling import stratified_sample
     from pipeline.data import open_dataset, split_train_val
 
     seed = config.runtime.seed
     dataset = open_dataset(config.data)
     _, val = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
-    images = val.images[pick_stratified(val.labels, GOLDEN_IMAGES, seed)]
+    images = val.images[stratified_sample(val.labels, GOLDEN_IMAGES, seed)]
     return np.ascontiguousarray(images), list(dataset.class_names)
 
 

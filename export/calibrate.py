@@ -1,4 +1,4 @@
-"""Calibration: which images, and the range of values that every tensor takes over them.
+"""Calibration: the range of values that every tensor takes over the calibration images.
 
 `TensorStatistics.measure` runs the float core over the images twice, batch by batch: once for the extremes of every
 tensor, once for a histogram between them. Its memory does not grow with the number of images (onnxruntime's histogram
@@ -20,7 +20,7 @@ from export.graph import CORE_INPUT
 from export.runtime import batch_size
 from pipeline.runtime import usable_cores
 
-__all__ = ["CALIBRATORS", "TensorStatistics", "pick_stratified", "tensor_runner"]
+__all__ = ["CALIBRATORS", "TensorStatistics", "tensor_runner"]
 
 Range = tuple[float, float]
 BINS = 2048
@@ -28,26 +28,6 @@ _LEVELS = 256
 # The weight of a new image in the moving average of the extremes, as in PyTorch's MovingAverageMinMaxObserver.
 _AVERAGING = 0.01
 _STEP = 16  # bins between the thresholds that the entropy and MSE calibrators try
-
-
-def pick_stratified(labels: npt.NDArray[np.int64], count: int, seed: int) -> npt.NDArray[np.int64]:
-    """Pick ``count`` images, as evenly over the classes as possible.
-
-    Args:
-        labels: ``[N] int64``.
-        count: How many to pick; all N if there are fewer.
-        seed: Decides which.
-
-    Returns:
-        Indices into ``labels``, ``[min(count, N)] int64``; a smaller count picks the first of a larger one's.
-    """
-    order = np.random.default_rng([seed, 7]).permutation(len(labels))
-    rank = np.empty(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        rank[members] = np.arange(len(members))
-    # Every class gives its first image before any gives its second; the permutation breaks ties.
-    return order[np.argsort(rank[order], kind="stable")][:count]
 
 
 @dataclass

@@ -18,7 +18,7 @@ import onnx
 from benchmarks.figures import draw_figures
 from benchmarks.host import host_kind
 from benchmarks.runtime import check_fits, open_model
-from export.calibrate import pick_stratified
+from benchmarks.sampling import stratified_sample
 from export.candidates import RULE
 from export.graph import read_model
 from export.ladder import Rung, climb
@@ -59,10 +59,10 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     wanted = settings.calibration_images
     if wanted > len(train.labels):
         log(f"quantize: only {len(train.labels)} training images are there; calibrating on all of them, not {wanted}")
-    picked = pick_stratified(
+    picked = stratified_sample(
         train.labels, _LARGER * wanted if settings.compare_formats else wanted, config.runtime.seed
     )
-    scored = pick_stratified(val.labels, SCORED_IMAGES, config.runtime.seed)
+    scored = stratified_sample(val.labels, SCORED_IMAGES, config.runtime.seed)
     validation = Validation(path, val.images[scored], val.labels[scored], config.benchmark.limit_pp)
     quantizer = Quantizer.from_model(model, train.images[picked])
 

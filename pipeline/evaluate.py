@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.runtime import check_fits, open_model
+from benchmarks.sampling import stratified_sample
 from benchmarks.stage import Emulate, run_benchmark
 from pipeline.artifacts import load_manifest
 from pipeline.config import Config
@@ -102,7 +103,7 @@ def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, A
 
 
 def sample_test_images(config: Config, bundle: Path, count: int) -> tuple[list[int], npt.NDArray[np.uint8]]:
-    """Return ``count`` test images, spread evenly over the data set, with their numbers in it.
+    """Return ``count`` test images, stratified by class, with their numbers in the data set.
 
     For `export.verify.emulate_bundle`, which chooses nothing by them.
 
@@ -112,11 +113,11 @@ def sample_test_images(config: Config, bundle: Path, count: int) -> tuple[list[i
     """
     dataset = _open_for(bundle, config)
     check_fits(open_model(bundle / "student.int8.onnx"), dataset.class_names, dataset.image_size)
-    images = dataset.test().images
-    if count > len(images):
-        raise InputError(f"{dataset.name} has {len(images)} test images, {count} were asked for", "ask for fewer")
-    numbers = _spread(len(images), count)
-    return numbers, images[numbers]
+    test = dataset.test()
+    if count > len(test):
+        raise InputError(f"{dataset.name} has {len(test)} test images, {count} were asked for", "ask for fewer")
+    numbers = _sample(test, count)
+    return numbers, test.images[numbers]
 
 
 def _open_for(bundle: Path, config: Config) -> Dataset:
@@ -127,9 +128,12 @@ def _open_for(bundle: Path, config: Config) -> Dataset:
     return dataset.labelled_as(tuple((bundle / "labels.txt").read_text(encoding="utf-8").splitlines()))
 
 
-def _spread(total: int, count: int) -> list[int]:
-    """Return ``count`` numbers below ``total``, evenly spaced."""
-    return [number * total // count for number in range(count)]
+def _sample(test: Split, count: int) -> list[int]:
+    """Return the numbers of ``count`` test images (all if there are fewer), stratified by class, ascending.
+
+    Every run and bundle of a data set draws the same ones, whatever its seed.
+    """
+    return sorted(stratified_sample(test.labels, count, seed=0).tolist())
 
 
 def _emulation(config: Config) -> Emulate | None:
@@ -142,9 +146,9 @@ def _emulation(config: Config) -> Emulate | None:
 
     check_emulators(cpus)
 
-    def run_on_all(model: Path, images: npt.NDArray[np.uint8]) -> list[dict[str, Any]]:
-        numbers = _spread(len(images), min(settings.emulate_images, len(images)))
-        rows = [emulate(model, images[numbers], cpu).as_dict() for cpu in cpus]
+    def run_on_all(model: Path, test: Split) -> list[dict[str, Any]]:
+        numbers = _sample(test, settings.emulate_images)
+        rows = [emulate(model, test.images[numbers], cpu).as_dict() for cpu in cpus]
         for row in rows:
             row["flipped"] = [{**flip, "image": numbers[flip["image"]]} for flip in row["flipped"]]
         return rows

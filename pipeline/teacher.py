@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.chance import check_learned
 from pipeline.config import Config
-from pipeline.data import open_dataset, split_train_val
+from pipeline.data import Split, open_dataset, split_train_val
 from pipeline.files import load_json, write_json
 from pipeline.models.teacher import Teacher, build_teacher, check_image_size, load_initial_weights
 from pipeline.progress import warn
@@ -29,6 +32,10 @@ __all__ = ["load_teacher", "run"]
 
 WEIGHTS = "teacher.safetensors"
 DESCRIPTION = "teacher.json"
+_HINT = (
+    "check that the labels belong to the images, train for longer (--teacher-epochs), try another --teacher-lr, or "
+    "start from pretrained weights (--teacher-weights)"
+)
 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
@@ -36,7 +43,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
 
     Raises:
         InputError: Bad weights, architecture or data.
-        StageError: The loss diverges, or weights cannot be downloaded.
+        StageError: The loss diverges, weights cannot be downloaded, or the teacher has learned nothing.
     """
     settings = config.teacher
     device = prepare(config.runtime)
@@ -73,7 +80,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         return {"loss": loss, "ce": loss}
 
     def validate(epoch: int) -> dict[str, float]:
-        return {"val_top1_pct": _top1_pct(teacher, val.images, val.labels, config, device)}
+        return {"val_top1_pct": round(100 * float(_right(teacher, val, config, device).mean()), 4)}
 
     loop = EpochLoop(
         title="teacher",
@@ -91,7 +98,9 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     description = {"arch": settings.arch, "stem": stem, "num_classes": len(classes), "classes": classes}
     write_json(out_dir / DESCRIPTION, {**description, "weights": origin.weights})
     reloaded = place(load_teacher(out_dir), device)
-    val_top1_pct = _top1_pct(reloaded, val.images, val.labels, config, device)
+    right = _right(reloaded, val, config, device)
+    if settings.epochs:  # without training it is what the user gave
+        check_learned("the teacher", right, val.labels, classes, _HINT)
     return {
         "arch": settings.arch,
         "stem": stem,
@@ -100,7 +109,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         "epochs": len(rows),
         "train_images": len(train.labels),
         "val_images": len(val.labels),
-        "val_top1_pct": val_top1_pct,
+        "val_top1_pct": round(100 * float(right.mean()), 4),
         "earlier_s": earlier_s,
     }
 
@@ -143,8 +152,10 @@ def _resolve_stem(stem: str, arch: str, image_size: int, device: str) -> str:
     return "cifar" if device == "cuda" else "cifar-pool"
 
 
-def _top1_pct(teacher: Teacher, images: Any, labels: Any, config: Config, device: torch.device) -> float:
+def _right(teacher: Teacher, split: Split, config: Config, device: torch.device) -> npt.NDArray[np.bool_]:
+    """Return whether the teacher answers each image of a split right, ``[N] bool``."""
     teacher.eval()
     with autocast(config.runtime):
-        logits = predict_logits(teacher, images, device)
-    return round(100 * float((logits.argmax(1).numpy() == labels).mean()), 4)
+        logits = predict_logits(teacher, split.images, device)
+    right: npt.NDArray[np.bool_] = logits.argmax(1).numpy() == split.labels
+    return right

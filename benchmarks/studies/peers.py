@@ -42,7 +42,7 @@ import numpy.typing as npt
 from benchmarks.gate import judge
 from benchmarks.latency import measure_windows
 from benchmarks.runtime import open_model, session_options
-from export.calibrate import pick_stratified
+from benchmarks.sampling import stratified_sample
 from export.candidates import Candidate
 from export.graph import read_model
 from export.quantizer import Quantizer
@@ -298,7 +298,7 @@ def main() -> None:
     config = build_config({"data": {"dir": options.data_dir}})
     dataset = open_dataset(config.data)
     train, _ = split_train_val(dataset.train(), config.data.val_fraction)
-    picked = pick_stratified(train.labels, config.quantize.calibration_images, config.runtime.seed)
+    picked = stratified_sample(train.labels, config.quantize.calibration_images, config.runtime.seed)
     calibration = train.images[picked]
     with tempfile.TemporaryDirectory(prefix="kdedge-") as temporary:
         folder = options.folder or Path(temporary)

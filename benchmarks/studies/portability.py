@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from export.calibrate import pick_stratified
+from benchmarks.sampling import stratified_sample
 from export.candidates import Candidate
 from export.emulate import CPUS, emulate
 from export.quantizer import Quantizer
@@ -36,7 +36,7 @@ def main() -> None:
     config = build_config({"data": {"source": args.data, "dir": args.data_dir}})
     dataset, seed = open_dataset(config.data), 0
     train, _ = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
-    calibration = train.images[pick_stratified(train.labels, config.quantize.calibration_images, seed)]
+    calibration = train.images[stratified_sample(train.labels, config.quantize.calibration_images, seed)]
     numbers, pixels = sample_test_images(config, args.bundle, args.images)
     labels = dataset.test().labels[numbers]
 

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -84,6 +86,15 @@ class Judge:
             "val_hint": unexplained,
             "cosine_similarity": cosine,
         }
+
+    @torch.no_grad()
+    def right(self) -> npt.NDArray[np.bool_]:
+        """Return whether the student answers each validation image right, ``[N] bool``."""
+        self.student.eval()
+        with autocast(self._config.runtime):
+            logits = predict_logits(self.student, self._val.images, self._device)
+        right: npt.NDArray[np.bool_] = (logits.argmax(1) == self._labels).numpy()
+        return right
 
     @torch.no_grad()
     def unexplained(self) -> dict[str, float]:

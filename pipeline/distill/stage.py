@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.chance import check_learned
 from pipeline.config import Config, DistillConfig
 from pipeline.data import Split, open_dataset, split_train_val
 from pipeline.data.cifar10_fetch import cache_dir
@@ -48,6 +49,10 @@ WEIGHTS = "student.safetensors"
 DESCRIPTION = "student.json"
 Shapes = tuple[dict[str, tuple[int, int]], list[tuple[int, int]]]
 DROWNED_PCT = 90.0  # a hint term that supplies more of the gradient leaves the others without a say
+_HINT = (
+    "train for longer (--distill-epochs), lower --lr, or try without the teacher (--method ce) and from random weights "
+    "(--init random)"
+)
 WEAK_TEACHER_PCT = 80.0  # hints cost accuracy with teachers of 40 and 61 %, and gained some with those of 89 and more
 
 
@@ -56,7 +61,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
 
     Raises:
         InputError: Bad data, a teacher of other classes, or initial weights that do not fit.
-        StageError: The loss diverges.
+        StageError: The loss diverges, or the student has learned nothing.
     """
     settings, method = config.distill, METHODS[config.distill.method]
     device = prepare(config.runtime)
@@ -129,6 +134,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     description = {"arch": settings.student, "image_size": dataset.image_size, "classes": list(classes)}
     write_json(out_dir / DESCRIPTION, description)
     judge.student = place(load_student(out_dir), device)
+    check_learned("the student", judge.right(), val.labels, classes, _HINT)
     measured = judge.measure()
     hinted = [pair for pair in pairs if pair.teacher_block in trainer.adapters.chosen]
     return {

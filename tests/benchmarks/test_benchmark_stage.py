@@ -237,13 +237,13 @@ def test_answers_on_emulated_cpus_go_into_the_report_and_fail_no_gate(
     }  # fmt: skip
     seen = []
 
-    def emulate(model: Path, images: Any) -> list[dict[str, Any]]:
-        seen.append((model, images))
+    def emulate(model: Path, test: Any) -> list[dict[str, Any]]:
+        seen.append((model, test))
         return [row]
 
     paths = models["fp32"], models["int8"]
     report = benchmark(CONFIG, *paths, dataset, run_facts={}, torch_top1=None, emulate=emulate, out_dir=tmp_path)
-    assert [(model, images is dataset.split.images) for model, images in seen] == [(models["int8"], True)]
+    assert [(model, test is dataset.split) for model, test in seen] == [(models["int8"], True)]
     assert dataset.reads == ["test"]
     assert report["portability"] == {"emulated": [row]}
     assert json.loads((tmp_path / "report.json").read_text())["portability"] == report["portability"]

@@ -1,4 +1,4 @@
-"""Calibration: which images are taken, and the ranges that every calibrator reads from the same statistics."""
+"""Calibration: the ranges that every calibrator reads from the same statistics."""
 
 from typing import Any
 
@@ -8,20 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from export import calibrate
-from export.calibrate import CALIBRATORS, TensorStatistics, pick_stratified
-
-
-def test_pick_is_stratified_and_seeded() -> None:
-    labels = np.array([0] * 100 + [1] * 50 + [2] * 3)
-    picked = pick_stratified(labels, 40, 5)
-    counts = np.bincount(labels[picked])
-    assert counts[2] == 3
-    assert abs(counts[0] - counts[1]) <= 1
-    assert len(set(picked)) == 40
-    assert (picked == pick_stratified(labels, 40, 5)).all()
-    assert (picked != pick_stratified(labels, 40, 6)).any()
-    assert (picked[:10] == pick_stratified(labels, 10, 5)).all()
-    assert len(pick_stratified(labels, 1000, 5)) == 153
+from export.calibrate import CALIBRATORS, TensorStatistics
 
 
 def core() -> onnx.ModelProto:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.sampling import stratified_sample
 from export import arm64_root
 from export import emulate as module
 from export.emulate import CPUS, check_emulators, emulate, emulation_checks
@@ -18,6 +19,7 @@ from export.verify import check_flips, emulate_bundle
 from pipeline import evaluate
 from pipeline.cli import app
 from pipeline.configure import build_config
+from pipeline.data import Split, open_dataset
 from pipeline.errors import InputError, StageError
 from pipeline.files import file_sha256
 from pipeline.stages import STAGES
@@ -307,15 +309,22 @@ def benchmark(out, *arguments):
     return CliRunner().invoke(app, ["benchmark", str(BUNDLE), "--data", "sample", *map(str, (*quick, *arguments))])
 
 
-def test_benchmark_runs_spread_test_images_on_each_cpu(tools, tmp_path):
+def golden_split():
+    images = np.load(BUNDLE / "golden_inputs.npy")
+    return Split(images, np.zeros(len(images), np.int64))
+
+
+def test_benchmark_runs_a_sample_of_the_test_images_on_each_cpu(tools, tmp_path):
     tools("qemu-x86_64", OTHER)
     result = benchmark(tmp_path, "--emulate", "haswell", "--emulate-images", 20)
     assert result.exit_code == 0, result.output
     assert "not portable: 1 of 20 answers differ on haswell" in result.stdout
     (row,) = json.loads((tmp_path / "report.json").read_text())["portability"]["emulated"]
     assert row["images"] == 20
-    # The fourth of 20 that are spread over 1,000.
-    assert [flip["image"] for flip in row["flipped"]] == [150]
+    test = open_dataset(build_config({"data": {"source": "sample"}}).data).test()
+    drawn = sorted(stratified_sample(test.labels, 20, seed=0))
+    assert np.bincount(test.labels[drawn]).tolist() == [2] * 10
+    assert [flip["image"] for flip in row["flipped"]] == [drawn[3]]
     assert json.loads(result.stdout.splitlines()[-1])["portability"] == {"emulated": [row]}
 
 
@@ -330,7 +339,7 @@ def test_a_run_hands_the_emulation_to_its_benchmark(tools, tmp_path, monkeypatch
     config = build_config({"data": {"source": "sample"}, "benchmark": {"emulate": "haswell"}})
     evaluate.run(config, {"export": tmp_path, "quantize": tmp_path}, tmp_path)
     assert given["run_facts"]["run"]["commands"] == ["kdedge run-all --data sample --emulate haswell"]
-    (row,) = given["emulate"](MODEL, np.load(BUNDLE / "golden_inputs.npy"))
+    (row,) = given["emulate"](MODEL, golden_split())
     assert (row["cpu"], row["flips"]) == ("haswell", 0)
 
 
@@ -347,7 +356,7 @@ def test_benchmark_checks_emulators_before_it_measures(tools, tmp_path, monkeypa
 def test_a_data_set_with_fewer_images_is_run_whole(tools):
     tools("qemu-x86_64", NATIVE)
     run_on_all = evaluate._emulation(build_config({"benchmark": {"emulate": "haswell", "emulate_images": 50}}))
-    (row,) = run_on_all(MODEL, np.load(BUNDLE / "golden_inputs.npy"))
+    (row,) = run_on_all(MODEL, golden_split())
     assert (row["images"], row["flips"]) == (16, 0)
     assert evaluate._emulation(build_config()) is None
 
