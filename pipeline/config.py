@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pipeline.distill.beta import BETA_UNIT
@@ -70,7 +71,8 @@ class TeacherConfig:
     arch: str = option("resnet18", "Any torchvision classifier by name.", flag="--teacher")
     weights: str = option(
         "auto",
-        "Initial weights: auto (imagenet if they can be had, else none), imagenet, none, or a safetensors/.pth file.",
+        "Initial weights: auto (ImageNet weights if available, otherwise random), imagenet, none, or the path of a "
+        ".safetensors, .pth or .ckpt file.",
         flag="--teacher-weights",
     )
     stem: str = option(
@@ -81,7 +83,13 @@ class TeacherConfig:
     )
     epochs: int = option(7, "Epochs of fine-tuning (0: use the weights as they are).", flag="--teacher-epochs", least=0)
     batch_size: int = option(128, "Images per step.", flag="--teacher-batch-size", least=2, most=4096)
-    lr: float = option(0.1, "Peak learning rate (SGD, one cycle).", flag="--teacher-lr", least=1e-6, most=10)
+    lr: float = option(
+        0.0,
+        "Peak learning rate (SGD, one cycle). 0: 0.1 for random and 0.01 for loaded initial weights.",
+        flag="--teacher-lr",
+        least=0,
+        most=10,
+    )
     weight_decay: float = option(5e-4, "Weight decay.", flag="--teacher-weight-decay", least=0, most=1)
     label_smoothing: float = option(0.1, "Label smoothing.", flag="--teacher-label-smoothing", least=0, most=0.9)
     flip: bool = option(True, "Flip half of the teacher's images.", flag="--teacher-flip")
@@ -89,6 +97,15 @@ class TeacherConfig:
         0, "Side of a square that is blanked in each of the teacher's images, in pixels (0: none).",
         flag="--teacher-cutout", least=0, most=512,
     )  # fmt: skip
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The file of the initial weights, if they are in one."""
+        return [] if self.weights in ("auto", "imagenet", "none") else [Path(self.weights)]
+
+    def peak_lr(self, *, loaded: bool) -> float:
+        """Return the peak learning rate for loaded or for random initial weights."""
+        return self.lr or (0.01 if loaded else 0.1)
 
 
 @dataclass(frozen=True)
@@ -184,6 +201,11 @@ class DistillConfig:
     )
     shift: int = option(2, "Random shift of the student's images in pixels.", flag="--shift", least=0, most=16)
     flip: bool = option(True, "Flip half of the student's images.", flag="--flip")
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The files of the initial weights, if there are any."""
+        return parse_paths(self.weights, "--student-weights")
 
     @property
     def hint_only_epochs(self) -> int:

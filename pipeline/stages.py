@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import StageSpec, run_stage, why_rerun
-from pipeline.config import Config, DataConfig, DistillConfig
+from pipeline.config import Config, DataConfig, DistillConfig, TeacherConfig
 from pipeline.configure import build_config
 from pipeline.distill.methods import METHODS
 from pipeline.errors import GateError, InputError
 from pipeline.files import file_sha256, read_json, write_json
-from pipeline.parsing import parse_emulated, parse_paths
+from pipeline.parsing import parse_emulated
 
 __all__ = ["STAGES", "recorded_config", "run_stages"]
 
@@ -40,10 +40,15 @@ def run_stages(names: tuple[str, ...], config: Config, run_dir: Path, *, force: 
         from export.emulate import check_emulators
 
         check_emulators(emulated)  # before hours of training
+    if "teacher" in names:
+        from pipeline.data import open_dataset
+        from pipeline.models.initial_weights import check_start
+
+        check_start(config, len(open_dataset(config.data).class_names))  # likewise
     if "distill" in names and config.distill.weights:
         from pipeline.weights import load_weights
 
-        for path in parse_paths(config.distill.weights, "--student-weights"):
+        for path in config.distill.weight_files:
             load_weights(path)  # likewise
     if "benchmark" in names and config.benchmark.beside:
         _check_beside(config, run_dir)  # likewise
@@ -141,13 +146,25 @@ def _training_key(section: str) -> Callable[[Config], dict[str, Any]]:
 
     def key(config: Config) -> dict[str, Any]:
         known = _key("data", section, "runtime")(config)
-        paths = [Path(part.strip()) for part in known[section]["weights"].split(",")]
-        hashes = [file_sha256(path) for path in paths if path.is_file()]
+        if section == "teacher":
+            known[section]["lr"] = _recorded_lr(config.teacher)
+        hashes = [file_sha256(path) for path in getattr(config, section).weight_files if path.is_file()]
         if not hashes:
             return known
         return known | {section: known[section] | {"weights": "files"}, "weights_sha256": hashes}
 
     return key
+
+
+def _recorded_lr(teacher: TeacherConfig) -> float | str:
+    """Return the teacher's learning rate as manifests record it.
+
+    Earlier versions divided it by ten for loaded weights, with a default of 0.1: that is what 0 means now. A rate that
+    is not divided any more is another one.
+    """
+    if not teacher.lr:
+        return 0.1
+    return teacher.lr if teacher.weights == "none" else f"exactly {teacher.lr}"
 
 
 def _quantize_key(config: Config) -> dict[str, Any]:

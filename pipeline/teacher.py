@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.chance import check_learned
-from pipeline.config import Config
+from pipeline.config import Config, TeacherConfig
 from pipeline.data import Split, open_dataset, split_train_val
 from pipeline.files import load_json, write_json
-from pipeline.models.teacher import Teacher, build_teacher, check_image_size, load_initial_weights
-from pipeline.progress import warn
+from pipeline.models.initial_weights import Start, start_teacher
+from pipeline.models.teacher import Teacher, build_teacher
+from pipeline.progress import log, warn
 from pipeline.runtime import autocast, prepare
 from pipeline.training import Batch, Batches, EpochLoop, learning_rate, place, predict_logits
 from pipeline.views import blank_squares
@@ -48,10 +49,9 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     settings = config.teacher
     device = prepare(config.runtime)
     dataset = open_dataset(config.data)
-    stem = _resolve_stem(settings.stem, settings.arch, config.data.image_size, config.runtime.device)
-    teacher = build_teacher(settings.arch, len(dataset.class_names), stem)
-    check_image_size(teacher, settings.arch, dataset.image_size)
-    origin = _Origin(load_initial_weights(teacher, settings.arch, settings.weights))
+    start = start_teacher(settings, len(dataset.class_names), dataset.image_size, config.runtime.device)
+    teacher, stem, origin = start.teacher, start.stem, _Origin(start.origin)
+    _log_start(start, settings)
     train, val = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
     place(teacher, device)
     if settings.epochs and settings.flip and not config.distill.flip:
@@ -65,8 +65,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     )
 
     def step(batch: Batch, epoch: int, progress: float) -> dict[str, Tensor]:
-        # Pretrained weights are tuned gently: a tenth of the rate that trains from scratch.
-        peak = settings.lr if origin.weights == "none" else settings.lr / 10
+        peak = settings.peak_lr(loaded=origin.weights != "none")
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(progress, peak, "one-cycle")
         teacher.train()
@@ -128,7 +127,7 @@ def load_teacher(teacher_dir: Path) -> Teacher:
 
 @dataclass
 class _Origin:
-    """Where the initial weights came from, as `load_initial_weights` tells.
+    """Where the initial weights came from; see `pipeline.models.initial_weights.Start`.
 
     Part of a checkpoint: with ``auto`` an attempt that goes on with earlier work may find a network that the first one
     had not, or none.
@@ -140,16 +139,20 @@ class _Origin:
         return {"weights": self.weights}
 
     def load_state_dict(self, state: Mapping[str, str]) -> None:
+        if state["weights"] != self.weights:
+            log(f"teacher: the interrupted attempt began with weights {state['weights']}; it continues with their rate")
         self.weights = state["weights"]
 
 
-def _resolve_stem(stem: str, arch: str, image_size: int, device: str) -> str:
-    """Choose the ResNet stem that suits the image size; the cheap one on CPUs."""
-    if stem != "auto":
-        return stem
-    if image_size > 64 or not arch.startswith(("resnet", "resnext", "wide_resnet")):
-        return "imagenet"
-    return "cifar" if device == "cuda" else "cifar-pool"
+def _log_start(start: Start, settings: TeacherConfig) -> None:
+    why = f" ({start.stem_note})" if start.stem_note else ""
+    rate = settings.peak_lr(loaded=start.origin != "none")
+    log(f"teacher: {settings.arch} from {start.title}, stem {start.stem}{why}, peak learning rate {rate:g}")
+    if start.random:
+        log(f"teacher: not loaded, so random: {'; '.join(start.random)}")
+    if start.ignored:
+        more = f" and {len(start.ignored) - 3} more" if len(start.ignored) > 3 else ""
+        log(f"teacher: ignored in {start.title}: {', '.join(start.ignored[:3])}{more}")
 
 
 def _right(teacher: Teacher, split: Split, config: Config, device: torch.device) -> npt.NDArray[np.bool_]:

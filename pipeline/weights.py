@@ -2,9 +2,11 @@
 
 import os
 import pickle
+import re
 import struct
 import zipfile
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,10 @@ DAMAGED = (
     OverflowError,
 )
 
+# Where checkpoints keep the state dict: Lightning, torchvision, timm and what many scripts do.
+_NESTED = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema")
+_LARGEST = 1e10
+
 __all__ = ["DAMAGED", "load_mean", "load_module", "load_weights", "save_module"]
 
 
@@ -45,35 +51,79 @@ def save_module(module: nn.Module, path: Path, *, dtype: torch.dtype | None = No
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read a ``.safetensors`` file, or a ``.pth``/``.pt`` file without executing what it holds.
+    """Read the tensors of a weight file without executing what it holds.
+
+    Args:
+        path: A ``.safetensors`` file, or one of ``torch.save`` (``.pth``, ``.pt``, ``.bin``, ``.ckpt``) with a state
+            dict or with a checkpoint that has one under a usual name, whose other entries are ignored.
 
     Raises:
-        InputError: The file is missing, truncated, or holds anything but tensors.
+        InputError: The file is missing, damaged or holds no state dict, or its values are not those of a network.
     """
+    if re.match(r"\w{2,}:/", str(path)):
+        raise InputError(
+            f"weights {str(path).replace(':/', '://', 1)}: expected a local file, not an address",
+            "download it, then give the path of the file",
+        )
     if not path.is_file():
         raise InputError(f"weights {path} do not exist", "check the path")
     try:
         if path.suffix == ".safetensors":
-            return _usable(load_file(path), path)
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGED as error:
+        objects = _foreign_objects(path)
+        what = (
+            f"holds Python objects ({objects}), which are never loaded"
+            if objects
+            else "is damaged or holds more than tensors"
+        )
         raise InputError(
-            f"{path} ({os.path.getsize(path)} bytes) is damaged or holds more than tensors",
-            "give a complete .safetensors file, or a .pth file with a plain state dict",
+            f"{path} ({os.path.getsize(path)} bytes) {what}",
+            "give a complete .safetensors file, or a .pth file with only a state dict",
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+    state = _state_dict(content)
+    if not state:
         raise InputError(f"{path} is not a state dict of tensors", "save it with torch.save(model.state_dict(), …)")
-    return _usable(state, path)
-
-
-def _usable(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Refuse tensors that no network can have: sparse, complex, without data, not finite."""
     for name, value in state.items():
-        plain = value.layout == torch.strided and not value.is_complex() and not value.is_meta
-        if not plain or (value.is_floating_point() and not torch.isfinite(value).all()):
-            what = "has values that are not finite" if plain else "is no plain tensor of real numbers"
-            raise InputError(f"{name} in {path} {what}", "give the weights of a trained network")
+        if fault := _fault(name, value):
+            raise InputError(f"{name} in {path} {fault}", "give the weights of a trained network")
     return state
+
+
+def _foreign_objects(path: Path) -> str:
+    """Return the names of the classes that a file of ``torch.save`` would need beside tensors (empty: none found)."""
+    try:
+        return ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))[:3])
+    except DAMAGED:
+        return ""
+
+
+def _state_dict(content: Any) -> dict[str, Tensor]:
+    """Return the tensors by name of a state dict, or of the one in a checkpoint; empty: there is none."""
+    if not isinstance(content, Mapping):
+        return {}
+    nested = next((content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), content)
+    state = OrderedDict((k, v.detach()) for k, v in nested.items() if isinstance(k, str) and isinstance(v, Tensor))
+    if isinstance(metadata := getattr(nested, "_metadata", None), Mapping):
+        state._metadata = metadata  # type: ignore[attr-defined] # the versions of modules, which PyTorch reads
+    return state
+
+
+def _fault(name: str, value: Tensor) -> str:
+    """Return why no network has this tensor (empty: it may be one's)."""
+    if value.layout != torch.strided or value.is_complex() or value.is_meta or value.is_quantized:
+        return "is not a plain tensor of real numbers"
+    if not value.is_floating_point():
+        return ""
+    numbers = value.float()  # finite where it is used
+    if not torch.isfinite(numbers).all():
+        return "has values that are not finite"
+    if name.endswith("running_var") and (numbers < 0).any():
+        return "has negative variances"
+    largest = numbers.abs().max().item() if numbers.numel() else 0.0
+    return f"has values up to {largest:.1e}, expected at most {_LARGEST:.0e}" if largest > _LARGEST else ""
 
 
 def load_module(module: nn.Module, path: Path, what: str) -> None:
@@ -92,7 +142,8 @@ def load_module(module: nn.Module, path: Path, what: str) -> None:
                 f"{path} does not fit {what}: {name} is {found or 'missing'}, expected {expected or 'no such tensor'}",
                 "it is of another architecture or class count; make it again, or give the matching options",
             )
-    module.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()})
+    own.update({name: value.to(own[name].dtype) for name, value in state.items()})
+    module.load_state_dict(own)  # with the versions of its modules, without which an MNASNet refuses
 
 
 def load_mean(module: nn.Module, paths: Sequence[Path], what: str) -> None:

@@ -9,7 +9,9 @@ from torch import nn
 
 from pipeline.errors import InputError
 
-__all__ = ["backbone_blocks", "build_backbone"]
+__all__ = ["STEMS", "backbone_blocks", "build_backbone"]
+
+STEMS = ("imagenet", "cifar", "cifar-pool")
 
 
 def build_backbone(arch: str, num_classes: int, stem: str) -> nn.Module:

@@ -7,21 +7,16 @@ captures the maps that hints can aim at: pre-ReLU ends of residual blocks, or th
 import contextlib
 import copy
 import itertools
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.hooks import RemovableHandle
 
-from pipeline.errors import InputError, StageError
-from pipeline.files import file_sha256
+from pipeline.errors import InputError
 from pipeline.models.backbone import backbone_blocks, build_backbone
-from pipeline.progress import warn
 
 __all__ = [
     "FeatureTap",
@@ -30,7 +25,6 @@ __all__ = [
     "check_image_size",
     "fold_batch_norms",
     "hint_candidates",
-    "load_initial_weights",
 ]
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -102,95 +96,6 @@ def check_image_size(teacher: Teacher, arch: str, image_size: int) -> None:
             "raise --image-size, or take another --teacher",
         ) from error
     teacher.train(was_training)
-
-
-def load_initial_weights(teacher: Teacher, arch: str, source: str) -> str:
-    """Load initial weights into ``teacher`` in place and return where they came from.
-
-    Args:
-        teacher: The module that `build_teacher` made.
-        arch: Its torchvision name.
-        source: ``none``; ``imagenet`` (torchvision's download); ``auto`` (imagenet, or none with a warning); or the
-            path of a ``.safetensors`` or ``.pth`` file with the weights of a backbone or of a kdedge teacher.
-
-    Returns:
-        ``none``, ``imagenet`` or ``file:<sha256>``.
-
-    Raises:
-        InputError: The file is missing, damaged, or of another architecture or class count.
-        StageError: ``imagenet`` was asked for and cannot be downloaded.
-    """
-    if source == "none":
-        return "none"
-    if source not in ("auto", "imagenet"):
-        return _load_file(teacher, arch, Path(source))
-    try:
-        state = _download_imagenet(arch)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = f"ImageNet weights for {arch} cannot be had ({str(error).splitlines()[0] if str(error) else error!r})"
-        if source == "imagenet":
-            raise StageError(reason, "check the network, or give --teacher-weights FILE or none") from error
-        warn(f"{reason}; the teacher is trained from scratch")
-        return "none"
-    _load_backbone(teacher, state, f"ImageNet weights of {arch}", new_head=True)
-    return "imagenet"
-
-
-def _download_imagenet(arch: str) -> dict[str, Tensor]:
-    """Fetch torchvision's default ImageNet weights of an architecture."""
-    import torchvision
-
-    weights: Any = torchvision.models.get_model_weights(arch).DEFAULT
-    with contextlib.redirect_stdout(sys.stderr):  # torch.hub announces its downloads on stdout
-        state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
-    return state
-
-
-def _load_file(teacher: Teacher, arch: str, path: Path) -> str:
-    from pipeline.weights import load_weights
-
-    state = load_weights(path)
-    if any(name.startswith("backbone.") for name in state):
-        own = teacher.state_dict()
-        wrong = sorted(n for n in own.keys() | state.keys() if n not in own or n not in state)
-        wrong = wrong or [n for n in own if own[n].shape != state[n].shape]
-        if wrong:
-            raise _mismatch(str(path), arch, wrong[0], own, state)
-        teacher.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()})
-    else:
-        _load_backbone(teacher, state, str(path), new_head=True)
-    return f"file:{file_sha256(path)}"
-
-
-def _load_backbone(teacher: Teacher, state: dict[str, Tensor], what: str, *, new_head: bool) -> None:
-    """Load backbone weights; a replaced stem and, with ``new_head``, a head of another class count stay random."""
-    own = teacher.backbone.state_dict()
-    free = set()
-    if new_head:
-        head = list(own)[-1].rpartition(".")[0]
-        free = {
-            name
-            for name in own
-            if name.startswith(head) and (name not in state or state[name].shape != own[name].shape)
-        }
-    if "conv1.weight" in own and "conv1.weight" in state and state["conv1.weight"].shape != own["conv1.weight"].shape:
-        free.add("conv1.weight")
-    usable = {name: value for name, value in state.items() if name in own and name not in free}
-    wrong = [n for n in own if n not in free and (n not in usable or usable[n].shape != own[n].shape)]
-    # Auxiliary heads help a network to train and are not built here.
-    wrong += [n for n in state if n not in own and not n.lower().startswith("aux")]
-    if wrong:
-        raise _mismatch(what, type(teacher.backbone).__name__, wrong[0], own, state)
-    teacher.backbone.load_state_dict({**{name: own[name] for name in free}, **usable})
-
-
-def _mismatch(what: str, arch: str, name: str, own: dict[str, Tensor], state: dict[str, Tensor]) -> InputError:
-    expected = tuple(own[name].shape) if name in own else "nothing"
-    found = tuple(state[name].shape) if name in state else "nothing"
-    return InputError(
-        f"{what} does not fit a {arch} teacher: {name} is {found}, expected {expected}",
-        "give the weights of the same --teacher, --teacher-stem and number of classes",
-    )
 
 
 def hint_candidates(teacher: Teacher) -> dict[str, nn.Module]:

@@ -106,6 +106,8 @@ def test_benchmark_takes_its_options_without_a_prefix(short, field):
         (["--config", "/does/not/exist.toml"], "cannot read the configuration /does/not/exist.toml"),
         (["--data", "sample", "--teacher", "resnet19"], "unknown teacher 'resnet19' (did you mean"),
         (["--data", "sample", "--teacher-weights", "/no.pth"], "weights /no.pth do not exist"),
+        (["--data", "sample", "--teacher-weights", "https://host/w.pth"], "https://host/w.pth: expected a local file"),
+        (["--data", "sample", "--teacher-weights", "none", "--teacher-epochs", "0"], "leaves the teacher random"),
         # Found before the teacher is trained.
         (["--data", "sample", "--student-weights", "/no.safetensors"], "weights /no.safetensors do not exist"),
         (["--data", "sample", "--distill-epochs", "0"], "name them with --student-weights"),

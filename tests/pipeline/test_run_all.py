@@ -205,7 +205,7 @@ def test_kill_9_then_the_same_command_ends_in_the_same_weights(finished, folder_
 
 def test_a_teacher_without_blocks_gives_no_hints_but_can_teach_a_torchvision_student(tiny_options, tmp_path):
     run_dir = tmp_path / "run"
-    teacher = ["--teacher", "shufflenet_v2_x0_5", "--teacher-epochs", "0"]
+    teacher = ["--teacher", "shufflenet_v2_x0_5", "--teacher-epochs", "1"]
     result = kdedge("run-all", *tiny_options, *teacher, "--out", run_dir, code=2)
     error = " ".join(result.stderr.split())
     assert "hints need a ResNet or a teacher with a .features stack, and shufflenet_v2_x0_5 is neither" in error

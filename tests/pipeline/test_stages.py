@@ -25,6 +25,29 @@ def test_initial_weights_count_by_what_their_files_hold(stage, tmp_path):
     assert STAGES[stage].key(build_config({stage: {"weights": str(moved)}})) == keys[0]
 
 
+def test_files_called_like_a_kind_of_start_and_commas_in_paths_change_nothing(tmp_path, monkeypatch):
+    def key(weights):
+        return STAGES["teacher"].key(build_config({"teacher": {"weights": weights}}))
+
+    monkeypatch.chdir(tmp_path)
+    kinds = ("auto", "imagenet", "none")
+    before = [key(kind) for kind in kinds]
+    for name in (*kinds, "a,b.pth", "b.pth"):
+        (tmp_path / name).write_text(name)
+    assert [key(kind) for kind in kinds] == before
+    assert len(key("a,b.pth")["weights_sha256"]) == 1
+    assert "weights_sha256" in key("./none")
+
+
+def test_teachers_of_earlier_versions_stay_up_to_date_where_they_would_be_made_the_same():
+    def recorded(**teacher):
+        return STAGES["teacher"].key(build_config({"teacher": teacher}))["teacher"]["lr"]
+
+    assert recorded() == recorded(weights="none", lr=0.1) == 0.1  # the default of then
+    assert recorded(weights="none", lr=0.02) == 0.02
+    assert recorded(weights="auto", lr=0.1) != 0.1  # was a tenth where ImageNet weights were found
+
+
 @pytest.mark.parametrize(
     ("part", "value"),
     [("onnxruntime", "0.0.1"), ("providers", ["CUDAExecutionProvider"]), ("gpu", "one"), ("cores", 999)],

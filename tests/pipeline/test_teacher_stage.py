@@ -5,7 +5,7 @@ import torch
 
 from pipeline import teacher
 from pipeline.configure import build_config
-from pipeline.models import teacher as teacher_module
+from pipeline.models import initial_weights
 from pipeline.models.backbone import build_backbone
 from pipeline.runtime import resolve
 from pipeline.views import blank_squares
@@ -16,7 +16,7 @@ def train(folder_data, tmp_path):
     config = build_config(
         {
             "data": {"source": f"folder:{folder_data}", "image_size": 16, "val_fraction": 0.2},
-            "teacher": {"weights": "auto", "epochs": 2, "batch_size": 16, "lr": 0.02},
+            "teacher": {"arch": "shufflenet_v2_x0_5", "weights": "auto", "epochs": 2, "batch_size": 16},
             "runtime": {"device": "cpu", "threads": 1, "precision": "fp32", "seed": 3},
         }
     )
@@ -41,7 +41,7 @@ def test_flips_of_the_teachers_images_have_their_own_option(train, monkeypatch, 
             return super().epoch(epoch)
 
     monkeypatch.setattr(teacher, "Batches", Seen)
-    monkeypatch.setattr(teacher_module, "_download_imagenet", offline)
+    monkeypatch.setattr(initial_weights, "_imagenet_state", offline)
     for name, given in (
         ("both", {}),
         ("student", {"distill": {"flip": False}}),
@@ -61,7 +61,7 @@ def test_squares_are_blanked_in_the_images_that_the_teacher_trains_on(train, mon
         return out
 
     monkeypatch.setattr(teacher, "blank_squares", blank)
-    monkeypatch.setattr(teacher_module, "_download_imagenet", offline)
+    monkeypatch.setattr(initial_weights, "_imagenet_state", offline)
     _, plain = train("plain")
     _, blanked = train("blanked", teacher={"cutout": 6})
     steps = len(seen) // 4
@@ -83,7 +83,7 @@ def interrupted(*_):
 
 
 def test_a_resumed_teacher_goes_on_from_the_weights_and_at_the_rate_that_it_began_with(train, monkeypatch):
-    monkeypatch.setattr(teacher_module, "_download_imagenet", offline)
+    monkeypatch.setattr(initial_weights, "_imagenet_state", offline)
     whole, weights = train("whole")
     measure, calls = teacher.predict_logits, []
 
@@ -95,9 +95,23 @@ def test_a_resumed_teacher_goes_on_from_the_weights_and_at_the_rate_that_it_bega
     with pytest.raises(KeyboardInterrupt):
         train("resumed")
     monkeypatch.setattr(teacher, "predict_logits", measure)
-    monkeypatch.setattr(teacher_module, "_download_imagenet", online)
+    monkeypatch.setattr(initial_weights, "_imagenet_state", online)
     resumed, same = train("resumed")
     assert resumed.pop("earlier_s") > whole.pop("earlier_s")
     assert resumed == whole
     assert whole["weights"] == "none"
     assert same == weights
+
+
+def test_the_peak_learning_rate_is_as_given_or_by_the_initial_weights(train, monkeypatch, capsys):
+    seen = []
+    schedule = teacher.learning_rate
+    monkeypatch.setattr(
+        teacher, "learning_rate", lambda done, peak, name: seen.append(peak) or schedule(done, peak, name)
+    )
+    for load, lr, expected in ((offline, 0.0, 0.1), (online, 0.0, 0.01), (offline, 0.03, 0.03), (online, 0.03, 0.03)):
+        monkeypatch.setattr(initial_weights, "_imagenet_state", load)
+        train(f"{load.__name__}-{lr}", teacher={"lr": lr, "epochs": 1})
+        assert set(seen) == {expected}
+        assert f"peak learning rate {expected}\n" in capsys.readouterr().err
+        seen.clear()

@@ -1,0 +1,293 @@
+"""Initial weights of a teacher: torchvision's ImageNet weights, a file, or none.
+
+They are checked before the teacher is touched, and whatever is not loaded is named: the head for other classes, a stem
+for small images. torchvision's files are kept where torch.hub keeps them. No pickle is executed.
+"""
+
+import copy
+import dataclasses
+import itertools
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.config import Config, TeacherConfig
+from pipeline.download import fetch
+from pipeline.errors import InputError, KdedgeError, StageError
+from pipeline.files import file_sha256, load_json
+from pipeline.models.backbone import STEMS
+from pipeline.models.teacher import Teacher, build_teacher, check_image_size
+from pipeline.progress import warn
+from pipeline.weights import DAMAGED, load_weights
+
+__all__ = ["Start", "check_start", "start_teacher"]
+
+_HASH = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
+# DenseNet's files are older than the rule that names of modules have no dots: norm.1 is norm1 today.
+_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|relu|conv))\.(?=[12]\.)")
+_RESNETS = ("resnet", "resnext", "wide_resnet")
+_RESNET_NAMES = ("conv1.weight", *(f"layer{stage}.0.conv1.weight" for stage in (1, 2, 3, 4)))
+_SAME_NETWORK = "give weights of the same --teacher"
+
+
+@dataclass(frozen=True)
+class Start:
+    """A teacher with its initial weights.
+
+    Attributes:
+        teacher: The teacher.
+        stem: Its stem; see `pipeline.models.backbone.build_backbone`.
+        origin: Where its weights came from: ``none``, ``imagenet`` or ``file:<sha256>``.
+        title: The same, in words.
+        stem_note: Why it has this stem, in words (empty: the user chose it).
+        random: What was not loaded, in words.
+        ignored: Names in the file that are of something else.
+    """
+
+    teacher: Teacher
+    stem: str
+    origin: str = "none"
+    title: str = "random weights"
+    stem_note: str = ""
+    random: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Weights:
+    origin: str
+    title: str
+    state: dict[str, Tensor]
+
+
+def check_start(config: Config, num_classes: int) -> None:
+    """Refuse a start that can be known to fail, before any work.
+
+    Raises:
+        InputError: A random teacher would be distilled from, or the weights are bad or do not fill the teacher.
+        StageError: Weights that --teacher-epochs 0 needs cannot be downloaded.
+    """
+    from pipeline.distill.methods import METHODS
+
+    settings = config.teacher
+    if settings.weights == "none" and not settings.epochs and METHODS[config.distill.method].kd:
+        raise InputError(
+            "--teacher-epochs 0 with --teacher-weights none leaves the teacher random: there is nothing to distill",
+            "name a trained network with --teacher-weights FILE, or train with --teacher-epochs 1 or more",
+        )
+    if settings.weight_files or (not settings.epochs and settings.weights != "none"):
+        start_teacher(settings, num_classes, config.data.image_size, config.runtime.device)
+
+
+def start_teacher(settings: TeacherConfig, num_classes: int, image_size: int, device: str) -> Start:
+    """Build a teacher and load its initial weights.
+
+    Args:
+        settings: Architecture, stem and source of the weights.
+        num_classes: Number of classes.
+        image_size: Side length in pixels of the images.
+        device: Where it is trained; ``--teacher-stem auto`` takes a cheaper stem on a CPU.
+
+    Raises:
+        InputError: Unknown architecture, images that it cannot take, or a file that does not fit; with
+            ``--teacher-epochs 0`` also anything that is not loaded.
+        StageError: ``imagenet`` was asked for and is not available.
+    """
+    file = _read(settings.weight_files[0]) if settings.weight_files else None
+    stem, note = _choose_stem(settings, image_size, device, file)
+    teacher = build_teacher(settings.arch, num_classes, stem)
+    check_image_size(teacher, settings.arch, image_size)
+    start = Start(teacher, stem, stem_note=note)
+    if file:
+        start = _load(start, file, settings.arch)
+    elif settings.weights != "none":
+        start = _load_imagenet(start, settings)
+    if start.random and not settings.epochs:
+        raise InputError(
+            f"{start.title} would leave a part of the teacher random, and --teacher-epochs 0 trains nothing: "
+            + "; ".join(start.random),
+            "give weights for these classes and this --teacher-stem, or --teacher-epochs 1 or more",
+        )
+    return start
+
+
+def _read(path: Path) -> _Weights:
+    state = load_weights(path)
+    return _Weights(f"file:{file_sha256(path)}", str(path), state)
+
+
+def _choose_stem(settings: TeacherConfig, image_size: int, device: str, file: _Weights | None) -> tuple[str, str]:
+    """Return the stem and why (empty: the user chose it): that of the file, else one that suits the image size."""
+    resnet = settings.arch.startswith(_RESNETS)
+    kernel = _first_kernel(file) if file and resnet else None
+    if settings.stem != "auto":
+        return settings.stem, ""
+    small = "cifar" if device == "cuda" else "cifar-pool"
+    if file and (stem := _recorded_stem(Path(file.title), settings.arch)):
+        return stem, "as in the file"
+    if kernel == 7:
+        return "imagenet", "as in the file"
+    if kernel == 3:
+        if not settings.epochs:
+            raise InputError(
+                f"{file.title if file else ''} has a 3x3 stem, but does not say whether a 2x2 pooling follows",
+                "give --teacher-stem cifar (without pooling) or cifar-pool",
+            )
+        return small, f"the file has a 3x3 stem, with or without pooling; taken for {device}"
+    if image_size > 64 or not resnet:
+        return "imagenet", f"for images of {image_size} pixels" if resnet else ""
+    return small, f"for images of {image_size} pixels on {device}"
+
+
+def _first_kernel(file: _Weights) -> int | None:
+    """Return the side length of a ResNet's first convolution (None: the file has none, or of another kind).
+
+    Raises:
+        InputError: No stem of a teacher has this first convolution.
+    """
+    weight = file.state.get(_prefix(file, _RESNET_NAMES) + "conv1.weight")
+    if weight is None or weight.ndim != 4:
+        return None
+    if tuple(weight.shape[1:]) not in ((3, 3, 3), (3, 7, 7)):
+        channels, *sides = weight.shape[1:]
+        raise InputError(
+            f"{file.title}: its first convolution is {'x'.join(map(str, sides))} on {channels} channels, "
+            "expected 7x7 (--teacher-stem imagenet) or 3x3 (cifar, cifar-pool) on 3",
+            "give the weights of a ResNet with one of these stems",
+        )
+    return weight.shape[-1]
+
+
+def _recorded_stem(path: Path, arch: str) -> str:
+    """Return the stem that kdedge noted beside a teacher that it trained (empty: no such note)."""
+    note = path.with_name("teacher.json")
+    if path.name != "teacher.safetensors" or not note.is_file():
+        return ""
+    known = load_json(note, ("arch", "stem"))
+    return known["stem"] if known["arch"] == arch and known["stem"] in STEMS else ""
+
+
+def _load_imagenet(start: Start, settings: TeacherConfig) -> Start:
+    """Load torchvision's ImageNet weights; with ``auto`` return ``start`` as it is if that fails, for any reason."""
+    try:
+        weights = _Weights("imagenet", f"ImageNet weights of {settings.arch}", _imagenet_state(settings.arch))
+        return _load(start, weights, settings.arch)
+    except (KdedgeError, OSError, *DAMAGED) as error:
+        reason = f"ImageNet weights of {settings.arch} are unavailable: {str(error).partition(chr(10))[0] or error!r}"
+        if settings.weights == "imagenet" or not settings.epochs:
+            raise StageError(reason, "check the network, or give --teacher-weights FILE or none") from error
+        warn(f"{reason}; training the teacher from random weights")
+        return start
+
+
+def _imagenet_state(arch: str) -> dict[str, Tensor]:
+    """Return torchvision's default ImageNet weights of an architecture, from torch.hub's cache or the network."""
+    import torchvision
+
+    url: str = torchvision.models.get_model_weights(arch).DEFAULT.url
+    name = url.rpartition("/")[2]
+    known = _HASH.search(name)
+    if known is None:
+        raise StageError(f"{url} has no hash in its name, so the file cannot be checked")
+    path = Path(torch.hub.get_dir(), "checkpoints", name)
+    fetch(url, path, known[1])
+    return load_weights(path)
+
+
+def _load(start: Start, weights: _Weights, arch: str) -> Start:
+    """Return ``start`` with a copy of its teacher that has these weights.
+
+    A head of another shape and a ResNet's first convolution of another stem stay random. Missing counters of batch
+    norms stay zero: PyTorch's own rule for files from before it counted batches.
+
+    Raises:
+        InputError: The weights are of another network.
+    """
+    teacher = copy.deepcopy(start.teacher)
+    own: Any = teacher.backbone.state_dict()
+    prefix = _prefix(weights, own)
+    found = {
+        _DENSENET.sub(r"\1", name.removeprefix(prefix)): value
+        for name, value in weights.state.items()
+        if name.startswith(prefix)
+    }
+    head, first = list(own)[-1].rpartition(".")[0] + ".", "conv1.weight"
+    kept = [name for name in own if name.startswith(head)]
+    # Auxiliary heads help a network to train and are not built here.
+    unused = ["aux", "Aux"]
+    if all(name in found and _fits(found[name], own[name]) for name in kept):
+        kept = []
+    else:
+        unused.append(head)
+    if arch.startswith(_RESNETS) and first in found and found[first].shape != own[first].shape:
+        kept.insert(0, first)
+        unused.append(first)
+    complete: Any = OrderedDict((n, own[n]) for n in own if n in kept or n.endswith(".num_batches_tracked"))
+    complete |= {name: value for name, value in found.items() if not name.startswith(tuple(unused))}
+    # The versions of modules, by which PyTorch knows what an older one called otherwise.
+    complete._metadata = own._metadata if prefix else getattr(weights.state, "_metadata", own._metadata)
+    wrong = [name for name, value in complete.items() if name in own and not _fits(value, own[name])]
+    if not wrong:
+        try:
+            wrong = list(itertools.chain(*teacher.backbone.load_state_dict(complete, strict=False)))
+        except DAMAGED as error:
+            raise InputError(f"{weights.title} does not fit a {arch} teacher: {error}", _SAME_NETWORK) from error
+    if wrong:
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise InputError(
+            f"{weights.title} does not fit a {arch} teacher: {wrong[0]} is {_shape(found, wrong[0])}, "
+            f"expected {_shape(own, wrong[0])}{more}",
+            _SAME_NETWORK,
+        )
+    ignored = []
+    for name, value in weights.state.items():
+        if name in ("mean", "std") and prefix and _fits(value, teacher.get_buffer(name)):
+            teacher.get_buffer(name).copy_(value)  # the normalisation of a kdedge teacher
+        elif not name.startswith(prefix):
+            ignored.append(name)
+    return dataclasses.replace(
+        start,
+        teacher=teacher,
+        origin=weights.origin,
+        title=weights.title,
+        random=tuple(f"{name} is {_shape(own, name)}, in the weights {_shape(found, name)}" for name in kept),
+        ignored=tuple(ignored),
+    )
+
+
+def _prefix(weights: _Weights, names: Collection[str]) -> str:
+    """Return what stands before the names of a network in a file: ``module.``, ``model.``, … (empty: nothing).
+
+    Raises:
+        InputError: The file holds several networks that may be meant.
+    """
+    prefixes = Counter(
+        name[:place]
+        for name in weights.state
+        for place in [0, *(match.end() for match in re.finditer(r"\.", name))]
+        if name[place:] in names
+    )
+    (first, most), (second, next_most) = [*prefixes.most_common(2), ("", 0), ("", 0)][:2]
+    if most and most == next_most:
+        raise InputError(
+            f"{weights.title} holds several networks: names begin with {first!r} and with {second!r}",
+            "save the state dict of the one that is meant",
+        )
+    return first
+
+
+def _fits(value: Tensor, own: Tensor) -> bool:
+    return value.shape == own.shape and value.is_floating_point() == own.is_floating_point()
+
+
+def _shape(state: Mapping[str, Tensor], name: str) -> str:
+    if name not in state:
+        return "nothing"
+    kind = "" if state[name].is_floating_point() else f" {state[name].dtype}"
+    return f"{tuple(state[name].shape)}{kind}"

@@ -1,0 +1,118 @@
+"""A server on 127.0.0.1 that plays the download of torchvision's weights: as it should be, or in a wrong way.
+
+    .venv/bin/python tests/fake_hub.py CASE make demo
+
+runs a command whose Python processes take the server for torchvision's, with an empty cache for the weights.
+CASE is right, wrong-hash, missing, cut or slow; the command's exit code is returned.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import torch
+import torchvision
+
+CASES = ("right", "wrong-hash", "missing", "cut", "slow")
+
+# Makes every Python process that imports torchvision take the weights of every network from one address.
+_SITE = """
+import sys
+from importlib.machinery import PathFinder
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name != "torchvision.models._api":
+            return None
+        spec = PathFinder.find_spec(name, path)
+        run = spec.loader.exec_module
+        def exec_module(module):
+            run(module)
+            module.WeightsEnum.url = property(lambda self: {url!r})
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def published_layout(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a state dict as torchvision's files have it: no counters of batch norms, DenseNet's names with dots."""
+    return OrderedDict(
+        (re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name), value)
+        for name, value in state.items()
+        if not name.endswith("num_batches_tracked")
+    )
+
+
+def published_file(state: Mapping[str, torch.Tensor], arch: str) -> tuple[str, bytes]:
+    """Return name and content of a file of weights; the name has the beginning of the hash, as torchvision's have."""
+    buffer = io.BytesIO()
+    torch.save(published_layout(state), buffer)
+    data = buffer.getvalue()
+    return f"{arch}-{hashlib.sha256(data).hexdigest()[:8]}.pth", data
+
+
+@contextlib.contextmanager
+def serve(case: str, data: bytes) -> Iterator[str]:
+    """Serve ``data`` at every path as one of `CASES` and yield the address."""
+    ended = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if case == "missing":
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            with contextlib.suppress(OSError):  # the client gave up
+                if case == "right":
+                    self.wfile.write(data)
+                elif case == "wrong-hash":
+                    self.wfile.write(data[:-1] + bytes([data[-1] ^ 1]))
+                elif case == "cut":
+                    self.wfile.write(data[: len(data) // 2])
+                else:
+                    for start in range(0, len(data), 100):
+                        self.wfile.write(data[start : start + 100])
+                        if ended.wait(0.1):
+                            break
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        ended.set()
+        server.shutdown()
+        server.server_close()
+
+
+def main(case: str, *command: str) -> int:
+    """Run a command beside the server."""
+    name, data = published_file(torchvision.models.resnet18(weights=None).state_dict(), "resnet18")
+    with serve(case, data) as address, tempfile.TemporaryDirectory() as folder:
+        Path(folder, "sitecustomize.py").write_text(_SITE.format(url=f"{address}/{name}"))
+        path = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": path, "TORCH_HOME": folder, "NO_PROXY": "127.0.0.1"}
+        return subprocess.run(command, env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3 or sys.argv[1] not in CASES:
+        sys.exit(f"usage: fake_hub.py {{{','.join(CASES)}}} COMMAND …")
+    sys.exit(main(*sys.argv[1:]))
