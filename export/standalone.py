@@ -6,15 +6,21 @@
 A .npy file holds uint8 RGB pixels, [S, S, 3] or [N, S, S, 3].
 """
 
+from __future__ import annotations
+
 import argparse
 import json
+import struct
 import sys
+import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no others: decoding EPS would run Ghostscript
+MAX_PIXELS = 100_000_000  # 400 MB; a larger JPEG is decoded at a fraction of its size, anything else is refused
 
 
 def load(path: Path, size: int) -> Any:
@@ -28,20 +34,66 @@ def load(path: Path, size: int) -> Any:
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3) or not len(pixels):
             raise ValueError(f"{pixels.dtype} {list(pixels.shape)}; expected uint8 [N, {size}, {size}, 3]")
         return pixels
+    return decode(path, size)[None]
+
+
+def decode(path: Path, size: int) -> Any:
+    """Return an image file as upright uint8 RGB [size, size, 3]."""
+    import numpy as np
+
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image, JpegImagePlugin
     except ImportError:
         raise ValueError("reading images needs Pillow (pip install pillow); or give a .npy file") from None
-    with Image.open(path, formats=FORMATS) as image:
-        upright = ImageOps.exif_transpose(image)
+    # Nothing of the metadata but the orientation is read, so that damage there does not matter.
+    jpeg: Any = type("Jpeg", (JpegImagePlugin.JpegImageFile,), {"getexif": lambda self: Image.Exif()})
+    with path.open("rb") as file:
+        is_jpeg = file.read(3) == b"\xff\xd8\xff"
+    formats = FORMATS + (("AVIF",) if find_spec("PIL._avif") else ())
+    opened: Any = jpeg(path) if is_jpeg else Image.open(path, formats=formats)
+    with opened as image:
+        pixels = image.size[0] * image.size[1]
+        factor = next((factor for factor in (1, 2, 4, 8) if pixels <= MAX_PIXELS * factor**2), 8)
+        if factor > 1 and not image.draft(None, (image.size[0] // factor, image.size[1] // factor)):
+            raise ValueError(f"{pixels / 1e6:.0f} megapixels, the limit is {MAX_PIXELS / 1e6:.0f} (JPEG: none)")
+        tags = getattr(image, "tag_v2", None)  # of TIFF, where they are gone after decoding
+        image.getexif = Image.Exif
+        try:
+            turn = 1 if tags is None else int(tags.get(0x0112, 1))
+        except Exception:
+            turn = 1
+        image.load()
+        turn = orientation(image.info) if tags is None else turn
+        upright = image.transpose((0, 3, 1, 5, 4, 6, 2)[turn - 2]) if 2 <= turn <= 8 else image
         if upright.mode[0] in "IF":
             values = np.asarray(upright)
             if upright.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
                 raise ValueError("float or 32-bit pixels have no known range, expected 8 or 16 bits")
-            upright = Image.fromarray((values >> 8).astype(np.uint8))  # 16 bits: keep the high byte
-        if upright.has_transparency_data:
+            # The high byte of 16 bits, unless the values need only 8.
+            upright = Image.fromarray((values >> (8 if values.max() > 0xFF else 0)).astype(np.uint8))
+        palette = upright.mode == "P" and upright.palette.mode
+        if upright.mode[-1] in "aA" or (palette or "").endswith("A") or "transparency" in upright.info:
             upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
-        return np.asarray(upright.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))[None]
+        upright = upright if upright.mode == "RGB" else upright.convert("RGB")
+        return np.asarray(upright.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def orientation(info: dict[Any, Any]) -> int:
+    """Return the orientation in the EXIF block of an image: 1 to 8; 1 (upright) also for a damaged block."""
+    try:
+        exif = info.get("exif") or bytes.fromhex("".join(info.get("Raw profile type exif", "").split("\n")[3:]))
+        while exif.startswith(b"Exif\0\0"):
+            exif = exif[6:]
+        order = {b"II": "<", b"MM": ">"}[exif[:2]]
+        (first,) = struct.unpack_from(order + "L", exif, 4)
+        (count,) = struct.unpack_from(order + "H", exif, first)
+        for entry in range(first + 2, first + 2 + 12 * count, 12):
+            tag, kind, _, value = struct.unpack_from(order + "HHLH", exif, entry)
+            if tag == 0x0112:
+                return int(value) if kind == 3 else 1
+    except (KeyError, ValueError, struct.error):
+        pass
+    return 1
 
 
 def predict(paths: list[Path], model: str) -> Iterator[dict[str, Any]]:
@@ -72,6 +124,7 @@ if __name__ == "__main__":
     parser.add_argument("files", nargs="+", type=Path, help="images, or .npy files of uint8 RGB pixels")
     parser.add_argument("--fp32", action="store_true", help="use the FP32 model instead of INT8")
     args = parser.parse_args()
+    warnings.simplefilter("ignore")  # of Pillow, about metadata
     try:
         for line in predict(args.files, "student.onnx" if args.fp32 else "student.int8.onnx"):
             print(json.dumps(line), flush=True)

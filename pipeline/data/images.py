@@ -5,23 +5,29 @@ white, grey, palette and CMYK become RGB, 16-bit keeps the high byte, and a bili
 whole image into a square.
 """
 
+import logging
 import os
 import struct
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from pipeline.errors import InputError
-from pipeline.progress import track
+from pipeline.progress import track, warn
 
 __all__ = [
     "EXTENSIONS",
+    "UnreadableImageError",
     "check_image",
     "check_pixels",
     "fill_images",
@@ -29,19 +35,44 @@ __all__ = [
     "preprocessing",
     "read_image",
     "resize_images",
+    "unreadable",
 ]
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
+# Pillow reads AVIF from version 11.3 on, where it was built with it.
+_AVIF = find_spec("PIL._avif") is not None
+
+EXTENSIONS = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
+    | ({".avif"} if _AVIF else set())
+)
 
 # Named so that a renamed file never reaches decoders which run other programs (EPS calls Ghostscript).
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", *(["AVIF"] if _AVIF else []))
 
-# What Pillow raises for damaged files, depending on the format and on where the damage is.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# How many pixels are decoded: 400 MB of RGB as Pillow holds it. A larger JPEG is decoded at a half, a quarter or an
+# eighth of its side; any other larger image is refused.
+_MAX_PIXELS = 100_000_000
+# From here on images are decoded one at a time, whatever the number of threads.
+_LARGE_PIXELS = 16_000_000
+_large = threading.Lock()
 
-# Pillow refuses images of twice `Image.MAX_IMAGE_PIXELS`, which is an error here; smaller ones are read, so there is
-# nothing to warn of. Set once for the process, because threads share the filters.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What Pillow has to say of a file is an error or does not matter, and it cannot name the file. Set once for the
+# process, because threads share the filters.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+_ORIENTATION = 0x0112
+# For the orientations 2 to 8.
+_UPRIGHT = (
+    Image.Transpose.FLIP_LEFT_RIGHT,
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
+_metadata_warned = threading.Event()
 
 # Small enough for a smooth progress bar, large enough to hide the cost of handing work to a thread.
 _CHUNK = 32
@@ -69,32 +100,47 @@ def preprocessing(size: int) -> dict[str, Any]:
     }
 
 
+class UnreadableImageError(InputError):
+    """A file that is no usable image.
+
+    Attributes:
+        path: The file.
+        reason: Why it cannot be used.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"cannot read the image {path}: {reason}", "replace or remove that file")
+        self.path, self.reason = path, reason
+
+
+def unreadable(errors: Sequence[UnreadableImageError]) -> InputError:
+    """Return one error for all files that cannot be read (at least one); it names the first ten."""
+    if len(errors) == 1:
+        return errors[0]
+    named = "; ".join(f"{error.path}: {error.reason}" for error in errors[:10])
+    rest = f"; and {len(errors) - 10} more" if len(errors) > 10 else ""
+    return InputError(f"cannot read {len(errors)} images: {named}{rest}", "replace or remove these files")
+
+
 def check_image(path: Path) -> None:
     """Check the header (for PNG: every checksum) of an image file without decoding it.
 
     Raises:
-        InputError: The file is missing, unreadable or no image of a known format.
+        UnreadableImageError: The file is missing, unreadable, too large or no image of a known format.
     """
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            image.verify()
-    except _DAMAGE as error:
-        raise _unreadable(path, error) from error
+    with _opened(path) as image:
+        image.verify()
 
 
 def check_pixels(path: Path) -> None:
     """Check that `read_image` can read a file, and drop the pixels.
 
     Raises:
-        InputError: As `read_image`.
+        UnreadableImageError: As `read_image`.
     """
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            # JPEG only: the whole file is decoded, but to an eighth of its size.
-            image.draft(None, (1, 1))
-            _to_rgb(image)
-    except _DAMAGE as error:
-        raise _unreadable(path, error) from error
+    with _opened(path) as image, _turn(image):
+        image.draft(None, (1, 1))  # JPEG only: the whole file is decoded, but to an eighth of its side
+        _to_rgb(image, path)
 
 
 def read_image(path: Path, size: int) -> NDArray[np.uint8]:
@@ -108,13 +154,10 @@ def read_image(path: Path, size: int) -> NDArray[np.uint8]:
         Pixels, [S, S, 3] uint8 RGB.
 
     Raises:
-        InputError: The file is missing, truncated, damaged or no image of a known format.
+        UnreadableImageError: The file is missing, truncated, damaged, too large or no image of a known format.
     """
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            return _resize(_to_rgb(image), size)
-    except _DAMAGE as error:
-        raise _unreadable(path, error) from error
+    with _opened(path) as image, _turn(image):
+        return _resize(_to_rgb(image, path), size)
 
 
 def resize_images(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -162,17 +205,57 @@ def for_each(count: int, work: Callable[[int], None], title: str) -> None:
             progress.advance(done)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image file without decoding it; what goes wrong in the block is raised as an `UnreadableImageError`."""
+    try:
+        with _open(path) as image:
+            width, height = image.size
+            factor = next((factor for factor in (1, 2, 4, 8) if width * height <= _MAX_PIXELS * factor**2), 8)
+            if factor > 1 and not image.draft(None, (width // factor, height // factor)):
+                raise ValueError(
+                    f"{width * height / 1e6:.0f} megapixels, the limit is {_MAX_PIXELS / 1e6:.0f} (JPEG: none)"
+                )
+            yield image
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError(path, f"not an image in a known format ({', '.join(_FORMATS)})") from error
+    except Exception as error:  # of damaged files, decoders raise almost anything
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UnreadableImageError(path, " ".join(reason.split())) from error
+
+
+class _Jpeg(JpegImageFile):
+    """Pillow looks for a resolution in the EXIF block when it opens a JPEG, and some damage there makes it fail."""
+
+    def getexif(self) -> Image.Exif:
+        return Image.Exif()
+
+
+def _open(path: Path) -> Image.Image:
+    with path.open("rb") as file:
+        if file.read(3) == b"\xff\xd8\xff":
+            return _Jpeg(path)
+    return Image.open(path, formats=_FORMATS)
+
+
+def _turn(image: Image.Image) -> AbstractContextManager[object]:
+    """Let one large image be decoded at a time, small ones at once."""
+    return _large if image.size[0] * image.size[1] > _LARGE_PIXELS else nullcontext()
+
+
+def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
     """Return an image of any mode as upright 8-bit RGB."""
-    ImageOps.exif_transpose(image, in_place=True)  # a camera's image is large: one copy less
+    image = _upright(image, path)
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range, expected 8 or 16 bits")
     if image.mode.startswith("I"):
         values = np.asarray(image)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise ValueError("32-bit pixels have no known range, expected 8 or 16 bits")
-        # Pillow's own conversion clips at 255, which turns 16-bit images white.
-        image = Image.fromarray((values >> 8).astype(np.uint8))
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > 0xFFFF:
+            raise ValueError(f"32-bit pixels from {low} to {high} have no known range, expected 0 to 255 or 0 to 65535")
+        # Pillow's own conversion clips at 255, which turns 16-bit images white. Values that fit in 8 bits are taken as
+        # such, whatever holds them: their high byte is black.
+        image = Image.fromarray((values >> (8 if high > 0xFF else 0)).astype(np.uint8))
     if image.has_transparency_data:
         canvas = Image.new("RGBA", image.size, "white")
         canvas.alpha_composite(image.convert("RGBA"))
@@ -180,16 +263,45 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _upright(image: Image.Image, path: Path) -> Image.Image:
+    """Decode an image and turn it as its EXIF orientation says; nothing else in its metadata is looked at."""
+    tags = getattr(image, "tag_v2", None)  # of TIFF, where they are gone after decoding
+    image.getexif = Image.Exif  # type: ignore[method-assign]  # decoding TIFF parses all metadata and fails on damage
+    try:
+        orientation = 1 if tags is None else int(tags.get(_ORIENTATION, 1))
+    except Exception:
+        orientation = 0
+    image.load()
+    if tags is None:
+        orientation = _orientation(image.info)
+    if orientation == 0 and not _metadata_warned.is_set():
+        _metadata_warned.set()
+        warn(f"the EXIF metadata of {path} are damaged and ignored; other such files are not named")
+    return image.transpose(_UPRIGHT[orientation - 2]) if 2 <= orientation <= 8 else image
+
+
+def _orientation(info: dict[Any, Any]) -> int:
+    """Return the orientation that the EXIF block of an image states: 1 to 8, 1 if none, 0 if the block is damaged."""
+    try:
+        # ImageMagick writes the block as hexadecimal text into a PNG.
+        exif = info.get("exif") or bytes.fromhex("".join(info.get("Raw profile type exif", "").split("\n")[3:]))
+        if not exif:
+            return 1
+        while exif.startswith(b"Exif\0\0"):
+            exif = exif[6:]
+        order = {b"II": "<", b"MM": ">"}[exif[:2]]
+        (first,) = struct.unpack_from(f"{order}L", exif, 4)
+        (count,) = struct.unpack_from(f"{order}H", exif, first)
+        for entry in range(first + 2, first + 2 + 12 * count, 12):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHLH", exif, entry)
+            if tag == _ORIENTATION:
+                return int(value) if kind == 3 and 1 <= value <= 8 else 0
+    except (KeyError, ValueError, struct.error):
+        return 0
+    return 1
+
+
 def _resize(image: Image.Image, size: int) -> NDArray[np.uint8]:
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image)
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    """Say in one line why a file is no usable image."""
-    if isinstance(error, UnidentifiedImageError):
-        reason = f"not an image in a known format ({', '.join(_FORMATS)})"
-    else:
-        reason = getattr(error, "strerror", None) or str(error)
-    return InputError(f"cannot read the image {path}: {reason}", "replace or remove that file")

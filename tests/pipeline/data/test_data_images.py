@@ -9,6 +9,8 @@ import pytest
 from image_folders import failure, make_tree, open_folder, save
 from PIL import Image
 
+from export import standalone
+from pipeline.data import images
 from pipeline.data.images import read_image
 from pipeline.errors import InputError
 
@@ -103,6 +105,12 @@ def test_every_kind_of_image_becomes_rgb(tmp_path: Path) -> None:
     assert decoded(png, grey16) == [0x12] * 3
     assert decoded(tif, grey16) == [0x12] * 3
     assert decoded(tif, Image.fromarray(np.full((10, 20), 0x1234, np.int32))) == [0x12] * 3
+    # Values that need 8 bits only are not made black.
+    for dtype in (np.uint16, np.int32):
+        dark = Image.fromarray(np.array([[0, 255], [0x12, 7]], dtype).repeat(8, 0).repeat(8, 1))
+        assert decoded(tif, dark) == [7] * 3
+        if dtype is np.uint16:
+            assert decoded(png, dark) == [7] * 3
     cmyk = decoded(tmp_path / "x.jpg", Image.new("CMYK", size, (0, 255, 255, 0)), quality=95)
     assert np.abs(np.array(cmyk) - [255, 0, 0]).max() < 5
 
@@ -119,6 +127,37 @@ def test_pixels_without_a_known_range(tmp_path: Path, values: np.ndarray, reason
     Image.fromarray(values).save(tmp_path / "x.tif")
     with pytest.raises(InputError, match=f"cannot read the image .*x.tif: {reason}"):
         read_image(tmp_path / "x.tif", 16)
+
+
+def test_a_large_jpeg_is_read_at_a_fraction_of_its_size_and_other_large_images_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradient = np.linspace(0, 255, 64 * 96, dtype=np.uint8).reshape(64, 96)
+    for name in ("large.png", "large.jpg"):
+        Image.fromarray(gradient).save(tmp_path / name)
+    whole, whole_alone = (read(tmp_path / "large.jpg", 16) for read in (read_image, standalone.decode))
+    monkeypatch.setattr(images, "_MAX_PIXELS", 64 * 96 // 4 - 1)  # a quarter of the side is needed
+    monkeypatch.setattr(standalone, "MAX_PIXELS", 64 * 96 // 4 - 1)
+    for read, refusal in ((read_image, InputError), (standalone.decode, ValueError)):
+        part = read(tmp_path / "large.jpg", 16)
+        assert 0 < np.abs(part.astype(int) - whole).max() < 16
+        with pytest.raises(refusal, match="0 megapixels"):
+            read(tmp_path / "large.png", 16)
+    assert np.array_equal(read_image(tmp_path / "large.jpg", 16), standalone.decode(tmp_path / "large.jpg", 16))
+    assert np.array_equal(whole, whole_alone)
+    with pytest.raises(InputError, match=r"large\.png: 0 megapixels, the limit is 0 \(JPEG: none\)"):
+        images.check_image(tmp_path / "large.png")
+
+
+@pytest.mark.parametrize("name", ["x.jfif", "x.jpe", "x.JFIF", "x.avif"])
+def test_other_names_of_known_formats(tmp_path: Path, name: str) -> None:
+    if name == "x.avif" and not images._AVIF:
+        pytest.skip("this Pillow does not read AVIF")
+    Image.new("RGB", (8, 8), (200, 0, 0)).save(tmp_path / "image", "AVIF" if name == "x.avif" else "JPEG")
+    path = (tmp_path / "image").rename(tmp_path / name)
+    assert path.suffix.lower() in images.EXTENSIONS
+    assert np.abs(read_image(path, 8).astype(int) - [200, 0, 0]).max() < 4
+    assert np.array_equal(read_image(path, 8), standalone.decode(path, 8))
 
 
 def test_orientation_is_applied(tmp_path: Path) -> None:
