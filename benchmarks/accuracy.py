@@ -1,18 +1,17 @@
 """Top-1 accuracy of an ONNX model, over all images and per class. Never measured together with latency."""
 
-import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.interval import wilson_interval_pct
 from benchmarks.runtime import Model
 from pipeline.progress import track
 from pipeline.runtime import images_at_once
 
-__all__ = ["answer_changes", "per_class_table", "predict_logits", "top1_pct", "wilson_interval_pct"]
+__all__ = ["answer_changes", "balanced_pct", "per_class_table", "predict_logits", "top1_pct"]
 
 
 def predict_logits(model: Model, images: npt.NDArray[np.uint8], *, title: str = "accuracy") -> npt.NDArray[np.float32]:
@@ -41,13 +40,9 @@ def top1_pct(right: npt.NDArray[np.bool_]) -> float:
     return round(100 * float(right.mean()), 4)
 
 
-def wilson_interval_pct(right: int, n: int, confidence: float = 0.95) -> list[float]:
-    """Return Wilson's score interval (1927) of ``right`` answers among ``n`` images, in percent: ``[lower, upper]``."""
-    share = right / n
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return [round(100 * (centre - half), 4), round(100 * (centre + half), 4)]
+def balanced_pct(right: npt.NDArray[np.bool_], labels: npt.NDArray[np.int64]) -> float:
+    """Return the mean recall of the classes that have images, in percent, rounded to 4 decimals."""
+    return round(100 * float(np.mean([right[labels == label].mean() for label in np.unique(labels)])), 4)
 
 
 def per_class_table(
@@ -56,7 +51,9 @@ def per_class_table(
     int8_right: npt.NDArray[np.bool_],
     class_names: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Return one row per class: images, top-1 of both models (None without images), and the discordant counts.
+    """Return one row per class: images, recall of both models with its 95 % interval, and the discordant counts.
+
+    Recall (``fp32_top1_pct``) and interval (``fp32_ci95_pct``) are None for a class without images.
 
     Args:
         labels: ``[N]`` int64.
@@ -74,6 +71,8 @@ def per_class_table(
                 "n": len(fp32),
                 "fp32_top1_pct": top1_pct(fp32) if len(fp32) else None,
                 "int8_top1_pct": top1_pct(int8) if len(int8) else None,
+                "fp32_ci95_pct": wilson_interval_pct(int(fp32.sum()), len(fp32)) if len(fp32) else None,
+                "int8_ci95_pct": wilson_interval_pct(int(int8.sum()), len(int8)) if len(int8) else None,
                 "fp32_only_right": int(np.count_nonzero(fp32 & ~int8)),
                 "int8_only_right": int(np.count_nonzero(int8 & ~fp32)),
             }

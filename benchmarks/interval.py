@@ -1,6 +1,6 @@
-"""Tango's score interval of a difference of paired proportions.
+"""Score intervals: Tango's of a difference of paired proportions, Wilson's of one proportion.
 
-It keeps its coverage when discordant pairs are few or none, where the Wald interval has zero width.
+Tango's keeps its coverage when discordant pairs are few or none, where the Wald interval has zero width.
 
     >>> tango_interval(161, 6, 16)          # Fagerland et al. (2014): -0.1240 to -0.0054
     (-0.124..., -0.0054...)
@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from statistics import NormalDist
 
-__all__ = ["tango_interval"]
+__all__ = ["tango_interval", "wilson_interval_pct"]
 
 
 def tango_interval(n: float, only_a: float, only_b: float, confidence: float = 0.95) -> tuple[float, float]:
@@ -42,6 +42,15 @@ def tango_interval(n: float, only_a: float, only_b: float, confidence: float = 0
         return _score(n, only_a, only_b, delta)
 
     return _crossing(score, z, -1.0, estimate), _crossing(score, -z, estimate, 1.0)
+
+
+def wilson_interval_pct(right: int, n: int, confidence: float = 0.95) -> list[float]:
+    """Return Wilson's score interval (1927) of ``right`` answers among ``n`` images, in percent: ``[lower, upper]``."""
+    share = right / n
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return [round(100 * (centre - half), 4), round(100 * (centre + half), 4)]
 
 
 def _score(n: float, only_a: float, only_b: float, delta: float) -> float:

@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.accuracy import wilson_interval_pct
+from benchmarks.interval import wilson_interval_pct
 from benchmarks.report_facts import fact_rows, quantization_sentence
 from benchmarks.units import format_bytes, format_ms, format_pct, short_provider
 
-__all__ = ["context", "not_portable"]
+__all__ = ["context", "warnings"]
 
 _HIGHER = ("p90", "p95", "p99")
 _MOST_CHANGES = 8
@@ -21,6 +21,13 @@ _HEADLINES = {
     "failed": "Failed: INT8 loses too much accuracy",
     "undecided": "Undecided: too few test images to tell",
 }
+_FAILED_BY = {
+    "learned": "Failed: the model has learned nothing",
+    "gain": "Failed: INT8 does not follow FP32",
+    "changed": "Failed: INT8 does not follow FP32",
+}
+_HARDLY_FOUND_PCT = 10.0  # or chance, if that is lower
+_MOST_NAMED = 5
 
 
 def context(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,11 +35,16 @@ def context(report: Mapping[str, Any]) -> dict[str, Any]:
     latency = [_latency_row(row) for row in report["latency"]]
     return {
         "report": report,
-        "headline": _HEADLINES[report["gate"]["verdict"]],
+        "headline": _headline(report["gate"]),
         "key_facts": _key_facts(report),
         "accuracy": _accuracy_rows(report),
         "per_class": [
-            {**row, "fp32": format_pct(row["fp32_top1_pct"]), "int8": format_pct(row["int8_top1_pct"])}
+            {
+                **row,
+                "fp32": format_pct(row["fp32_top1_pct"]),
+                "int8": format_pct(row["int8_top1_pct"]),
+                "int8_interval": _range(_interval(row["int8_top1_pct"], row["n"])),
+            }
             for row in report.get("per_class") or []
         ],
         "changes": _changes(report.get("answer_changes")),
@@ -45,7 +57,7 @@ def context(report: Mapping[str, Any]) -> dict[str, Any]:
         "memory": _memory(report.get("memory") or []),
         "ran_as": _ran_as(report["latency"]),
         "portability": _portability(_emulated(report)),
-        "warnings": _warnings(report),
+        "warnings": warnings(report),
         "quantization": quantization_sentence(report.get("quantization")),
         "commands": report["run"].get("commands") or [],
         "facts": fact_rows(report),
@@ -54,7 +66,39 @@ def context(report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def not_portable(report: Mapping[str, Any]) -> str:
+def warnings(report: Mapping[str, Any]) -> list[str]:
+    """Return what must be read before any number, a sentence each."""
+    found = []
+    if report["run"].get("same_test_images") is False:
+        found.append("These are not the test images that the bundle was judged on: compare no accuracies")
+    if weak := _hardly_found(report.get("per_class") or []):
+        found.append(weak)
+    if elsewhere := _not_portable(report):
+        found.append(f"INT8 is {elsewhere}")
+    return found
+
+
+def _hardly_found(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Name the classes that INT8 hardly ever recognises; empty: there are none."""
+    seen = [row for row in rows if row["n"]]
+    least = min(_HARDLY_FOUND_PCT, 100 / max(len(seen), 1))
+    weak = [row for row in seen if row["int8_top1_pct"] < least]
+    if not weak:
+        return ""
+    named = [
+        f"{row['class']} ({round(row['n'] * row['int8_top1_pct'] / 100):,} of {row['n']:,} images)"
+        for row in sorted(weak, key=lambda row: (row["int8_top1_pct"], -row["n"]))[:_MOST_NAMED]
+    ]
+    more = f" and {len(weak) - len(named)} more" if len(weak) > len(named) else ""
+    return f"Hardly ever recognised: {', '.join(named)}{more}"
+
+
+def _headline(gate: Mapping[str, Any]) -> str:
+    verdict = gate["verdict"]
+    return _FAILED_BY.get(gate.get("cause") or "", _HEADLINES[verdict]) if verdict == "failed" else _HEADLINES[verdict]
+
+
+def _not_portable(report: Mapping[str, Any]) -> str:
     """Say on which emulated CPUs INT8 gives other answers than on the host; empty: on none that was tried."""
     other = [
         f"{row['flips']:,} of {row['images']:,} answers differ on {row['cpu']}"
@@ -64,23 +108,16 @@ def not_portable(report: Mapping[str, Any]) -> str:
     return f"not portable: {', '.join(other)}" if other else ""
 
 
-def _warnings(report: Mapping[str, Any]) -> list[str]:
-    """Return what must be read before any number, a sentence each."""
-    warnings = []
-    if report["run"].get("same_test_images") is False:
-        warnings.append("These are not the test images that the bundle was judged on: compare no accuracies")
-    if elsewhere := not_portable(report):
-        warnings.append(f"INT8 is {elsewhere}")
-    return warnings
-
-
 def _key_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the handful of numbers that stand on top."""
     accuracy, size, proof = report["accuracy"], report["size"], report["int8_proof"]
     low, high = accuracy["onnx_int8_ci95_pct"]
     convs = proof["integer_convs"] + proof["float_convs"]
-    facts = [
-        ("INT8 top-1", f"{format_pct(accuracy['onnx_int8_top1_pct'])}  (95 %: {low:.2f} to {high:.2f})"),
+    facts = [("INT8 top-1", f"{format_pct(accuracy['onnx_int8_top1_pct'])}  (95 %: {low:.2f} to {high:.2f})")]
+    if "majority_pct" in accuracy:
+        facts.append((f"always `{accuracy['majority_class']}`", format_pct(accuracy["majority_pct"])))
+        facts.append(("INT8 mean per class", format_pct(accuracy["balanced_pct"])))
+    facts += [
         ("FP32 top-1", format_pct(accuracy["onnx_fp32_top1_pct"])),
         ("INT8 size", f"{format_bytes(size['int8_bytes'])}, {size['ratio']:.2f}× smaller than FP32"),
     ]
@@ -131,16 +168,16 @@ def _accuracy_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("student FP32 (ONNX)", accuracy["onnx_fp32_top1_pct"], accuracy.get("onnx_fp32_ci95_pct")),
         ("student INT8 (ONNX)", accuracy["onnx_int8_top1_pct"], accuracy.get("onnx_int8_ci95_pct")),
     ]
-    return [
-        (name, format_pct(value), f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "")
-        for name, value, interval in rows
-        if value is not None
-    ]
+    return [(name, format_pct(value), _range(interval)) for name, value, interval in rows if value is not None]
 
 
 def _interval(top1_pct: float | None, n: int) -> list[float] | None:
     """Return the 95 % interval of an accuracy on ``n`` images, in percent."""
     return None if top1_pct is None else wilson_interval_pct(round(n * top1_pct / 100), n)
+
+
+def _range(interval: Sequence[float] | None) -> str:
+    return f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else ""
 
 
 def _latency_row(row: Mapping[str, Any]) -> dict[str, Any]:

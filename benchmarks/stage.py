@@ -17,12 +17,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy import answer_changes, per_class_table, predict_logits, top1_pct, wilson_interval_pct
+import numpy as np
+
+from benchmarks.accuracy import answer_changes, balanced_pct, per_class_table, predict_logits, top1_pct
 from benchmarks.affinity import check_cpus, pinned
 from benchmarks.beside import beside_table, check_beside, load_beside
+from benchmarks.chance import majority_baseline
 from benchmarks.cuda import measure_cuda
 from benchmarks.gate import judge
 from benchmarks.host import cuda_problem, host_record, wrong_host
+from benchmarks.interval import wilson_interval_pct
 from benchmarks.latency import MOST_WINDOWS, measure_latency
 from benchmarks.memory import check_limit, measure_memory
 from benchmarks.proof import int8_proof
@@ -125,8 +129,16 @@ def run_benchmark(
     scores = dict(torch_top1(test)) if torch_top1 else {}
     teacher_pct = scores.get("teacher_test_top1_pct")
     teacher_score = {} if teacher_pct is None else {"test_top1_pct": teacher_pct}
-    gate = judge(right["fp32"], right["int8"], settings.limit_pp)
-    log(f"gate {gate['verdict']}: {gate['reason']}")
+    gate = judge(
+        right["fp32"],
+        right["int8"],
+        settings.limit_pp,
+        changed=int(np.count_nonzero(answers["fp32"] != answers["int8"])),
+        labels=test.labels,
+        class_names=dataset.class_names,
+    )
+    log(f"gate: {gate['verdict']}")  # the summary gives the reason
+    majority = majority_baseline(test.labels)
 
     with pinned(cpus):
         latency, samples, unavailable = _latency_everywhere(paths, settings)
@@ -152,6 +164,10 @@ def run_benchmark(
             "onnx_int8_top1_pct": top1_pct(right["int8"]),
             "onnx_fp32_ci95_pct": wilson_interval_pct(int(right["fp32"].sum()), len(test.labels)),
             "onnx_int8_ci95_pct": wilson_interval_pct(int(right["int8"].sum()), len(test.labels)),
+            "majority_class": dataset.class_names[majority.label],
+            "majority_pct": round(majority.top1_pct, 4),
+            "balanced_pct": balanced_pct(right["int8"], test.labels),
+            "fp32_balanced_pct": balanced_pct(right["fp32"], test.labels),
         },
         "gate": gate,
         "size": {

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.report_content import not_portable
+from benchmarks.report_content import warnings
 from benchmarks.report_facts import starts_from
 from benchmarks.runtime import check_fits, open_model
 from export.bundle_files import COPIED, GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS
@@ -80,24 +80,20 @@ def check_gate(report: Mapping[str, Any], *, allow_undecided: bool) -> None:
     """Let a report through whose gate passed, or is undecided where that is allowed.
 
     Raises:
-        GateError: It is not let through; the message has loss, interval, limit and what would decide.
+        GateError: It is not let through; the message has the reason of the gate.
     """
     gate = report["gate"]
     verdict = gate["verdict"]
     if verdict == "passed" or (verdict == "undecided" and allow_undecided):
         return
-    lower = gate.get("loss_lower95_pp")
-    interval = f"{lower:.2f} to " if isinstance(lower, int | float) else "up to "
-    message = (
-        f"the gate {'failed' if verdict == 'failed' else 'is undecided'}: INT8 loses {gate['loss_pp']:.2f} pp on "
-        f"{report['accuracy']['n']} test images (95 % interval: {interval}{gate['loss_upper95_pp']:.2f} pp); "
-        f"the limit is {gate['limit_pp']:g} pp"
-    )
     if verdict == "undecided":
-        needed = gate.get("images_to_decide")
-        message += f"; about {needed} test images would decide" if needed else "; more test images would decide"
-        raise GateError(message, "give more test images, or ship it as not passed with --allow-undecided")
-    raise GateError(message, "see candidates.json of the quantize stage for what was tried")
+        raise GateError(
+            f"the gate is undecided: {gate['reason']}",
+            "give more test images, accept a larger loss (--limit-pp), or ship it as not passed with --allow-undecided",
+        )
+    raise GateError(
+        f"the gate failed: {gate['reason']}", "see candidates.json of the quantize stage for what was tried"
+    )
 
 
 def _golden_inputs(config: Config) -> tuple[npt.NDArray[np.uint8], list[str]]:
@@ -154,8 +150,7 @@ def _model_card(report: Mapping[str, Any], candidates: Mapping[str, Any], classe
         for row in report["latency"]
         if row["batch"] == batch
     ]
-    elsewhere = not_portable(report)
-    warning = f"\n**INT8 is {elsewhere}.**\n" if elsewhere else ""
+    warning = "".join(f"\n**{warning}.**\n" for warning in warnings(report))
     shown = ", ".join(classes[:20]) + (f", … ({len(classes)} in all, see labels.txt)" if len(classes) > 20 else "")
     return f"""# Model card
 

@@ -11,7 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from benchmarks import accuracy
-from benchmarks.accuracy import per_class_table, predict_logits, top1_pct, wilson_interval_pct
+from benchmarks.accuracy import balanced_pct, per_class_table, predict_logits, top1_pct
+from benchmarks.interval import wilson_interval_pct
 from benchmarks.proof import int8_proof
 from benchmarks.runtime import CUDA, Model, check_fits, open_model
 from pipeline.errors import InputError, StageError
@@ -135,11 +136,14 @@ def test_accuracy_by_class() -> None:
         "n": 3,
         "fp32_top1_pct": 66.6667,
         "int8_top1_pct": 66.6667,
+        "fp32_ci95_pct": [20.766, 93.8508],
+        "int8_ci95_pct": [20.766, 93.8508],
         "fp32_only_right": 1,
         "int8_only_right": 1,
     }
     assert (rows[2]["n"], rows[2]["fp32_top1_pct"]) == (0, None)
     assert top1_pct(fp32) == 75.0
+    assert balanced_pct(fp32, labels) == pytest.approx((200 / 3 + 100) / 2, abs=1e-4)
     # Wilson (1927), 3 of 4: the value that R's binom.confint gives.
     assert wilson_interval_pct(3, 4) == pytest.approx([30.06, 95.44], abs=0.01)
 

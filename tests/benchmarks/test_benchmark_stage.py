@@ -10,7 +10,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 from rich.console import Console
@@ -60,11 +59,12 @@ CONFIG = build_config({"benchmark": {"seconds": 0.05, "batches": "1,2"}})
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) -> tuple[dict[str, Any], Path]:
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path], labelled: Any
+) -> tuple[dict[str, Any], Path]:
     """Run the stage once, with everything that it can be given."""
     out = tmp_path_factory.mktemp("benchmark")
-    images = np.random.default_rng(1).integers(0, 256, (120, 16, 16, 3), np.uint8)
-    dataset = TestImages(images, np.arange(120) % 4)
+    dataset = TestImages(labelled.images[:120], labelled.labels[:120])
     seen = []
 
     def torch_top1(split: Any) -> dict[str, float | None]:
@@ -252,6 +252,39 @@ def test_answers_on_emulated_cpus_go_into_the_report_and_fail_no_gate(
     alone = benchmark(CONFIG, *paths, dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
     assert alone["portability"] is None
     assert alone["gate"] == report["gate"]
+
+
+def test_accuracy_stands_beside_the_constant_answer(finished: tuple[dict[str, Any], Path]) -> None:
+    report, out = finished
+    accuracy = report["accuracy"]
+    most = max(report["per_class"], key=lambda row: row["n"])
+    assert (accuracy["majority_class"], accuracy["majority_pct"]) == (most["class"], round(100 * most["n"] / 120, 4))
+    recalls = [row["int8_top1_pct"] for row in report["per_class"]]
+    assert accuracy["balanced_pct"] == pytest.approx(sum(recalls) / 4, abs=1e-3)
+    text = (out / "report.md").read_text()
+    assert text.index("| INT8 top-1 |") < text.index("| always `") < text.index("| FP32 top-1 |")
+
+
+def test_a_class_that_is_hardly_ever_recognised_is_named_on_top(
+    finished: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{**row} for row in finished[0]["per_class"]]
+    assert "Hardly ever recognised" not in render_markdown(finished[0], [])
+    rows[1] |= {"n": 17, "int8_top1_pct": 5.8824}
+    rows[3] |= {"n": 13, "int8_top1_pct": 0.0}
+    report = {**finished[0], "per_class": rows}
+    print_summary(report)
+    for text in (capsys.readouterr().out, render_markdown(report, []), render_html(report, [])):
+        head = " ".join(text.split("INT8 top-1")[0].split())
+        assert "Hardly ever recognised: ship (0 of 13 images), dog | wolf (1 of 17 images)" in head
+
+
+def test_a_gate_that_failed_for_another_reason_than_a_loss_says_so(finished: tuple[dict[str, Any], Path]) -> None:
+    for cause, headline in (
+        ("learned", "Failed: the model has learned nothing"), ("gain", "Failed: INT8 does not follow FP32"),
+    ):  # fmt: skip
+        gate = {**finished[0]["gate"], "verdict": "failed", "passed": False, "cause": cause}
+        assert render_markdown({**finished[0], "gate": gate}, []).startswith(f"# {headline}\n")
 
 
 @pytest.mark.parametrize(("verdict", "headline"), [("passed", "Passed: "), ("failed", "Failed: ")])

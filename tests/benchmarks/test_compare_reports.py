@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.accuracy import wilson_interval_pct
 from benchmarks.compare_reports import compare_reports, comparison_markdown, print_comparison, same_test_images
+from benchmarks.interval import wilson_interval_pct
 from benchmarks.report import render_html, render_markdown
 from benchmarks.report_file import load_report
 from pipeline.cli import app

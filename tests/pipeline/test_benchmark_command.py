@@ -1,0 +1,61 @@
+"""How `kdedge benchmark BUNDLE` ends: what it prints, and with which exit code."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+
+BUNDLE = Path(__file__).parents[2] / "artifacts" / "reference" / "bundle"
+
+
+@pytest.fixture
+def measure(tmp_path, monkeypatch):
+    """Return a function that "measures" the reference bundle: its report with another gate."""
+
+    def run(*arguments, same=True, **gate):
+        report = json.loads((BUNDLE / "report.json").read_text())
+        report["run"]["same_test_images"] = same
+        report["gate"] |= gate
+
+        def benchmark(_config, _bundle, out):
+            (out / "report.json").write_text(json.dumps(report))
+
+        monkeypatch.setattr("pipeline.evaluate.benchmark_bundle", benchmark)
+        return CliRunner().invoke(app, ["benchmark", str(BUNDLE), "--out", str(tmp_path), *arguments])
+
+    return run
+
+
+FAILED = {"verdict": "failed", "passed": False, "cause": "loss", "reason": "INT8 loses 3.00 pp."}
+
+
+@pytest.mark.parametrize(
+    ("same", "gate", "code"),
+    [
+        (True, {}, 0),
+        (True, FAILED, 3),
+        (False, FAILED, 0),
+        (True, {**FAILED, "verdict": "undecided"}, 0),
+        (False, {**FAILED, "verdict": "undecided"}, 0),
+    ],
+)
+def test_only_a_gate_that_fails_on_the_images_of_the_bundle_ends_with_3(measure, same, gate, code):
+    assert measure(same=same, **gate).exit_code == code
+
+
+def test_the_reason_of_the_gate_is_given_once(measure):
+    result = measure(**FAILED)
+    assert " ".join(result.output.split()).count("INT8 loses 3.00 pp") == 2  # the summary, and the JSON line
+    assert "error: the gate failed\n" in result.stderr
+
+
+def test_json_ends_stdout_where_it_is_not_a_terminal_or_asked_for(measure, monkeypatch):
+    assert json.loads(measure().stdout.splitlines()[-1])["gate"]["verdict"] == "passed"
+    terminal = SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("pipeline.commands.stages.sys", terminal)
+    assert not [line for line in measure().stdout.splitlines() if line.startswith("{")]
+    assert json.loads(measure("--json").stdout.splitlines()[-1])["gate"]["verdict"] == "passed"
