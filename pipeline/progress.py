@@ -73,8 +73,11 @@ class _Lines:
         if now - self._last < _PLAIN_LINE_INTERVAL_S:
             return
         self._last = now
-        left_s = (now - self._start) / self._done * (self._total - self._done) if self._done else 0.0
-        log(f"{self._title}: {self._done}/{self._total}, {format_duration(left_s)} left {note}".rstrip())
+        left = ""
+        if self._done:
+            left_s = (now - self._start) / self._done * (self._total - self._done)
+            left = f", {format_duration(left_s)} left"
+        log(f"{self._title}: {self._done}/{self._total}{left} {note}".rstrip())
 
 
 def format_duration(seconds: float) -> str:

@@ -179,7 +179,8 @@ def _load_imagenet(start: Start, settings: TeacherConfig) -> Start:
         weights = _Weights("imagenet", f"ImageNet weights of {settings.arch}", _imagenet_state(settings.arch))
         return _load(start, weights, settings.arch)
     except (KdedgeError, OSError, *DAMAGED) as error:
-        reason = f"ImageNet weights of {settings.arch} are unavailable: {str(error).partition(chr(10))[0] or error!r}"
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = f"ImageNet weights of {settings.arch} are unavailable: {why}"
         if settings.weights == "imagenet" or not settings.epochs:
             raise StageError(reason, "check the network, or give --teacher-weights FILE or none") from error
         warn(f"{reason}; training the teacher from random weights")
@@ -237,7 +238,8 @@ def _load(start: Start, weights: _Weights, arch: str) -> Start:
         try:
             wrong = list(itertools.chain(*teacher.backbone.load_state_dict(complete, strict=False)))
         except DAMAGED as error:
-            raise InputError(f"{weights.title} does not fit a {arch} teacher: {error}", _SAME_NETWORK) from error
+            reason = " ".join(str(error).split())
+            raise InputError(f"{weights.title} does not fit a {arch} teacher: {reason}", _SAME_NETWORK) from error
     if wrong:
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise InputError(

@@ -1,5 +1,6 @@
 import argparse
 import json
+import re
 from collections import OrderedDict
 
 import pytest
@@ -9,7 +10,7 @@ from fake_hub import CASES, published_file, published_layout, serve
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from pipeline import download
+from pipeline import download, progress
 from pipeline.cli import app
 from pipeline.config import TeacherConfig
 from pipeline.configure import build_config
@@ -32,6 +33,7 @@ def hub(tmp_path, monkeypatch):
     """An empty cache of torch.hub, and no stall longer than a moment."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setattr(download, "STALL_S", 0.5)
+    monkeypatch.setattr(progress, "_PLAIN_LINE_INTERVAL_S", 0.0)
     return tmp_path / "hub" / "hub" / "checkpoints"
 
 
@@ -133,9 +135,12 @@ def test_a_download_succeeds_or_auto_starts_from_random_weights_and_imagenet_say
         log = capsys.readouterr().err
         assert begun.origin == ("imagenet" if case == "right" else "none")
         assert f"downloading {address}/{name} to {hub / name}" in log
-        if case != "right":
+        if case == "right":
+            assert re.search(rf"downloading {name} \(MB\): 2/6, \d+ s left", log)
+        else:
             (warning,) = [line for line in log.splitlines() if line.startswith("warning: ")]
-            assert "training the teacher from random weights" in warning
+            assert f"unavailable: cannot download {address}/{name} to" in warning
+            assert warning.endswith("; training the teacher from random weights")
             torch.manual_seed(0)
             random = start(SMALL, weights="none").teacher.backbone.state_dict()
             assert all(map(torch.equal, begun.teacher.backbone.state_dict().values(), random.values()))
