@@ -46,17 +46,18 @@ def open_dataset(config: DataConfig) -> Dataset:
         from pipeline.data.cifar10 import open_cifar10
         from pipeline.data.cifar10_fetch import fetch_cifar10
 
-        return open_cifar10(_user_path(config.dir) if config.dir else fetch_cifar10(), config.image_size)
+        folder = _user_path(config.dir) if config.dir else fetch_cifar10()
+        return open_cifar10(folder, config.image_size, config.val_fraction, config.train_size)
     if config.source == "sample":
         from pipeline.data.sample import open_sample
 
-        return open_sample(config.image_size)
+        return open_sample(config.image_size, config.val_fraction, config.train_size)
     if source == "folder" and colon:
         from pipeline.data.folder import open_folder
 
         if not path:
             raise InputError("--data folder: names no folder", "give its path, as in `--data folder:my_images`")
-        return open_folder(_user_path(path), config.image_size, config.test_fraction)
+        return open_folder(config, _user_path(path))
     match = difflib.get_close_matches(source, [name.partition(":")[0] for name in _SOURCES], n=1)
     suggestion = f" (did you mean {match[0]!r}?)" if match else ""
     raise InputError(f"unknown data set --data {config.source}{suggestion}", f"expected one of {', '.join(_SOURCES)}")

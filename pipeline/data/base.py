@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 
-__all__ = ["Dataset", "Split", "hold_out", "split_train_val"]
+__all__ = ["Dataset", "Split", "hold_out", "keep_used", "split_train_val"]
 
 # Of the two kinds of split, which are not to draw the same permutations.
 TEST_SEED = (0, 1)
@@ -25,12 +25,14 @@ class Split:
         class_names: Names of the classes, for messages; empty where only the numbers are known.
         taken_from: Where the images stood in the part of the data set that they were taken from, [N] int64; None:
             they are the whole part.
+        validation: Which images are set aside for validation, [N] bool; None: `split_train_val` chooses.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     class_names: tuple[str, ...] = ()
     taken_from: NDArray[np.int64] | None = None
+    validation: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,7 +62,10 @@ class Dataset(Protocol):
         ...
 
     def train(self) -> Split:
-        """Decode all training images, before they are divided into train and validation."""
+        """Decode the training images that are used, before they are divided into train and validation.
+
+        With ``--train-size`` these are the subset and all validation images, otherwise all.
+        """
         ...
 
     def test(self) -> Split:
@@ -69,6 +74,10 @@ class Dataset(Protocol):
 
     def train_sha256(self) -> str:
         """Return the SHA-256 that identifies what `train` returns, as 64 hexadecimal digits."""
+        ...
+
+    def test_counts(self) -> list[int]:
+        """Return the number of test images of each class, without reading them."""
         ...
 
     def test_sha256(self) -> str:
@@ -82,9 +91,10 @@ class Dataset(Protocol):
 def split_train_val(split: Split, val_fraction: float, train_size: int = 0) -> tuple[Split, Split]:
     """Divide training images into train and validation, stratified by class.
 
-    The result depends on the labels and the arguments alone, not on the seed of a run: whatever seed a student has, its
-    validation images are those that its teacher never saw. Both parts keep the order of ``split``. The validation
-    part is the same for every ``train_size``.
+    Images that the user set aside for validation (``split.validation``) are the validation part. Otherwise the result
+    depends on the labels and the arguments alone, not on the seed of a run: whatever seed a student has, its validation
+    images are those that its teacher never saw. Both parts keep the order of ``split``. The validation part is the same
+    for every ``train_size``.
 
     Args:
         split: All training images.
@@ -92,17 +102,38 @@ def split_train_val(split: Split, val_fraction: float, train_size: int = 0) -> t
         train_size: Keep only a stratified subset of so many training images (0: all).
 
     Returns:
-        The training and the validation part; each has at least one image of every class.
+        The training and the validation part; each has at least one image of every class, but a validation part that
+        the user set aside may lack some.
 
     Raises:
         InputError: A class has fewer than two images, or ``train_size`` is more than there is or leaves a class
             without an image.
     """
-    rng = np.random.default_rng(VAL_SEED)
-    train, val = hold_out(split.labels, val_fraction, rng)
-    if train_size:
-        train = _subset(split, train, train_size, rng)
+    train, val = _divide(split, val_fraction, train_size)
     return _take(split, train), _take(split, val)
+
+
+def keep_used(split: Split, val_fraction: float, train_size: int) -> Split:
+    """Leave out the training images that `split_train_val` with the same arguments leaves out.
+
+    Raises:
+        InputError: As `split_train_val`.
+    """
+    if not train_size:
+        return split
+    train, val = _divide(split, val_fraction, train_size)
+    used = np.sort(np.concatenate([train, val]))
+    return replace(_take(split, used), validation=np.isin(used, val))
+
+
+def _divide(split: Split, val_fraction: float, train_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the indices of the training and of the validation part, both ascending."""
+    rng = np.random.default_rng(VAL_SEED)
+    if split.validation is None:
+        train, val = hold_out(split.labels, val_fraction, rng)
+    else:
+        train, val = np.flatnonzero(~split.validation), np.flatnonzero(split.validation)
+    return (_subset(split, train, train_size, rng) if train_size else train), val
 
 
 def hold_out(
@@ -161,4 +192,4 @@ def _subset(split: Split, indices: NDArray[np.int64], size: int, rng: np.random.
 
 
 def _take(split: Split, indices: NDArray[np.int64]) -> Split:
-    return replace(split, images=split.images[indices], labels=split.labels[indices], taken_from=split.places[indices])
+    return Split(split.images[indices], split.labels[indices], split.class_names, split.places[indices])

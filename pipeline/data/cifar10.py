@@ -10,14 +10,14 @@ import hashlib
 import io
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.base import Split
+from pipeline.data.base import Split, keep_used
 from pipeline.data.images import resize_images
 from pipeline.errors import InputError
 
@@ -119,16 +119,24 @@ class Cifar10:
     folder: Path
     format: Format
     image_size: int
+    val_fraction: float = 0.1
+    train_size: int = 0
     name: str = "cifar10"
     class_names: tuple[str, ...] = CLASS_NAMES
 
     def train(self) -> Split:
-        """Decode the five training batches."""
-        return self._read(self.format.train_md5)
+        """Decode the five training batches and keep what is used, see `Dataset.train`."""
+        used = keep_used(self._read(self.format.train_md5), self.val_fraction, self.train_size)
+        return replace(used, images=resize_images(used.images, self.image_size, copies=2))
 
     def test(self) -> Split:
         """Decode the test batch."""
-        return self._read(self.format.test_md5)
+        whole = self._read(self.format.test_md5)
+        return replace(whole, images=resize_images(whole.images, self.image_size))
+
+    def test_counts(self) -> list[int]:
+        """Return the number of test images of each class."""
+        return [1000] * len(CLASS_NAMES)
 
     def train_sha256(self) -> str:
         """Identify the training images: the same for both formats, since their MD5s pin the same content."""
@@ -152,19 +160,21 @@ class Cifar10:
             batches.append(self.format.decode(data))
         images = np.concatenate([batch.images for batch in batches])
         labels = np.concatenate([batch.labels for batch in batches])
-        return Split(resize_images(images, self.image_size), labels, self.class_names)
+        return Split(images, labels, self.class_names)
 
     def _fingerprint(self, md5s: dict[str, str]) -> str:
         text = f"cifar10 {self.image_size} " + " ".join(md5s.values())
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def open_cifar10(folder: Path, image_size: int) -> Cifar10:
+def open_cifar10(folder: Path, image_size: int, val_fraction: float = 0.1, train_size: int = 0) -> Cifar10:
     """Open a folder that holds CIFAR-10, or that holds the folder of an official archive.
 
     Args:
         folder: The folder.
         image_size: Side length in pixels to which the images are resized.
+        val_fraction: Share of the training images held out for validation.
+        train_size: Number of training images that are used besides (0: all).
 
     Raises:
         InputError: The folder or a file in it is missing, truncated or altered.
@@ -177,7 +187,7 @@ def open_cifar10(folder: Path, image_size: int) -> Cifar10:
             if any((place / name).exists() for name in form.md5):
                 if damage := find_damage(place, form):
                     raise InputError(damage, _HINT)
-                return Cifar10(place, form, image_size)
+                return Cifar10(place, form, image_size, val_fraction, train_size)
     raise InputError(
         f"{folder} holds no CIFAR-10: expected {next(iter(BINARY.md5))} … test_batch.bin (binary format) "
         f"or {next(iter(PICKLE.md5))} … test_batch (Python format)",

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from pipeline.data.memory import empty_images
 from pipeline.errors import InputError
 from pipeline.progress import track, warn
 
@@ -118,8 +119,10 @@ def unreadable(errors: Sequence[UnreadableImageError]) -> InputError:
     if len(errors) == 1:
         return errors[0]
     named = "; ".join(f"{error.path}: {error.reason}" for error in errors[:10])
-    rest = f"; and {len(errors) - 10} more" if len(errors) > 10 else ""
-    return InputError(f"cannot read {len(errors)} images: {named}{rest}", "replace or remove these files")
+    return InputError(
+        f"cannot read the image {named}{'; …' if len(errors) > 10 else ''} ({len(errors)} images in all)",
+        "replace or remove these files",
+    )
 
 
 def check_image(path: Path) -> None:
@@ -160,19 +163,23 @@ def read_image(path: Path, size: int) -> NDArray[np.uint8]:
         return _resize(_to_rgb(image, path), size)
 
 
-def resize_images(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+def resize_images(images: NDArray[np.uint8], size: int, copies: int = 1) -> NDArray[np.uint8]:
     """Resize decoded images as `read_image` would.
 
     Args:
         images: [N, H, W, 3] uint8 RGB.
         size: Side length S of the result in pixels.
+        copies: How many copies of the result there are to be at a time.
 
     Returns:
         [N, S, S, 3] uint8 RGB; ``images`` itself if they have that size.
+
+    Raises:
+        InputError: The result needs more memory than is available.
     """
     if images.shape[1:3] == (size, size):
         return images
-    resized = np.empty((len(images), size, size, 3), np.uint8)
+    resized = empty_images(len(images), size, copies)
     fill_images(resized, lambda index: _resize(Image.fromarray(images[index]), size), "resizing images")
     return resized
 

@@ -7,14 +7,14 @@ sheets and printed the hashes.
 
 import hashlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.base import Split
+from pipeline.data.base import Split, keep_used
 from pipeline.data.cifar10 import CLASS_NAMES
 from pipeline.data.images import resize_images
 from pipeline.errors import InputError
@@ -35,16 +35,24 @@ class Sample:
     """A small CIFAR-10: 400 training and 100 test images of each class, 32x32 before resizing."""
 
     image_size: int
+    val_fraction: float = 0.1
+    train_size: int = 0
     name: str = "sample"
     class_names: tuple[str, ...] = CLASS_NAMES
 
     def train(self) -> Split:
-        """Decode the training sheet."""
-        return self._decode("train.webp")
+        """Decode the training sheet and keep what is used, see `Dataset.train`."""
+        used = keep_used(self._decode("train.webp"), self.val_fraction, self.train_size)
+        return replace(used, images=resize_images(used.images, self.image_size, copies=2))
 
     def test(self) -> Split:
         """Decode the test sheet."""
-        return self._decode("test.webp")
+        whole = self._decode("test.webp")
+        return replace(whole, images=resize_images(whole.images, self.image_size))
+
+    def test_counts(self) -> list[int]:
+        """Return the number of test images of each class."""
+        return [100] * len(CLASS_NAMES)
 
     def train_sha256(self) -> str:
         """Identify the training images by the hash of their sheet and the image size."""
@@ -58,24 +66,26 @@ class Sample:
         with Image.open(io.BytesIO(_read(name)), formats=("WEBP",)) as image:
             images = from_sheet(np.asarray(image))
         labels = np.arange(len(images), dtype=np.int64) % len(CLASS_NAMES)
-        return Split(resize_images(images, self.image_size), labels, self.class_names)
+        return Split(images, labels, self.class_names)
 
     def _fingerprint(self, name: str) -> str:
         return hashlib.sha256(f"sample {self.image_size} {SHA256[name]}".encode()).hexdigest()
 
 
-def open_sample(image_size: int) -> Sample:
+def open_sample(image_size: int, val_fraction: float = 0.1, train_size: int = 0) -> Sample:
     """Open the shipped sample and check its files.
 
     Args:
         image_size: Side length in pixels to which the images are resized.
+        val_fraction: Share of the training images held out for validation.
+        train_size: Number of training images that are used besides (0: all).
 
     Raises:
         InputError: A file of the installed package is missing or was altered.
     """
     for name in SHA256:
         _read(name)
-    return Sample(image_size)
+    return Sample(image_size, val_fraction, train_size)
 
 
 def to_sheet(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from image_folders import blues, failure, make_tree, open_folder, save
+from PIL import Image
 
-from pipeline.data import split_train_val
+from pipeline.config import DataConfig
+from pipeline.data import folder, open_dataset, split_train_val
+from pipeline.data.images import read_image
 from pipeline.errors import InputError
 
 
@@ -31,10 +34,12 @@ def test_train_and_test_folders(tmp_path: Path) -> None:
 def test_other_folders_beside_train_and_test_are_ignored_aloud(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for part in ("train", "test", "val"):
+    for part in ("train", "test"):
         make_tree(tmp_path / part, {"a": 2, "b": 2})
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "notes.txt").write_text("no image")
     assert len(open_folder(tmp_path).train()) == 4
-    assert "using train and test, ignoring val" in capsys.readouterr().err
+    assert "using train and test, ignoring labels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("inside", ["", "train"])
@@ -178,9 +183,163 @@ def test_empty_class_folder(tmp_path: Path) -> None:
 
 
 def test_one_level_too_deep(tmp_path: Path) -> None:
-    for part in ("train", "val"):
+    for part in ("summer", "winter"):
         make_tree(tmp_path / part, {"a": 3, "b": 3})
-    assert "PATH/test/CLASS/IMAGE" in failure(tmp_path, "class folder .*train is empty").hint
+    message = "class folder .*summer has no image of its own but folders with images: a, b"
+    assert "PATH/test/CLASS/IMAGE" in failure(tmp_path, message).hint
+
+
+@pytest.mark.parametrize(
+    "names", [("train", "val", "test"), ("Training", "VALID", "Testing"), ("train", "validation", "test")]
+)
+def test_parts_by_other_names(tmp_path: Path, names: tuple[str, str, str]) -> None:
+    for part, count in zip(names, (4, 2, 3), strict=True):
+        make_tree(tmp_path / part, {"a": count, "b": count})
+    dataset = open_folder(tmp_path)
+    assert dataset.class_names == ("a", "b")
+    assert dataset.test().labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert dataset.test_counts() == [3, 3]
+    whole = dataset.train()
+    train, val = split_train_val(whole, 0.1)
+    assert (len(whole), train.labels.tolist(), val.labels.tolist()) == (12, [0] * 4 + [1] * 4, [0, 0, 1, 1])
+    assert val.places.tolist() == [8, 9, 10, 11]
+    assert np.array_equal(val.images, whole.images[8:])
+
+
+def test_a_validation_folder_is_never_the_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_tree(tmp_path / "train", {"a": 10, "b": 10})
+    before = open_folder(tmp_path).train_sha256()
+    make_tree(tmp_path / "val", {"a": 3, "b": 3})
+    dataset = open_folder(tmp_path)
+    train, val = split_train_val(dataset.train(), 0.5)
+    assert (len(train), len(val), len(dataset.test())) == (16, 6, 4)
+    assert (val.labels == [0, 0, 0, 1, 1, 1]).all()
+    assert dataset.train_sha256() != before
+    message = "has no test folder: 4 of 20 images of train are held out as test images (--test-fraction), val is used"
+    assert message in capsys.readouterr().err
+    make_tree(tmp_path / "val", {"c": 1})
+    failure(tmp_path, "val has the class c, which .*train has not")
+    shutil.rmtree(tmp_path / "val" / "c")
+    shutil.rmtree(tmp_path / "val" / "b")
+    open_folder(tmp_path)
+    assert "val has no images of b" in capsys.readouterr().err
+
+
+def test_a_part_never_becomes_a_class(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        make_tree(tmp_path / part, {"a": 3, "b": 3})
+    save(tmp_path / "stray.png")
+    failure(tmp_path, r"has images in stray\.png next to train, test: it is not clear")
+    (tmp_path / "stray.png").unlink()
+    save(tmp_path / "bus" / "0.png")
+    failure(tmp_path, "has images in bus next to train, test")
+    shutil.rmtree(tmp_path / "bus")
+    make_tree(tmp_path / "Training", {"a": 3, "b": 3})
+    failure(tmp_path, "has two folders of train images: Training and train")
+    for part in ("train", "Training"):
+        shutil.rmtree(tmp_path / part)
+    save(tmp_path / "train" / "0.png")
+    failure(tmp_path, "train has no class folders, but 1 image")
+    shutil.rmtree(tmp_path / "train")
+    shutil.rmtree(tmp_path / "test")
+    make_tree(tmp_path / "val", {"a": 3, "b": 3})
+    failure(tmp_path, "has val but no train folder")
+
+
+def test_unlabelled_parts_are_no_classes(tmp_path: Path) -> None:
+    make_tree(tmp_path, {"train": 3, "test": 3})
+    failure(tmp_path, "train has no class folders, but 3 images")
+
+
+def test_names_that_look_the_same_are_one_class(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    make_tree(tmp_path / "train", {composed: 3, "tea": 3})
+    make_tree(tmp_path / "test", {decomposed: 2, "tea": 1})
+    dataset = open_folder(tmp_path)
+    assert dataset.class_names == (composed, "tea")
+    assert dataset.test_counts() == [2, 1]
+
+
+@pytest.mark.parametrize("name", ["\u0646\u200c\u0645", "\u0915\u094d\u200d\u0937", "\u5168\u3000\u89d2", "a\u00a0b"])
+def test_joiners_and_spaces_of_other_scripts_are_legitimate(tmp_path: Path, name: str) -> None:
+    assert name in open_folder(make_tree(tmp_path, {"good": 3, name: 3})).class_names
+
+
+def test_what_is_left_out_is_counted_by_class_and_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_tree(tmp_path, {"ant": 3, "bee": 3, "bee/inner": 2})
+    for name in (
+        "ant/0.HEIC",
+        "ant/1.heic",
+        "ant/notes.txt",
+        "ant/.DS_Store",
+        "ant/Thumbs.db",
+        "bee/raw",
+        "ant/x.json",
+    ):
+        (tmp_path / name).write_bytes(b"not read")
+    save(tmp_path / "loose.png")
+    (tmp_path / "__MACOSX").mkdir()
+    for _ in range(2):
+        dataset = open_folder(tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"warning: {tmp_path}: 6 files are not used: 1 outside any class folder; ant: 2 .heic; "
+        "bee: 1 without an extension, 2 in a folder inside the class folder (convert HEIC to JPEG)"
+    )
+    assert dataset.left_out["ant", ".heic"] == 2  # type: ignore[attr-defined]
+
+
+def test_all_unreadable_images_are_named_at_once(tmp_path: Path) -> None:
+    make_tree(tmp_path, {"a": 20, "b": 20})
+    for index in range(12):
+        (tmp_path / "a" / f"{index:03}.png").write_bytes(b"no image")
+    path = tmp_path / "b" / "000.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:2000])  # its header is good
+    message = str(failure(tmp_path, r"\(13 images in all\)"))
+    assert message.count("not an image in a known format") == 10
+    for index in range(12):
+        save(tmp_path / "a" / f"{index:03}.png")
+    dataset = open_folder(tmp_path)
+    with pytest.raises(InputError, match=r"000\.jpg: .*truncated"):
+        dataset.train(), dataset.test()
+
+
+def test_copies_are_found_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_tree(tmp_path / "train", {"a": 3, "b": 3})
+    make_tree(tmp_path / "val", {"a": 3, "b": 3})
+    make_tree(tmp_path / "test", {"a": 1, "b": 1})
+    for part, shift in (("val", 50), ("test", 100)):
+        for number, path in enumerate(sorted((tmp_path / part).rglob("*.png"))):
+            save(path, (1, 2, shift + number))
+    nothing = {"test_copies": 0, "test_copies_example": None, "in_two_classes": 0, "in_two_classes_example": None}
+    assert open_folder(tmp_path).duplicates() == nothing  # type: ignore[attr-defined]
+    shutil.copy(tmp_path / "train" / "a" / "001.png", tmp_path / "test" / "a" / "copy.png")
+    shutil.copy(tmp_path / "val" / "b" / "002.png", tmp_path / "test" / "b" / "copy.png")
+    shutil.copy(tmp_path / "train" / "a" / "000.png", tmp_path / "train" / "b" / "copy.png")
+    dataset = open_folder(tmp_path)
+    assert dataset.duplicates() == {  # type: ignore[attr-defined]
+        "test_copies": 2, "test_copies_example": ["test/a/copy.png", "train/a/001.png"],
+        "in_two_classes": 2, "in_two_classes_example": ["train/a/000.png", "train/b/copy.png"],
+    }  # fmt: skip
+    dataset.warn_duplicates()  # type: ignore[attr-defined]
+    first, second = capsys.readouterr().err.splitlines()
+    assert "2 of 4 test images are copies of training or validation images, such as test/a/copy.png" in first
+    assert "2 images have copies in another class, such as train/a/000.png and train/b/copy.png" in second
+
+
+def test_only_what_is_used_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tree(tmp_path, {"a": 20, "b": 20})
+    config = DataConfig(source=f"folder:{tmp_path}", image_size=16, train_size=6)
+    whole = split_train_val(open_folder(tmp_path).train(), config.val_fraction, config.train_size)
+    read = []
+    monkeypatch.setattr(folder, "read_image", lambda path, size: read.append(path) or read_image(path, size))
+    parts = split_train_val(open_dataset(config).train(), config.val_fraction, config.train_size)
+    assert len(read) == 6 + 4  # 32 images are left without the test images
+    for part, expected in zip(parts, whole, strict=True):
+        assert np.array_equal(part.images, expected.images)
+        assert np.array_equal(part.labels, expected.labels)
+        assert np.array_equal(part.places, expected.places)
 
 
 def test_empty_class_folder_in_the_test_part(tmp_path: Path) -> None:
