@@ -35,6 +35,8 @@ def run_stages(names: tuple[str, ...], config: Config, run_dir: Path, *, force: 
     """
     for name in names:
         STAGES[name].data(config)  # bad data must not replace the configuration of a good run
+    if "benchmark" in names:
+        _warn_duplicates(config.data)
     emulated = parse_emulated(config.benchmark.emulate, "--emulate")
     if "benchmark" in names and emulated:
         from export.emulate import check_emulators
@@ -67,6 +69,16 @@ def run_stages(names: tuple[str, ...], config: Config, run_dir: Path, *, force: 
         # The model that the old bundle holds is not the one that was just refused.
         shutil.rmtree(run_dir / "bundle", ignore_errors=True)
         raise
+
+
+def _warn_duplicates(data: DataConfig) -> None:
+    """Warn of test images that were trained on and of images in two classes; the hashes of all files are known."""
+    from pipeline.data import open_dataset
+    from pipeline.data.folder import Folder
+
+    dataset = open_dataset(data)
+    if isinstance(dataset, Folder):
+        dataset.warn_duplicates()
 
 
 def _check_gpu(names: tuple[str, ...], config: Config, run_dir: Path, *, force: bool) -> None:

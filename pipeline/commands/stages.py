@@ -29,6 +29,12 @@ _BUNDLE: Options = {
         False,
     ),
 }
+_JSON: Options = {
+    "as_json": (
+        Annotated[bool, typer.Option("--json", help="Print one JSON line, also on a terminal.", metavar="")],
+        False,
+    )
+}
 # Without training and its --threads beside it, `kdedge benchmark` needs no prefix.
 _BENCHMARK_SHORT = {f"benchmark__{name}": f"--{name}" for name in ("threads", "batches", "seconds")}
 
@@ -49,23 +55,16 @@ def run_all(config: Config, out: Path, force: bool) -> None:
 
 
 @app.command(help="Fetch and check the data set; print what it holds.")
-@configured(("data",), without=("out", "force"))
-def data(config: Config) -> None:
-    """Print the data set as one JSON line."""
-    from pipeline.data import open_dataset, split_train_val
+@configured(("data",), STAGE | _JSON, without=("out", "force"))
+def data(config: Config, as_json: bool) -> None:
+    """Print the data set as a table, or as one JSON line where nobody looks at it."""
+    from pipeline.data.summary import print_summary, summarise
 
-    dataset = open_dataset(config.data)
-    train, val = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
-    facts = {
-        "data": dataset.name,
-        "classes": list(dataset.class_names),
-        "image_size": dataset.image_size,
-        "train": len(train.labels),
-        "val": len(val.labels),
-        "train_sha256": dataset.train_sha256(),
-        "test_sha256": dataset.test_sha256(),
-    }
-    print(json.dumps(facts))
+    facts = summarise(config.data)
+    if as_json or not sys.stdout.isatty():
+        print(json.dumps(facts))
+    else:
+        print_summary(facts)
 
 
 @app.command(help="Fine-tune the teacher.")

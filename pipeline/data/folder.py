@@ -36,6 +36,7 @@ from pipeline.data.images import (
     check_image,
     check_pixels,
     for_each,
+    image_dimensions,
     read_image,
     unreadable,
 )
@@ -151,6 +152,20 @@ class Folder:
         _for_all(self.test_items, lambda index: check_pixels(self.test_items[index].path), "checking test images")
         return self._hash(self.test_items)
 
+    def source_sizes(self) -> dict[str, list[int]]:
+        """Return width and height in pixels of the smallest, the median and the largest image as it is stored."""
+        items = (*self.train_items, *self.val_items, *self.test_items)
+        sizes = [(0, 0)] * len(items)
+
+        def look(index: int) -> None:
+            sizes[index] = image_dimensions(items[index].path)
+
+        _for_all(items, look, "reading sizes")
+        sizes.sort(key=lambda size: size[0] * size[1])
+        return {
+            name: list(sizes[place]) for name, place in (("smallest", 0), ("median", len(sizes) // 2), ("largest", -1))
+        }
+
     def duplicates(self) -> dict[str, Any]:
         """Return how many images are not independent, by the bytes of their files.
 
@@ -189,7 +204,7 @@ class Folder:
             first, second = found["test_copies_example"]
             warn_once(
                 f"{self.root}: {found['test_copies']} of {len(self.test_items)} test images are copies of training or "
-                f"validation images, such as {first} of {second}: the accuracy is too high"
+                f"validation images, such as {first}, a copy of {second}: the measured accuracy is too high"
             )
         if found["in_two_classes"]:
             first, second = found["in_two_classes_example"]
@@ -399,7 +414,8 @@ def _warn_left_out(root: Path, left_out: dict[tuple[str, str], int]) -> None:
     more = f"; and {len(classes) - 8} more classes" if len(classes) > 8 else ""
     kinds = {kind for _, kind in left_out}
     hint = " (convert HEIC to JPEG)" if kinds & {".heic", ".heif"} else ""
-    warn_once(f"{root}: {sum(left_out.values())} files are not used: {'; '.join(parts)}{more}{hint}")
+    total = sum(left_out.values())
+    warn_once(f"{root}: {total} file{'s are' if total > 1 else ' is'} not used: {'; '.join(parts)}{more}{hint}")
 
 
 @cache

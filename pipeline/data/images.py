@@ -33,6 +33,7 @@ __all__ = [
     "check_pixels",
     "fill_images",
     "for_each",
+    "image_dimensions",
     "preprocessing",
     "read_image",
     "resize_images",
@@ -133,6 +134,16 @@ def check_image(path: Path) -> None:
     """
     with _opened(path) as image:
         image.verify()
+
+
+def image_dimensions(path: Path) -> tuple[int, int]:
+    """Return width and height in pixels as the header of an image file states them (JPEG over the limit: fewer).
+
+    Raises:
+        UnreadableImageError: As `check_image`.
+    """
+    with _opened(path) as image:
+        return image.size
 
 
 def check_pixels(path: Path) -> None:
