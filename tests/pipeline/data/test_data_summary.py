@@ -15,7 +15,7 @@ from pipeline.data.summary import print_summary, summarise
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    make_tree(tmp_path, {"[ant]": 10, "bee": 20})
+    tmp_path = make_tree(tmp_path / "images", {"[ant]": 10, "bee": 20})
     (tmp_path / "bee" / "0.heic").write_bytes(b"")
     shutil.copy(tmp_path / "bee" / "000.png", tmp_path / "[ant]" / "copy.png")
     return tmp_path
