@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full check clean
+.PHONY: help demo test test-full check docs docs-generate clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /\t/'
@@ -16,16 +16,28 @@ test: .venv/installed  ## run the tests that need nothing but pip
 test-full: .venv/installed  ## run every test; needs chromium, npm and qemu-user
 	$(BIN)/pytest
 
-check: .venv/installed  ## lint, check the format and the types
+check: .venv/installed  ## lint, check the format, the types and the spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
+
+docs: .venv/docs  ## build the documentation into build/site
+	$(BIN)/python docs/build.py
+	$(BIN)/zensical build
+
+docs-generate: .venv/installed  ## write the generated parts of README.md and docs/
+	$(BIN)/python docs/generate.py
 
 clean:  ## remove what the commands above made
-	rm -rf .venv artifacts/demo dist
+	rm -rf .venv artifacts/demo build dist
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@

@@ -51,7 +51,9 @@ class DataConfig:
     """Which images, and how the training images are split."""
 
     source: str = option("cifar10", "Data set: cifar10, sample, or folder:PATH.", flag="--data")
-    dir: str = option("", "Folder with CIFAR-10 in an official format (empty: cache or download).", flag="--data-dir")
+    dir: str = option(
+        "", "Folder with CIFAR-10 in an official format. Without it: cache or download.", flag="--data-dir"
+    )
     image_size: int = option(32, "Side length of the images in pixels.", flag="--image-size", least=16, most=512)
     val_fraction: float = option(
         0.1, "Share of the training images held out for validation.", flag="--val-fraction", least=0.01, most=0.5
@@ -60,7 +62,7 @@ class DataConfig:
         0.2, "Share of test images for a folder without train/ and test/.", flag="--test-fraction", least=0.05, most=0.5
     )
     train_size: int = option(
-        0, "Train on a stratified subset of so many images (0: all).", flag="--train-size", least=0
+        0, "Number of training images, stratified by class (0: all).", flag="--train-size", least=0
     )
 
 
@@ -155,7 +157,7 @@ class DistillConfig:
         64.0, "Learning rate of batch-norm biases, in multiples of --lr.", flag="--norm-bias-lr", least=0.01, most=1000
     )
     refresh_norms: bool = option(
-        True, "Measure the statistics of the batch norms anew after each epoch, on training images.",
+        True, "Recompute batch-norm statistics after each epoch, on training images.",
         flag="--refresh-norms",
     )  # fmt: skip
     temperature: float = option(4.0, "Softmax temperature T of the KD term.", flag="--temperature", least=0.1, most=100)
@@ -174,7 +176,7 @@ class DistillConfig:
     )
     drop_hints: bool = option(
         True,
-        "End the hints of an adaptive beta once the student answers more validation images right than its teacher.",
+        "End the hints of an adaptive beta once the student's validation accuracy exceeds the teacher's.",
         flag="--drop-hints",
     )
     hint_loss: str = option(
@@ -209,7 +211,7 @@ class DistillConfig:
 
     @property
     def hint_only_epochs(self) -> int:
-        """Epochs at the start that train the hint term alone."""
+        """Epochs at the start that train only the hint term."""
         if self.hint_epochs >= 0:
             return self.hint_epochs
         return METHODS[self.method].hint_epochs
@@ -246,7 +248,7 @@ class BenchmarkConfig:
     """Accuracy, gate and latency."""
 
     limit_pp: float = option(
-        0.5, "Gate: the INT8 loss that is refused, in percentage points.", flag="--limit-pp", least=0.01, most=100
+        0.5, "Gate: maximum accepted INT8 accuracy loss, in percentage points.", flag="--limit-pp", least=0.01, most=100
     )
     threads: str = option(
         "1",
@@ -269,11 +271,11 @@ class BenchmarkConfig:
     )
     spinning: bool = option(False, "Let threads spin while they wait.", flag="--latency-spinning")
     affinity: str = option(
-        "", "Measure latency and memory on these CPUs alone, such as 0,2-3.", flag="--affinity", parse=parse_cpus
+        "", "Measure latency and memory only on these CPUs, such as 0,2-3.", flag="--affinity", parse=parse_cpus
     )
     memory_limit: int = option(
         0,
-        "Say whether a fresh process loads and runs the model in so many MiB (0: do not try).",
+        "Test whether a fresh process loads and runs the model within this memory, in MiB (0: no test).",
         flag="--memory-limit",
         least=0,
     )
@@ -288,7 +290,7 @@ class BenchmarkConfig:
     )
     beside: str = option(
         "",
-        "Other runs, benchmarks or bundles to show beside this one, accuracy against latency; comma-separated.",
+        "Other runs, benchmarks or bundles to compare with this one, accuracy against latency; comma-separated.",
         flag="--beside",
         parse=parse_paths,
     )

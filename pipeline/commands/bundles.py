@@ -33,7 +33,9 @@ def verify(
     ] = None,
     emulate_images: Annotated[
         int,
-        typer.Option("--emulate-images", min=0, help="So many test images under emulation, beside the golden inputs."),
+        typer.Option(
+            "--emulate-images", min=0, help="Number of test images to emulate in addition to the golden inputs."
+        ),
     ] = 0,
     data: Annotated[str, typer.Option("--data", help="Their data set (default: the one of the bundle).")] = "",
     data_dir: Annotated[str, typer.Option("--data-dir", help="Folder with its files, as for `kdedge data`.")] = "",

@@ -46,7 +46,7 @@ def out_option(default: Path) -> Options:
     return {"out": (Annotated[str, typer.Option("--out", help="Run directory.", metavar="path")], str(default))}
 
 
-# What begins a run states its options; the later stages go on with those of the run.
+# The command that starts a run sets its options; later stages keep them.
 BEGINNING: Options = out_option(DEFAULT_OUT) | {
     "config": (
         Annotated[Path | None, typer.Option("--config", help="TOML file with a table per section.", metavar="path")],
@@ -57,7 +57,7 @@ BEGINNING: Options = out_option(DEFAULT_OUT) | {
             str | None,
             typer.Option(
                 "--preset",
-                help=f"Named settings: {', '.join(PRESETS)}. The later stages go on with those of the run.",
+                help=f"Named settings: {', '.join(PRESETS)}. Later stages keep those of the run.",
                 metavar="str",
             ),
         ],

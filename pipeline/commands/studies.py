@@ -64,7 +64,7 @@ _STUDY: Options = {
                 min=1,
                 max=1024,
                 metavar="int",
-                help="Runs to train at once, each in a process with its share of the threads.",
+                help="Runs to train in parallel, each in a process with its share of the threads.",
             ),
         ],
         1,

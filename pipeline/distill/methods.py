@@ -67,10 +67,10 @@ class Method:
 
 
 METHODS = {
-    "ce": Method("labels alone, the control", kd=False),
+    "ce": Method("labels only, the control", kd=False),
     "kd": Method("labels and the teacher's logits", builds_on="ce"),
     "static": Method(
-        "kd and hints at stage ends, hints alone first, constant beta",
+        "kd and hints at stage ends, hint-only epochs first, constant beta",
         blocks=stage_ends,
         hint_epochs=5,
         builds_on="kd",

@@ -1,0 +1,41 @@
+"""Write the generated parts of the README and of the pages in ``docs/``.
+
+A part begins with ``<!-- generated: NAME -->`` and ends with ``<!-- end -->``. NAME is a table of `docs/results.py` or
+``cli``, the reference of every command. A test compares the files with what this script writes.
+
+    python docs/generate.py        # or: make docs-generate
+"""
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+from cli_reference import cli_reference  # noqa: E402
+from results import TABLES  # noqa: E402
+
+__all__ = ["PAGES", "fill"]
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PARTS = {**TABLES, "cli": cli_reference}
+_PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def fill(text: str) -> str:
+    """Return a page with its generated parts replaced by what they are today."""
+    return _PART.sub(lambda part: f"{part[1]}\n{PARTS[part[2]]()}\n\n{part[3]}", text)
+
+
+def main() -> None:
+    """Write the pages whose generated parts changed."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if (filled := fill(text)) != text:
+            page.write_text(filled, encoding="utf-8")
+            print(f"updated {page.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
