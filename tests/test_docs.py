@@ -95,9 +95,8 @@ def test_another_command_names_what_exists(command):
         path = arguments[0].replace("bundle/", "artifacts/reference/bundle/")
         assert (ROOT / path).exists()
     elif program == "pip":
-        assert {
-            extra for word in arguments for extra in re.findall(r"\w+", "".join(re.findall(r"\[(.*)\]", word)))
-        } <= (extras.keys())
+        for listed in re.findall(r"\[([\w,]+)\]", " ".join(arguments)):
+            assert set(listed.split(",")) <= extras.keys()
     else:
         assert program in ("python3", "python", "scp", "npm", "pytest", "zensical"), program
 
