@@ -20,7 +20,8 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no others: decoding EPS would run Ghostscript
-MAX_PIXELS = 100_000_000  # 400 MB; a larger JPEG is decoded at a fraction of its size, anything else is refused
+# 400 MB, with transparency 1.2 GB; a larger JPEG is decoded at a fraction of its size, anything else is refused.
+MAX_PIXELS = 100_000_000
 
 
 def load(path: Path, size: int) -> Any:
@@ -73,7 +74,8 @@ def decode(path: Path, size: int) -> Any:
             upright = Image.fromarray((values >> (8 if values.max() > 0xFF else 0)).astype(np.uint8))
         palette = upright.mode == "P" and upright.palette.mode
         if upright.mode[-1] in "aA" or (palette or "").endswith("A") or "transparency" in upright.info:
-            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
+            upright = upright if upright.mode == "RGBA" else upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
         upright = upright if upright.mode == "RGB" else upright.convert("RGB")
         return np.asarray(upright.resize((size, size), Image.Resampling.BILINEAR))
 

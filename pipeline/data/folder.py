@@ -62,6 +62,9 @@ _HARMLESS = {
 # Folders that systems make.
 _JUNK = frozenset({"__MACOSX", "@eaDir", "__pycache__", "lost+found"})
 _NESTED, _LOOSE = "in a folder inside the class folder", "outside any class folder"
+# The training images that were decoded last are kept for the next stage of the process if they are not too many.
+_MOST_KEPT_BYTES = 1 << 30
+_decoded: dict[tuple[str, float, int], Split] = {}
 # Joiners and spaces that scripts need and Python does not count as printable.
 _JOINERS = "\u200c\u200d"
 
@@ -120,13 +123,20 @@ class Folder:
         Raises:
             InputError: There are none, some cannot be read, or they do not fit into memory.
         """
-        self._require_train()
+        key = (self.train_sha256(), self.val_fraction, self.train_size)
+        if key in _decoded:
+            return _decoded[key]
         items = self.train_items + self.val_items
         validation = np.arange(len(items)) >= len(self.train_items) if self.val_items else None
         undecoded = Split(np.empty((len(items), 0, 0, 3), np.uint8), _labels(items), self.class_names, None, validation)
         used = keep_used(undecoded, self.val_fraction, self.train_size)
         images = self._decode([items[place] for place in used.places], "reading training images", copies=2)
-        return replace(used, images=images)
+        split = replace(used, images=images)
+        _decoded.clear()
+        if images.nbytes <= _MOST_KEPT_BYTES:
+            images.flags.writeable = False
+            _decoded[key] = split
+        return split
 
     def test(self) -> Split:
         """Decode the test images; no file of the training part is opened."""

@@ -51,8 +51,8 @@ EXTENSIONS = frozenset(
 # Named so that a renamed file never reaches decoders which run other programs (EPS calls Ghostscript).
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", *(["AVIF"] if _AVIF else []))
 
-# How many pixels are decoded: 400 MB of RGB as Pillow holds it. A larger JPEG is decoded at a half, a quarter or an
-# eighth of its side; any other larger image is refused.
+# How many pixels are decoded: 400 MB as Pillow holds them, three times that where transparency is composited. A larger
+# JPEG is decoded at a half, a quarter or an eighth of its side; any other larger image is refused.
 _MAX_PIXELS = 100_000_000
 # From here on images are decoded one at a time, whatever the number of threads.
 _LARGE_PIXELS = 16_000_000
@@ -275,9 +275,8 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
         # such, whatever holds them: their high byte is black.
         image = Image.fromarray((values >> (8 if high > 0xFF else 0)).astype(np.uint8))
     if image.has_transparency_data:
-        canvas = Image.new("RGBA", image.size, "white")
-        canvas.alpha_composite(image.convert("RGBA"))
-        image = canvas
+        overlay = image if image.mode == "RGBA" else image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), overlay)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

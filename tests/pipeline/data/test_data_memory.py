@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from image_folders import make_tree, open_folder
+from image_folders import make_tree, open_folder, save
 
 from pipeline.config import DataConfig
 from pipeline.data import folder, memory, open_dataset
@@ -15,15 +15,16 @@ from pipeline.errors import InputError
 def test_too_many_images_are_refused_with_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = open_folder(make_tree(tmp_path, {"a": 20, "b": 20}))
     needed = 2 * 32 * 16 * 16 * 3
-    monkeypatch.setattr(memory, "available_bytes", lambda: needed)
-    assert len(dataset.train()) == 32
     monkeypatch.setattr(memory, "available_bytes", lambda: needed - 1)
     assert len(dataset.test()) == 8
-    monkeypatch.setattr(folder, "read_image", lambda *_: pytest.fail("decoded an image"))
-    with pytest.raises(InputError, match=r"32 images of 16 x 16 pixels need 0\.0 GB of memory, .*available") as caught:
-        dataset.train()
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "read_image", lambda *_: pytest.fail("decoded an image"))
+        with pytest.raises(InputError, match=r"32 images of 16 x 16 pixels need 0\.0 GB of memory, .*avail") as caught:
+            dataset.train()
     assert "--image-size" in caught.value.hint
     assert "--train-size" in caught.value.hint
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed)
+    assert len(dataset.train()) == 32
 
 
 def test_train_size_of_a_known_set_needs_memory_for_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,3 +63,20 @@ def test_an_address_space_limit_counts() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert int(done.stdout) < 4 << 30
+
+
+def test_training_images_are_decoded_once_per_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tree(tmp_path, {"a": 20, "b": 20})
+    first = open_folder(tmp_path).train()
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "read_image", lambda *_: pytest.fail("decoded an image again"))
+        assert open_folder(tmp_path).train() is first
+    save(tmp_path / "a" / "000.png", (0, 0, 0))
+    save(tmp_path / "a" / "001.png", (0, 0, 0))
+    save(tmp_path / "a" / "002.png", (0, 0, 0))
+    changed = open_folder(tmp_path).train()
+    assert changed is not first
+    assert (changed.images == 0).all(axis=(1, 2, 3)).any()
+    assert len(open_folder(tmp_path, size=17).train()) == 32
+    monkeypatch.setattr(folder, "_MOST_KEPT_BYTES", 0)
+    assert open_folder(tmp_path).train() is not open_folder(tmp_path).train()
