@@ -374,16 +374,19 @@ def _list_classes(root: Path) -> tuple[list[str], list[_Item], dict[tuple[str, s
                 f"{', '.join(inner[:5])}{more}",
                 "move the class folders up, or all images of a class into one folder; " + _LAYOUT,
             )
+        others = Counter(
+            path.suffix.lower() or "without an extension"
+            for path in _visible(folder)
+            if path.is_file() and path.suffix.lower() not in EXTENSIONS | _HARMLESS
+        )
         if not files:
+            unused = ", but " + ", ".join(f"{count} {kind}" for kind, count in others.items()) if others else ""
             raise InputError(
-                f"the class folder {folder} is empty: it has no image ({', '.join(sorted(EXTENSIONS))})",
+                f"the class folder {folder} is empty: it has no image ({', '.join(sorted(EXTENSIONS))}){unused}",
                 "add images or remove that folder; " + _LAYOUT,
             )
         items += [_Item(path, names.index(name)) for path in files]
-        for path in _visible(folder):
-            suffix = path.suffix.lower()
-            if path.is_file() and suffix not in EXTENSIONS | _HARMLESS:
-                left_out[name, suffix or "without an extension"] += 1
+        left_out.update({(name, kind): count for kind, count in others.items()})
         if nested := sum(1 for path in _folders(folder) for _ in _images_below(path)):
             left_out[name, _NESTED] += nested
     return names, items, dict(left_out)

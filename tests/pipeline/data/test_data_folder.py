@@ -179,7 +179,9 @@ def test_empty_class_folder(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     failure(tmp_path, "class folder .*c is empty")
     (tmp_path / "c" / "notes.txt").write_text("still no image")
-    failure(tmp_path, "class folder .*c is empty")
+    failure(tmp_path, r"class folder .*c is empty: it has no image \([^)]*\)$")
+    (tmp_path / "c" / "0.heic").write_text("not read")
+    failure(tmp_path, "class folder .*c is empty: .*, but 1 .heic")
 
 
 def test_one_level_too_deep(tmp_path: Path) -> None:
