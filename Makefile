@@ -23,10 +23,10 @@ check: .venv/installed  ## lint, check the format, the types and the spelling
 	$(BIN)/codespell
 
 docs: .venv/docs  ## build the documentation into build/site
-	$(BIN)/python docs/build.py
+	$(BIN)/python docs/collect.py
 	$(BIN)/zensical build
 
-docs-generate: .venv/installed  ## write the generated parts of README.md and docs/
+docs-generate: .venv/installed  ## write the generated parts of README.md, docs/ and the reference report
 	$(BIN)/python docs/generate.py
 
 clean:  ## remove what the commands above made

@@ -1,4 +1,4 @@
-"""Write the generated parts of the README and of the pages in ``docs/``.
+"""Write the generated parts of the README and of the pages in ``docs/``, and the pages of the reference report.
 
 A part begins with ``<!-- generated: NAME -->`` and ends with ``<!-- end -->``. NAME is a table of `docs/results.py` or
 ``cli``, the reference of every command. A test compares the files with what this script writes.
@@ -7,16 +7,17 @@ A part begins with ``<!-- generated: NAME -->`` and ends with ``<!-- end -->``. 
 """
 
 import re
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+from cli_reference import cli_reference
+from results import REFERENCE, TABLES
 
-from cli_reference import cli_reference  # noqa: E402
-from results import TABLES  # noqa: E402
+from benchmarks.report import write_report
+from benchmarks.report_file import load_report
 
 __all__ = ["PAGES", "fill"]
+
+ROOT = Path(__file__).resolve().parents[1]
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PARTS = {**TABLES, "cli": cli_reference}
@@ -29,12 +30,13 @@ def fill(text: str) -> str:
 
 
 def main() -> None:
-    """Write the pages whose generated parts changed."""
+    """Write the pages whose generated parts changed, and the reference report as this version renders it."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         if (filled := fill(text)) != text:
             page.write_text(filled, encoding="utf-8")
             print(f"updated {page.relative_to(ROOT)}")
+    write_report(load_report(REFERENCE / "benchmark" / "report.json"), REFERENCE / "benchmark")
 
 
 if __name__ == "__main__":

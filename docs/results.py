@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.study.statistics import paired_difference
 
-__all__ = ["TABLES"]
+__all__ = ["REFERENCE", "TABLES"]
 
 REFERENCE = Path(__file__).resolve().parents[1] / "artifacts" / "reference"
 COMPARE = REFERENCE / "compare"

@@ -3,12 +3,12 @@
 import json
 import re
 import shlex
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 import typer
+from generate import PAGES, fill
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -17,10 +17,6 @@ from pipeline.configure import build_config
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "artifacts" / "reference" / "bundle"
-sys.path.append(str(ROOT / "docs"))
-
-from generate import PAGES, fill  # noqa: E402
-
 README = ROOT / "README.md"
 CHEAP = ("data --data sample", "doctor", "predict", "verify")
 

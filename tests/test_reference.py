@@ -35,7 +35,7 @@ def test_the_reference_report_is_as_this_version_writes_it():
     report = load_report(REFERENCE / "benchmark" / "report.json")
     assert json.loads((BUNDLE / "report.json").read_text()) == report
     committed = (REFERENCE / "benchmark" / "report.md").read_text()
-    assert _without_figures(committed) == _without_figures(render_markdown(report, []))
+    assert _without_figures(committed) == _without_figures(render_markdown(report, [])), "run: make docs-generate"
 
 
 def _without_figures(markdown: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 A link such as ``../CHANGELOG.md`` works on a code host. In the site it becomes ``repository/CHANGELOG.md``.
 
-    python docs/build.py && zensical build        # or: make docs
+    python docs/collect.py && zensical build        # or: make docs
 """
 
 import re
