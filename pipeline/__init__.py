@@ -1,3 +1,3 @@
-"""kdedge: from a data set to a small INT8 model that is proven before it ships, in one command."""
+"""kdedge: from labelled images to a small INT8 image classifier, verified before it ships, with one command."""
 
 __version__ = "0.1.0"

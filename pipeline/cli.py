@@ -17,7 +17,7 @@ __all__ = ["app"]
 
 app = typer.Typer(
     cls=Commands,
-    help="From a data set to a small INT8 model that is proven before it ships, in one command.",
+    help="From labelled images to a small INT8 image classifier, verified before it ships, with one command.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -20,7 +20,7 @@ BANNED = {
     r"(?<![-`])\bbesides?\b": "next to, compared with",
     r"\balone\b": "only",
     r"\b(lies|lie|stands|stand) (in|on|under)\b": "is in",
-    r"(?<![Tt]here )\bis no (?!longer\b|better\b|worse\b)": "is not a",
+    r"(?<![Tt]here )\bis no (?!(longer|better|worse|slower|faster|larger|smaller|less|more)\b)": "is not a",
     r"\bat once\b": "in parallel, immediately",
     r"\bhitherto\b|\bthereof\b|\bthereby\b|\bwhereof\b": "(leave out)",
     r"\b(proven|proved) before it ships": "verified before it ships",
