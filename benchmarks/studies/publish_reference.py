@@ -32,6 +32,7 @@ def main() -> None:
         target = TARGET / stage
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(run_dir / stage, target, ignore=None if stage == "bundle" else LEFT_OUT)
+    shutil.rmtree(TARGET / "quantize" / "figures")  # the report has them
     config = load_json(run_dir / "config.json", ("data",))
     config["data"]["dir"] = ""  # where the files lay on the machine that trained
     write_json(TARGET / "config.json", config)
