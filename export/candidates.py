@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.interval import tango_interval
 from export.calibrate import CALIBRATORS
 
-__all__ = ["RULE", "Candidate", "Score", "calibrators", "choose", "formats", "score", "sizes"]
+__all__ = ["RULE", "Candidate", "Score", "calibrators", "choose", "formats", "keeps_more", "score", "sizes"]
 
 SIMPLER_COSTS_DB = 1.0
 RULE = (
     "Number formats are tried first, then calibrators for the best format, then calibration sizes for the best of "
     "those. Out: what the target does not admit, what onnxruntime leaves in float, and, where the target is one kind "
     "of CPU and this host is of it, formats whose fastest candidate takes over 1.15 times as long as the fastest of "
-    "all. Of those left whose validation top-1 is within noise of the best (paired difference in right answers at "
-    "most 1.96 * sqrt(number of images that only one of the two gets right)), the first tried whose logit SQNR is "
-    f"within {SIMPLER_COSTS_DB:g} dB of the highest among them."
+    "all. Counted are the validation images that FP32 gets right and the candidate, too: an answer that INT8 gains is "
+    "chance. Of those left that are not shown to keep fewer than the one that keeps most (95 % interval of the paired "
+    f"difference), the first tried whose logit SQNR is within {SIMPLER_COSTS_DB:g} dB of the highest among them."
 )
 
 
@@ -94,6 +95,7 @@ class Score:
         sqnr_db: Signal to quantization noise of the logits: 10 log10(sum fp32^2 / sum (fp32 - int8)^2).
         max_abs_error: Largest difference of a logit.
         right: Which images it gets right, ``[N] bool``.
+        kept: Which images both it and the FP32 model get right, ``[N] bool``.
     """
 
     top1_pct: float
@@ -104,6 +106,7 @@ class Score:
     sqnr_db: float
     max_abs_error: float
     right: npt.NDArray[np.bool_]
+    kept: npt.NDArray[np.bool_]
 
     def as_json(self) -> dict[str, Any]:
         """Return the numbers, rounded, without the per-image answers."""
@@ -133,24 +136,27 @@ def score(fp32: npt.NDArray[np.float32], int8: npt.NDArray[np.float32], labels: 
         sqnr_db=min(200.0, 10 * math.log10(signal / noise)) if noise > 0 and signal > 0 else 200.0,
         max_abs_error=float(np.abs(error).max()),
         right=int8_right,
+        kept=fp32_right & int8_right,
     )
 
 
-def choose(scores: Sequence[Score]) -> int:
-    """Return the index of the candidate to take, by the last sentence of `RULE`.
+def keeps_more(one: Score, other: Score) -> bool:
+    """Return whether one model is shown to keep more of FP32's right answers than another on the same images."""
+    only_one, only_other = int((one.kept & ~other.kept).sum()), int((other.kept & ~one.kept).sum())
+    return tango_interval(len(one.kept), only_one, only_other)[0] > 0
 
-    Accuracy decides only where it is evidence: a paired difference below 1.96 standard deviations of McNemar's
-    statistic is noise. The SQNR of the logits is a far sharper measure on few images, so it decides the rest, and
-    the order of the candidates decides what is left. The same scores always give the same choice.
+
+def choose(scores: Sequence[Score]) -> int:
+    """Return the index of the candidate to take, by the last two sentences of `RULE`.
+
+    Accuracy decides only where a difference is shown. The SQNR of the logits is a far sharper measure on few images,
+    so it decides the rest, and the order of the candidates decides what is left. The same scores always give the same
+    choice.
 
     Args:
         scores: In the order of the candidates, from the simplest; at least one.
     """
-    best = max(scores, key=lambda item: (item.right.sum(), item.sqnr_db))
-    pool = []
-    for index, item in enumerate(scores):
-        best_only, item_only = int((best.right & ~item.right).sum()), int((item.right & ~best.right).sum())
-        if best_only - item_only <= 1.96 * math.sqrt(best_only + item_only):
-            pool.append(index)
+    best = max(scores, key=lambda item: (item.kept.sum(), item.sqnr_db))
+    pool = [index for index, item in enumerate(scores) if not keeps_more(best, item)]
     highest_db = max(scores[index].sqnr_db for index in pool)
     return next(index for index in pool if scores[index].sqnr_db >= highest_db - SIMPLER_COSTS_DB)

@@ -1,11 +1,15 @@
-"""The ladder: what is done to the choice of the search, from cheap to costly.
+"""The ladder: the repair steps after the search, from cheap to costly.
 
 Batch norm is folded at export. Bias correction is tried on every model and kept where the rule of the search prefers
-it. If the validation images then say that the gate would fail: cross-layer equalisation, adaptive rounding, the most
-sensitive layers back to float (at most half of them), and with ``--qat`` a short fine-tuning. It stops at the first
-rung whose interval on the validation images passes; the test images judge only once, afterwards.
+it. If the gate would not pass on the validation images, further steps follow: cross-layer equalisation, adaptive
+rounding, the most sensitive layers in float (at most half of them), and with ``--qat`` a short fine-tuning. The first
+step that passes is taken, if it follows FP32 as closely as the best model before it: a logit SQNR that is more than
+1 dB lower counts against it unless it is shown to keep more of FP32's right answers. Layers go to float only where a
+fault is shown, because that costs speed. If no step passes, the rule of the search chooses among them. The test images
+judge only once, afterwards.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +17,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.gate import tango_interval
-from export.candidates import choose
+from benchmarks.interval import tango_interval
+from export import rounding
+from export.calibrate import tensor_runner
+from export.candidates import SIMPLER_COSTS_DB, choose, keeps_more
 from export.equalise import equalise
 from export.quantizer import Quantizer
 from export.rounding import correct_biases, round_adaptively
 from export.search import Trial, Validation
 from export.sensitivity import measure_sensitivity
-from pipeline.progress import log
+from pipeline.progress import format_duration, log
 
 __all__ = ["Rung", "climb", "settled"]
+
+# A training step of PyTorch takes about as long as so many runs of onnxruntime over its batch.
+_RUNS_PER_STEP = 8
 
 
 @dataclass(frozen=True)
@@ -56,11 +65,10 @@ class Rung:
 def settled(gate: Mapping[str, Any], images: int) -> bool:
     """Return whether there is nothing to climb for.
 
-    That is so if the interval passes, or if so few images could not pass even without a single difference and do not
-    prove a failure either.
+    That is so if the gate passes, or if so few images could not pass even without a single difference and show no
+    fault either.
     """
-    most_lenient = 100 * tango_interval(images, 0, 0)[1]
-    too_few = most_lenient >= float(gate["limit_pp"])
+    too_few = 100 * tango_interval(images, 0, 0)[1] >= float(gate["limit_pp"])
     return bool(gate["verdict"] == "passed" or (too_few and gate["verdict"] != "failed"))
 
 
@@ -71,7 +79,7 @@ def climb(
     *,
     train_images: npt.NDArray[np.uint8] | None = None,
 ) -> list[Rung]:
-    """Correct the biases, then climb until the validation interval passes.
+    """Correct the biases, then climb until the validation images would pass the gate.
 
     Args:
         quantizer: The quantizer that built ``start``.
@@ -80,9 +88,9 @@ def climb(
         train_images: ``[N, S, S, 3] uint8``, for the fine-tuning; None: that rung is left out.
 
     Returns:
-        The rungs in order, ``search`` first. The last is the one to ship, if need be once more: the first that passes,
-        or if none does, the one with the smallest loss. A rung that is partly in float without having chosen so is
-        never it.
+        The rungs in order, ``search`` first. The last is the one to ship, repeated if it is not the last that was
+        tried: the first that passes and follows FP32 closely, or if none does, the choice of the search's rule. A rung
+        that is partly in float without having chosen so is never it.
     """
     candidate = start.candidate
     images = len(validation.labels)
@@ -97,7 +105,12 @@ def climb(
         return rung
 
     def done(rung: Rung) -> bool:
-        return not rung.trial.refused and settled(rung.gate, images)
+        return not rung.trial.refused and settled(rung.gate, images) and follows(rung)
+
+    def follows(rung: Rung) -> bool:
+        """Return whether a rung follows FP32 as closely as the best before it, or is shown to be more accurate."""
+        new, old = rung.trial.score, best.trial.score
+        return new.sqnr_db >= old.sqnr_db - SIMPLER_COSTS_DB or keeps_more(new, old)
 
     def better(rung: Rung) -> bool:
         """Return whether to go on from a rung: not if it made it worse, or is in float although nobody chose that."""
@@ -108,36 +121,62 @@ def climb(
     if better(rung):
         best = rung
     if done(best):
+        _say_too_few(best.gate, images)
         return rungs if best is rungs[-1] else [*rungs, best]
 
-    log("quantize: the gate would fail on the validation images; climbing the ladder")
+    log("quantize: the gate would not pass on the validation images; trying repairs")
     equalised = plain.equivalent(equalise(plain.core))
     rung = attempt("cross-layer equalisation", correct_biases(equalised, candidate))
     if done(rung):
         return rungs
     if better(rung):
         best, plain = rung, equalised
+    _say_duration("adaptive rounding", quantizer, rounding.STEPS, rounding.BATCH)
     rung = attempt("adaptive rounding", round_adaptively(best.quantizer, candidate))
     if done(rung):
         return rungs
     if better(rung):
         best = rung
-    # Not on rounded weights: they make up for the error of the very layer that goes back to float.
-    rows = measure_sensitivity(plain, candidate, validation)["layers"]
-    by_noise = [row["layer"] for row in sorted(rows, key=lambda row: -row["noise_share"])]
-    for count in range(1, len(by_noise) // 2 + 1):
-        in_float = tuple(by_noise[:count])
-        corrected = correct_biases(plain, candidate, in_float)
-        if done(attempt(f"{count} of {len(by_noise)} layers in float", corrected, in_float)):
-            return rungs
+    if best.gate["loss_lower95_pp"] > 0 or best.gate["verdict"] == "failed":
+        # Not on rounded weights: they make up for the error of the very layer that goes back to float.
+        rows = measure_sensitivity(plain, candidate, validation)["layers"]
+        by_noise = [row["layer"] for row in sorted(rows, key=lambda row: -row["noise_share"])]
+        for count in range(1, len(by_noise) // 2 + 1):
+            in_float = tuple(by_noise[:count])
+            corrected = correct_biases(plain, candidate, in_float)
+            if done(attempt(f"{count} of {len(by_noise)} layers in float", corrected, in_float)):
+                return rungs
+    else:
+        log("quantize: no loss is shown on the validation images; no layer goes to float")
     if train_images is not None:
-        from export.qat import fine_tune
+        from export import qat
 
-        trained = fine_tune(best.quantizer, candidate, train_images)
+        _say_duration("fine-tuning", quantizer, qat.STEPS, qat.BATCH)
+        trained = qat.fine_tune(best.quantizer, candidate, train_images)
         if done(attempt("fine-tuning", trained)):
             return rungs
-    shippable = [rung for rung in rungs if not rung.trial.refused]
-    return [*rungs, min(shippable, key=lambda item: (item.gate["loss_pp"], -item.trial.score.sqnr_db))]
+    shippable = [
+        rung
+        for rung in rungs
+        if not rung.trial.refused and (not rung.trial.float_layers or keeps_more(rung.trial.score, best.trial.score))
+    ]
+    return [*rungs, shippable[choose([rung.trial.score for rung in shippable])]]
+
+
+def _say_too_few(gate: Mapping[str, Any], images: int) -> None:
+    """Log why nothing more is tried although the gate would not pass."""
+    if gate["verdict"] != "passed":
+        log(f"quantize: {images:,} validation images are too few to show whether a repair helps; none is tried")
+
+
+def _say_duration(name: str, quantizer: Quantizer, steps: int, batch: int) -> None:
+    """Log about how long a repair by training takes, from one run over a batch."""
+    images = quantizer.images[np.arange(batch) % len(quantizer.images)]
+    run = tensor_runner(quantizer.original, ["logits"])
+    run(images)
+    start = time.perf_counter()
+    run(images)
+    log(f"quantize: {name}: about {format_duration(_RUNS_PER_STEP * steps * (time.perf_counter() - start))}")
 
 
 def _numbers(rung: Rung) -> str:

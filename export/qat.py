@@ -15,10 +15,10 @@ from export.quantizer import Quantizer
 from export.torch_graph import TorchGraph
 from pipeline.progress import track
 
-__all__ = ["fine_tune"]
+__all__ = ["BATCH", "STEPS", "fine_tune"]
 
-_STEPS = 400
-_BATCH = 64
+STEPS = 400
+BATCH = 64
 _LEARNING_RATE = 2e-4
 
 
@@ -49,12 +49,12 @@ def fine_tune(
     answers = tensor_runner(quantizer.original, ["logits"])
     optimizer = torch.optim.Adam(graph.parameters(), lr=_LEARNING_RATE)
     rng = np.random.default_rng(0)
-    with track("quantize: fine-tuning", _STEPS) as progress:
-        for step in range(_STEPS):
-            batch = images[np.sort(rng.choice(len(images), min(_BATCH, len(images)), replace=False))]
+    with track("quantize: fine-tuning", STEPS) as progress:
+        for step in range(STEPS):
+            batch = images[np.sort(rng.choice(len(images), min(BATCH, len(images)), replace=False))]
             wanted = torch.from_numpy(answers(batch)[0])
             for group in optimizer.param_groups:
-                group["lr"] = _LEARNING_RATE * (1 - step / _STEPS)
+                group["lr"] = _LEARNING_RATE * (1 - step / STEPS)
             loss = functional.mse_loss(graph(torch.from_numpy(batch)), wanted) / wanted.square().mean()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

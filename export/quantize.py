@@ -2,8 +2,8 @@
 
     kdedge quantize --out RUN [--target portable]
 
-Reads RUN/export. Searches over number formats, calibrators and calibration sizes (`export.search`), climbs the ladder
-if the gate would fail (`export.ladder`), and measures each layer's sensitivity. Calibrates on training images, chooses
+Reads RUN/export. Searches over number formats, calibrators and calibration sizes (`export.search`), tries repairs if
+the gate would not pass (`export.ladder`), and measures each layer's sensitivity. Calibrates on training images, chooses
 on validation images. Writes ``student.int8.onnx``, ``candidates.json``, ``sensitivity.json`` and a figure of each.
 """
 
@@ -92,7 +92,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     write_json(out_dir / "candidates.json", record)
     draw_figures({"latency": [], "quantization": {**record, "sensitivity": sensitivity}}, out_dir / "figures")
     if final.gate["verdict"] == "failed":
-        warn(f"the INT8 model loses {final.gate['loss_pp']:.2f} pp on validation images; the gate will refuse it")
+        warn(f"the INT8 model loses {final.gate['loss_pp']:.2f} pp on validation images; the gate would fail there")
     result = final.trial.score
     log(
         f"quantize: {chosen.candidate.name}{'' if final is rungs[0] else f' + {final.name}'}: validation top-1 "

@@ -22,11 +22,11 @@ from pipeline.progress import track
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["correct_biases", "round_adaptively"]
+__all__ = ["BATCH", "STEPS", "correct_biases", "round_adaptively"]
 
 IMAGES = 256
-_STEPS = 400
-_BATCH = 32
+STEPS = 400
+BATCH = 32
 _LEARNING_RATE = 1e-2
 _REGULARISER = 0.01
 _WARM_UP = 0.2
@@ -154,13 +154,13 @@ def _optimise(
     fixed = (weight - weight.round()).abs() < 1e-4
     optimizer = torch.optim.Adam([v], lr=_LEARNING_RATE)
     generator = torch.Generator().manual_seed(0)
-    for index in range(_STEPS):
+    for index in range(STEPS):
         share = torch.clamp(torch.sigmoid(v) * 1.2 - 0.1, 0, 1)
         rounded = torch.where(fixed, weight.round(), floor + share) * step
-        pick = torch.randint(len(x), (min(_BATCH, len(x)),), generator=generator)
+        pick = torch.randint(len(x), (min(BATCH, len(x)),), generator=generator)
         got, wanted = _apply(layer, x[pick], rounded, bias), y[pick]
         loss = (torch.clamp(got, *limits) - torch.clamp(wanted, *limits)).square().sum(layer.channel_axis).mean()
-        progress = index / _STEPS
+        progress = index / STEPS
         if progress >= _WARM_UP:
             sharpness = 20 - 18 * (progress - _WARM_UP) / (1 - _WARM_UP)
             loss = loss + _REGULARISER * (1 - (2 * share - 1).abs().pow(sharpness)).sum()

@@ -93,7 +93,7 @@ class Validation:
 
     def gate(self, result: Score) -> dict[str, Any]:
         """Return what the gate would say on these images (see `benchmarks.gate.judge`)."""
-        return judge(self.fp32.argmax(1) == self.labels, result.right, self.limit_pp)
+        return judge(self.fp32.argmax(1) == self.labels, result.right, self.limit_pp, changed=result.flips)
 
     def try_out(self, quantizer: Quantizer, candidate: Candidate, float_layers: Sequence[str] = ()) -> Trial:
         """Build a candidate, prove it and score it."""

@@ -253,7 +253,7 @@ def test_float_preprocessing_in_front_is_found(quantizer: Quantizer) -> None:
 
 
 def made(right: list[int], sqnr_db: float) -> Score:
-    return Score(0.0, 0.0, 0, 0, 0, sqnr_db, 0.0, np.array(right, bool))
+    return Score(0.0, 0.0, 0, 0, 0, sqnr_db, 0.0, np.array(right, bool), np.array(right, bool))
 
 
 def test_noise_does_not_choose_but_sqnr_does() -> None:
@@ -268,6 +268,19 @@ def test_the_simplest_of_equals_is_chosen() -> None:
 
 def test_a_real_loss_is_refused_whatever_its_sqnr() -> None:
     assert choose([made([0] * 20 + [1] * 80, 40.0), made([1] * 100, 30.0)]) == 1
+
+
+def test_a_gain_on_few_images_does_not_outweigh_the_sqnr() -> None:
+    """FP32 gets 5 of 20 images of noise right; a poor candidate keeps 4 of them and gains 7 others by chance."""
+    fp32 = np.zeros((20, 2), np.float32)
+    fp32[:, 0] = 1
+    labels = np.repeat([0, 1], [5, 15])
+    close, far = fp32 + np.float32(0.01), fp32.copy()
+    far[4:12] = far[4:12, ::-1]
+    scores = [score(fp32, far, labels), score(fp32, close, labels)]
+    assert [item.right.sum() for item in scores] == [11, 5]
+    assert scores[1].sqnr_db > scores[0].sqnr_db + 10
+    assert choose(scores) == 1
 
 
 def test_score_by_hand() -> None:

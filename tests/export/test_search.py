@@ -13,7 +13,7 @@ from pipeline.errors import StageError
 
 
 def trial(candidate: Candidate, sqnr_db: float, p50_ms: float = 1.0, refused: str = "") -> Trial:
-    score = Score(90.0, 0.0, 0, 0, 0, sqnr_db, 0.0, np.ones(100, bool))
+    score = Score(90.0, 0.0, 0, 0, 0, sqnr_db, 0.0, np.ones(100, bool), np.ones(100, bool))
     return Trial(candidate, b"", {}, score, refused, p50_ms=p50_ms)
 
 

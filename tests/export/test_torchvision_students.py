@@ -127,7 +127,7 @@ def test_equalisation_changes_nothing_in_float(exported: Exported) -> None:
 
 def test_the_ladder_climbs(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     """No rung can pass here: 96 images are too few. What must hold is that each is built and proven."""
-    monkeypatch.setattr(rounding, "_STEPS", 2)
+    monkeypatch.setattr(rounding, "STEPS", 2)
     monkeypatch.setattr(rounding, "IMAGES", 16)
     monkeypatch.setattr(Quantizer, "layers", SOME_LAYERS[exported.arch])
     monkeypatch.setattr(ladder, "settled", lambda *_: False)
