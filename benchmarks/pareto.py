@@ -23,10 +23,11 @@ from benchmarks.compare_reports import (
     same_host,
     same_test_images,
 )
-from benchmarks.figures import render
+from benchmarks.figures import CREATOR, render
 from benchmarks.pareto_figure import PICTURE_SIZE, host_name, is_noisy, paint_picture
 from pipeline.errors import InputError
 from pipeline.files import disk_errors, write_atomic
+from pipeline.ownership import holds_nothing, not_ours
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -208,6 +209,8 @@ def draw_picture(table: Mapping[str, Any], file: Path) -> None:
             "no report has a latency on the CPU at batch 1 with one thread, so there is nothing to draw",
             "measure it: `kdedge benchmark --latency-batches 1 --latency-threads 1 --out RUN`",
         )
+    if not holds_nothing(file) and not (file.is_file() and CREATOR.encode() in file.read_bytes()):
+        raise not_ours(file, "it is not one of its figures", flag="--figure")
     content = render(partial(paint_picture, table=table), PICTURE_SIZE, kind=kind)
     with disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,10 @@ from pipeline.files import write_atomic, write_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["print_summary", "render_html", "render_markdown", "write_report"]
+__all__ = ["OTHER_FILES", "print_summary", "render_html", "render_markdown", "write_report"]
+
+# What is in a directory of a benchmark next to report.json, which is written first.
+OTHER_FILES = ("report.html", "report.md", "figures", "latency_samples.json")
 
 _TEMPLATES = Path(__file__).parent / "templates"
 

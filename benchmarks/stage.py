@@ -190,10 +190,10 @@ def run_benchmark(
     }  # fmt: skip
     report["beside"] = beside_table(report, others)
     out_dir.mkdir(parents=True, exist_ok=True)
+    write_report(report, out_dir)
     # One line a case: the raw samples are many.
     lines = ",\n".join(json.dumps(case) for case in samples)
     write_atomic(out_dir / "latency_samples.json", f"[\n{lines}\n]\n".encode())
-    write_report(report, out_dir)
     return report
 
 

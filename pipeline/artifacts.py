@@ -1,19 +1,18 @@
 """Run directories: where stages leave their files, and when a stage may be skipped.
 
 A stage writes into ``RUN/.<stage>.partial`` and the directory is renamed to ``RUN/<stage>`` when it is complete, so a
-killed run leaves the old artifact or the new one, never a mixture. Files whose names begin with a dot are working files
-(checkpoints) and are deleted after that. ``manifest.json`` holds what decided the result (configuration, SHA-256 of
-every input) and what came out (SHA-256 of every output). A stage is skipped only if all three still match. Its commit
-is that of every attempt whose work is in the result, oldest first.
+killed run leaves the old artifact or the new one, never a mixture. In it, files whose names begin with a dot are
+working files (checkpoints) and are deleted after that. What is not kdedge's is never replaced: `pipeline.ownership`.
+``manifest.json`` holds what decided the result (configuration, SHA-256 of every input) and what came out (SHA-256 of
+every output). A stage is skipped only if all three still match. Its commit is that of every attempt whose work is in
+the result, oldest first.
 """
 
-import json
 import platform
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -26,25 +25,39 @@ from filelock import FileLock, Timeout
 from pipeline import __version__
 from pipeline.errors import InputError, KdedgeError
 from pipeline.files import disk_errors, file_sha256, read_json, write_json
+from pipeline.ownership import (
+    MANIFEST,
+    WANTED,
+    check_owned,
+    holds_nothing,
+    is_partial,
+    is_stage,
+    not_ours,
+    old_dir,
+    partial_dir,
+    remove_marked,
+)
 from pipeline.progress import format_duration, log, warn
 
 __all__ = [
     "MANIFEST",
     "StageSpec",
     "changed_keys",
+    "check_finished",
+    "clean_up",
     "git_commit",
     "load_manifest",
     "lock_run",
     "output_damage",
     "partial_dir",
     "run_stage",
+    "unfinished_config",
     "versions",
     "why_rerun",
 ]
 
-MANIFEST = "manifest.json"
-# In a partial directory: what its work is for, and by what code it was done.
-_WANTED, _ATTEMPTS = ".wanted.json", ".attempts.json"
+# In a partial directory: by what code its work was done.
+_ATTEMPTS = ".attempts.json"
 MANIFEST_SCHEMA = 1
 
 
@@ -94,15 +107,25 @@ def _has_mappings(value: Any, keys: tuple[str, ...]) -> bool:
 
 
 @contextmanager
-def lock_run(run_dir: Path) -> Iterator[None]:
+def lock_run(run_dir: Path, check: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold the lock of a run directory, creating the directory if needed.
+
+    Args:
+        run_dir: The directory.
+        check: Raises what keeps the command from running; called before anything is created.
 
     Raises:
         InputError: The directory cannot be written, or another kdedge is using it.
     """
+    path = run_dir / ".lock"
+    locked = path.exists()
+    if not locked:
+        check()
+    elif not path.is_file() or path.stat().st_size:
+        raise not_ours(path, "it is not an empty file")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(run_dir / ".lock")
+        lock = FileLock(path)
         lock.acquire(timeout=0)
     except Timeout:
         raise InputError(
@@ -113,14 +136,11 @@ def lock_run(run_dir: Path) -> Iterator[None]:
             f"cannot write to {run_dir}: {error.strerror or error}", "give a writable directory with --out"
         ) from error
     try:
+        if locked:
+            check()
         yield
     finally:
         lock.release()
-
-
-def partial_dir(run_dir: Path, stage: str) -> Path:
-    """Return where a stage works until it is complete."""
-    return run_dir / f".{stage}.partial"
 
 
 def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = False) -> bool:
@@ -139,6 +159,7 @@ def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = Fals
         InputError: A stage that it reads is missing or damaged, or its own input is bad.
         StageError: It could not do its work.
     """
+    check_owned(run_dir, (spec.name,))
     target = run_dir / spec.name
     partial = partial_dir(run_dir, spec.name)
     _recover(target)
@@ -240,15 +261,30 @@ def _input_hashes(spec: StageSpec, config: Any, run_dir: Path) -> dict[str, str]
     """Check every input directory against its manifest and return the hashes of what is in it."""
     hashes = {f"data/{part}": digest for part, digest in spec.data(config).items()}
     for stage in spec.reads:
-        directory = run_dir / stage
-        manifest = load_manifest(directory)
-        if damage := output_damage(directory, manifest):
-            raise InputError(
-                f"{directory / damage} since stage {stage} wrote it",
-                f"run `kdedge {stage} --out {directory.parent}` to make it again",
-            )
+        manifest = check_finished(run_dir / stage)
         hashes |= {f"{stage}/{name}": digest for name, digest in manifest["outputs"].items()}
     return hashes
+
+
+def check_finished(directory: Path) -> dict[str, Any]:
+    """Return the manifest of a finished stage whose files are as it wrote them.
+
+    Raises:
+        InputError: It is not finished, or a file was altered.
+    """
+    manifest = load_manifest(directory)
+    if damage := output_damage(directory, manifest):
+        raise InputError(
+            f"{directory / damage} since stage {directory.name} wrote it",
+            f"run `kdedge {directory.name} --out {directory.parent}` to make it again",
+        )
+    return manifest
+
+
+def unfinished_config(run_dir: Path, stage: str) -> dict[str, Any]:
+    """Return the configuration of the unfinished work at a stage (empty: there is none, or its note is damaged)."""
+    note = _read_wanted(partial_dir(run_dir, stage))
+    return dict(note["config"]) if note else {}
 
 
 def _why_rerun(target: Path, wanted: Mapping[str, Any]) -> str:
@@ -289,15 +325,14 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _prepare_partial(partial: Path, wanted: Mapping[str, Any], *, force: bool) -> None:
     """Keep the work of an interrupted run of the same stage, or start with an empty directory."""
-    note = partial / _WANTED
+    note = partial / WANTED
     if partial.exists():
-        try:
-            unfinished = read_json(note)
-        except (OSError, ValueError):
-            unfinished = None
+        unfinished = _read_wanted(partial)
         if unfinished == wanted and not force:
             return
-        if _has_mappings(unfinished, tuple(wanted)) and not force:
+        if unfinished is None and _working_files(partial):
+            warn(f"{note} is missing or damaged: the unfinished work next to it is not used, the stage starts over")
+        elif unfinished is not None and not force:
             changed = [f"{part} {key}" for part in wanted for key in changed_keys(unfinished[part], wanted[part])]
             if changed and all(key.startswith("config runtime.") for key in changed):
                 names = ", ".join(key.removeprefix("config runtime.") for key in changed)
@@ -308,13 +343,19 @@ def _prepare_partial(partial: Path, wanted: Mapping[str, Any], *, force: bool) -
                     f"--out {partial.parent} --force`",
                 )
             log(f"starting over: changed since the interrupted run: {', '.join(changed[:4])}")
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink()
+        remove_marked(partial, WANTED)
     with disk_errors(partial):
         partial.mkdir(parents=True)
     write_json(note, wanted)
+
+
+def _read_wanted(partial: Path) -> dict[str, Any] | None:
+    """Read what unfinished work is for (None: there is no such note, or it is damaged)."""
+    try:
+        wanted = read_json(partial / WANTED)
+    except (OSError, ValueError):
+        return None
+    return wanted if _has_mappings(wanted, ("config", "inputs")) else None
 
 
 class _Attempt(NamedTuple):
@@ -332,12 +373,10 @@ def _note_attempt(partial: Path) -> list[_Attempt]:
     work by other versions of the packages that decide results.
     """
     note = partial / _ATTEMPTS
-    working = [path for path in partial.glob(".*") if path.name not in (_WANTED, _ATTEMPTS)]
+    working = _working_files(partial)
     found_ns = max((path.stat().st_mtime_ns for path in working), default=0)
-    attempts: list[_Attempt] = []
-    if working and note.exists():
-        attempts = [_Attempt(*attempt) for attempt in json.loads(note.read_text())]
-        attempts = [*attempts[:-1], *(attempt for attempt in attempts[-1:] if attempt.found_ns != found_ns)]
+    attempts = _read_attempts(note) if working and note.exists() else []
+    attempts = [*attempts[:-1], *(attempt for attempt in attempts[-1:] if attempt.found_ns != found_ns)]
     attempts.append(_Attempt(git_commit(), versions(), found_ns))
     for before, now in pairwise(attempt.versions for attempt in attempts[-2:]):
         for name in changed_keys(before, now):
@@ -349,27 +388,74 @@ def _note_attempt(partial: Path) -> list[_Attempt]:
     return attempts
 
 
+def _read_attempts(note: Path) -> list[_Attempt]:
+    """Read the attempts that were noted; a damaged note is ignored with a warning."""
+    try:
+        attempts = [_Attempt(*attempt) for attempt in read_json(note)]
+        if all(isinstance(one.versions, dict) and isinstance(one.commit, str | None) for one in attempts):
+            return attempts
+        reason = "it holds no list of attempts"
+    except (OSError, ValueError, TypeError) as error:
+        reason = str(error)
+    warn(f"{note} is damaged and ignored ({reason}): the manifest will not name the commits of earlier attempts")
+    return []
+
+
 def _replace_dir(new: Path, target: Path) -> None:
     """Put ``new`` in the place of ``target``; `_recover` finishes the exchange after a crash."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
+    if not holds_nothing(target):
+        target.rename(old_dir(target.parent, target.name))
+    elif target.exists():
+        target.rmdir()
     new.rename(target)
-    _remove_working_files(target)
-    shutil.rmtree(old, ignore_errors=True)
+    _recover(target)
+
+
+def clean_up(run_dir: Path, stages: Iterable[str]) -> None:
+    """Remove what killed commands left of these stages in a locked run directory, but no work that can be resumed."""
+    for stage in stages:
+        _recover(run_dir / stage)
+        partial = partial_dir(run_dir, stage)
+        if is_partial(partial) and not _working_files(partial):
+            with suppress(OSError):
+                remove_marked(partial, WANTED)
 
 
 def _recover(target: Path) -> None:
-    """Finish or undo an exchange of directories that was interrupted."""
-    old = target.with_name(f".{target.name}.old")
-    if old.exists() and not target.exists():
+    """Finish or undo an exchange of directories that was interrupted, or that is to be finished now."""
+    old = old_dir(target.parent, target.name)
+    if is_stage(old, target.name) and holds_nothing(target):
+        if target.exists():
+            target.rmdir()
         old.rename(target)
-    if target.is_dir():
-        _remove_working_files(target)
+    if (target / WANTED).exists() and is_stage(target, target.name):
+        # Not every file with a dot: editors, git and file managers leave such, too.
+        for path in [*_working_files(target), target / _ATTEMPTS, target / WANTED]:
+            path.unlink(missing_ok=True)
+    if is_stage(old, target.name) and is_stage(target, target.name):
+        with suppress(OSError):  # the result is complete: what cannot be deleted is left to the next command
+            _discard(old, target)
 
 
-def _remove_working_files(directory: Path) -> None:
-    for path in directory.glob(".*"):
-        if path.is_file():  # a folder is not ours: editors leave such
-            path.unlink()
+def _discard(old: Path, new: Path) -> None:
+    """Delete an earlier result of a stage; files that somebody else put into it move to the new one."""
+    if not old.is_symlink():
+        known = {MANIFEST, *read_json(old / MANIFEST)["outputs"]}
+        for path in sorted(path for path in old.rglob("*") if not path.is_dir() or path.is_symlink()):
+            name = path.relative_to(old)
+            if name.as_posix() not in known:
+                (new / name).parent.mkdir(parents=True, exist_ok=True)
+                path.rename(_free_name(new / name))
+    remove_marked(old, MANIFEST)
+
+
+def _free_name(path: Path) -> Path:
+    """Return this path, or one that nothing has yet."""
+    while path.exists() or path.is_symlink():
+        path = path.with_name(f"{path.name}.old")
+    return path
+
+
+def _working_files(directory: Path) -> list[Path]:
+    """Return the files that a stage resumes from, which are none of its results."""
+    return [path for path in directory.glob(".*") if path.is_file() and not path.name.startswith((WANTED, _ATTEMPTS))]

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.report import OTHER_FILES
+from benchmarks.report_file import REPORT, load_report
 from benchmarks.runtime import check_fits, open_model
 from benchmarks.sampling import stratified_sample
 from benchmarks.stage import Emulate, run_benchmark
@@ -23,16 +25,17 @@ from pipeline.data import Dataset, Split, open_dataset
 from pipeline.data.folder import Folder
 from pipeline.errors import InputError
 from pipeline.files import disk_errors, load_json
+from pipeline.ownership import holds_nothing, is_stage, not_ours
 from pipeline.parsing import parse_emulated
 from pipeline.progress import warn
 from pipeline.shareable import as_flags
-from pipeline.stages import STAGES
+from pipeline.stages import STAGES, check_measurable, check_outside_data
 from pipeline.training_log import read_log
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["benchmark_bundle", "run", "sample_test_images"]
+__all__ = ["benchmark_bundle", "check_benchmark", "run", "sample_test_images"]
 
 # What a report says of the making of its run, and would be false of another host or other images.
 _OF_THE_MAKER = ("commit", "data", "versions", "wall_s", "stage_wall_s", "peak_rss_mb", "runtime")
@@ -59,6 +62,36 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         out_dir=out_dir,
     )
     return {key: report[key] for key in ("accuracy", "gate", "size")}
+
+
+def check_benchmark(config: Config, bundle: Path, out_dir: Path) -> None:
+    """Check what can be known before a bundle is measured; write and create nothing.
+
+    Raises:
+        InputError: ``bundle`` is no bundle, ``out_dir`` is in it or holds files that no benchmark wrote, or an option
+            does not fit this machine.
+        StageError: A CPU cannot be emulated here, or the bundle is damaged.
+    """
+    from export.verify import read_manifest
+
+    read_manifest(bundle)
+    if out_dir.resolve().is_relative_to(bundle.resolve()):
+        raise InputError(f"--out {out_dir} is inside the bundle, whose files are fixed", "give another --out")
+    if any(is_stage(out_dir, stage) for stage in STAGES):
+        raise InputError(f"--out {out_dir} is a finished stage, whose files are fixed", "give another --out")
+    if holds_nothing(out_dir / REPORT):
+        # It is written before the others.
+        for path in (out_dir / name for name in OTHER_FILES):
+            if not holds_nothing(path):
+                raise not_ours(path, f"there is no {REPORT} of kdedge next to it")
+    else:
+        try:
+            load_report(out_dir / REPORT)
+        except InputError as error:
+            raise not_ours(out_dir / REPORT, str(error)) from error
+    check_measurable(config)
+    _open_for(bundle, config)
+    check_outside_data(config.data, out_dir)
 
 
 def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, Any]:
@@ -167,6 +200,7 @@ def _run_facts(inputs: Mapping[str, Path]) -> dict[str, Any]:
             "peak_rss_mb": max(manifest.get("peak_rss_mb") or 0 for manifest in manifests.values()) or None,
             "stage_commits": {stage: manifest["commit"] for stage, manifest in manifests.items()},
             "runtime": manifests["distill"]["config"]["runtime"],
+            "seed": manifests["distill"]["config"]["runtime"]["seed"],
         },
         "teacher": {key: teacher[key] for key in ("arch", "stem", "params", "weights", "epochs", "val_top1_pct")},
         "student": {

@@ -41,7 +41,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         StageError: The disk is full or the file cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f".{path.name}.kdedge")  # a name that nobody else uses
     with disk_errors(path):
         with partial.open("wb") as file:
             file.write(data)

@@ -22,7 +22,19 @@ from pipeline.progress import log
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["autocast", "check_cuda", "cpu_info", "cpu_isa", "images_at_once", "prepare", "resolve", "usable_cores"]
+__all__ = [
+    "autocast",
+    "check_cuda",
+    "check_threads",
+    "cpu_info",
+    "cpu_isa",
+    "images_at_once",
+    "prepare",
+    "resolve",
+    "usable_cores",
+]
+
+_MOST_THREADS_PER_CORE = 8
 
 # From the most to the least capable; the first that the CPU has names its instruction set.
 _ISA_LEVELS = ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "sve", "bf16", "asimd", "neon")
@@ -55,11 +67,30 @@ def resolve(wanted: RuntimeConfig, earlier: Mapping[str, Any] | None, *, jobs: i
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif wanted.device == "cuda" and wanted.isa == "auto":
         check_cuda()
+    check_threads(wanted.threads, earlier)
     threads = wanted.threads or known.get("threads", 0) or max(1, usable_cores() // jobs)
     precision = wanted.precision if wanted.precision != "auto" else known.get("precision", "")
     if not precision or (device != known.get("device", device) and wanted.precision == "auto"):
         precision = _cuda_precision() if device == "cuda" else _faster_precision(threads)
     return dataclasses.replace(wanted, device=device, threads=threads, precision=precision, isa=isa)
+
+
+def check_threads(threads: int, earlier: Mapping[str, Any] | None) -> None:
+    """Refuse to train with far more threads than this process may use cores: it would hardly move.
+
+    Args:
+        threads: As the user gave them (0: all cores).
+        earlier: As for `resolve`; work that was made with as many threads stays what it is.
+
+    Raises:
+        InputError: There are more than `_MOST_THREADS_PER_CORE` for each.
+    """
+    cores = usable_cores()
+    if threads > _MOST_THREADS_PER_CORE * cores and threads != (earlier or {}).get("threads"):
+        raise InputError(
+            f"--threads {threads} is far above the {cores} usable cores, and slower than {cores} threads",
+            f"give at most {cores}, or leave it out",
+        )
 
 
 def images_at_once(image_size: int, most: int, full_size: int) -> int:

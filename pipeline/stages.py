@@ -7,76 +7,199 @@ A stage's code is imported when it runs, so that looking at a finished run needs
 
 import dataclasses
 import importlib
-import shutil
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import StageSpec, run_stage, why_rerun
+from pipeline.artifacts import (
+    StageSpec,
+    check_finished,
+    clean_up,
+    load_manifest,
+    run_stage,
+    unfinished_config,
+    why_rerun,
+)
 from pipeline.config import Config, DataConfig, DistillConfig, TeacherConfig
 from pipeline.configure import build_config
 from pipeline.distill.methods import METHODS
 from pipeline.errors import GateError, InputError
-from pipeline.files import file_sha256, read_json, write_json
-from pipeline.parsing import parse_emulated
+from pipeline.files import file_sha256, load_json, read_json, write_json
+from pipeline.ownership import MANIFEST, check_owned, holds_nothing, is_stage, not_ours, remove_marked
+from pipeline.parsing import parse_cpus, parse_emulated
+from pipeline.progress import warn
 
-__all__ = ["STAGES", "recorded_config", "run_stages"]
+if TYPE_CHECKING:
+    from pipeline.data import Dataset
+
+__all__ = [
+    "STAGES",
+    "check_measurable",
+    "check_outside_data",
+    "check_stages",
+    "recorded_config",
+    "recorded_runtime",
+    "run_stages",
+]
 
 CONFIG = "config.json"
+PREVIOUS_BUNDLE = "bundle.previous"
 TRAINING_STAGES = frozenset({"teacher", "distill"})
+# Of which stages a section of the configuration holds options.
+_OPTIONS = {
+    "teacher": ("preset", "data", "teacher", "runtime"),
+    "distill": ("data", "distill", "runtime"),
+    "export": ("export",),
+    "quantize": ("data", "quantize"),
+    "benchmark": ("data", "benchmark"),
+    "bundle": ("data", "bundle"),
+}
 
 
-def run_stages(names: tuple[str, ...], config: Config, run_dir: Path, *, force: bool = False) -> bool:
-    """Run stages in order in a locked run directory; return whether any of them ran.
+def check_stages(names: tuple[str, ...], config: Config, run_dir: Path) -> None:
+    """Check what can be known before stages run, the cheap first; write, create and time nothing.
 
     Raises:
-        KdedgeError: The first stage that fails.
+        InputError: A file or folder in the way is not kdedge's; a stage that is read is missing; an option does not
+            fit this machine, the images or the other options; the data set or another file is bad.
+        StageError: A CPU cannot be emulated here, or the data set cannot be fetched.
     """
+    check_owned(run_dir, names)
+    _check_previous(run_dir)
+    recorded = recorded_config(run_dir)
     for name in names:
-        STAGES[name].data(config)  # bad data must not replace the configuration of a good run
-    if "benchmark" in names:
-        _warn_duplicates(config.data)
-    emulated = parse_emulated(config.benchmark.emulate, "--emulate")
-    if "benchmark" in names and emulated:
-        from export.emulate import check_emulators
+        for before in STAGES[name].reads:
+            if before not in names:
+                check_finished(run_dir / before)
+    if not TRAINING_STAGES.isdisjoint(names):
+        from pipeline.runtime import check_threads
 
-        check_emulators(emulated)  # before hours of training
+        check_threads(config.runtime.threads, recorded.get("runtime"))
     if "teacher" in names:
-        from pipeline.data import open_dataset
-        from pipeline.models.initial_weights import check_start
-
-        check_start(config, len(open_dataset(config.data).class_names))  # likewise
+        _check_teacher(config, run_dir)
     if "distill" in names and config.distill.weights:
         from pipeline.weights import load_weights
 
         for path in config.distill.weight_files:
-            load_weights(path)  # likewise
-    if "benchmark" in names and config.benchmark.beside:
-        _check_beside(config, run_dir)  # likewise
+            load_weights(path)
+    if "benchmark" in names:
+        check_measurable(config)
+    for name in names:
+        STAGES[name].data(config)
+    check_outside_data(config.data, run_dir)
+    if "teacher" in names:
+        from pipeline.models.initial_weights import check_start
+
+        check_start(config, len(_open(config.data).class_names))
+    if "benchmark" in names:
+        _warn_duplicates(config.data)
+        if config.benchmark.beside:
+            _check_beside(config, run_dir)
+
+
+def run_stages(
+    names: tuple[str, ...], config: Config, run_dir: Path, *, force: bool = False, checked: bool = False
+) -> bool:
+    """Run stages in order in a locked run directory.
+
+    Args:
+        names: Names of the stages.
+        config: The configuration.
+        run_dir: The run directory.
+        force: Run them again even if they are up to date.
+        checked: Whether `check_stages` was called already.
+
+    Returns:
+        Whether any of them ran.
+
+    Raises:
+        KdedgeError: A check of `check_stages` fails, or a stage.
+    """
+    if not checked:
+        check_stages(names, config, run_dir)
     if not TRAINING_STAGES.isdisjoint(names):
         from pipeline.runtime import resolve
 
-        earlier = recorded_config(run_dir).get("runtime")
-        config = dataclasses.replace(config, runtime=resolve(config.runtime, earlier))
+        config = dataclasses.replace(config, runtime=resolve(config.runtime, recorded_runtime(run_dir)))
         if config.runtime.device == "cuda":
-            _check_gpu(names, config, run_dir, force=force)  # likewise
-    write_json(run_dir / CONFIG, dataclasses.asdict(config))
+            _check_gpu(names, config, run_dir, force=force)
+    clean_up(run_dir, STAGES)
+    any_ran = False
     try:
-        # A list, not a generator: every stage must run, also after one that was skipped.
-        return any([run_stage(STAGES[name], config, run_dir, force=force) for name in names])
+        for name in names:
+            any_ran |= run_stage(STAGES[name], config, run_dir, force=force)
+            _record(config, run_dir, name)
+        if "benchmark" in names:
+            _judge_bundle(config, run_dir)
     except GateError:
-        # The model that the old bundle holds is not the one that was just refused.
-        shutil.rmtree(run_dir / "bundle", ignore_errors=True)
+        _set_bundle_aside(run_dir)
         raise
+    return any_ran
+
+
+def _check_teacher(config: Config, run_dir: Path) -> None:
+    """Refuse a teacher that cannot be built, or whose images would be blank."""
+    settings, size = config.teacher, config.data.image_size
+    if settings.cutout > size:
+        raise InputError(
+            f"--teacher-cutout {settings.cutout} is larger than the images, which have {size} x {size} pixels",
+            "give a smaller one; 8 or 16 are usual for images of 32 pixels",
+        )
+    finished = is_stage(run_dir / "teacher", "teacher") and load_manifest(run_dir / "teacher")["config"]
+    if not finished or finished["teacher"]["arch"] != settings.arch:  # importing torchvision takes seconds
+        from pipeline.models.teacher import check_arch
+
+        check_arch(settings.arch)
+
+
+def check_measurable(config: Config) -> None:
+    """Refuse what cannot be measured on this machine.
+
+    Raises:
+        InputError: This process may not use the CPUs of ``--affinity``, or the system cannot limit memory.
+        StageError: A CPU cannot be emulated here.
+    """
+    from benchmarks.affinity import check_cpus
+    from benchmarks.memory import check_limit
+
+    settings = config.benchmark
+    check_cpus(parse_cpus(settings.affinity, "--affinity"))
+    check_limit(settings.memory_limit)
+    if emulated := parse_emulated(settings.emulate, "--emulate"):
+        from export.emulate import check_emulators
+
+        check_emulators(emulated)
+
+
+def check_outside_data(data: DataConfig, run_dir: Path) -> None:
+    """Refuse a run directory that the next command would take for a class of the data set.
+
+    Raises:
+        InputError: It is inside a folder of class folders, or the data set is bad.
+    """
+    from pipeline.data.folder import Folder
+
+    dataset = _open(data)
+    if not isinstance(dataset, Folder):
+        return
+    # Next to a train and a test folder, which hold the classes, other folders are ignored.
+    parts = {
+        item.path.parent.parent.resolve() for item in (*dataset.train_items, *dataset.val_items, *dataset.test_items)
+    }
+    inside = parts if len(parts) > 1 else {dataset.root.resolve()}
+    if any(run_dir.resolve().is_relative_to(part) for part in inside):
+        raise InputError(
+            f"--out {run_dir} is inside the data folder {dataset.root}, where it would become a class",
+            "give an --out outside of it",
+        )
 
 
 def _warn_duplicates(data: DataConfig) -> None:
     """Warn of test images that were trained on and of images in two classes; the hashes of all files are known."""
-    from pipeline.data import open_dataset
     from pipeline.data.folder import Folder
 
-    dataset = open_dataset(data)
+    dataset = _open(data)
     if isinstance(dataset, Folder):
         dataset.warn_duplicates()
 
@@ -89,27 +212,95 @@ def _check_gpu(names: tuple[str, ...], config: Config, run_dir: Path, *, force: 
         check_cuda()
 
 
-def recorded_config(run_dir: Path) -> dict[str, Any]:
-    """Return the configuration that a run directory was last used with (empty: none).
+def _judge_bundle(config: Config, run_dir: Path) -> None:
+    """Set a bundle of an earlier run aside if the gate of this report lets no bundle through.
 
     Raises:
-        InputError: The file is damaged.
+        InputError: The report is damaged.
+    """
+    from export.bundle import check_gate
+
+    bundle, report = run_dir / "bundle", run_dir / "benchmark" / "report.json"
+    if not is_stage(bundle, "bundle"):
+        return
+    if load_manifest(bundle)["inputs"].get("benchmark/report.json") == file_sha256(report):
+        return
+    try:
+        check_gate(load_json(report, ("accuracy", "gate")), allow_undecided=config.bundle.allow_undecided)
+    except GateError:
+        _set_bundle_aside(run_dir)
+
+
+def _check_previous(run_dir: Path) -> None:
+    """Refuse to put a bundle in the place of a folder that is not kdedge's."""
+    previous = run_dir / PREVIOUS_BUNDLE
+    if not holds_nothing(previous) and not is_stage(previous, "bundle"):
+        raise not_ours(previous, f"it has no {MANIFEST} of the stage bundle")
+
+
+def _set_bundle_aside(run_dir: Path) -> None:
+    """Move the bundle of an earlier run away from a report that refuses this run's model.
+
+    One that passed its gate is not replaced by one that did not.
+    """
+    bundle, previous = run_dir / "bundle", run_dir / PREVIOUS_BUNDLE
+    if not is_stage(bundle, "bundle"):
+        return
+    found = f"{bundle} is of an earlier run, not of the model that was refused"
+    if is_stage(previous, "bundle"):
+        if _passed(previous) and not _passed(bundle):
+            remove_marked(bundle, MANIFEST)
+            warn(f"{found}: removed; the last one that passed its gate is in {previous}")
+            return
+        remove_marked(previous, MANIFEST)
+    elif previous.exists():
+        previous.rmdir()
+    bundle.rename(previous)
+    warn(f"{found}: moved to {previous}")
+
+
+def _passed(bundle: Path) -> bool:
+    return load_manifest(bundle)["facts"].get("passed") is True
+
+
+def recorded_config(run_dir: Path) -> dict[str, Any]:
+    """Return the configuration with which the stages of a run directory were made (empty: none is recorded).
+
+    Raises:
+        InputError: The file is damaged, or not kdedge's.
     """
     path = run_dir / CONFIG
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return {}
     try:
         config = read_json(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged: {error}", f"delete it and give the options again: rm {path}") from error
-    try:
         build_config(config)
-    except (AttributeError, InputError) as error:
-        raise InputError(
-            f"{path} is not a kdedge configuration: {error}", f"delete it and give the options again: rm {path}"
-        ) from error
+    except (AttributeError, InputError, OSError, TypeError, ValueError) as error:
+        raise not_ours(path, f"it is not a kdedge configuration ({str(error).splitlines()[0]})") from error
+    if not config:
+        raise not_ours(path, "it is an empty object")
     recorded: dict[str, Any] = config
     return recorded
+
+
+def recorded_runtime(run_dir: Path) -> dict[str, Any] | None:
+    """Return the resolved runtime of the finished stages, else of unfinished work, which goes on as it began."""
+    for begun in (recorded_config(run_dir), *(unfinished_config(run_dir, name) for name in sorted(TRAINING_STAGES))):
+        if "runtime" in begun:
+            runtime: dict[str, Any] = begun["runtime"]
+            return runtime
+    return None
+
+
+def _record(config: Config, run_dir: Path, made: str) -> None:
+    """Record the options with which a stage was made; those of other finished stages stay as they are."""
+    recorded, values = recorded_config(run_dir), dataclasses.asdict(config)
+    for section in values.keys() & recorded.keys():
+        decided = [name for name, sections in _OPTIONS.items() if section in sections]
+        if made not in decided and any(is_stage(run_dir / name, name) for name in decided):
+            values[section] = recorded[section]
+    if values != recorded:
+        write_json(run_dir / CONFIG, values)
 
 
 def _lazy(target: str) -> Callable[[Config, Mapping[str, Path], Path], dict[str, Any]]:
@@ -202,7 +393,6 @@ def _check_beside(config: Config, run_dir: Path) -> None:
     from benchmarks.beside import check_beside, load_beside
     from benchmarks.host import host_record
     from benchmarks.report_file import find_report
-    from pipeline.data import open_dataset
 
     others = load_beside(config.benchmark.beside)
     for name in others:
@@ -213,14 +403,20 @@ def _check_beside(config: Config, run_dir: Path) -> None:
         "images_sha256": _data_sha256(config.data, "test"),
         "image_size": config.data.image_size,
     }
-    check_beside(others, host_record(), open_dataset(config.data).name, images)
+    check_beside(others, host_record(), _open(config.data).name, images)
+
+
+@cache
+def _open(data: DataConfig) -> "Dataset":
+    """Open a data set once per process: the files of a large one take a while to list."""
+    from pipeline.data import open_dataset
+
+    return open_dataset(data)
 
 
 @cache
 def _data_sha256(data: DataConfig, part: str) -> str:
-    from pipeline.data import open_dataset
-
-    dataset = open_dataset(data)
+    dataset = _open(data)
     return dataset.train_sha256() if part == "train" else dataset.test_sha256()
 
 

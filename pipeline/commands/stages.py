@@ -10,7 +10,7 @@ import typer
 
 from pipeline.commands.flags import BEGINNING, DEFAULT_OUT, STAGE, Options, configured
 from pipeline.config import SECTIONS, Config
-from pipeline.errors import GateError, InputError
+from pipeline.errors import GateError
 from pipeline.progress import log
 
 __all__ = ["app"]
@@ -112,12 +112,10 @@ def benchmark(config: Config, out: Path, force: bool, bundle: Path | None, as_js
         _run(("benchmark",), config, out, force)
         report_dir = out / "benchmark"
     else:
-        from pipeline.evaluate import benchmark_bundle
+        from pipeline.evaluate import benchmark_bundle, check_benchmark
 
         report_dir = out if out != DEFAULT_OUT else Path("artifacts/benchmark")
-        if report_dir.resolve().is_relative_to(bundle.resolve()):
-            raise InputError(f"--out {report_dir} is inside the bundle, whose files are fixed", "give another --out")
-        with lock_run(report_dir):
+        with lock_run(report_dir, lambda: check_benchmark(config, bundle, report_dir)):
             benchmark_bundle(config, bundle, report_dir)
     report = _print_report(report_dir)
     keys = ("accuracy", "gate", "size", "latency", "memory", "portability")
@@ -144,11 +142,11 @@ def bundle(config: Config, out: Path, force: bool) -> None:
 
 def _run(names: tuple[str, ...], config: Config, out: Path, force: bool) -> bool:
     from pipeline.artifacts import lock_run
-    from pipeline.stages import run_stages
+    from pipeline.stages import check_stages, run_stages
 
-    with lock_run(out):
+    with lock_run(out, lambda: check_stages(names, config, out)):
         try:
-            return run_stages(names, config, out, force=force)
+            return run_stages(names, config, out, force=force, checked=True)
         except KeyboardInterrupt:
             command = "the same command without --force" if force else "the same command"
             raise KeyboardInterrupt(f"{command} goes on where it stopped") from None

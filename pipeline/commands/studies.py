@@ -150,7 +150,7 @@ def compare(config: Config, out: Path, methods: str, as_json: bool, **options: A
     """Run the comparison; print its page or one JSON line."""
     from pipeline.study.compare import compare as run_comparison
 
-    _study(lambda rest: run_comparison(config, out, methods, rest), out, as_json, options)
+    _study(config, lambda rest: run_comparison(config, out, methods, rest), out, as_json, options)
 
 
 @app.command(help="Vary one training option after the other, all with one teacher.")
@@ -164,16 +164,18 @@ def ablate(config: Config, out: Path, factors: str, as_json: bool, **options: An
     """Run the ablations; print their page or one JSON line."""
     from pipeline.study.ablate import ablate as run_ablations
 
-    _study(lambda rest: run_ablations(config, out, factors, rest), out, as_json, options)
+    _study(config, lambda rest: run_ablations(config, out, factors, rest), out, as_json, options)
 
 
-def _study(run: Callable[[Any], dict[str, Any]], out: Path, as_json: bool, options: dict[str, Any]) -> None:
+def _study(
+    config: Config, run: Callable[[Any], dict[str, Any]], out: Path, as_json: bool, options: dict[str, Any]
+) -> None:
     """Run a study in its locked directory and print what it found."""
     from pipeline.artifacts import lock_run
-    from pipeline.study.compare import StudyOptions
+    from pipeline.study.compare import StudyOptions, check_study
 
     rest = StudyOptions(command=shlex.join(["kdedge", *shareable(sys.argv[1:])]), **options)
-    with lock_run(out):
+    with lock_run(out, lambda: check_study(config, out, rest)):
         try:
             result = run(rest)
         except KeyboardInterrupt:

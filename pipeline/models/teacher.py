@@ -17,11 +17,13 @@ from torch.utils.hooks import RemovableHandle
 
 from pipeline.errors import InputError
 from pipeline.models.backbone import backbone_blocks, build_backbone
+from pipeline.parsing import closest
 
 __all__ = [
     "FeatureTap",
     "Teacher",
     "build_teacher",
+    "check_arch",
     "check_image_size",
     "fold_batch_norms",
     "hint_candidates",
@@ -60,23 +62,29 @@ def build_teacher(arch: str, num_classes: int, stem: str) -> Teacher:
     Raises:
         InputError: Unknown architecture, or a stem that it cannot have.
     """
-    import difflib
-
-    import torchvision
-
-    names = torchvision.models.list_models(module=torchvision.models)
-    if arch not in names:
-        close = difflib.get_close_matches(arch, names, n=1)
-        raise InputError(
-            f"unknown teacher {arch!r}" + (f" (did you mean {close[0]!r}?)" if close else ""),
-            "--teacher takes any torchvision classifier: resnet18, mobilenet_v3_small, …",
-        )
+    check_arch(arch)
     backbone = build_backbone(arch, num_classes, stem)
     for module in backbone.modules():
         # Blocks reuse one in-place ReLU, which would overwrite what a hook has captured.
         if isinstance(module, nn.ReLU):
             module.inplace = False
     return Teacher(backbone)
+
+
+def check_arch(arch: str) -> None:
+    """Refuse a name that no torchvision classifier has.
+
+    Raises:
+        InputError: There is none.
+    """
+    import torchvision
+
+    names = torchvision.models.list_models(module=torchvision.models)
+    if arch not in names:
+        raise InputError(
+            f"unknown teacher {arch!r}{closest(arch, names)}",
+            "--teacher takes any torchvision classifier: resnet18, mobilenet_v3_small, …",
+        )
 
 
 def check_image_size(teacher: Teacher, arch: str, image_size: int) -> None:

@@ -21,6 +21,7 @@ from pipeline.configure import build_config
 from pipeline.distill.methods import METHODS
 from pipeline.errors import InputError
 from pipeline.files import load_json
+from pipeline.ownership import MANIFEST, check_owned, remove_marked
 from pipeline.progress import log
 from pipeline.stages import STAGES, run_stages
 from pipeline.training_log import TrainingLog, read_log
@@ -220,10 +221,11 @@ def link_stage(stage_dir: Path, link: Path) -> None:
     if link.resolve() == stage_dir.resolve():
         return
     link.parent.mkdir(exist_ok=True)
-    if link.is_symlink():
+    if link.exists():
+        check_owned(link.parent, (link.name,))
+        remove_marked(link, MANIFEST)
+    elif link.is_symlink():  # the teacher of the study was moved
         link.unlink()
-    elif link.is_dir():
-        shutil.rmtree(link)
     try:
         link.symlink_to(os.path.relpath(stage_dir.resolve(), link.parent.resolve()), target_is_directory=True)
     except OSError:

@@ -22,17 +22,21 @@ from pipeline.data import open_dataset
 from pipeline.distill.methods import CONTROL, METHODS
 from pipeline.errors import InputError
 from pipeline.files import write_atomic, write_json
+from pipeline.ownership import check_owned, holds_nothing, not_ours
 from pipeline.parsing import parse_choices, parse_counts
 from pipeline.progress import warn
-from pipeline.runtime import resolve, usable_cores
-from pipeline.stages import CONFIG, STAGES, recorded_config, run_stages
+from pipeline.runtime import check_threads, resolve, usable_cores
+from pipeline.stages import CONFIG, STAGES, check_outside_data, recorded_config, recorded_runtime, run_stages
 from pipeline.study.cells import COLUMNS, Cell, Row, Rows, Study, measure_test, variant
 from pipeline.study.finished import begun_elsewhere, check_cells_kept, check_teacher_kept, unfinished, with_finished
 from pipeline.study.notes import study_notes
 from pipeline.study.tables import alarms, render, summarise
 from pipeline.study.training import run_cells
 
-__all__ = ["StudyOptions", "compare", "resolve_runtime", "run_study"]
+__all__ = ["StudyOptions", "check_study", "compare", "resolve_runtime", "run_study"]
+
+_RESULTS = "evaluation_results.csv"
+_OTHER_FILES = ("block_variances.csv", "comparison.md", "figures")
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,25 @@ class StudyOptions:
         """
         epochs = parse_counts(self.epochs, "--epochs", 100_000)
         return [(length, seed) for length in epochs for seed in parse_counts(self.seeds, "--seeds", 2**31 - 1, least=0)]
+
+
+def check_study(config: Config, out: Path, options: StudyOptions) -> None:
+    """Check what can be known before a study begins; write, create and time nothing.
+
+    Raises:
+        InputError: A file or folder in the way is not kdedge's, a list is not one of whole numbers, the data set is bad
+            or holds ``out``, or there are far too many threads.
+    """
+    options.grid()
+    check_owned(out, ("teacher",))
+    known = (out / _RESULTS).is_file() and (out / _RESULTS).read_bytes().startswith(b"method,epochs,seed,")
+    # The table is written before the other files.
+    for path in () if known else (out / name for name in (_RESULTS, *_OTHER_FILES)):
+        if not holds_nothing(path):
+            raise not_ours(path, f"there is no {_RESULTS} of a study next to it")
+    check_threads(config.runtime.threads, recorded_runtime(out))
+    STAGES["distill"].data(config)
+    check_outside_data(config.data, out)
 
 
 def compare(config: Config, out: Path, methods: str, options: StudyOptions) -> dict[str, Any]:
@@ -112,6 +135,9 @@ def run_study(study: Study, names: Sequence[str], config: Config, out: Path, opt
     from benchmarks.study_figures import draw_study
 
     cells: Sequence[Cell] = [study.make(name, epochs, seed) for epochs, seed in options.grid() for name in names]
+    for cell in cells:
+        recorded_config(cell.directory(out))
+        check_owned(cell.directory(out), ("distill",))
     if options.teacher_dir is None:
         _check_hints(cells, config.teacher.arch)
         if not options.force:
@@ -147,7 +173,7 @@ def run_study(study: Study, names: Sequence[str], config: Config, out: Path, opt
             command=options.command, data_name=data_name, train_sha256=train_sha256,
         )  # fmt: skip
         page = render(study.title, summary, warnings, notes, reach=options.reach)
-        write_atomic(out / "evaluation_results.csv", _csv(COLUMNS, rows))
+        write_atomic(out / _RESULTS, _csv(COLUMNS, rows))
         write_atomic(out / "block_variances.csv", _csv(_SCAN_COLUMNS, _scan_rows(rows, students)))
         write_atomic(out / "comparison.md", page.encode())
         result.update(rows=rows, summary=summary, alarms=warnings, page=str(out / "comparison.md"))
@@ -167,7 +193,7 @@ _SCAN_COLUMNS = ("method", "epochs", "seed", "block", "variance", "chosen")
 
 def resolve_runtime(config: Config, out: Path, jobs: int) -> Config:
     """Fill in the runtime once for all cells, as an earlier attempt at the study did; cells at once share the cores."""
-    runtime = resolve(config.runtime, recorded_config(out).get("runtime"), jobs=jobs)
+    runtime = resolve(config.runtime, recorded_runtime(out), jobs=jobs)
     if jobs > 1 and runtime.threads * jobs > usable_cores():
         warn(
             f"{jobs} runs at once with {runtime.threads} threads each (--threads) share {usable_cores()} cores: fewer "

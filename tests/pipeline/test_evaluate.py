@@ -57,7 +57,7 @@ def test_no_command_is_named_that_would_make_another_run(commands, changed):
 
 
 def write_manifest(folder, **facts):
-    manifest = {"schema": 1, "config": {"runtime": {}}, "inputs": {}, "outputs": {}, "facts": facts}
+    manifest = {"schema": 1, "config": {"runtime": {"seed": 3}}, "inputs": {}, "outputs": {}, "facts": facts}
     write_json(folder / "manifest.json", {**manifest, "commit": "c0ffee", "wall_s": 1.5})
 
 
@@ -75,6 +75,7 @@ def test_the_report_knows_the_weights_that_a_student_began_from(tmp_path):
     (inputs["distill"] / "training_log_selective.csv").write_text("")
     write_manifest(inputs["distill"], **student, weights_sha256=["ab" * 32, "cd" * 32])
     assert evaluate._run_facts(inputs)["student"]["weights_sha256"] == ["ab" * 32, "cd" * 32]
+    assert evaluate._run_facts(inputs)["run"]["seed"] == 3, "of the student, whatever the configuration is now"
     write_manifest(inputs["distill"], **student)  # as older versions wrote it
     assert evaluate._run_facts(inputs)["student"]["weights_sha256"] is None
 
