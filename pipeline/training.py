@@ -6,6 +6,7 @@ to go on to the same bits.
 """
 
 import csv
+import hashlib
 import io
 import math
 import time
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from pipeline.data import Split
 from pipeline.errors import DivergenceError, InputError
 from pipeline.files import write_atomic
-from pipeline.progress import Tracker, format_duration, log, track
+from pipeline.progress import Tracker, format_duration, log, track, warn
 from pipeline.runtime import images_at_once
 from pipeline.views import choose_views, views
 from pipeline.weights import DAMAGED
@@ -42,6 +43,7 @@ __all__ = [
 CHECKPOINT = ".checkpoint.pt"  # a working file: it goes when the whole stage is complete
 # Raised whenever the same options train on other batches: a checkpoint of another version cannot go on.
 CHECKPOINT_VERSION = 2
+_DIGEST_BYTES = 32  # the SHA-256 of a checkpoint is at its end
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -223,7 +225,7 @@ class EpochLoop:
 
         Raises:
             DivergenceError: The loss is not finite or far too large; the last good checkpoint is kept.
-            InputError: The checkpoint is damaged, or of another version of kdedge.
+            InputError: The checkpoint is of another training.
         """
         rows, earlier_s = self._resume()
         start = time.monotonic()
@@ -282,18 +284,22 @@ class EpochLoop:
         path = self.out_dir / CHECKPOINT
         if not path.exists():
             return [], 0.0
+        data = path.read_bytes()
+        content, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+        if hashlib.sha256(content).digest() != digest:
+            warn(f"{self.title}: the checkpoint {path} is damaged or of an older version: training starts over")
+            return [], 0.0
         try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-            if saved.get("version") != CHECKPOINT_VERSION:
-                raise InputError(
-                    f"the checkpoint {path} is of another version of kdedge, which trained on other batches",
-                    f"delete it to start the stage over, or finish it with the version that began it: rm {path}",
-                )
+            saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            if saved["version"] != CHECKPOINT_VERSION:
+                warn(f"{self.title}: the checkpoint {path} is of another version of kdedge: training starts over")
+                return [], 0.0
             for name, target in self.state.items():
                 target.load_state_dict(saved["state"][name])
         except DAMAGED as error:
             raise InputError(
-                f"the checkpoint {path} is damaged: {error}", f"delete it to start the stage over: rm {path}"
+                f"the checkpoint {path} does not fit this training: {error}",
+                f"delete it to start the stage over: rm {path}",
             ) from error
         rows: list[dict[str, float]] = saved["rows"]
         log(f"{self.title}: resumed after epoch {len(rows)} ({format_duration(saved['seconds'])} of work kept)")
@@ -305,7 +311,8 @@ class EpochLoop:
         buffer = io.BytesIO()
         saved = {"version": CHECKPOINT_VERSION, "rows": rows, "seconds": seconds, "state": state}
         torch.save(saved, buffer)
-        write_atomic(self.out_dir / CHECKPOINT, buffer.getvalue())
+        content = buffer.getvalue()
+        write_atomic(self.out_dir / CHECKPOINT, content + hashlib.sha256(content).digest())
         self._write_csv(rows)
 
     def _write_csv(self, rows: list[dict[str, float]]) -> None:
@@ -316,7 +323,7 @@ class EpochLoop:
             writer = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n")
             writer.writeheader()
             writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-        (self.out_dir / self.csv_name).write_text(text.getvalue())
+        write_atomic(self.out_dir / self.csv_name, text.getvalue().encode())
 
 
 def _summary(row: Mapping[str, float]) -> str:

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pipeline import training
 from pipeline.data import Split, split_train_val
 from pipeline.errors import DivergenceError, InputError
 from pipeline.training import (
@@ -119,28 +120,70 @@ def test_an_interrupted_training_ends_in_the_same_bits(tmp_path):
     assert (tmp_path / "whole" / "log.csv").read_text().splitlines()[0] == "epoch,train_loss,train_ce,lr,seconds"
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path):
-    _, loop = make_loop(tmp_path, fail_at=2)
-    with pytest.raises(KeyboardInterrupt):
-        loop.run()
-    path = tmp_path / ".checkpoint.pt"
-    path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(InputError, match=r"checkpoint .* is damaged") as caught:
-        make_loop(tmp_path)[1].run()
-    assert caught.value.hint == f"delete it to start the stage over: rm {path}"
+def trained(out_dir):
+    """Train to the end and return (weights, rows without times)."""
+    model, loop = make_loop(out_dir)
+    rows, _ = loop.run()
+    return model.state_dict(), [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
-def test_a_checkpoint_of_another_version_is_refused(tmp_path):
-    _, loop = make_loop(tmp_path, fail_at=2)
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Interrupt a training and return its checkpoint."""
     with pytest.raises(KeyboardInterrupt):
+        make_loop(tmp_path, fail_at=2)[1].run()
+    return tmp_path / ".checkpoint.pt"
+
+
+def _flip(place):
+    def damage(data):
+        changed = bytearray(data)
+        changed[int(place * (len(data) - 1))] ^= 1
+        return bytes(changed)
+
+    return damage
+
+
+DAMAGES = {
+    **{f"flipped at {place}": _flip(place) for place in (0, 0.1, 0.3, 0.5, 0.7, 0.9, 1)},
+    "truncated": lambda data: data[:500],
+    "without its end": lambda data: data[:-1],
+    "empty": lambda data: b"",
+    "longer": lambda data: data + b"0",
+    "without a hash": lambda data: data[:-32],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_training_with_a_damaged_checkpoint_starts_over(damage, checkpoint, uninterrupted, capsys):
+    checkpoint.write_bytes(DAMAGES[damage](checkpoint.read_bytes()))
+    weights, rows = trained(checkpoint.parent)
+    assert all(torch.equal(one, other) for one, other in zip(weights.values(), uninterrupted[0].values(), strict=True))
+    assert rows == uninterrupted[1]
+    log = " ".join(capsys.readouterr().err.split())
+    assert log.count("warning") == 1
+    assert "is damaged or of an older version: training starts over" in log
+    assert "resumed" not in log
+
+
+def test_a_training_with_a_checkpoint_of_another_version_starts_over(checkpoint, uninterrupted, monkeypatch, capsys):
+    monkeypatch.setattr(training, "CHECKPOINT_VERSION", training.CHECKPOINT_VERSION + 1)
+    assert trained(checkpoint.parent)[1] == uninterrupted[1]
+    log = " ".join(capsys.readouterr().err.split())
+    assert "is of another version of kdedge: training starts over" in log
+
+
+def test_a_checkpoint_of_another_training_is_refused(checkpoint):
+    _, loop = make_loop(checkpoint.parent)
+    loop.state = {**loop.state, "more": nn.Linear(1, 1)}
+    with pytest.raises(InputError, match="does not fit this training") as caught:
         loop.run()
-    path = tmp_path / ".checkpoint.pt"
-    saved = torch.load(path, weights_only=True)
-    del saved["version"]  # as it was before versions
-    torch.save(saved, path)
-    with pytest.raises(InputError, match="is of another version of kdedge, which trained on other batches") as caught:
-        make_loop(tmp_path)[1].run()
-    assert f"rm {path}" in caught.value.hint
+    assert f"rm {checkpoint}" in caught.value.hint
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
