@@ -73,6 +73,8 @@ class StageSpec:
             them is the time in seconds that interrupted attempts had spent.
         key: ``key(config)``: the part of the configuration that decides the result, JSON-ready.
         data: ``data(config)``: SHA-256 of each part of the data set that the stage reads.
+        packages: Those whose versions decide the result.
+        version: Raised when the same options, inputs and packages give another result than before.
     """
 
     name: str
@@ -80,6 +82,8 @@ class StageSpec:
     run: Callable[[Any, Mapping[str, Path], Path], dict[str, Any]]
     key: Callable[[Any], dict[str, Any]]
     data: Callable[[Any], dict[str, str]]
+    packages: tuple[str, ...] = ()
+    version: int = 1
 
 
 def load_manifest(stage_dir: Path) -> dict[str, Any]:
@@ -143,7 +147,7 @@ def lock_run(run_dir: Path, check: Callable[[], None] = lambda: None) -> Iterato
         lock.release()
 
 
-def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = False) -> bool:
+def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = False, refresh: bool = False) -> bool:
     """Run one stage unless its directory already holds what it would produce.
 
     Args:
@@ -151,6 +155,7 @@ def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = Fals
         config: The resolved configuration of the run.
         run_dir: The run directory; must be locked by the caller.
         force: Run again even if everything matches.
+        refresh: Run again if the result was made with another version of the stage or of a package that decides it.
 
     Returns:
         Whether the stage ran (False: it was skipped).
@@ -164,11 +169,15 @@ def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = Fals
     partial = partial_dir(run_dir, spec.name)
     _recover(target)
     inputs = {name: run_dir / name for name in spec.reads}
-    wanted = {"config": spec.key(config), "inputs": _input_hashes(spec, config, run_dir)}
+    wanted: dict[str, Any] = {"config": spec.key(config), "inputs": _input_hashes(spec, config, run_dir)}
     reason = "--force was given" if force else _why_rerun(target, wanted)
     if not reason:
-        log(f"{spec.name}: up to date, skipped")
-        return False
+        other = _made_with_other_versions(spec, load_manifest(target))
+        if not (other and refresh):
+            log(f"{spec.name}: up to date, skipped" + (f" ({other}; --refresh makes it again)" if other else ""))
+            return False
+        reason = other
+    wanted["version"] = spec.version
     log(f"{spec.name}: running ({reason})")
     _prepare_partial(partial, wanted, force=force)
     # Before the stage runs: a checkout may move on while a long stage computes with the code it began with.
@@ -216,6 +225,16 @@ def why_rerun(spec: StageSpec, config: Any, run_dir: Path, *, any_config: bool =
     """
     wanted = {} if any_config else {"config": spec.key(config)}
     return _why_rerun(run_dir / spec.name, {**wanted, "inputs": _input_hashes(spec, config, run_dir)})
+
+
+def _made_with_other_versions(spec: StageSpec, manifest: Mapping[str, Any]) -> str:
+    """Return which versions that decide a result differ now (empty: none, or the manifest is too old to tell)."""
+    if "version" not in manifest:
+        return ""
+    made, now = manifest.get("versions", {}), versions()
+    changes: list[tuple[str, Any, Any]] = [(name, made.get(name), now.get(name)) for name in spec.packages]
+    changes.append((f"version of stage {spec.name}", manifest["version"], spec.version))
+    return ", ".join(f"made with {name} {before}, now {after}" for name, before, after in changes if before != after)
 
 
 def versions() -> dict[str, str | None]:
@@ -295,7 +314,7 @@ def _why_rerun(target: Path, wanted: Mapping[str, Any]) -> str:
         manifest = load_manifest(target)
     except InputError as error:
         return str(error)
-    changes = [f"{part} {key}" for part in wanted for key in changed_keys(manifest[part], wanted[part])]
+    changes = _changes(manifest, wanted)
     if changes:
         return "changed: " + ", ".join(changes[:4]) + (" …" if len(changes) > 4 else "")
     damage = output_damage(target, manifest)
@@ -323,6 +342,11 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return changed
 
 
+def _changes(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """List what decided a result or unfinished work and would be different now."""
+    return [name.replace(".", " ", 1) for name in changed_keys({part: made[part] for part in wanted}, wanted)]
+
+
 def _prepare_partial(partial: Path, wanted: Mapping[str, Any], *, force: bool) -> None:
     """Keep the work of an interrupted run of the same stage, or start with an empty directory."""
     note = partial / WANTED
@@ -333,7 +357,7 @@ def _prepare_partial(partial: Path, wanted: Mapping[str, Any], *, force: bool) -
         if unfinished is None and _working_files(partial):
             warn(f"{note} is missing or damaged: the unfinished work next to it is not used, the stage starts over")
         elif unfinished is not None and not force:
-            changed = [f"{part} {key}" for part in wanted for key in changed_keys(unfinished[part], wanted[part])]
+            changed = _changes(unfinished, wanted)
             if changed and all(key.startswith("config runtime.") for key in changed):
                 names = ", ".join(key.removeprefix("config runtime.") for key in changed)
                 raise InputError(
@@ -355,7 +379,7 @@ def _read_wanted(partial: Path) -> dict[str, Any] | None:
         wanted = read_json(partial / WANTED)
     except (OSError, ValueError):
         return None
-    return wanted if _has_mappings(wanted, ("config", "inputs")) else None
+    return {"version": 1, **wanted} if _has_mappings(wanted, ("config", "inputs")) else None
 
 
 class _Attempt(NamedTuple):

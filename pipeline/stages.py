@@ -99,7 +99,13 @@ def check_stages(names: tuple[str, ...], config: Config, run_dir: Path) -> None:
 
 
 def run_stages(
-    names: tuple[str, ...], config: Config, run_dir: Path, *, force: bool = False, checked: bool = False
+    names: tuple[str, ...],
+    config: Config,
+    run_dir: Path,
+    *,
+    force: bool = False,
+    refresh: bool = False,
+    checked: bool = False,
 ) -> bool:
     """Run stages in order in a locked run directory.
 
@@ -108,6 +114,7 @@ def run_stages(
         config: The configuration.
         run_dir: The run directory.
         force: Run them again even if they are up to date.
+        refresh: Run those again that were made with other versions of the stage or of a package that decides a result.
         checked: Whether `check_stages` was called already.
 
     Returns:
@@ -128,7 +135,7 @@ def run_stages(
     any_ran = False
     try:
         for name in names:
-            any_ran |= run_stage(STAGES[name], config, run_dir, force=force)
+            any_ran |= run_stage(STAGES[name], config, run_dir, force=force, refresh=refresh)
             _record(config, run_dir, name)
         if "benchmark" in names:
             _judge_bundle(config, run_dir)
@@ -424,16 +431,20 @@ def _data(*parts: str) -> Callable[[Config], dict[str, str]]:
     return lambda config: {part: _data_sha256(config.data, part) for part in parts}
 
 
+_ONNX = ("onnx", "onnxruntime")
+
+# The version of a stage is raised when the same options and inputs give another result than before.
 STAGES = {
     spec.name: spec
     for spec in (
-        StageSpec("teacher", (), _lazy("pipeline.teacher:run"), _training_key("teacher"), _data("train")),
+        StageSpec("teacher", (), _lazy("pipeline.teacher:run"), _training_key("teacher"), _data("train"), ("torch",)),
         StageSpec(
             "distill", ("teacher",), _lazy("pipeline.distill.stage:run"), _training_key("distill"), _data("train"),
+            ("torch",),
         ),
-        StageSpec("export", ("distill",), _lazy("export.onnx_export:run"), _key("export"), _data()),
+        StageSpec("export", ("distill",), _lazy("export.onnx_export:run"), _key("export"), _data(), _ONNX),
         StageSpec(
-            "quantize", ("export",), _lazy("export.quantize:run"), _quantize_key, _data("train")
+            "quantize", ("export",), _lazy("export.quantize:run"), _quantize_key, _data("train"), _ONNX,
         ),
         StageSpec(
             "benchmark", ("teacher", "distill", "export", "quantize"), _lazy("pipeline.evaluate:run"), _host_key,

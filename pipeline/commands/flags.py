@@ -1,6 +1,6 @@
 """Makes a command from a function: a flag for every field of `pipeline.config`, and the options that steer it.
 
-Under ``@app.command()``, ``@configured(("export",))`` gives ``export(config, out, force)`` the flags of one section.
+Under ``@app.command()``, ``@configured(("export",))`` gives ``export(config, out, **again)`` the flags of one section.
 """
 
 import dataclasses
@@ -65,6 +65,17 @@ BEGINNING: Options = out_option(DEFAULT_OUT) | {
     ),
     "force": (
         Annotated[bool, typer.Option("--force", help="Run again even if everything is up to date.", metavar="")],
+        False,
+    ),
+    "refresh": (
+        Annotated[
+            bool,
+            typer.Option(
+                "--refresh",
+                help="Run again what was made with other versions of the stage or of PyTorch, ONNX or onnxruntime.",
+                metavar="",
+            ),
+        ],
         False,
     ),
     "quiet": (

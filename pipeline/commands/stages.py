@@ -41,12 +41,12 @@ _BENCHMARK_SHORT = {f"benchmark__{name}": f"--{name}" for name in ("threads", "b
 
 @app.command(help="Run every stage in order: data set to verified bundle.")
 @configured(tuple(SECTIONS), BEGINNING)
-def run_all(config: Config, out: Path, force: bool) -> None:
+def run_all(config: Config, out: Path, **again: bool) -> None:
     """Run the pipeline and print the summary."""
     from pipeline.stages import STAGES
 
     try:
-        if not _run(tuple(STAGES), config, out, force):
+        if not _run(tuple(STAGES), config, out, again):
             log(f"nothing to do: every stage of {out} is up to date (--force runs them again)")
     except GateError as error:
         raise _without_reason(_print_report(out / "benchmark"), error) from None
@@ -55,7 +55,7 @@ def run_all(config: Config, out: Path, force: bool) -> None:
 
 
 @app.command(help="Fetch and check the data set; print what it holds.")
-@configured(("data",), STAGE | _JSON, without=("out", "force"))
+@configured(("data",), STAGE | _JSON, without=("out", "force", "refresh"))
 def data(config: Config, as_json: bool) -> None:
     """Print the data set as a table, or as one JSON line where nobody looks at it."""
     from pipeline.data.summary import print_summary, summarise
@@ -69,33 +69,33 @@ def data(config: Config, as_json: bool) -> None:
 
 @app.command(help="Fine-tune the teacher.")
 @configured(("data", "teacher", "runtime"), BEGINNING)
-def teacher(config: Config, out: Path, force: bool) -> None:
+def teacher(config: Config, out: Path, **again: bool) -> None:
     """Run the teacher stage."""
-    _run(("teacher",), config, out, force)
+    _run(("teacher",), config, out, again)
     print(out / "teacher")
 
 
 @app.command(help="Distill the teacher into the student.")
 @configured(("data", "distill", "runtime"))
-def distill(config: Config, out: Path, force: bool) -> None:
+def distill(config: Config, out: Path, **again: bool) -> None:
     """Run the distillation stage."""
-    _run(("distill",), config, out, force)
+    _run(("distill",), config, out, again)
     print(out / "distill")
 
 
 @app.command(help="Export the student to ONNX and check parity.")
 @configured(("export",))
-def export(config: Config, out: Path, force: bool) -> None:
+def export(config: Config, out: Path, **again: bool) -> None:
     """Run the export stage."""
-    _run(("export",), config, out, force)
+    _run(("export",), config, out, again)
     print(out / "export" / "student.onnx")
 
 
 @app.command(help="Quantize the ONNX model to INT8, calibrated on training images.")
 @configured(("data", "quantize"))
-def quantize(config: Config, out: Path, force: bool) -> None:
+def quantize(config: Config, out: Path, **again: bool) -> None:
     """Run the quantization stage."""
-    _run(("quantize",), config, out, force)
+    _run(("quantize",), config, out, again)
     print(out / "quantize" / "student.int8.onnx")
 
 
@@ -104,12 +104,12 @@ def quantize(config: Config, out: Path, force: bool) -> None:
     "the run did not pass; of a bundle: it failed on the test images that the bundle was judged on."
 )
 @configured(("data", "benchmark", "bundle"), _BUNDLE | STAGE, short=_BENCHMARK_SHORT)
-def benchmark(config: Config, out: Path, force: bool, bundle: Path | None, as_json: bool) -> None:
+def benchmark(config: Config, out: Path, bundle: Path | None, as_json: bool, **again: bool) -> None:
     """Measure and print the summary; where stdout is no terminal, or with ``--json``, one JSON line follows."""
     from pipeline.artifacts import lock_run
 
     if bundle is None:
-        _run(("benchmark",), config, out, force)
+        _run(("benchmark",), config, out, again)
         report_dir = out / "benchmark"
     else:
         from pipeline.evaluate import benchmark_bundle, check_benchmark
@@ -134,21 +134,21 @@ def benchmark(config: Config, out: Path, force: bool, bundle: Path | None, as_js
 
 @app.command(help="Write the bundle, if the gate passed.")
 @configured(("data", "bundle"))
-def bundle(config: Config, out: Path, force: bool) -> None:
+def bundle(config: Config, out: Path, **again: bool) -> None:
     """Run the bundle stage."""
-    _run(("bundle",), config, out, force)
+    _run(("bundle",), config, out, again)
     print(out / "bundle")
 
 
-def _run(names: tuple[str, ...], config: Config, out: Path, force: bool) -> bool:
+def _run(names: tuple[str, ...], config: Config, out: Path, again: Mapping[str, bool]) -> bool:
     from pipeline.artifacts import lock_run
     from pipeline.stages import check_stages, run_stages
 
     with lock_run(out, lambda: check_stages(names, config, out)):
         try:
-            return run_stages(names, config, out, force=force, checked=True)
+            return run_stages(names, config, out, **again, checked=True)
         except KeyboardInterrupt:
-            command = "the same command without --force" if force else "the same command"
+            command = "the same command without --force" if again["force"] else "the same command"
             raise KeyboardInterrupt(f"{command} goes on where it stopped") from None
 
 

@@ -143,7 +143,7 @@ def _study_flags(given: dict[str, Any], fields: Fields) -> Iterator[None]:
 @configured(
     ("data", "teacher", "distill", "runtime"),
     BEGINNING | out_option(Path("artifacts/compare")) | _METHODS | _STUDY,
-    without=("distill__method", "distill__epochs", "runtime__seed"),
+    without=("distill__method", "distill__epochs", "runtime__seed", "refresh"),
     within=_study_flags,
 )
 def compare(config: Config, out: Path, methods: str, as_json: bool, **options: Any) -> None:
@@ -157,7 +157,7 @@ def compare(config: Config, out: Path, methods: str, as_json: bool, **options: A
 @configured(
     ("data", "teacher", "distill", "runtime"),
     BEGINNING | out_option(Path("artifacts/ablate")) | _FACTORS | _STUDY,
-    without=("distill__epochs", "runtime__seed"),
+    without=("distill__epochs", "runtime__seed", "refresh"),
     within=_study_flags,
 )
 def ablate(config: Config, out: Path, factors: str, as_json: bool, **options: Any) -> None:

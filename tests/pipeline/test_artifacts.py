@@ -239,3 +239,58 @@ def test_the_manifest_holds_what_decided_the_result(tmp_path):
     assert {"torch", "onnx", "onnxruntime", "numpy", "python"} <= manifest["versions"].keys()
     assert manifest["wall_s"] >= 0
     assert 10 < manifest["peak_rss_mb"] < 100_000  # a Python process with pytest, in millions of bytes
+
+
+def versioned(stage, version=1):
+    return StageSpec("first", (), stage.run, stage.spec.key, stage.spec.data, ("torch",), version)
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (("2.14", 1), "up to date, skipped (made with torch 2.13, now 2.14; --refresh makes it again)"),
+        (("2.13", 2), "made with version of stage first 1, now 2; --refresh makes it again"),
+        (("2.13", 1), ""),
+    ],
+)
+def test_a_result_of_other_versions_stays_until_it_is_refreshed(now, said, tmp_path, monkeypatch, capsys):
+    stage, (torch, version) = Stage(), now
+    monkeypatch.setattr(artifacts, "versions", lambda: {"torch": "2.13", "numpy": "2.3"})
+    run_stage(versioned(stage), None, tmp_path)
+    monkeypatch.setattr(artifacts, "versions", lambda: {"torch": torch, "numpy": "9"})
+    assert run_stage(versioned(stage, version), None, tmp_path) is False
+    log = " ".join(capsys.readouterr().err.split())
+    assert said in log
+    assert ("--refresh" in log) == bool(said)
+    assert run_stage(versioned(stage, version), None, tmp_path, refresh=True) is bool(said)
+    assert run_stage(versioned(stage, version), None, tmp_path, refresh=True) is False
+
+
+def test_a_manifest_of_before_there_were_versions_is_up_to_date(tmp_path, monkeypatch, capsys):
+    stage = Stage()
+    run_stage(versioned(stage), None, tmp_path)
+    path = tmp_path / "first" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["version"]
+    path.write_text(json.dumps(manifest))
+    monkeypatch.setattr(artifacts, "versions", lambda: {"torch": "99"})
+    assert run_stage(versioned(stage, 2), None, tmp_path, refresh=True) is False
+    assert "--refresh" not in capsys.readouterr().err
+
+
+def test_unfinished_work_of_another_version_of_a_stage_is_dropped(tmp_path, capsys):
+    stage = Stage()
+    interrupted(stage, tmp_path, ".checkpoint")
+    run_stage(versioned(stage, 2), None, tmp_path)
+    assert "starting over: changed since the interrupted run: version" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("note", [".attempts.json", ".wanted.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "[1]", '"text"', '{"config": 1}', "[[1, 2, 3]]", "\ud800"])
+def test_a_damaged_note_of_unfinished_work_is_ignored_with_a_warning(note, content, tmp_path, capsys):
+    stage = Stage()
+    interrupted(stage, tmp_path, ".checkpoint")
+    (tmp_path / ".first.partial" / note).write_text(content, errors="surrogatepass")
+    assert run_stage(stage.spec, None, tmp_path) is True
+    if (note, content) != (".attempts.json", "[]"):  # as without attempts
+        assert f"{note} is" in " ".join(capsys.readouterr().err.split())
