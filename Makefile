@@ -11,7 +11,7 @@ demo: .venv/installed  ## install, run the whole pipeline on the shipped sample,
 	$(BIN)/kdedge run-all --data sample --out artifacts/demo --allow-undecided
 
 test: .venv/installed  ## run the tests that need nothing but pip
-	$(BIN)/pytest -m "not browser and not npm and not qemu"
+	$(BIN)/pytest -m "not browser and not npm and not qemu and not wheels"
 
 test-full: .venv/installed  ## run every test; needs chromium, npm and qemu-user
 	$(BIN)/pytest

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.runtime import CUDA, Model, import_onnxruntime, open_model
+from pipeline import __version__
 from pipeline.errors import InputError
-from pipeline.runtime import cpu_info, usable_cores
+from pipeline.install import install_command
+from pipeline.progress import printable
+from pipeline.runtime import cpu_info, cpu_quota, usable_cores
 
 __all__ = [
     "artifact_check",
@@ -63,9 +66,10 @@ def host_record() -> dict[str, Any]:
 
     Returns:
         ``cpu``, ``board`` (single-board computers, else None), ``cores`` (logical CPUs that this process may use),
-        ``physical_cores``, ``isa`` (the instruction sets that matter for INT8), ``memory_bytes``, ``os``,
-        ``python``, ``governor``, ``gpu`` (None: none found), ``onnxruntime`` (version), ``providers``,
-        ``cuda_problem`` and ``tensorrt_problem`` (None: the provider is there; TensorRT is not measured).
+        ``cpu_quota`` (how many CPUs' time its control group may use; None: no limit), ``physical_cores``, ``isa`` (the
+        instruction sets that matter for INT8), ``memory_bytes``, ``os``, ``python``, ``governor``, ``gpu`` (None: none
+        found), ``onnxruntime`` (version), ``providers``, ``cuda_problem`` and ``tensorrt_problem`` (None: the provider
+        is there; TensorRT is not measured).
 
     Raises:
         InputError: onnxruntime is missing or broken.
@@ -80,6 +84,7 @@ def host_record() -> dict[str, Any]:
         "cpu": info.get("brand_raw") or platform.processor() or platform.machine(),
         "board": _read("/proc/device-tree/model"),
         "cores": usable_cores(),
+        "cpu_quota": cpu_quota(),
         "physical_cores": psutil.cpu_count(logical=False),
         "isa": [name for name, aliases in _ISA.items() if flags.intersection(aliases)],
         "memory_bytes": psutil.virtual_memory().total,
@@ -205,6 +210,7 @@ def doctor() -> dict[str, Any]:
                 "CPU governor", "missing", f"{host['governor']}: clocks change while measuring",
                 "sudo cpupower frequency-set -g performance",
             )  # fmt: skip
+    add("kdedge", "ok", f"{__version__}; what a command lacks is added with {install_command('EXTRA')}")
     for module, purpose in _PACKAGES:
         package = {"PIL": "pillow"}.get(module, module)
         # find_spec looks a module up without importing it: torch alone takes seconds.
@@ -212,7 +218,7 @@ def doctor() -> dict[str, Any]:
         if found:
             add(package, "ok", f"{_version(package) or 'installed'}: {purpose}")
         else:
-            extra = "pip install pillow" if module == "PIL" else 'pip install "kdedge[train]"'
+            extra = "pip install pillow" if module == "PIL" else install_command("train")
             add(package, "missing", f"needed for: {purpose}", extra)
     return {"host": host, "checks": checks}
 
@@ -227,11 +233,12 @@ def format_doctor(facts: dict[str, Any], width: int = 80) -> str:
     console = Console(file=buffer, width=width, highlight=False, markup=False, color_system=None)
     host = facts["host"]
     if host is not None:
+        quota = "" if host["cpu_quota"] is None else f", a quota of {host['cpu_quota']:g}"
         about = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
         for label, value in (
             ("CPU", host["cpu"]),
             ("board", host["board"]),
-            ("cores", f"{host['cores']} usable, {host['physical_cores'] or '?'} physical"),
+            ("cores", f"{host['cores']} usable, {host['physical_cores'] or '?'} physical{quota}"),
             ("instructions", ", ".join(host["isa"]) or "none of those that matter"),
             ("memory", f"{host['memory_bytes'] / 2**30:.1f} GiB"),
             ("system", f"{host['os']}, Python {host['python']}"),
@@ -247,7 +254,7 @@ def format_doctor(facts: dict[str, Any], width: int = 80) -> str:
     table.add_column("state", no_wrap=True)
     table.add_column("found, and what to do", ratio=1)
     for check in facts["checks"]:
-        detail = check["detail"] + (f"\n→ {check['fix']}" if check["fix"] else "")
+        detail = printable(check["detail"]) + (f"\n→ {check['fix']}" if check["fix"] else "")
         table.add_row(check["name"], check["status"], detail)
     console.print(table)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())

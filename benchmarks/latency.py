@@ -22,7 +22,7 @@ import numpy.typing as npt
 from benchmarks.runtime import CPU, Model, open_model, session_options
 from benchmarks.trust import Reading, Window, disturbances, judge_windows, spin_ms
 from pipeline.progress import Tracker, track
-from pipeline.runtime import usable_cores
+from pipeline.runtime import cpu_quota, usable_cores
 
 __all__ = ["MOST_WINDOWS", "WINDOWS", "Measured", "measure_latency", "measure_windows", "run_window", "summarise"]
 
@@ -122,7 +122,7 @@ def measure_latency(
         InputError: A model cannot be read.
         StageError: The execution provider could not be started.
     """
-    cores = cores or usable_cores()
+    cores, quota = cores or usable_cores(), cpu_quota()
     # The clock is compared with its highest in the whole run: a processor that throttles slowly is steady in each row.
     # A first look, so that a fast clock that only the second case shows does not condemn the first.
     spins = [spin_ms() for _ in range(_FIRST_SPINS)]
@@ -160,7 +160,12 @@ def measure_latency(
     raw: list[dict[str, Any]] = []
     for case in cases:
         judge = functools.partial(
-            judge_windows, threads=case.threads, cores=cores, spinning=spinning, fastest_spin_ms=min(spins)
+            judge_windows,
+            threads=case.threads,
+            cores=cores,
+            spinning=spinning,
+            fastest_spin_ms=min(spins),
+            quota=quota,
         )
         for name in models:
             found = case.measured[name]
@@ -281,7 +286,7 @@ def _calls(
         pixels: npt.NDArray[np.uint8] = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
         calls[name] = model.caller(pixels)
         start = time.perf_counter_ns()
-        calls[name]()
+        model.logits(pixels)  # the call with its errors and its result checked
         first_ms[name] = (time.perf_counter_ns() - start) / 1e6
         if on_device:
             calls[name + _ON_DEVICE] = model.device_caller(pixels)

@@ -6,8 +6,9 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.files import read_json
+from pipeline.progress import printable
 
-__all__ = ["find_report", "load_report"]
+__all__ = ["find_report", "load_report", "read_report"]
 
 REPORT = "report.json"
 _SCHEMA = 1
@@ -81,6 +82,12 @@ _VERDICTS = ("passed", "failed", "undecided")
 
 
 def load_report(path: Path) -> dict[str, Any]:
+    """Read a report to show it: as `read_report`, without characters that could change a terminal."""
+    report: dict[str, Any] = _escaped(read_report(path))
+    return report
+
+
+def read_report(path: Path) -> dict[str, Any]:
     """Read a report.
 
     Args:
@@ -99,6 +106,15 @@ def load_report(path: Path) -> dict[str, Any]:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise InputError(f"{file} is no report of kdedge: {'; '.join(problems[:3])}{more}", _HINT)
     return dict(report)
+
+
+def _escaped(value: Any) -> Any:
+    """Return a JSON value with every text in it as `printable` returns it."""
+    if isinstance(value, dict):
+        return {printable(key): _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def find_report(path: Path) -> Path:

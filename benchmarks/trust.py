@@ -230,6 +230,7 @@ def judge_windows(
     *,
     spinning: bool = False,
     fastest_spin_ms: float | None = None,
+    quota: float | None = None,
 ) -> dict[str, Any]:
     """Decide whether measured windows can be trusted.
 
@@ -239,6 +240,7 @@ def judge_windows(
         cores: Cores that this process may use.
         spinning: Whether its threads spun while they waited.
         fastest_spin_ms: The fixed loop at the highest clock that was seen; None: the fastest beside these windows.
+        quota: How many CPUs' time the kernel lets this process use; None: no limit.
 
     Returns:
         ``verdict`` (`STEADY` or `NOISY`), ``reasons`` (a sentence for each piece of evidence against the numbers),
@@ -256,6 +258,11 @@ def judge_windows(
         reasons.append(
             f"windows of {min(unseen_s):.2g} s are too short to see other load (at least {_SHORTEST_FOR_LOAD_S:g} s): "
             "raise --latency-seconds"
+        )
+    if quota is not None and quota < threads:
+        reasons.append(
+            f"the kernel throttles this process: its CPU quota is {quota:g} CPUs, "
+            f"and {threads} thread{'s' * (threads > 1)} can use {threads}: raise the quota of its control group"
         )
     if threads > cores:
         reasons.append(f"{threads} threads on {cores} core{'s' * (cores > 1)}")

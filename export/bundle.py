@@ -18,8 +18,10 @@ import numpy.typing as npt
 
 from benchmarks.report_content import warnings
 from benchmarks.report_facts import starts_from
+from benchmarks.report_file import read_report
 from benchmarks.runtime import check_fits, open_model
 from export.bundle_files import COPIED, GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS
+from export.graph import lowest_runtime
 from export.runtime import run_model
 from pipeline.artifacts import load_manifest
 from pipeline.config import Config
@@ -31,6 +33,7 @@ from pipeline.progress import log, warn
 __all__ = ["GOLDEN_IMAGES", "check_gate", "run"]
 
 GOLDEN_IMAGES = 16
+_CLASSES_SHOWN = 20
 # What of a candidate of the search holds whatever the ladder did to it then.
 _FORMAT = ("name", "activations", "weights", "per_channel", "reduce_range", "calibrator", "calibration_images")
 
@@ -39,16 +42,14 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     """Build the bundle in ``out_dir`` if the gate of ``inputs["benchmark"]/report.json`` allows it.
 
     Returns:
-        Facts for the manifest: ``passed`` and ``history`` (teacher, student, method, data hashes, quantization, gate).
+        Facts for the manifest: ``passed``, ``needs`` (the oldest onnxruntime that runs both models, their opset and IR
+        version) and ``history`` (teacher, student, method, data hashes, quantization, gate).
 
     Raises:
         GateError: The gate failed, or is undecided and that was not allowed.
         InputError: The report or a model is damaged, or a model does not fit the data set.
     """
-    report = load_json(
-        inputs["benchmark"] / "report.json",
-        ("run", "teacher", "student", "accuracy", "gate", "size", "latency", "host"),
-    )
+    report = read_report(inputs["benchmark"] / "report.json")
     check_gate(report, allow_undecided=config.bundle.allow_undecided)
     passed = report["gate"]["verdict"] == "passed"
     for name, stage in COPIED.items():
@@ -69,11 +70,13 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         ("chosen", "candidates", "calibration_images", "target", "rungs", "scored_images"),
     )
     history = _history(report, candidates, inputs)
-    write_atomic(out_dir / "MODEL_CARD.md", _model_card(report, candidates, classes, size).encode(errors="replace"))
+    needs = lowest_runtime(out_dir / name for name in MODELS.values())
+    card = _model_card(report, candidates, needs, classes, size)
+    write_atomic(out_dir / "MODEL_CARD.md", card.encode(errors="replace"))
     if not passed:
         warn(f"the bundle is marked as not passed: {report['gate'].get('reason', 'the gate is undecided')}")
     log(f"bundle: {sum(path.stat().st_size for path in out_dir.iterdir() if path.is_file()) / 1e6:.1f} MB")
-    return {"passed": passed, "history": history}
+    return {"passed": passed, "needs": needs, "history": history}
 
 
 def check_gate(report: Mapping[str, Any], *, allow_undecided: bool) -> None:
@@ -132,7 +135,9 @@ def _history(report: Mapping[str, Any], candidates: Mapping[str, Any], inputs: M
     }
 
 
-def _model_card(report: Mapping[str, Any], candidates: Mapping[str, Any], classes: list[str], size: int) -> str:
+def _model_card(
+    report: Mapping[str, Any], candidates: Mapping[str, Any], needs: Mapping[str, Any], classes: list[str], size: int
+) -> str:
     """Write the model card from the numbers of the report."""
     accuracy, gate, sizes, student, host = (report[key] for key in ("accuracy", "gate", "size", "student", "host"))
     fp32, int8 = accuracy["onnx_fp32_top1_pct"], accuracy["onnx_int8_top1_pct"]
@@ -160,6 +165,7 @@ and quantized to INT8 for the target `{candidates["target"]}` (`{candidates["cho
 {candidates["calibration_images"]} calibration images{improved}).
 
 - Input: `pixels`, uint8 RGB, `[N, {size}, {size}, 3]`, as a decoder gives them. Output: `logits`, float32.
+- Needs onnxruntime {needs["onnxruntime"]} or newer (opset {needs["opset"]}, IR version {needs["ir_version"]}).
 - Classes: {shown}
 - Trained on: {report["run"]["data"]}, seed {report["run"]["seed"]}
 
@@ -173,7 +179,7 @@ and quantized to INT8 for the target `{candidates["target"]}` (`{candidates["cho
 
 Gate: {status}; passed: {str(gate["verdict"] == "passed").lower()}. INT8 loses {gate["loss_pp"]:.2f} pp, at most
 {gate["loss_upper95_pp"]:.2f} pp with 95 % confidence; the limit is {gate["limit_pp"]:g} pp.
-{warning}
+{warning}{_per_class(report)}
 Latency of {images} on {host["cpu"]} ({host["cores"]} cores, onnxruntime {host["onnxruntime"]}):
 
 | model | provider | threads | p50 ms | p99 ms | trust |
@@ -193,6 +199,20 @@ Latency of {images} on {host["cpu"]} ({host["cores"]} cores, onnxruntime {host["
 - Latency holds for the host above. `report.json` has every number and how it was measured.
 - `{GOLDEN_INPUTS}` holds {GOLDEN_IMAGES} images (at most) of the training data, for checking.
 """
+
+
+def _per_class(report: Mapping[str, Any]) -> str:
+    """Write a table of the classes that INT8 recognises worst; empty for a report without them."""
+    rows = [row for row in report.get("per_class") or () if row["n"]]
+    if not rows:
+        return ""
+    worst = sorted(rows, key=lambda row: row["int8_top1_pct"])[:_CLASSES_SHOWN]
+    which = "every class" if len(worst) == len(rows) else f"the {len(worst)} worst of {len(rows)} classes"
+    lines = [f"Recall of {which}, in percent:", "", "| class | test images | FP32 | INT8 |", "|---|---|---|---|"]
+    for row in worst:
+        name = row["class"].replace("|", "&#124;")
+        lines.append(f"| {name} | {row['n']:,} | {row['fp32_top1_pct']:.2f} | {row['int8_top1_pct']:.2f} |")
+    return "\n".join(["", *lines, ""])
 
 
 def _ms(value: float | None) -> str:

@@ -6,7 +6,9 @@ quantized core. Needs the package onnx.
 """
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,9 +16,19 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import InputError
 
-__all__ = ["CORE_INPUT", "add_pixel_front", "count_macs", "cut_pixel_front", "keep_float", "read_model"]
+__all__ = [
+    "CORE_INPUT",
+    "add_pixel_front",
+    "count_macs",
+    "cut_pixel_front",
+    "keep_float",
+    "lowest_runtime",
+    "read_model",
+]
 
 CORE_INPUT = "image"
+# Versions of onnxruntime with the highest opset and IR version that each loads.
+_RUNTIMES = (("1.14", 18, 8), ("1.16", 19, 9), ("1.17", 20, 9), ("1.18", 21, 10))
 _HINT = "give a student.onnx that `kdedge export` wrote"
 
 
@@ -186,6 +198,19 @@ def count_macs(model: onnx.ModelProto) -> int:
         elif node.op_type in ("Gemm", "MatMul"):
             total += weights.get(node.input[1], 0)
     return total
+
+
+def lowest_runtime(models: Iterable[Path]) -> dict[str, Any]:
+    """Return the oldest onnxruntime that loads these models: ``onnxruntime``, and their ``opset`` and ``ir_version``.
+
+    Raises:
+        InputError: As `read_model`.
+    """
+    loaded = [read_model(path) for path in models]
+    opset = max(item.version for model in loaded for item in model.opset_import)
+    ir_version = max(model.ir_version for model in loaded)
+    fit = (name for name, most_opset, most_ir in _RUNTIMES if opset <= most_opset and ir_version <= most_ir)
+    return {"onnxruntime": next(fit), "opset": opset, "ir_version": ir_version}
 
 
 def _shape(value: onnx.ValueInfoProto) -> list[int]:

@@ -9,9 +9,10 @@ run ahead of the model. Paths that come on standard input one by one are answere
 
 import itertools
 import os
+import stat
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,14 @@ _CHUNK = 1 << 20  # bytes of paths that are read from standard input at a time, 
 _Image = tuple[str, npt.NDArray[np.uint8]]
 
 
-def predict(bundle: Path, paths: Iterable[Path], *, top_k: int = 1, fp32: bool = False) -> Iterator[dict[str, Any]]:
+def predict(
+    bundle: Path,
+    paths: Iterable[Path],
+    *,
+    top_k: int = 1,
+    fp32: bool = False,
+    failed: Callable[[InputError], None] | None = None,
+) -> Iterator[dict[str, Any]]:
     """Classify images, yielding answers in order while later images are still unread.
 
     Args:
@@ -45,6 +53,7 @@ def predict(bundle: Path, paths: Iterable[Path], *, top_k: int = 1, fp32: bool =
             paths on standard input, one a line; no answer waits for the next line.
         top_k: How many classes to return per image, best first.
         fp32: Use the FP32 model instead of INT8.
+        failed: Is called for every bad file in its turn, and the rest is answered; without it the first one is raised.
 
     Yields:
         ``file`` (``name[i]`` for image i of several in a ``.npy``), ``label``, ``index`` (of the class),
@@ -52,6 +61,7 @@ def predict(bundle: Path, paths: Iterable[Path], *, top_k: int = 1, fp32: bool =
 
     Raises:
         InputError: The bundle or a file is missing or unreadable, or a folder holds no images.
+        StageError: The model fails on the images.
     """
     labels, size = _read_bundle(bundle)
     if not 1 <= top_k <= len(labels):
@@ -66,8 +76,13 @@ def predict(bundle: Path, paths: Iterable[Path], *, top_k: int = 1, fp32: bool =
             f"run `kdedge verify {bundle}`",
         )
     for batch in _batches(_images(paths, size)):
-        names, images = zip(*batch, strict=True)
-        yield from _answers(names, run_model(model, np.stack(images)), labels, top_k)
+        if isinstance(batch, InputError):
+            if failed is None:
+                raise batch
+            failed(batch)
+        else:
+            names, images = zip(*batch, strict=True)
+            yield from _answers(names, run_model(model, np.stack(images)), labels, top_k)
 
 
 def _read_bundle(bundle: Path) -> tuple[list[str], int]:
@@ -89,10 +104,10 @@ def _read_bundle(bundle: Path) -> tuple[list[str], int]:
     return labels, size
 
 
-def _images(paths: Iterable[Path], size: int) -> Iterator[_Image | None]:
+def _images(paths: Iterable[Path], size: int) -> Iterator[_Image | InputError | None]:
     """Yield name and pixels ``[size, size, 3] uint8`` of every image in order, and the None of `_files`; decode ahead.
 
-    The error of a file is raised in its turn, after the images before it. The last item is None.
+    In the place of a bad file stands its error. The last item is None.
     """
     waiting: deque[tuple[Path, Future[npt.NDArray[np.uint8]]]] = deque()
     # Pillow releases the interpreter lock while it decodes and resizes, onnxruntime while it runs.
@@ -110,27 +125,28 @@ def _images(paths: Iterable[Path], size: int) -> Iterator[_Image | None]:
                 future.cancel()
 
 
-def _named(path: Path, loaded: "Future[npt.NDArray[np.uint8]]") -> Iterator[_Image]:
-    """Yield the images of one file with their names."""
-    pixels = loaded.result()
+def _named(path: Path, loaded: "Future[npt.NDArray[np.uint8]]") -> Iterator[_Image | InputError]:
+    """Yield the images of one file with their names, or its error."""
+    try:
+        pixels = loaded.result()
+    except InputError as error:
+        yield error
+        return
     for number, image in enumerate(pixels):
         yield str(path) if len(pixels) == 1 else f"{path}[{number}]", image
 
 
-def _batches(images: Iterable[_Image | None]) -> Iterator[list[_Image]]:
-    """Group images; those before a None, or before a bad one, are yielded before what follows is asked for."""
+def _batches(images: Iterable[_Image | InputError | None]) -> Iterator[list[_Image] | InputError]:
+    """Group images; those before a None, or before an error, are yielded before what follows is asked for."""
     batch: list[_Image] = []
-    try:
-        for image in images:
-            if image is not None:
-                batch.append(image)
-            if batch and (image is None or len(batch) == _BATCH):
-                yield batch
-                batch = []
-    except InputError:
-        if batch:
+    for image in images:
+        if isinstance(image, tuple):
+            batch.append(image)
+        if batch and (not isinstance(image, tuple) or len(batch) == _BATCH):
             yield batch
-        raise
+            batch = []
+        if isinstance(image, InputError):
+            yield image
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path | None]:
@@ -141,7 +157,7 @@ def _files(paths: Iterable[Path]) -> Iterator[Path | None]:
     for path in paths:
         if path == _STDIN:
             yield from _files_of_stdin()
-        elif path.is_dir():
+        elif os.path.isdir(path):  # unlike that of a Path, it is False for what the system refuses
             found = sorted(item for item in path.rglob("*") if item.suffix.lower() in _SUFFIXES and item.is_file())
             yield from found or [path]
         else:
@@ -170,10 +186,16 @@ def _load(path: Path, size: int) -> npt.NDArray[np.uint8]:
     """Load the images of one file, ``[N, size, size, 3] uint8``."""
     if path == _STDIN:
         raise InputError("standard input names no images", "give one path a line, or the paths as arguments")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{path} holds no images", f"expected files ending in {' '.join(sorted(_SUFFIXES))}")
-    if not path.exists():
-        raise InputError(f"{path} does not exist; expected an image, a .npy file or a folder", "check the path")
+    try:
+        kind = os.stat(path).st_mode
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        reason = getattr(error, "strerror", None) or str(error)
+        missing = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({reason})"
+        raise InputError(f"{path} {missing}; expected an image, a .npy file or a folder", "check the path") from error
+    if not stat.S_ISREG(kind):
+        raise InputError(f"{path} is not a regular file; expected an image, a .npy file or a folder", "check the path")
     return _load_npy(path, size) if path.suffix.lower() == ".npy" else read_image(path, size)[None]
 
 

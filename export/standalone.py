@@ -3,7 +3,8 @@
 
     python predict.py photo.jpg pixels.npy        # one JSON line per image; --fp32 uses the float model
 
-A .npy file holds uint8 RGB pixels, [S, S, 3] or [N, S, S, 3].
+In a program: Classifier(folder)(frame), where a frame is uint8 RGB [H, W, 3]. A .npy file holds [S, S, 3] or
+[N, S, S, 3]. Runs from Python 3.8, numpy 1.21 and Pillow 9.1 on.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import json
 import struct
 import sys
 import warnings
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,44 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no others: dec
 MAX_PIXELS = 100_000_000
 
 
+class Classifier:
+    """The model of a bundle, opened once."""
+
+    def __init__(self, folder: str | Path = FOLDER, model: str = "student.int8.onnx") -> None:
+        import onnxruntime
+
+        self.labels = Path(folder, "labels.txt").read_text(encoding="utf-8").splitlines()
+        self.size = json.loads(Path(folder, "preprocessing.json").read_text(encoding="utf-8"))["size"]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 4
+        data = Path(folder, model).read_bytes()
+        self.session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, frames: Any) -> Any:
+        """Return label, class index and probability of a frame, uint8 RGB [H, W, 3]; of a list of frames, a list."""
+        import numpy as np
+
+        if not isinstance(frames, np.ndarray) or frames.ndim == 4:
+            return [self(np.asarray(frame)) for frame in frames]
+        if frames.dtype != np.uint8 or frames.ndim != 3 or frames.shape[2] != 3:
+            raise ValueError(f"the frame is {frames.dtype} {list(frames.shape)}; expected uint8 [H, W, 3]")
+        if frames.shape[:2] != (self.size, self.size):
+            from PIL import Image
+
+            frames = np.asarray(Image.fromarray(frames).resize((self.size, self.size), Image.Resampling.BILINEAR))
+        logits = self.session.run(None, {"pixels": np.ascontiguousarray(frames[None])})[0][0]
+        if not np.isfinite(logits).all():
+            raise ValueError("the model returned logits that are NaN or infinite")
+        exps, index = np.exp(logits - logits.max()), int(logits.argmax())
+        return {"label": self.labels[index], "index": index, "probability": round(float(exps[index] / exps.sum()), 6)}
+
+
 def load(path: Path, size: int) -> Any:
     """Return the images of a file as uint8 RGB [N, size, size, 3]."""
     import numpy as np
 
+    if not path.is_file():
+        raise ValueError("there is no regular file of this name")
     if path.suffix.lower() == ".npy":
         with np.errstate(over="ignore"):  # mapped, so that a header that claims terabytes allocates nothing
             pixels: Any = np.lib.format.open_memmap(path, mode="r")
@@ -98,37 +132,29 @@ def orientation(info: dict[Any, Any]) -> int:
     return 1
 
 
-def predict(paths: list[Path], model: str) -> Iterator[dict[str, Any]]:
-    """Yield file, label, class index and probability of every image."""
-    import numpy as np
-    import onnxruntime
-
-    labels = (FOLDER / "labels.txt").read_text(encoding="utf-8").splitlines()
-    size = json.loads((FOLDER / "preprocessing.json").read_text(encoding="utf-8"))["size"]
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession((FOLDER / model).read_bytes(), options, providers=["CPUExecutionProvider"])
-    for path in paths:
-        try:
-            images = load(path, size)
-        except Exception as error:  # of a damaged file, decoders raise almost anything
-            raise SystemExit(f"predict.py: {path}: {error}") from None
-        for number, image in enumerate(images):
-            logits = session.run(None, {"pixels": image[None]})[0][0]
-            exps, index = np.exp(logits - logits.max()), int(logits.argmax())
-            name = str(path) if len(images) == 1 else f"{path}[{number}]"
-            share = round(float(exps[index] / exps.sum()), 6)
-            yield {"file": name, "label": labels[index], "index": index, "probability": share}
-
-
-if __name__ == "__main__":
+def main() -> None:
+    """Answer the files on the command line: a bad one is one line on stderr, and exit code 1 at the end."""
     parser = argparse.ArgumentParser(description="Classify images with the model in this folder.")
     parser.add_argument("files", nargs="+", type=Path, help="images, or .npy files of uint8 RGB pixels")
     parser.add_argument("--fp32", action="store_true", help="use the FP32 model instead of INT8")
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # of Pillow, about metadata
     try:
-        for line in predict(args.files, "student.onnx" if args.fp32 else "student.int8.onnx"):
-            print(json.dumps(line), flush=True)
-    except (ImportError, OSError, KeyError, ValueError) as problem:
-        sys.exit(f"predict.py: {problem}")
+        classify = Classifier(model="student.onnx" if args.fp32 else "student.int8.onnx")
+    except Exception as error:  # onnxruntime's errors have no base of their own
+        sys.exit(f"predict.py: {error}")
+    code = 0
+    for path in args.files:
+        try:
+            answers = classify(load(path, classify.size))
+        except Exception as error:  # of a damaged file, decoders raise almost anything
+            text, answers, code = f"predict.py: {path}: {error}", [], 1
+            print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), file=sys.stderr)
+        for number, answer in enumerate(answers):
+            name = str(path) if len(answers) == 1 else f"{path}[{number}]"
+            print(json.dumps({"file": name, **answer}), flush=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,14 +1,17 @@
 """Check a bundle on the machine where it is to run: every file, and what both models compute.
 
     kdedge verify BUNDLE
+    kdedge verify --sha256 HEX BUNDLE    # the number that `kdedge bundle` printed: nothing was exchanged
     kdedge verify BUNDLE --emulate haswell --emulate cortex-a72    # on a machine that builds, with qemu
 
-Needs numpy and onnxruntime only. Files are compared with the SHA-256 in ``manifest.json``; then the golden inputs are
-run through both models and compared with the logits that came with them. `emulate_bundle` runs the INT8 model on CPUs
-that are not here.
+Needs numpy and onnxruntime only. Files are compared with the SHA-256 in ``manifest.json``, and the manifest with its
+own; then the golden inputs are run through both models and compared with the logits that came with them. That detects
+accidents, not attackers: who can alter a file can alter the manifest with it, unless its SHA-256 was kept elsewhere.
+`emulate_bundle` runs the INT8 model on CPUs that are not here.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,45 +20,63 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.host import wrong_host
+from benchmarks.report_file import read_report
 from benchmarks.runtime import Model, open_model
 from export.bundle_files import BUNDLE_FILES, COPIED, GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS
 from export.runtime import run_model
-from pipeline.artifacts import MANIFEST, MANIFEST_SCHEMA
+from pipeline.artifacts import MANIFEST, MANIFEST_SCHEMA, SEAL, sealed
 from pipeline.errors import InputError, StageError
-from pipeline.files import file_sha256, load_json, read_json
-from pipeline.progress import warn
+from pipeline.files import file_sha256, json_bytes, read_json
+from pipeline.progress import log, warn
 
 __all__ = ["TOLERANCE", "check_flips", "emulate_bundle", "read_manifest", "verify_bundle"]
 
 # Of the largest absolute golden logit, for both models. FP32 sums differ in their order between CPUs (about 1e-6);
 # the portable INT8 format has the same integers everywhere and only scales them in float at the end.
 TOLERANCE = 1e-3
+# What file managers leave in every folder that they show.
+_DESKTOP_FILES = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
+# The keys of a manifest before it had a seal.
+_UNSEALED = frozenset(
+    {"schema", "stage", "config", "inputs", "outputs", "facts", "commit", "versions", "wall_s", "peak_rss_mb"}
+)
 _REPEATED = ("run", "teacher", "student", "gate")  # of report.json, in the history that the manifest tells
 _HINT = "do not use it: copy it again from its source, or build it again with `kdedge bundle`"
 
 
-def verify_bundle(path: Path) -> dict[str, Any]:
+def verify_bundle(path: Path, *, sha256: str = "") -> dict[str, Any]:
     """Verify a bundle.
 
+    Args:
+        path: The bundle.
+        sha256: The SHA-256 that its manifest must have, 64 hexadecimal digits; empty: any.
+
     Returns:
-        ``bundle``, ``files`` and ``golden_images`` (counts), ``manifest_sha256`` (to compare with what the sender says:
-        who can alter a file can alter the manifest with it), ``passed`` (whether its gate had passed), and for ``fp32``
-        and ``int8`` the largest logit difference ``max_abs_diff``, absolute and relative to the largest logit
-        (``max_rel_diff``).
+        ``bundle``, ``files`` and ``golden_images`` (counts), ``manifest_sha256`` (to keep, or to compare with what the
+        sender says: who can alter a file can alter the manifest with it), ``passed`` (whether its gate had passed), and
+        for ``fp32`` and ``int8`` the largest logit difference ``max_abs_diff``, absolute and relative to the largest
+        logit (``max_rel_diff``).
 
     Raises:
-        InputError: There is no bundle at ``path``.
-        StageError: A file is altered, missing or extra, labels do not fit the models, the manifest tells another
-            history than the files, or a model gives other outputs; the message lists all.
+        InputError: There is no bundle at ``path``, or ``sha256`` is no SHA-256.
+        StageError: The manifest is another one, a file is altered, missing or extra, labels do not fit the models, the
+            manifest tells another history than the files, or a model gives other outputs; the message lists all.
     """
+    if sha256 and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+        raise InputError(f"--sha256 {sha256!r} is no SHA-256", "expected the 64 hexadecimal digits of `kdedge bundle`")
     manifest = read_manifest(path)
+    found = file_sha256(path / MANIFEST)
+    if sha256 and found != sha256.lower():
+        raise StageError(f"{path} is another bundle: {MANIFEST} has SHA-256 {found}, expected {sha256.lower()}", _HINT)
     problems = _check_files(path, manifest["outputs"])
     if problems:
         raise StageError(f"{path} is not what was built: {'; '.join(problems)}", _HINT)
+    if SEAL not in manifest:
+        warn(f"{MANIFEST} of this older bundle has no SHA-256 of its own: damage to it may go unnoticed")
     result: dict[str, Any] = {
         "bundle": str(path),
         "files": len(manifest["outputs"]),
-        "manifest_sha256": file_sha256(path / MANIFEST),
+        "manifest_sha256": found,
         "passed": manifest["facts"].get("passed") is True,
     }
     inputs = _load_array(path / GOLDEN_INPUTS)
@@ -64,7 +85,10 @@ def verify_bundle(path: Path) -> dict[str, Any]:
     if problem := wrong_host(models["int8"]):
         warn(problem)
     problems = _check_labels(path / "labels.txt", models.values())
-    problems += _check_history(manifest, load_json(path / "report.json", _REPEATED))
+    try:
+        problems += _check_history(manifest, read_report(path / "report.json"))
+    except InputError as error:
+        problems.append(str(error))
     if problems:
         raise StageError(f"{path} contradicts itself: {'; '.join(problems)}", _HINT)
     for kind, model in models.items():
@@ -157,11 +181,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = read_json(file)
     except (OSError, ValueError) as error:
         raise StageError(f"{file} cannot be read: {error}", _HINT) from error
-    parts = ("inputs", "outputs", "facts")
+    parts = ("config", "inputs", "outputs", "facts")
     if not isinstance(manifest, dict) or not all(isinstance(manifest.get(part), dict) for part in parts):
         raise StageError(f"{file} is not a kdedge manifest with {', '.join(parts)}", _HINT)
     if manifest.get("schema") != MANIFEST_SCHEMA:
         raise StageError(f"{file} is not a kdedge manifest of schema {MANIFEST_SCHEMA}", _HINT)
+    # Its bytes, too: white space is not in the seal.
+    if SEAL in manifest and (sealed(manifest)[SEAL] != manifest[SEAL] or json_bytes(manifest) != file.read_bytes()):
+        raise StageError(f"{file} was altered: it does not have the SHA-256 that it states", _HINT)
+    if SEAL not in manifest and (unknown := sorted(manifest.keys() - _UNSEALED)):
+        raise StageError(f"{file} was altered: it has the unknown key {', '.join(unknown)}", _HINT)
     if manifest.get("stage") != "bundle":
         raise InputError(f"{path} holds the stage {manifest.get('stage')!r}, not a bundle", hint)
     return dict(manifest)
@@ -170,9 +199,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def _check_files(path: Path, expected: dict[str, str]) -> list[str]:
     """Compare the files under ``path`` with the manifest; return what differs."""
     present = {item.relative_to(path).as_posix() for item in path.rglob("*") if not _holds_more(item)} - {MANIFEST}
+    extra = present - expected.keys()
+    ignored = {name for name in extra if name.lower() in _DESKTOP_FILES and (path / name).is_file()}
+    if ignored:
+        log(f"ignored, left by a file manager: {', '.join(sorted(ignored))}")
     problems = [f"{name} is missing from the manifest" for name in sorted(BUNDLE_FILES - expected.keys())]
     problems += [f"{name} is missing" for name in sorted(expected.keys() - present)]
-    problems += [f"{name} does not belong to it" for name in sorted(present - expected.keys())]
+    problems += [f"{name} does not belong to it" for name in sorted(extra - ignored)]
     for name in sorted(present & expected.keys()):
         file = path / name
         if file.is_symlink() or not file.is_file():

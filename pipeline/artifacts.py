@@ -8,6 +8,7 @@ every output). A stage is skipped only if all three still match. Its commit is t
 the result, oldest first.
 """
 
+import hashlib
 import platform
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from pipeline import __version__
 from pipeline.errors import InputError, KdedgeError
-from pipeline.files import disk_errors, file_sha256, read_json, write_json
+from pipeline.files import disk_errors, file_sha256, json_bytes, read_json, write_json
 from pipeline.ownership import (
     MANIFEST,
     WANTED,
@@ -41,6 +42,7 @@ from pipeline.progress import format_duration, log, warn
 
 __all__ = [
     "MANIFEST",
+    "SEAL",
     "StageSpec",
     "changed_keys",
     "check_finished",
@@ -51,11 +53,13 @@ __all__ = [
     "output_damage",
     "partial_dir",
     "run_stage",
+    "sealed",
     "unfinished_config",
     "versions",
     "why_rerun",
 ]
 
+SEAL = "content_sha256"
 # In a partial directory: by what code its work was done.
 _ATTEMPTS = ".attempts.json"
 MANIFEST_SCHEMA = 1
@@ -104,6 +108,12 @@ def load_manifest(stage_dir: Path) -> dict[str, Any]:
     if not _has_mappings(manifest, parts) or manifest.get("schema") != MANIFEST_SCHEMA:
         raise InputError(f"{path} is not a kdedge manifest of schema {MANIFEST_SCHEMA}", command)
     return dict(manifest)
+
+
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest with the SHA-256 of everything else in it as its last key, `SEAL`."""
+    content = {key: value for key, value in manifest.items() if key != SEAL}
+    return {**content, SEAL: hashlib.sha256(json_bytes(content)).hexdigest()}
 
 
 def _has_mappings(value: Any, keys: tuple[str, ...]) -> bool:
@@ -205,7 +215,7 @@ def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = Fals
         "wall_s": round(elapsed_s, 2),
         "peak_rss_mb": _peak_rss_mb(),
     }
-    write_json(partial / MANIFEST, manifest)
+    write_json(partial / MANIFEST, sealed(manifest))
     _replace_dir(partial, target)
     log(f"{spec.name}: done in {format_duration(manifest['wall_s'])}")
     return True

@@ -221,7 +221,9 @@ class DistillConfig:
 class ExportConfig:
     """The ONNX export."""
 
-    opset: int = option(20, "ONNX opset.", flag="--opset", least=18, most=20)
+    opset: int = option(
+        18, "ONNX opset: 18 needs onnxruntime 1.14 or newer, 20 needs 1.17.", flag="--opset", least=18, most=20
+    )
 
 
 @dataclass(frozen=True)

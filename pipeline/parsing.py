@@ -1,6 +1,7 @@
 """Parsers of comma-separated options, and what to suggest for a misspelled name."""
 
 import difflib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -83,10 +84,19 @@ def closest(name: str, known: Iterable[str]) -> str:
 def parse_paths(text: str, flag: str) -> list[Path]:
     """Parse a comma-separated list of paths; the empty text names none.
 
+    The longest part that exists is one path, so that a path may hold commas.
+
     Raises:
         InputError: A part is empty.
     """
-    parts = [part.strip() for part in text.split(",")] if text else []
-    if not all(parts):
-        raise InputError(f"{flag} {text!r}: nothing between two commas", f"for example {flag} artifacts/a,artifacts/b")
-    return [Path(part) for part in dict.fromkeys(parts)]
+    parts, paths = text.split(",") if text else [], []
+    while parts:
+        joined = [",".join(parts[:count]).strip() for count in range(len(parts), 0, -1)]
+        path = next((path for path in joined if os.path.exists(path)), joined[-1])
+        if not path:
+            raise InputError(
+                f"{flag} {text!r}: nothing between two commas", f"for example {flag} artifacts/a,artifacts/b"
+            )
+        paths.append(path)
+        del parts[: len(parts) - joined.index(path)]
+    return [Path(path) for path in dict.fromkeys(paths)]

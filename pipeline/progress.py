@@ -4,6 +4,8 @@ On a terminal `track` draws a rich bar with the time left; elsewhere it prints a
 ten seconds. `set_quiet(True)` silences both; warnings and errors are always shown.
 """
 
+import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -16,13 +18,27 @@ from rich.console import Console
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["Tracker", "console", "log", "set_quiet", "track", "warn", "warn_once"]
+__all__ = ["Tracker", "console", "log", "printable", "set_quiet", "track", "warn", "warn_once"]
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 # What `set_quiet` silences; warnings and errors go to `console`.
 _log_console = Console(stderr=True, highlight=False, soft_wrap=True)
 _PLAIN_LINE_INTERVAL_S = 10.0
+
+
+# Control characters, line and paragraph separators, and what reorders the text around it.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_SURROGATE = re.compile("[\ud800-\udfff]+")
+
+
+def printable(text: str) -> str:
+    """Escape what could change a terminal or break a line, as JSON does; replace what is not text at all.
+
+    For labels, file names and everything else that others chose. Other scripts, joiners and spaces stay as they are.
+    """
+    escaped = _UNPRINTABLE.sub(lambda found: json.dumps(found[0])[1:-1], text)
+    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", escaped)
 
 
 def set_quiet(quiet: bool) -> None:
@@ -32,12 +48,12 @@ def set_quiet(quiet: bool) -> None:
 
 def log(message: str) -> None:
     """Print one line of information to stderr unless quiet."""
-    _log_console.print(message, markup=False)
+    _log_console.print(printable(message), markup=False)
 
 
 def warn(message: str) -> None:
     """Print one warning line to stderr, also when quiet."""
-    console.print(f"warning: {message}", style="yellow" if console.is_terminal else None, markup=False)
+    console.print(f"warning: {printable(message)}", style="yellow" if console.is_terminal else None, markup=False)
 
 
 class Tracker(Protocol):

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import RuntimeConfig
@@ -28,6 +29,7 @@ __all__ = [
     "check_threads",
     "cpu_info",
     "cpu_isa",
+    "cpu_quota",
     "images_at_once",
     "prepare",
     "resolve",
@@ -105,8 +107,38 @@ def images_at_once(image_size: int, most: int, full_size: int) -> int:
 
 
 def usable_cores() -> int:
-    """Return how many logical CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    """Return how many logical CPUs this process may keep busy: those of its affinity, at most its quota rounded up."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return min(allowed, math.ceil(cpu_quota() or allowed))
+
+
+def cpu_quota(cgroups: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Return how many CPUs' time the control groups of this process may use (0.5: half of one); None: no limit.
+
+    Args:
+        cgroups: The file that names the groups: ``0::/PATH`` (version 2) or ``NUMBER:cpu,cpuacct:/PATH`` (version 1).
+        mounts: Where the kernel shows them. In a container PATH may be missing there; what is above it counts as well.
+    """
+    quotas = []
+    for line in _lines(cgroups):
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        group = mounts / controllers / path.lstrip("/")
+        for folder in (group, *group.parents[: len(group.parts) - len(mounts.parts)]):
+            limit = [*_lines(folder / "cpu.max"), *_lines(folder / "cpu.cfs_quota_us"), ""][0].split()
+            period = [*limit[1:], *_lines(folder / "cpu.cfs_period_us")]
+            if limit and limit[0].isdecimal() and period:  # neither "max" (version 2) nor "-1" (version 1)
+                quotas.append(int(limit[0]) / int(period[0]))
+    return min(quotas, default=None)
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a file of the kernel; none if it cannot be read."""
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 @cache

@@ -20,8 +20,17 @@ REPORT = {
              "int8_only_right": 1, "verdict": "passed", "passed": True, "reason": "fine", "images_to_decide": None},
     "size": {"fp32_bytes": 40000, "int8_bytes": 11000, "ratio": 3.64},
     "latency": [{"provider": "CPUExecutionProvider", "model": "int8", "batch": 1, "threads": 1, "p50_ms": 0.05,
-                 "p99_ms": None, "trust": {"verdict": "steady", "reasons": []}}],
-    "host": {"cpu": "a CPU", "cores": 2, "onnxruntime": "1.32.0"},
+                 "p99_ms": None, "throughput_ips": 20_000.0, "samples": 500,
+                 "trust": {"verdict": "steady", "reasons": []}}],
+    "int8_proof": {"integer_convs": 5, "float_convs": 0, "integer_gemms": 1, "float_gemms": 0, "ops_by_type": {},
+                   "providers_by_node": {}},
+    "host": {"cpu": "a CPU", "cores": 2, "onnxruntime": "1.32.0", "os": "a system", "memory_bytes": 1, "isa": [],
+             "governor": None, "gpu": None},
+    "unavailable": [],
+    "per_class": [{"class": "a|b", "n": 400, "fp32_only_right": 2, "int8_only_right": 1, "fp32_top1_pct": 95.0,
+                   "int8_top1_pct": 94.75},
+                  {"class": "c", "n": 600, "fp32_only_right": 0, "int8_only_right": 0, "fp32_top1_pct": 86.67,
+                   "int8_top1_pct": 86.67}],
 }  # fmt: skip
 
 MANIFEST_OF_BENCHMARK = {

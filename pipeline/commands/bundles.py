@@ -1,17 +1,16 @@
 """Commands on what runs leave and on the host: verify, predict, report, doctor."""
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.commands.failures import reported
+from pipeline.commands.failures import reported, show_error
 from pipeline.commands.flags import resolve
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StageError
 from pipeline.parsing import parse_emulated
-from pipeline.progress import log
+from pipeline.progress import log, printable
 
 __all__ = ["app"]
 
@@ -39,6 +38,10 @@ def verify(
     ] = 0,
     data: Annotated[str, typer.Option("--data", help="Their data set (default: the one of the bundle).")] = "",
     data_dir: Annotated[str, typer.Option("--data-dir", help="Folder with its files, as for `kdedge data`.")] = "",
+    sha256: Annotated[
+        str,
+        typer.Option("--sha256", metavar="HEX", help="SHA-256 of manifest.json, kept from when the bundle was built."),
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
 ) -> None:
     """Verify a bundle; a mismatch, here or on an emulated CPU, ends with exit code 1."""
@@ -49,7 +52,7 @@ def verify(
         raise InputError("--emulate-images, --data and --data-dir are for --emulate", "name a CPU: --emulate haswell")
     if (data or data_dir) and not emulate_images:
         raise InputError("--data and --data-dir are for --emulate-images", "say how many: --emulate-images 1000")
-    result = verify_bundle(bundle)
+    result = verify_bundle(bundle, sha256=sha256)
     if cpus:
         tests = None
         if emulate_images:
@@ -70,7 +73,8 @@ def verify(
             print(f"{row['cpu']}: {row['images']} images, {row['flips']} flips, {seen}, {row['seconds']:.0f} s")
     check_flips(result.get("emulated", ()), (bundle / "labels.txt").read_text(encoding="utf-8").splitlines())
     if not as_json:
-        print(f"verified: {bundle}\n  {result['files']} files, manifest.json has SHA-256 {result['manifest_sha256']}")
+        print(f"verified: {printable(str(bundle))}")
+        print(f"  {result['files']} files, manifest.json has SHA-256 {result['manifest_sha256']}")
 
 
 @app.command(help="Classify images with a bundle.")
@@ -87,15 +91,22 @@ def predict(
     """Print the label and its probability for each image."""
     from export.predict import predict as predict_images
 
-    for row in predict_images(bundle, images, top_k=top, fp32=fp32):
+    bad: list[InputError] = []
+
+    def failed(error: InputError) -> None:
+        bad.append(error)
+        show_error(str(error))
+
+    for row in predict_images(bundle, images, top_k=top, fp32=fp32, failed=failed):
         # Flushed: whoever pipes paths in one by one reads the answers one by one.
         if as_json:
             print(json.dumps(row), flush=True)
             continue
-        # A name need not be text in the terminal's encoding.
-        name = os.fsencode(row["file"]).decode(errors="replace")
         for answer in row.get("top", [row]):
-            print(f"{answer['label']:<16} {100 * answer['probability']:6.2f} %  {name}", flush=True)
+            label = printable(answer["label"])
+            print(f"{label:<16} {100 * answer['probability']:6.2f} %  {printable(row['file'])}", flush=True)
+    if bad:
+        raise typer.Exit(StageError.exit_code)
 
 
 @app.command(help="Print a report, compare two, or put more into a table: which student to ship.")

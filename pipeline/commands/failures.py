@@ -3,6 +3,7 @@
 import errno
 import functools
 import io
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -12,15 +13,19 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline.errors import KdedgeError
-from pipeline.progress import console, set_quiet
+from pipeline.install import install_command
+from pipeline.progress import console, printable, set_quiet
 
-__all__ = ["Commands", "reported"]
+__all__ = ["Commands", "reported", "show_error"]
 
 # The base of everything that Typer finds wrong with a command line; it lies in click or, later, in Typer's copy of it.
 _UsageError: Any = typer.BadParameter.__base__
 
 # Which extra installs a module that the base install lacks.
 _EXTRAS = {"onnxruntime": "cpu"} | dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "safetensors"), "train")
+
+# Begins each item where `pipeline.configure` lists several problems.
+_ITEM = "\n  - "
 
 # What PyTorch says of it is a RuntimeError.
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory")
@@ -31,6 +36,7 @@ class Commands(TyperGroup):
 
     def main(self, *args: Any, **options: Any) -> NoReturn:
         """Run a command line and exit."""
+        _open_closed_streams()
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # a label need not fit a terminal's encoding
         try:
@@ -39,7 +45,7 @@ class Commands(TyperGroup):
             if not error.format_message():  # no command: Typer has printed the help
                 sys.exit(error.exit_code)
             command = error.ctx.command_path if error.ctx else "kdedge"
-            _show_error(error.format_message(), f"see `{command} --help`")
+            show_error(error.format_message(), f"see `{command} --help`")
             code = error.exit_code
         sys.exit(code)
 
@@ -55,26 +61,26 @@ def reported(function: Callable[..., None]) -> Callable[..., None]:
             # A reader that went away (`kdedge … | head`) is met here, where Typer ends quietly, not at exit.
             sys.stdout.flush()
         except KdedgeError as error:
-            _show_error(str(error), error.hint)
+            show_error(str(error), error.hint)
             raise typer.Exit(error.exit_code) from None
         except ModuleNotFoundError as error:
             extra = _EXTRAS.get((error.name or "").partition(".")[0])
             if extra is None:
                 raise
-            _show_error(f"this command needs {error.name}, which is not installed", f"pip install 'kdedge[{extra}]'")
+            show_error(f"this command needs {error.name}, which is not installed", install_command(extra))
             raise typer.Exit(2) from None
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
                 raise
-            _show_error("not enough memory", "lower --image-size, --train-size or the batch size")
+            show_error("not enough memory", "lower --image-size, --train-size or the batch size")
             raise typer.Exit(1) from None
         except OSError as error:
             if error.errno == errno.EPIPE:  # Typer ends quietly
                 raise
             if error.filename is None:  # no path that somebody gave: the disk, the network
-                _show_error(f"the system refused: {error}", "")
+                show_error(f"the system refused: {error}", "")
                 raise typer.Exit(1) from None
-            _show_error(f"cannot use {error.filename}: {error.strerror}", "check the path and its permissions")
+            show_error(f"cannot use {error.filename}: {error.strerror}", "check the path and its permissions")
             raise typer.Exit(2) from None
         except KeyboardInterrupt as interrupt:
             console.print("; ".join(["interrupted", *interrupt.args]), markup=False)
@@ -83,8 +89,19 @@ def reported(function: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def _show_error(message: str, hint: str) -> None:
+def show_error(message: str, hint: str = "") -> None:
+    """Print an error on one line, or one for every item of a list, and what to do next on another."""
     sys.stdout.flush()  # where both go to one file, results stand before the error that ended them
-    console.print(f"error: {message}", style="red" if console.is_terminal else None, markup=False)
+    text = _ITEM.join(map(printable, message.split(_ITEM)))
+    console.print(f"error: {text}", style="red" if console.is_terminal else None, markup=False)
     if hint:
-        console.print(f"  -> {hint}", markup=False)
+        console.print(f"  -> {printable(hint)}", markup=False)
+
+
+def _open_closed_streams() -> None:
+    """Open what the shell closed (``>&-``) on the null device: nothing else may get its number, and it can be used."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest free number
+            os.set_inheritable(null, null == number)
+            setattr(sys, name, os.fdopen(null, mode))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from broken_models import KINDS, write_broken
 from onnx import TensorProto, helper
 
 from benchmarks import accuracy
@@ -42,6 +43,14 @@ def test_a_file_of_another_kind(tmp_path: Path) -> None:
     path.write_text("this is not a model\n" * 20)
     with pytest.raises(InputError, match="is not a usable ONNX model"):
         open_model(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_fails_when_it_runs(tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    model = open_model(write_broken(tmp_path / "broken.onnx", kind))
+    with pytest.raises(StageError, match=r"broken\.onnx (loads but does not run|returns logits)"):
+        model.logits(np.zeros((2, 16, 16, 3), np.uint8))
+    assert capfd.readouterr() == ("", "")  # onnxruntime has its own log
 
 
 @pytest.mark.parametrize("name", ["missing.onnx", "."])

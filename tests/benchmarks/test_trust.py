@@ -157,3 +157,10 @@ def test_a_process_that_burns_the_core_makes_numbers_noisy(models: dict[str, Pat
     assert any("other processes used" in reason for reason in disturbed["trust"]["reasons"])
     if quiet["trust"]["other_load_pct"] > 10:
         pytest.skip(f"noisy with the burner ({load} %), but this machine is not quiet without it either")
+
+
+def test_a_cpu_quota_below_the_threads_is_named() -> None:
+    windows = windows_of(1.0, 1.0, load=0.0)
+    assert judge_windows(windows, threads=2, cores=2, quota=2.0)["verdict"] == STEADY
+    (reason,) = judge_windows(windows, threads=1, cores=1, quota=0.3)["reasons"]
+    assert reason.startswith("the kernel throttles this process: its CPU quota is 0.3 CPUs, and 1 thread can use 1")

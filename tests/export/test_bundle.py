@@ -20,9 +20,22 @@ from pipeline.files import load_json
 
 
 def test_the_model_card_says_where_the_answers_differ(make_bundle: Callable[..., Path]) -> None:
-    row = {"cpu": "haswell", "images": 200, "flips": 55}
+    row = {"cpu": "haswell", "images": 200, "flips": 55, "onnxruntime": "1.32.0", "max_abs_diff": 0.5}
     card = (make_bundle({**REPORT, "portability": {"emulated": [row]}}) / "MODEL_CARD.md").read_text()
-    assert "pp.\n\n**INT8 is not portable: 55 of 200 answers differ on haswell.**\n\nLatency" in card
+    warning = "**INT8 is not portable: 55 of 200 answers differ on haswell.**"
+    assert f"pp.\n\n{warning}\n\nRecall of every class, in percent:\n\n" in card
+
+
+def test_the_model_card_lists_the_classes_that_int8_recognises_worst(
+    make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [bundle._per_class({**REPORT, "per_class": rows}) for rows in (None, [])] == ["", ""]
+    with monkeypatch.context() as patch:
+        patch.setattr(bundle, "_CLASSES_SHOWN", 1)
+        assert "worst of 2 classes, in percent:" in bundle._per_class(REPORT)
+        assert bundle._per_class(REPORT).endswith("| c | 600 | 86.67 | 86.67 |\n")
+    card = (make_bundle() / "MODEL_CARD.md").read_text()
+    assert "| c | 600 | 86.67 | 86.67 |\n| a&#124;b | 400 | 95.00 | 94.75 |\n\nLatency of" in card
 
 
 def test_bundle_holds_everything_and_nothing_else(make_bundle: Callable[..., Path], dataset: Any) -> None:
@@ -47,6 +60,7 @@ def test_bundle_holds_everything_and_nothing_else(make_bundle: Callable[..., Pat
     facts = load_manifest(bundle)["facts"]
     history = facts["history"]
     assert facts["passed"] is True
+    assert facts["needs"] == {"onnxruntime": "1.14", "opset": 18, "ir_version": 8}
     assert history["teacher"]["arch"] == "resnet18"
     assert history["student"]["method"] == "selective"
     assert history["data"] == {"data/train": "cd" * 32, "data/test": "ef" * 32}
@@ -60,6 +74,7 @@ def test_bundle_holds_everything_and_nothing_else(make_bundle: Callable[..., Pat
         "| 87.99 to 91.71 | 87.88 to 91.62 |",
         "target `portable`",
         "of one image",
+        "Needs onnxruntime 1.14 or newer (opset 18, IR version 8).",
         "ant, bee, cat, dog",
         "a CPU",
         "0.050",

@@ -1,5 +1,6 @@
 """`kdedge predict`, and the predict.py that travels with the bundle."""
 
+import ast
 import io
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from broken_models import KINDS, write_broken
 from PIL import Image, UnidentifiedImageError
 from typer.testing import CliRunner
 
@@ -146,6 +148,44 @@ def test_predict_stops_at_a_bad_file_among_many(make_bundle: Callable[..., Path]
     assert [next(rows)["file"] for _ in range(100)] == [str(good)] * 100
     with pytest.raises(InputError, match=r"cannot read the image .*bad\.png"):
         next(rows)
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["text", "json"])
+def test_predict_answers_the_rest_after_bad_files(
+    make_bundle: Callable[..., Path], tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    bundle = make_bundle()
+    good = pictures(tmp_path / "pictures")[:2]
+    os.mkfifo(tmp_path / "pipe")
+    bad = [tmp_path / "pipe", tmp_path / "nowhere.png", tmp_path / ("x" * 300), tmp_path / "\x1b[2J\n.png"]
+    bad[-1].write_bytes(b"no image")
+    (tmp_path / "empty").mkdir()
+    files = [bad[0], good[0], *bad[1:], tmp_path / "empty", good[1]]
+    done = CliRunner().invoke(app, ["predict", str(bundle), *map(str, files), *options])
+    assert done.exit_code == 1
+    answers = done.stdout.splitlines()
+    assert len(answers) == 2
+    assert all(path.name in answer for path, answer in zip(good, answers, strict=True))
+    errors = done.stderr.splitlines()
+    assert [error.startswith("error: ") for error in errors] == [True] * 5
+    for error, message in zip(
+        errors,
+        ("is not a regular file", "does not exist", "File name too long", r"\u001b[2J\n.png", "holds no images"),
+        strict=True,
+    ):
+        assert message in error
+
+
+def test_labels_and_names_cannot_change_the_terminal(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle()
+    (bundle / "labels.txt").write_text("\x1b[31mant\nb\u202eee\n\u732b\u200d\ndog\n", encoding="utf-8")
+    odd = tmp_path / "a\n\x9b.png"
+    pictures(tmp_path / "pictures")[0].rename(odd)
+    done = CliRunner().invoke(app, ["predict", str(bundle), str(odd), "--top", "4"])
+    assert (done.exit_code, done.stdout.count("\n")) == (0, 4)
+    assert done.stdout.count(r"a\n\u009b.png") == 4
+    for label in (r"\u001b[31mant ", r"b\u202eee ", "\u732b\u200d ", "dog "):
+        assert label in done.stdout
 
 
 def test_predict_top_k_and_fp32(make_bundle: Callable[..., Path]) -> None:
@@ -322,8 +362,104 @@ def test_predict_py_says_which_pixels_it_refuses(make_bundle: Callable[..., Path
     assert done.stderr == f"predict.py: {tmp_path / 'float.tif'}: {message}\n"
 
 
-def test_predict_py_is_short() -> None:
-    import export
+def test_predict_py_is_short_and_runs_on_python_3_8() -> None:
+    text = Path(standalone.__file__).read_text()
+    assert len(text.splitlines()) < 165
+    ast.parse(text, feature_version=(3, 8))
+    assert "from __future__ import annotations" in text  # `str | Path` stays a text there
 
-    lines = Path(export.__file__).with_name("standalone.py").read_text().splitlines()
-    assert len(lines) < 135
+
+def test_predict_py_answers_the_rest_after_bad_files(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle()
+    good = pictures(tmp_path / "pictures")[:2]
+    os.mkfifo(tmp_path / "pipe")
+    odd = tmp_path / "\x1b[31m\n.png"
+    odd.write_bytes(b"no image")
+    done = run_alone(bundle, tmp_path / "pipe", good[0], odd, tmp_path / ("x" * 300), tmp_path, good[1])
+    assert done.returncode == 1
+    assert [json.loads(line)["file"] for line in done.stdout.splitlines()] == [str(path) for path in good]
+    fifo, escaped, long, folder = done.stderr.splitlines()
+    assert fifo == f"predict.py: {tmp_path / 'pipe'}: there is no regular file of this name"
+    assert escaped.startswith(f"predict.py: {tmp_path}/\\x1b[31m\\n.png: cannot identify image file")
+    assert "File name too long" in long
+    assert folder == f"predict.py: {tmp_path}: there is no regular file of this name"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_predict_py_with_a_model_that_fails_when_it_runs(
+    make_bundle: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    bundle = make_bundle()
+    write_broken(bundle / "student.int8.onnx", kind)
+    np.save(tmp_path / "two.npy", np.load(bundle / "golden_inputs.npy")[:2])
+    done = run_alone(bundle, tmp_path / "two.npy")
+    if kind == "one row":  # right for the single image that the script runs at a time
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    (bundle / "student.int8.onnx").write_bytes(b"no model")
+    done = run_alone(bundle, tmp_path / "two.npy")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+
+
+def test_predict_py_classifies_frames(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle()
+    frames = np.load(bundle / "golden_inputs.npy")
+    classify = standalone.Classifier(bundle)
+    expected = [
+        {key: row[key] for key in ("label", "index", "probability")}
+        for row in predict(bundle, [bundle / "golden_inputs.npy"])
+    ]
+    assert classify(frames[0]) == expected[0]
+    assert classify(list(frames)) == classify(frames) == expected
+    # A frame of a camera: another size, blue first, so that it is a view that is not contiguous.
+    camera = np.random.default_rng(5).integers(0, 256, (40, 30, 3), np.uint8)
+    Image.fromarray(camera[..., ::-1]).save(tmp_path / "frame.png")
+    (row,) = predict(bundle, [tmp_path / "frame.png"])
+    assert classify(camera[..., ::-1]) == {key: row[key] for key in ("label", "index", "probability")}
+    for wrong in (frames[0].astype(np.float32), frames[0][..., :2], frames[0][..., 0]):
+        with pytest.raises(ValueError, match=r"expected uint8 \[H, W, 3\]"):
+            classify(wrong)
+
+
+# Runs with an old Python or old packages; the reference is what the current ones answered.
+OLD = """
+import json, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+import numpy, onnxruntime, PIL
+import predict
+images = numpy.load(sys.argv[2] + "/golden_inputs.npy")
+for kind, name in (("int8", "student.int8.onnx"), ("fp32", "student.onnx")):
+    classify = predict.Classifier(model=name)
+    logits = classify.session.run(None, {"pixels": images})[0]
+    golden = numpy.load(sys.argv[2] + "/golden_%s_logits.npy" % kind)
+    print(kind, (logits == golden).all() if kind == "int8" else abs(logits - golden).max() <= 1e-5 * abs(golden).max())
+answers = [classify(predict.load(Path(name), classify.size))[0] for name in sys.argv[3:]]
+print(json.dumps([answers, onnxruntime.__version__, PIL.__version__]))
+"""
+
+
+@pytest.mark.wheels
+@pytest.mark.parametrize(("onnxruntime", "python"), [("1.14.1", "3.8"), ("1.15.0", "3.11"), ("1.17.3", "3.11")])
+def test_a_bundle_runs_on_the_oldest_runtimes(
+    make_bundle: Callable[..., Path], tmp_path: Path, onnxruntime: str, python: str
+) -> None:
+    found = sys.executable if python == "3.11" else shutil.which(f"python{python}")
+    if not found or subprocess.run([found, "--version"], capture_output=True, check=False).returncode:
+        pytest.skip(f"no python{python}")
+    site, bundle = tmp_path / "site", make_bundle()
+    packages = [f"onnxruntime=={onnxruntime}", "numpy==1.24.4", "Pillow==9.4.0"]
+    options = ["--only-binary=:all:", "--python-version", python, "--target", str(site)]
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *options, *packages], check=True, capture_output=True)
+    photos = pictures(tmp_path / "pictures")
+    command = [found, "-I", "-B", "-c", OLD, str(site), str(bundle), *map(str, photos)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    *equal, answer = done.stdout.splitlines()
+    assert equal == ["int8 True", "fp32 True"]
+    answers, *versions = json.loads(answer)
+    assert versions == [onnxruntime, "9.4.0"]
+    for got, row in zip(answers, predict(bundle, photos, fp32=True), strict=True):
+        assert got["label"] == row["label"]
+        assert got["probability"] == pytest.approx(row["probability"], abs=1e-5)

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from broken_models import KINDS, write_broken
 from bundles import FILES, gate
 from typer.testing import CliRunner
 
-from export.verify import verify_bundle
+from export.verify import read_manifest, verify_bundle
+from pipeline.artifacts import SEAL, sealed
 from pipeline.cli import app
 from pipeline.errors import InputError, StageError
-from pipeline.files import file_sha256
+from pipeline.files import file_sha256, write_json
 
 
 def test_verify(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
@@ -73,7 +75,7 @@ def test_verify_finds_a_manifest_that_calls_an_undecided_bundle_passed(make_bund
     bundle = make_bundle(gate("undecided"), allow_undecided=True)
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["facts"]["passed"] = True
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    write_json(bundle / "manifest.json", sealed(manifest))
     with pytest.raises(StageError, match=r"manifest\.json says passed: true, report\.json says otherwise"):
         verify_bundle(bundle)
 
@@ -82,11 +84,11 @@ def test_verify_finds_a_history_that_is_not_that_of_the_report(make_bundle: Call
     bundle = make_bundle()
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["facts"]["history"]["gate"]["loss_pp"] = 0.0
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    write_json(bundle / "manifest.json", sealed(manifest))
     with pytest.raises(StageError, match=r"contradicts itself: manifest\.json has another gate than report\.json$"):
         verify_bundle(bundle)
     manifest["facts"]["history"] = None
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    write_json(bundle / "manifest.json", sealed(manifest))
     with pytest.raises(StageError, match=r"another run .*; manifest\.json has another gate than report\.json$"):
         verify_bundle(bundle)
 
@@ -100,7 +102,7 @@ def test_verify_finds_a_file_that_was_exchanged_with_its_hash(
     bundle = make_bundle()
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["inputs"][f"{stage}/{name}"] = "ab" * 32
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    write_json(bundle / "manifest.json", sealed(manifest))
     with pytest.raises(StageError, match=f"contradicts itself: {name} is not that of the stage {stage}"):
         verify_bundle(bundle)
 
@@ -159,6 +161,107 @@ def test_verify_finds_labels_that_are_not_those_of_the_models(
         verify_bundle(bundle)
 
 
+def test_no_byte_of_the_manifest_can_change(make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle()
+    path = bundle / "manifest.json"
+    data = path.read_bytes()
+    for index in {*range(0, len(data), 7), *range(data.index(SEAL.encode()) - 5, len(data))}:
+        changed = bytearray(data)
+        changed[index] ^= 1 << index % 8
+        path.write_bytes(changed)
+        with pytest.raises((StageError, InputError)):
+            read_manifest(bundle)
+    for changed in (data[:-1], data + b"\n", b"\xef\xbb\xbf" + data, json.dumps(json.loads(data)).encode()):
+        path.write_bytes(changed)
+        with pytest.raises(StageError, match=r"manifest\.json was altered"):
+            read_manifest(bundle)
+    path.write_bytes(data)
+    assert read_manifest(bundle)[SEAL]
+
+
+def test_verify_takes_a_bundle_of_before_the_seal(
+    make_bundle: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = make_bundle()
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest[SEAL]
+    (bundle / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    capsys.readouterr()
+    assert verify_bundle(bundle)["passed"]
+    said = capsys.readouterr().err
+    assert "manifest.json of this older bundle has no SHA-256 of its own" in said
+    assert said.count("\n") == 1
+
+
+def test_verify_compares_with_a_sha256_that_was_kept(make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle()
+    kept = file_sha256(bundle / "manifest.json")
+    run = CliRunner().invoke
+    assert run(app, ["verify", "--sha256", kept.upper(), str(bundle)]).exit_code == 0
+    other = run(app, ["verify", "--sha256", "ab" * 32, str(bundle)])
+    assert other.exit_code == 1
+    assert f"is another bundle: manifest.json has SHA-256 {kept}, expected {'ab' * 32}" in other.stderr
+    wrong = run(app, ["verify", "--sha256", kept[:-1], str(bundle)])
+    assert (wrong.exit_code, "is no SHA-256" in wrong.stderr) == (2, True)
+
+
+def test_verify_ignores_what_file_managers_leave(
+    make_bundle: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = make_bundle()
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (bundle / name).write_text("x")
+    capsys.readouterr()
+    assert verify_bundle(bundle)["files"] == len(FILES)
+    assert capsys.readouterr().err == "ignored, left by a file manager: .DS_Store, Thumbs.db, desktop.ini\n"
+    (bundle / "sub").mkdir()
+    (bundle / "Thumbs.db").rename(bundle / "sub" / "Thumbs.db")
+    with pytest.raises(StageError, match=r"sub/Thumbs\.db does not belong to it"):
+        verify_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    "gate_text", ["null", "{}", '{"verdict": null}', "[" * 100_000 + "]" * 100_000, "1" + "0" * 400], ids=str.__len__
+)
+def test_verify_refuses_a_damaged_report_whatever_the_manifest_says(
+    make_bundle: Callable[..., Path], gate_text: str
+) -> None:
+    bundle = make_bundle()
+    path = bundle / "report.json"
+    report = json.loads(path.read_text())
+    path.write_text(json.dumps({**report, "gate": "HERE"}).replace('"HERE"', gate_text))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["outputs"]["report.json"] = manifest["inputs"]["benchmark/report.json"] = file_sha256(path)
+    if len(gate_text) < 100:
+        manifest["facts"]["history"]["gate"] = json.loads(gate_text)
+    write_json(bundle / "manifest.json", sealed(manifest))
+    done = CliRunner().invoke(app, ["verify", str(bundle)])
+    assert done.exit_code == 1
+    assert "contradicts itself" in done.stderr
+    assert isinstance(done.exception, SystemExit)
+
+
+def test_verify_refuses_a_manifest_that_is_nested_too_deeply(make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle()
+    (bundle / "manifest.json").write_text('{"facts": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(StageError, match=r"manifest\.json cannot be read: nested deeper than"):
+        verify_bundle(bundle)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_fails_when_it_runs_is_one_error(make_bundle: Callable[..., Path], kind: str) -> None:
+    bundle = make_bundle()
+    digest = file_sha256(write_broken(bundle / "student.int8.onnx", kind))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["outputs"]["student.int8.onnx"] = manifest["inputs"]["quantize/student.int8.onnx"] = digest
+    write_json(bundle / "manifest.json", sealed(manifest))
+    for command in (["verify", str(bundle)], ["predict", str(bundle), str(bundle / "golden_inputs.npy")]):
+        done = CliRunner().invoke(app, command)
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert re.match("error: .*student.int8.onnx (loads but does not run|returns logits)", done.stderr)
+        assert isinstance(done.exception, SystemExit)
+
+
 def test_verify_of_something_else(tmp_path: Path, quantized: Path) -> None:
     with pytest.raises(InputError, match="is not a folder"):
         verify_bundle(tmp_path / "nowhere")
@@ -171,4 +274,4 @@ def test_verify_of_something_else(tmp_path: Path, quantized: Path) -> None:
 def change_manifest(bundle: Path, change: Callable[[dict[str, str]], Any]) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     change(manifest["outputs"])
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    write_json(bundle / "manifest.json", sealed(manifest))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -195,7 +196,7 @@ def test_too_little_memory_is_one_clear_error(error, tmp_path, monkeypatch):
 
 def test_a_path_that_the_system_refuses_is_one_clear_error():
     result = invoke("predict", BUNDLE, "x" * 300 + ".jpg")
-    assert result.exit_code == 2
+    assert result.exit_code == 1
     assert "File name too long" in " ".join(result.stderr.split())
 
 
@@ -250,6 +251,15 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(command):
     assert done.returncode in (0, 1)
 
 
+@pytest.mark.parametrize("closed", [">&-", "<&-", "<&- >&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("command", ["verify {bundle}", "predict {bundle} {bundle}/golden_inputs.npy", "--help"])
+def test_a_closed_stream_is_no_failure(closed, command, tmp_path):
+    line = f'"$1" -m pipeline.cli {command.format(bundle=shlex.quote(str(BUNDLE)))} {closed}'
+    done = subprocess.run(["sh", "-c", line, "sh", sys.executable], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout) == (">" not in closed)
+
+
 def test_answers_stand_before_the_error_that_ends_them(tmp_path):
     image = tmp_path / "good.png"
     Image.new("RGB", (32, 32)).save(image)
@@ -258,8 +268,8 @@ def test_answers_stand_before_the_error_that_ends_them(tmp_path):
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, check=False
     )
-    assert done.returncode == 2
-    answer, error, _ = done.stdout.splitlines()
+    assert done.returncode == 1
+    answer, error = done.stdout.splitlines()
     assert answer.endswith("good.png")
     assert error.startswith("error: ")
 
@@ -310,6 +320,11 @@ def test_data_prints_what_there_is_as_json():
     facts = json.loads(invoke("data", "--data", "sample").stdout)
     assert (facts["train"], facts["val"]) == (3600, 400)
     assert len(facts["classes"]) == 10
+
+
+def test_doctor_says_how_to_add_an_extra_to_this_copy():
+    text = "".join(invoke("doctor").stdout.split())
+    assert f"pipinstall-e'{Path(__file__).resolve().parents[2]}[EXTRA]'" in text
 
 
 def test_doctor_speaks_json_and_text():

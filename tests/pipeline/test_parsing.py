@@ -2,7 +2,7 @@ import pytest
 
 from pipeline.configure import build_config
 from pipeline.errors import InputError
-from pipeline.parsing import parse_choices, parse_counts, parse_cpus, parse_emulated
+from pipeline.parsing import parse_choices, parse_counts, parse_cpus, parse_emulated, parse_paths
 
 
 def test_lists_of_names_are_checked():
@@ -27,3 +27,20 @@ def test_lists_of_cpus():
             parse_cpus(text, "--affinity")
     with pytest.raises(InputError, match="'x' is no CPU number"):
         build_config({"benchmark": {"affinity": "x"}})
+
+
+def test_a_path_with_a_comma_is_one_path_if_it_exists(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a,b").mkdir()
+    (tmp_path / "a,b" / "x,y,z").mkdir()
+    for text, paths in {
+        "": [],
+        "a,b": ["a,b"],
+        "c, d,c": ["c", "d"],
+        "c,a,b,a,b/x,y,z,d": ["c", "a,b", "a,b/x,y,z", "d"],
+        "a,c": ["a", "c"],
+    }.items():
+        assert [str(path) for path in parse_paths(text, "--beside")] == paths
+    for text in ("a,,b", "a,b,", ",", " "):
+        with pytest.raises(InputError, match="nothing between two commas"):
+            parse_paths(text, "--beside")

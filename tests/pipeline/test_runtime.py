@@ -7,9 +7,10 @@ import time
 import pytest
 import torch
 
+from pipeline import runtime
 from pipeline.config import RuntimeConfig
 from pipeline.errors import InputError
-from pipeline.runtime import images_at_once, prepare, resolve
+from pipeline.runtime import cpu_quota, images_at_once, prepare, resolve, usable_cores
 
 STEP_MS = {"fp32": 40.0, "bf16": 10.0}
 
@@ -88,3 +89,37 @@ def test_fp32_on_a_gpu_is_not_rounded_to_tf32(monkeypatch, precision, tf32):
 def test_fewer_large_images_take_the_memory_of_many_small_ones():
     assert [images_at_once(size, 250, 64) for size in (16, 32, 64, 128, 224, 512)] == [250, 250, 250, 62, 20, 3]
     assert [images_at_once(size, 64, 32) for size in (16, 32, 64, 224, 512)] == [64, 64, 16, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "quota"),
+    [
+        ("0::/", {}, None),
+        ("0::/", {"cpu.max": "max 100000"}, None),
+        ("0::/", {"cpu.max": "30000 100000"}, 0.3),
+        # The tightest of the group and those above it; in a container its own path may not be there.
+        ("0::/a/b", {"a/b/cpu.max": "400000 100000", "a/cpu.max": "150000 100000", "cpu.max": "max 100000"}, 1.5),
+        ("0::/docker/123", {"cpu.max": "50000 100000"}, 0.5),
+        ("4:memory:/x\n1:cpu:/\n0::/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        (
+            "3:name=systemd:/\n2:cpu,cpuacct:/x",
+            {"cpu,cpuacct/x/cpu.cfs_quota_us": "250000", "cpu,cpuacct/x/cpu.cfs_period_us": "100000"},
+            2.5,
+        ),
+    ],
+)
+def test_the_quota_of_a_control_group(groups, files, quota, tmp_path):
+    (tmp_path / "cgroup").write_text(groups + "\n")
+    for name, text in files.items():
+        path = tmp_path / "mounts" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    assert cpu_quota(tmp_path / "cgroup", tmp_path / "mounts") == quota
+    assert cpu_quota(tmp_path / "none", tmp_path / "mounts") is None
+
+
+def test_no_more_cores_are_usable_than_the_quota_keeps_busy(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    for quota, cores in ((None, 4), (0.3, 1), (1.0, 1), (2.5, 3), (9.0, 4)):
+        monkeypatch.setattr(runtime, "cpu_quota", lambda quota=quota: quota)
+        assert usable_cores() == cores

@@ -3,24 +3,65 @@
 
     python predict.py photo.jpg pixels.npy        # one JSON line per image; --fp32 uses the float model
 
-A .npy file holds uint8 RGB pixels, [S, S, 3] or [N, S, S, 3].
+In a program: Classifier(folder)(frame), where a frame is uint8 RGB [H, W, 3]. A .npy file holds [S, S, 3] or
+[N, S, S, 3]. Runs from Python 3.8, numpy 1.21 and Pillow 9.1 on.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
+import struct
 import sys
-from collections.abc import Iterator
+import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no others: decoding EPS would run Ghostscript
+# 400 MB, with transparency 1.2 GB; a larger JPEG is decoded at a fraction of its size, anything else is refused.
+MAX_PIXELS = 100_000_000
+
+
+class Classifier:
+    """The model of a bundle, opened once."""
+
+    def __init__(self, folder: str | Path = FOLDER, model: str = "student.int8.onnx") -> None:
+        import onnxruntime
+
+        self.labels = Path(folder, "labels.txt").read_text(encoding="utf-8").splitlines()
+        self.size = json.loads(Path(folder, "preprocessing.json").read_text(encoding="utf-8"))["size"]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 4
+        data = Path(folder, model).read_bytes()
+        self.session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, frames: Any) -> Any:
+        """Return label, class index and probability of a frame, uint8 RGB [H, W, 3]; of a list of frames, a list."""
+        import numpy as np
+
+        if not isinstance(frames, np.ndarray) or frames.ndim == 4:
+            return [self(np.asarray(frame)) for frame in frames]
+        if frames.dtype != np.uint8 or frames.ndim != 3 or frames.shape[2] != 3:
+            raise ValueError(f"the frame is {frames.dtype} {list(frames.shape)}; expected uint8 [H, W, 3]")
+        if frames.shape[:2] != (self.size, self.size):
+            from PIL import Image
+
+            frames = np.asarray(Image.fromarray(frames).resize((self.size, self.size), Image.Resampling.BILINEAR))
+        logits = self.session.run(None, {"pixels": np.ascontiguousarray(frames[None])})[0][0]
+        if not np.isfinite(logits).all():
+            raise ValueError("the model returned logits that are NaN or infinite")
+        exps, index = np.exp(logits - logits.max()), int(logits.argmax())
+        return {"label": self.labels[index], "index": index, "probability": round(float(exps[index] / exps.sum()), 6)}
 
 
 def load(path: Path, size: int) -> Any:
     """Return the images of a file as uint8 RGB [N, size, size, 3]."""
     import numpy as np
 
+    if not path.is_file():
+        raise ValueError("there is no regular file of this name")
     if path.suffix.lower() == ".npy":
         with np.errstate(over="ignore"):  # mapped, so that a header that claims terabytes allocates nothing
             pixels: Any = np.lib.format.open_memmap(path, mode="r")
@@ -28,52 +69,92 @@ def load(path: Path, size: int) -> Any:
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3) or not len(pixels):
             raise ValueError(f"{pixels.dtype} {list(pixels.shape)}; expected uint8 [N, {size}, {size}, 3]")
         return pixels
+    return decode(path, size)[None]
+
+
+def decode(path: Path, size: int) -> Any:
+    """Return an image file as upright uint8 RGB [size, size, 3]."""
+    import numpy as np
+
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image, JpegImagePlugin
     except ImportError:
         raise ValueError("reading images needs Pillow (pip install pillow); or give a .npy file") from None
-    with Image.open(path, formats=FORMATS) as image:
-        upright = ImageOps.exif_transpose(image)
+    # Nothing of the metadata but the orientation is read, so that damage there does not matter.
+    jpeg: Any = type("Jpeg", (JpegImagePlugin.JpegImageFile,), {"getexif": lambda self: Image.Exif()})
+    with path.open("rb") as file:
+        is_jpeg = file.read(3) == b"\xff\xd8\xff"
+    formats = FORMATS + (("AVIF",) if find_spec("PIL._avif") else ())
+    opened: Any = jpeg(path) if is_jpeg else Image.open(path, formats=formats)
+    with opened as image:
+        pixels = image.size[0] * image.size[1]
+        factor = next((factor for factor in (1, 2, 4, 8) if pixels <= MAX_PIXELS * factor**2), 8)
+        if factor > 1 and not image.draft(None, (image.size[0] // factor, image.size[1] // factor)):
+            raise ValueError(f"{pixels / 1e6:.0f} megapixels, the limit is {MAX_PIXELS / 1e6:.0f} (JPEG: none)")
+        tags = getattr(image, "tag_v2", None)  # of TIFF, where they are gone after decoding
+        image.getexif = Image.Exif
+        try:
+            turn = 1 if tags is None else int(tags.get(0x0112, 1))
+        except Exception:
+            turn = 1
+        image.load()
+        turn = orientation(image.info) if tags is None else turn
+        upright = image.transpose((0, 3, 1, 5, 4, 6, 2)[turn - 2]) if 2 <= turn <= 8 else image
         if upright.mode[0] in "IF":
             values = np.asarray(upright)
             if upright.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
                 raise ValueError("float or 32-bit pixels have no known range, expected 8 or 16 bits")
-            upright = Image.fromarray((values >> 8).astype(np.uint8))  # 16 bits: keep the high byte
-        if upright.has_transparency_data:
-            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
-        return np.asarray(upright.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))[None]
+            # The high byte of 16 bits, unless the values need only 8.
+            upright = Image.fromarray((values >> (8 if values.max() > 0xFF else 0)).astype(np.uint8))
+        palette = upright.mode == "P" and upright.palette.mode
+        if upright.mode[-1] in "aA" or (palette or "").endswith("A") or "transparency" in upright.info:
+            upright = upright if upright.mode == "RGBA" else upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+        upright = upright if upright.mode == "RGB" else upright.convert("RGB")
+        return np.asarray(upright.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def predict(paths: list[Path], model: str) -> Iterator[dict[str, Any]]:
-    """Yield file, label, class index and probability of every image."""
-    import numpy as np
-    import onnxruntime
-
-    labels = (FOLDER / "labels.txt").read_text(encoding="utf-8").splitlines()
-    size = json.loads((FOLDER / "preprocessing.json").read_text(encoding="utf-8"))["size"]
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession((FOLDER / model).read_bytes(), options, providers=["CPUExecutionProvider"])
-    for path in paths:
-        try:
-            images = load(path, size)
-        except Exception as error:  # of a damaged file, decoders raise almost anything
-            raise SystemExit(f"predict.py: {path}: {error}") from None
-        for number, image in enumerate(images):
-            logits = session.run(None, {"pixels": image[None]})[0][0]
-            exps, index = np.exp(logits - logits.max()), int(logits.argmax())
-            name = str(path) if len(images) == 1 else f"{path}[{number}]"
-            share = round(float(exps[index] / exps.sum()), 6)
-            yield {"file": name, "label": labels[index], "index": index, "probability": share}
+def orientation(info: dict[Any, Any]) -> int:
+    """Return the orientation in the EXIF block of an image: 1 to 8; 1 (upright) also for a damaged block."""
+    try:
+        exif = info.get("exif") or bytes.fromhex("".join(info.get("Raw profile type exif", "").split("\n")[3:]))
+        while exif.startswith(b"Exif\0\0"):
+            exif = exif[6:]
+        order = {b"II": "<", b"MM": ">"}[exif[:2]]
+        (first,) = struct.unpack_from(order + "L", exif, 4)
+        (count,) = struct.unpack_from(order + "H", exif, first)
+        for entry in range(first + 2, first + 2 + 12 * count, 12):
+            tag, kind, _, value = struct.unpack_from(order + "HHLH", exif, entry)
+            if tag == 0x0112:
+                return int(value) if kind == 3 else 1
+    except (KeyError, ValueError, struct.error):
+        pass
+    return 1
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Answer the files on the command line: a bad one is one line on stderr, and exit code 1 at the end."""
     parser = argparse.ArgumentParser(description="Classify images with the model in this folder.")
     parser.add_argument("files", nargs="+", type=Path, help="images, or .npy files of uint8 RGB pixels")
     parser.add_argument("--fp32", action="store_true", help="use the FP32 model instead of INT8")
     args = parser.parse_args()
+    warnings.simplefilter("ignore")  # of Pillow, about metadata
     try:
-        for line in predict(args.files, "student.onnx" if args.fp32 else "student.int8.onnx"):
-            print(json.dumps(line), flush=True)
-    except (ImportError, OSError, KeyError, ValueError) as problem:
-        sys.exit(f"predict.py: {problem}")
+        classify = Classifier(model="student.onnx" if args.fp32 else "student.int8.onnx")
+    except Exception as error:  # onnxruntime's errors have no base of their own
+        sys.exit(f"predict.py: {error}")
+    code = 0
+    for path in args.files:
+        try:
+            answers = classify(load(path, classify.size))
+        except Exception as error:  # of a damaged file, decoders raise almost anything
+            text, answers, code = f"predict.py: {path}: {error}", [], 1
+            print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), file=sys.stderr)
+        for number, answer in enumerate(answers):
+            name = str(path) if len(answers) == 1 else f"{path}[{number}]"
+            print(json.dumps({"file": name, **answer}), flush=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -110,7 +110,7 @@ def from_sheet(sheet: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _read(name: str) -> bytes:
     """Read a file of the sample and check its hash."""
     path = _FOLDER / name
-    hint = "install kdedge again: `pip install --force-reinstall kdedge`"
+    hint = "restore this file from the source, or install kdedge again"
     try:
         data = path.read_bytes()
     except OSError as error:
