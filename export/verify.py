@@ -34,8 +34,8 @@ __all__ = ["TOLERANCE", "check_flips", "emulate_bundle", "read_manifest", "verif
 # Of the largest absolute golden logit, for both models. FP32 sums differ in their order between CPUs (about 1e-6);
 # the portable INT8 format has the same integers everywhere and only scales them in float at the end.
 TOLERANCE = 1e-3
-# What file managers leave in every folder that they show.
-_DESKTOP_FILES = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
+# What file managers leave in every folder that they show, and Python after `import predict`.
+_LEFT_BEHIND = re.compile(r"(?i:\.ds_store|thumbs\.db|desktop\.ini)|__pycache__/predict\.[\w.-]+\.pyc")
 # The keys of a manifest before it had a seal.
 _UNSEALED = frozenset(
     {"schema", "stage", "config", "inputs", "outputs", "facts", "commit", "versions", "wall_s", "peak_rss_mb"}
@@ -200,9 +200,9 @@ def _check_files(path: Path, expected: dict[str, str]) -> list[str]:
     """Compare the files under ``path`` with the manifest; return what differs."""
     present = {item.relative_to(path).as_posix() for item in path.rglob("*") if not _holds_more(item)} - {MANIFEST}
     extra = present - expected.keys()
-    ignored = {name for name in extra if name.lower() in _DESKTOP_FILES and (path / name).is_file()}
+    ignored = {name for name in extra if _LEFT_BEHIND.fullmatch(name) and (path / name).is_file()}
     if ignored:
-        log(f"ignored, left by a file manager: {', '.join(sorted(ignored))}")
+        log(f"ignored, left by a file manager or Python: {', '.join(sorted(ignored))}")
     problems = [f"{name} is missing from the manifest" for name in sorted(BUNDLE_FILES - expected.keys())]
     problems += [f"{name} is missing" for name in sorted(expected.keys() - present)]
     problems += [f"{name} does not belong to it" for name in sorted(extra - ignored)]

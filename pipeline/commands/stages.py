@@ -51,7 +51,8 @@ def run_all(config: Config, out: Path, **again: bool) -> None:
     except GateError as error:
         raise _without_reason(_print_report(out / "benchmark"), error) from None
     _print_report(out / "benchmark")
-    print(f"bundle: {out / 'bundle'}\n  kdedge verify {out / 'bundle'}\n  kdedge predict {out / 'bundle'} IMAGE")
+    made = out / "bundle"
+    print(f"bundle: {made}\n  kdedge verify --sha256 {_manifest_sha256(made)} {made}\n  kdedge predict {made} IMAGE")
 
 
 @app.command(help="Fetch and check the data set; print what it holds.")
@@ -138,6 +139,14 @@ def bundle(config: Config, out: Path, **again: bool) -> None:
     """Run the bundle stage."""
     _run(("bundle",), config, out, again)
     print(out / "bundle")
+    log(f"manifest.json has SHA-256 {_manifest_sha256(out / 'bundle')}: keep it for `kdedge verify --sha256`")
+
+
+def _manifest_sha256(stage_dir: Path) -> str:
+    from pipeline.artifacts import MANIFEST
+    from pipeline.files import file_sha256
+
+    return file_sha256(stage_dir / MANIFEST)
 
 
 def _run(names: tuple[str, ...], config: Config, out: Path, again: Mapping[str, bool]) -> bool:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,7 +207,7 @@ def test_verify_compares_with_a_sha256_that_was_kept(make_bundle: Callable[..., 
     assert (wrong.exit_code, "is no SHA-256" in wrong.stderr) == (2, True)
 
 
-def test_verify_ignores_what_file_managers_leave(
+def test_verify_ignores_what_file_managers_and_python_leave(
     make_bundle: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = make_bundle()
@@ -213,7 +215,11 @@ def test_verify_ignores_what_file_managers_leave(
         (bundle / name).write_text("x")
     capsys.readouterr()
     assert verify_bundle(bundle)["files"] == len(FILES)
-    assert capsys.readouterr().err == "ignored, left by a file manager: .DS_Store, Thumbs.db, desktop.ini\n"
+    said = "ignored, left by a file manager or Python: .DS_Store, Thumbs.db, desktop.ini"
+    assert capsys.readouterr().err == f"{said}\n"
+    subprocess.run([sys.executable, "-c", "import predict"], cwd=bundle, check=True, env={})
+    assert verify_bundle(bundle)["files"] == len(FILES)
+    assert "__pycache__/predict." in capsys.readouterr().err
     (bundle / "sub").mkdir()
     (bundle / "Thumbs.db").rename(bundle / "sub" / "Thumbs.db")
     with pytest.raises(StageError, match=r"sub/Thumbs\.db does not belong to it"):

@@ -18,6 +18,7 @@ from pipeline.artifacts import load_manifest
 from pipeline.cli import app
 from pipeline.data.folder import Folder
 from pipeline.distill.methods import METHODS
+from pipeline.files import file_sha256
 
 STAGES = ("teacher", "distill", "export", "quantize", "benchmark", "bundle")
 TRAINED = {"teacher": "teacher.safetensors", "distill": "student.safetensors"}
@@ -59,7 +60,10 @@ def test_run_all_leaves_every_stage_with_exactly_its_files(finished):
     for stage, names in files.items():
         assert {path.name for path in (run_dir / stage).iterdir()} == names | {"manifest.json"}
     assert not [path for path in run_dir.iterdir() if path.name.startswith(".") and path.name != ".lock"]
-    assert str(run_dir / "bundle") in result.stdout
+    bundle = run_dir / "bundle"
+    sha256 = file_sha256(bundle / "manifest.json")
+    assert f"kdedge verify --sha256 {sha256} {bundle}" in result.stdout
+    assert sha256 in kdedge("bundle", "--out", run_dir).stderr
     (command,) = json.loads((run_dir / "benchmark" / "report.json").read_text())["run"]["commands"]
     assert command.startswith("kdedge run-all --data folder:images")
 
