@@ -11,7 +11,6 @@ section 48). Load by other programs on the GPU is not among the evidence of the 
 """
 
 import importlib.util
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from benchmarks.latency import MOST_WINDOWS, measure_latency
 from benchmarks.proof import what_ran
 from benchmarks.runtime import CUDA
+from pipeline.files import scratch_dir
 
 __all__ = ["measure_cuda", "write_fp16"]
 
@@ -49,7 +49,7 @@ def measure_cuda(
         StageError: The execution provider could not be started.
     """
     unavailable = []
-    with tempfile.TemporaryDirectory(prefix="kdedge-") as folder:
+    with scratch_dir() as folder:
         paths = {"fp32": models["fp32"], "int8": models["int8"]}
         if importlib.util.find_spec("onnx"):
             paths = {**paths, "fp16": write_fp16(models["fp32"], Path(folder) / "student.fp16.onnx")}

@@ -6,7 +6,6 @@ in float on purpose are named in the model's metadata (``kdedge.float_layers``).
 """
 
 import json
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.runtime import CPU, import_onnxruntime, open_model, session_options
+from pipeline.files import scratch_dir
 
 __all__ = ["int8_proof", "what_ran"]
 
@@ -122,7 +122,7 @@ def _profile(path: Path, provider: str, level: Any) -> _Profile:
     options = session_options(1)
     options.graph_optimization_level = level
     options.enable_profiling = True
-    with tempfile.TemporaryDirectory(prefix="kdedge-") as directory:
+    with scratch_dir() as directory:
         options.profile_file_prefix = str(Path(directory) / "profile")
         model = open_model(path, provider=provider, options=options)
         model.logits(np.zeros((1, model.image_size, model.image_size, 3), np.uint8))

@@ -30,6 +30,7 @@ from benchmarks.runtime import Model, import_onnxruntime, open_model
 from export import emulated
 from export.arm64_root import ONNXRUNTIME, prepare_arm64_root, root_path
 from pipeline.errors import InputError, StageError
+from pipeline.files import scratch_dir
 from pipeline.progress import track
 
 __all__ = ["CPUS", "Cpu", "Emulation", "check_emulators", "emulate", "emulation_checks"]
@@ -137,7 +138,7 @@ def emulate(model: Path, pixels: npt.NDArray[np.uint8], cpu: str) -> Emulation:
         )
     native = _native_logits(opened, pixels)
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="kdedge-") as scratch:
+    with scratch_dir() as scratch:
         inputs, outputs = Path(scratch) / "pixels.npy", Path(scratch) / "logits.npy"
         np.save(inputs, pixels)
         files = (model.absolute(), inputs, outputs)

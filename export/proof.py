@@ -4,7 +4,6 @@ onnxruntime fuses DequantizeLinear → Conv → QuantizeLinear into one integer 
 word. `integer_proof` saves the optimised graph that a session on this host would run and reads the answer from it.
 """
 
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from benchmarks.runtime import CPU, import_onnxruntime, session_options
+from pipeline.files import scratch_dir
 
 __all__ = ["integer_proof", "why_not_integer"]
 
@@ -72,7 +72,7 @@ def _optimise(model: bytes, level: Any) -> onnx.GraphProto:
     """Return the graph that a session of this host runs at an optimisation level."""
     options = session_options(1)
     options.graph_optimization_level = level
-    with tempfile.TemporaryDirectory(prefix="kdedge-") as folder:
+    with scratch_dir() as folder:
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
         import_onnxruntime().InferenceSession(model, options, providers=[CPU])
         return onnx.load(options.optimized_model_filepath).graph

@@ -5,7 +5,6 @@ data = quantizer.build(Candidate())                           # bytes of the dep
 """
 
 import dataclasses
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from export.calibrate import TensorStatistics
 from export.candidates import Candidate
 from export.graph import add_pixel_front, cut_pixel_front, keep_float
 from pipeline.errors import StageError
+from pipeline.files import scratch_dir
 
 __all__ = ["Quantizer"]
 
@@ -130,7 +130,7 @@ def _preprocess(core: onnx.ModelProto) -> onnx.ModelProto:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     _pool_instead_of_mean(core)
-    with tempfile.TemporaryDirectory(prefix="kdedge-") as folder:
+    with scratch_dir() as folder:
         source, target = Path(folder) / "core.onnx", Path(folder) / "processed.onnx"
         onnx.save(core, source)
         # As a file: given the model itself, onnxruntime 1.32 moves its weights into a file that it then loses.

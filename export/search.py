@@ -1,6 +1,5 @@
 """The quantization search: build, prove, score and time candidates, and choose one for a target."""
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from export.quantizer import Quantizer
 from export.runtime import run_model
 from export.targets import TARGETS
 from pipeline.errors import StageError
+from pipeline.files import scratch_dir
 from pipeline.progress import track
 from pipeline.runtime import usable_cores
 
@@ -85,7 +85,7 @@ class Validation:
 
     def score(self, model: bytes, count: int | None = None) -> Score:
         """Score a model on the first ``count`` images (None: all)."""
-        with tempfile.TemporaryDirectory(prefix="kdedge-") as folder:
+        with scratch_dir() as folder:
             path = Path(folder) / "model.onnx"
             path.write_bytes(model)
             logits = run_model(open_model(path, threads=usable_cores()), self.images[:count])
@@ -104,7 +104,7 @@ class Validation:
 
     def latencies(self, trials: Sequence[Trial]) -> tuple[float, list[float]]:
         """Measure FP32 and the trials in turn on one thread at batch 1; return the medians in milliseconds."""
-        with tempfile.TemporaryDirectory(prefix="kdedge-") as folder:
+        with scratch_dir() as folder:
             paths = {"fp32": self.fp32_path}
             for index, trial in enumerate(trials):
                 paths[str(index)] = Path(folder) / f"{index}.onnx"

@@ -192,6 +192,7 @@ def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = Fals
     _prepare_partial(partial, wanted, force=force)
     # Before the stage runs: a checkout may move on while a long stage computes with the code it began with.
     attempts, start = _note_attempt(partial), time.monotonic()
+    rss_before_kb = _reset_peak()
     try:
         with disk_errors(partial):
             facts = spec.run(config, inputs, partial)
@@ -213,7 +214,7 @@ def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = Fals
         "commit": ", ".join(dict.fromkeys(attempt.commit for attempt in attempts if attempt.commit)) or None,
         "versions": attempts[-1].versions,
         "wall_s": round(elapsed_s, 2),
-        "peak_rss_mb": _peak_rss_mb(),
+        "peak_rss_mb": _peak_rss_mb(rss_before_kb),
     }
     write_json(partial / MANIFEST, sealed(manifest))
     _replace_dir(partial, target)
@@ -276,14 +277,36 @@ def git_commit() -> str | None:
     return result.stdout.strip() or None
 
 
-def _peak_rss_mb() -> float | None:
-    """Return the largest resident memory of this process so far in 10^6 bytes (None: the system does not tell)."""
+def _largest_rss_kb() -> int:
+    """Return the largest resident memory of this process so far, or since `_reset_peak`, in KiB (0: unknown)."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1])
     try:
         import resource
     except ImportError:  # Windows
-        return None
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
+    return peak // 1024 if sys.platform == "darwin" else peak
+
+
+def _reset_peak() -> int:
+    """Let Linux forget the largest resident memory so far; return what there is to compare with (in KiB)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return _largest_rss_kb()
+    return 0
+
+
+def _peak_rss_mb(before_kb: int) -> float | None:
+    """Return the largest resident memory since `_reset_peak` returned ``before_kb``, in 10^6 bytes.
+
+    None if that is unknown: what came before used as much, or the system does not tell.
+    """
+    peak_kb = _largest_rss_kb()
+    return round(peak_kb * 1024 / 1e6, 1) if peak_kb > before_kb else None
 
 
 def _input_hashes(spec: StageSpec, config: Any, run_dir: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ __all__ = [
     "parse_json",
     "read_json",
     "read_toml",
+    "scratch_dir",
     "write_atomic",
     "write_json",
 ]
@@ -27,6 +29,10 @@ __all__ = [
 # Far above what kdedge writes; what is larger or deeper would end in a MemoryError or RecursionError somewhere later.
 _MOST_BYTES = 256 << 20
 _MOST_DEPTH = 64
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 def file_sha256(path: Path) -> str:
@@ -134,14 +140,47 @@ def load_json(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn operating-system errors while writing under ``path`` into errors for the user."""
+def disk_errors(path: Path, place: str = "give another --out") -> Iterator[None]:
+    """Turn operating-system errors while something works in the folder of ``path`` into errors for the user.
+
+    Args:
+        path: What is written, a file or a folder.
+        place: How to choose another disk.
+
+    Raises:
+        StageError: There is no space left, the folder is read-only, or the system refused something else.
+    """
     try:
         yield
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise
-        culprit = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
-        reason = error.strerror or str(error)
-        verb = "write" if culprit.is_relative_to(path.parent) else "use"
-        raise StageError(f"cannot {verb} {culprit}: {reason}", "free some space, or give another --out") from error
+        raise StageError(*_explain(error, path, place)) from error
+
+
+def _explain(error: OSError, path: Path, place: str) -> tuple[str, str]:
+    """Return what went wrong and what to do next."""
+    reason = error.strerror or str(error)
+    named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+    ours = named is None or named.is_relative_to(path.parent)
+    if error.errno in _TOO_MANY_FILES:
+        return f"the system refused: {reason}", "raise the limit on open files: ulimit -n 4096"
+    if error.errno in _NO_SPACE:
+        return f"cannot write {named or path}: {reason}", f"free some space{f', or {place}' if ours else ' there'}"
+    if error.errno in _FORBIDDEN:
+        verb = "write" if ours else "use"
+        return f"cannot {verb} {named or path}: {reason}", f"check its permissions{f', or {place}' if ours else ''}"
+    return f"cannot use {named}: {reason}" if named else f"the system refused: {reason}", ""
+
+
+@contextmanager
+def scratch_dir() -> Iterator[str]:
+    """Make a folder for temporary files and delete it at the end.
+
+    Raises:
+        StageError: The disk of TMPDIR is full or read-only.
+    """
+    folder = Path(tempfile.gettempdir())
+    place = f"set TMPDIR to another folder than {folder}"
+    with disk_errors(folder / "kdedge", place), tempfile.TemporaryDirectory(prefix="kdedge-") as name:
+        yield name

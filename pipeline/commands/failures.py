@@ -77,7 +77,8 @@ def reported(function: Callable[..., None]) -> Callable[..., None]:
         except OSError as error:
             if error.errno == errno.EPIPE:  # Typer ends quietly
                 raise
-            if error.filename is None:  # no path that somebody gave: the disk, the network
+            # No path that somebody gave is at fault, but the disk, the network or a limit.
+            if error.filename is None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
                 show_error(f"the system refused: {error}", "")
                 raise typer.Exit(1) from None
             show_error(f"cannot use {error.filename}: {error.strerror}", "check the path and its permissions")

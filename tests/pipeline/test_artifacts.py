@@ -2,6 +2,7 @@ import errno
 import json
 import os
 
+import numpy as np
 import pytest
 
 from pipeline import artifacts
@@ -294,3 +295,19 @@ def test_a_damaged_note_of_unfinished_work_is_ignored_with_a_warning(note, conte
     assert run_stage(stage.spec, None, tmp_path) is True
     if (note, content) != (".attempts.json", "[]"):  # as without attempts
         assert f"{note} is" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_peak_memory_is_that_of_the_stage(tmp_path, monkeypatch):
+    def large(config, inputs, out_dir):
+        np.ones(40_000_000)  # 320 MB, freed at once
+        return {}
+
+    def peak_mb(run, name):
+        run_stage(StageSpec(name, (), run, lambda config: {}, lambda config: {}), None, tmp_path)
+        return load_manifest(tmp_path / name)["peak_rss_mb"]
+
+    first, second = peak_mb(large, "first"), peak_mb(Stage().run, "second")
+    assert first > 320
+    assert second is None or second < first - 200
+    monkeypatch.setattr(artifacts, "_reset_peak", lambda: artifacts._largest_rss_kb() + 1)
+    assert peak_mb(Stage().run, "third") is None, "where the system cannot forget an earlier peak"

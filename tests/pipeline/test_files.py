@@ -1,4 +1,6 @@
 import errno
+import os
+import tempfile
 
 import pytest
 
@@ -56,3 +58,46 @@ def test_files_are_read_with_and_without_a_byte_order_mark_up_to_a_size(tmp_path
     monkeypatch.setattr(files, "_MOST_BYTES", 7)
     with pytest.raises(ValueError, match="larger than"):
         read_json(tmp_path / "a")
+
+
+FREE = "free some space"
+LIMIT = "raise the limit on open files: ulimit -n 4096"
+OTHER = "give another --out"
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "message", "hint"),
+    [
+        (errno.ENOSPC, "run/x", "cannot write {}: No space left on device", f"{FREE}, or {OTHER}"),
+        (errno.EDQUOT, "run/x", "cannot write {}: Disk quota exceeded", f"{FREE}, or {OTHER}"),
+        (errno.ENOSPC, "else/x", "cannot write {}: No space left on device", "free some space there"),
+        (
+            errno.EROFS,
+            "run/x",
+            "cannot write {}: Read-only file system",
+            "check its permissions, or give another --out",
+        ),
+        (errno.EACCES, "else/x", "cannot use {}: Permission denied", "check its permissions"),
+        (errno.ENOENT, "else/x", "cannot use {}: No such file or directory", ""),
+        (errno.ECONNRESET, None, "the system refused: Connection reset by peer", ""),
+        (
+            errno.EMFILE,
+            "run/x",
+            "the system refused: Too many open files",
+            LIMIT,
+        ),
+    ],
+)
+def test_an_error_of_the_system_is_reported_as_what_it_is(number, name, message, hint, tmp_path):
+    path = tmp_path / name if name else None
+    with pytest.raises(StageError) as caught, files.disk_errors(tmp_path / "run" / "partial"):
+        raise OSError(number, os.strerror(number), *([str(path)] if path else []))
+    assert (str(caught.value), caught.value.hint) == (message.format(path), hint)
+
+
+def test_a_full_disk_of_temporary_files_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(StageError, match=r"cannot write .*: No space left on device") as caught, files.scratch_dir():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write to an open file does, without a name
+    assert caught.value.hint == f"free some space, or set TMPDIR to another folder than {tmp_path}"
+    assert not list(tmp_path.iterdir())
