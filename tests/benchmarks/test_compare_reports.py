@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from benchmarks.compare_reports import compare_reports, comparison_markdown, print_comparison, same_test_images
 from benchmarks.interval import wilson_interval_pct
 from benchmarks.report import render_html, render_markdown
-from benchmarks.report_file import load_report
+from benchmarks.report_file import load_report, read_report
 from pipeline.cli import app
 from pipeline.errors import InputError
 
@@ -86,6 +87,12 @@ def test_a_report_is_found_by_run_benchmark_bundle_and_file(path: str) -> None:
         (changed(portability={"emulated": [{}]}), r"portability\.emulated\[0\]\.cpu is missing"),
         (changed(portability=emulated(haswell=(0, 0))), r"portability\.emulated\[0\]\.images is not positive"),
         (changed(run__versions=[]), r"run\.versions is \[\]"),
+        (changed(teacher__test_top1_pct=math.inf), r"teacher\.test_top1_pct is inf"),
+        (changed(accuracy__n=math.nan), r"accuracy\.n is nan"),
+        (changed(gate=None), "gate is missing"),
+        (changed(gate={}), r"gate\.limit_pp is missing"),
+        (changed(run__wall_s=10**400), "a whole number of more than 64 bits"),
+        ("[" * 100_000 + "]" * 100_000, "nested deeper than 64 levels"),
         (changed(run__wall_s="long"), r"run\.wall_s is 'long'"),
         (changed(accuracy__onnx_int8_ci95_pct=[]), r"accuracy\.onnx_int8_ci95_pct is \[\], expected two numbers"),
         (changed(accuracy__onnx_fp32_ci95_pct=[None, 90]), r"onnx_fp32_ci95_pct is \[None, 90\], expected two numbers"),
@@ -104,6 +111,13 @@ def test_what_is_no_report_is_refused(tmp_path: Path, report: Any, message: str)
     with pytest.raises(InputError, match=message) as caught:
         load_report(tmp_path)
     assert "kdedge benchmark" in caught.value.hint
+
+
+def test_a_report_cannot_change_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(changed(host__cpu="\x1b[2Ja CPU", run__data="a\nb\u202e")))
+    shown = load_report(tmp_path)
+    assert (shown["host"]["cpu"], shown["run"]["data"]) == (r"\u001b[2Ja CPU", r"a\nb\u202e")
+    assert read_report(tmp_path)["run"]["data"] == "a\nb\u202e"
 
 
 OPTIONAL = ("memory", "per_class", "answer_changes", "portability", "quantization", "training", "beside", "benchmark")
