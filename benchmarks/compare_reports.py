@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.trust import trust_word
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -264,7 +266,7 @@ def _latency_cells(comparison: Mapping[str, Any]) -> list[list[str]]:
     for row in comparison["latency"]:
         sides = [row["a"], row["b"]]
         times = [_text(side and side["p50_ms"], "{:.3f}") for side in sides]
-        trust = [side["trust"].partition(":")[0] if side else "–" for side in sides]
+        trust = [trust_word(side["trust"]) if side else "–" for side in sides]
         case = [row["provider"].removesuffix("ExecutionProvider"), row["model"], f"{row['batch']}", f"{row['threads']}"]
         rows.append([*case, *times, _text(row["ratio"], "{:.3f}×"), *trust])
     return rows

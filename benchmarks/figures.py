@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.pareto_figure import PICTURE_SIZE, paint_picture
 from benchmarks.quantization_figures import paint_candidates, paint_sensitivity
+from benchmarks.trust import STEADY
 from benchmarks.units import number
 from pipeline.files import write_atomic
 from pipeline.progress import log
@@ -22,7 +23,7 @@ __all__ = ["CREATOR", "Figure", "draw_figures", "render", "series"]
 
 CREATOR = "kdedge figure"  # in the metadata of a file, so that one can tell who drew it
 
-_FP32, _INT8, _GREY = "#8a94a6", "#2f7ed8", "#888888"
+_FP32, _INT8, _GREY, _NOISY = "#8a94a6", "#2f7ed8", "#888888", "#d0453e"
 _PALETTE = ("#2f7ed8", "#e07b39", "#3c9d6b", "#a25ddc", "#8a94a6")
 _MOST_CLASSES = 40
 _HIGHER = ("p90_ms", "p95_ms", "p99_ms")
@@ -189,7 +190,7 @@ def _latency(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
             # Left of the ticks, so that it is read as the height of the bar.
             axes.annotate(
                 f"{height:.3g}" if height >= 0.1 else f"{height:.2g}", (spot - 0.46 * width, height),
-                xytext=(1, 2), textcoords="offset points", fontsize=7,
+                xytext=(1, 2), textcoords="offset points", fontsize=7, color="black" if _steady(row) else _NOISY,
             )  # fmt: skip
     if ticks := [key.removesuffix("_ms") for key in _HIGHER if any(row.get(key) for row in rows)]:
         axes.scatter([], [], s=60, marker="_", color=_GREY, linewidths=1.4, label=f"{', '.join(ticks)} where known")
@@ -202,8 +203,14 @@ def _latency(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.grid(axis="y")
     axes.legend(ncols=len(models) + 1, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8)
     # The picture must not travel without the verdict.
-    if any(row["trust"]["verdict"] != "steady" for row in rows):
-        axes.set_title("noisy: do not quote", fontsize=9, color="#d0453e", loc="left")
+    if noisy := [row for row in rows if not _steady(row)]:
+        which = "noisy" if len(noisy) == len(rows) else "red numbers are noisy"
+        axes.set_title(f"{which}: do not quote", fontsize=9, color=_NOISY, loc="left")
+
+
+def _steady(row: Mapping[str, Any]) -> bool:
+    """Return whether a latency may be quoted."""
+    return bool(row["trust"]["verdict"] == STEADY)
 
 
 def _per_class(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:

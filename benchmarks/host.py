@@ -56,7 +56,9 @@ _PACKAGES = (
     ("matplotlib", "figures in the report (the extra train)"),
     ("PIL", "images other than .npy"),
 )
+_TRAINING = ("torch", "torchvision", "onnx")
 _TENSORRT = "TensorrtExecutionProvider"
+_MIXTURE = "mixture"
 _ONLY_GPU = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
 _ANYWHERE = "`kdedge quantize --target portable` makes one that is right everywhere"
 
@@ -143,7 +145,11 @@ def _target_check(model: Model) -> dict[str, str]:
 
 
 def cuda_problem() -> dict[str, str] | None:
-    """Say why the CUDA execution provider cannot be used: ``{provider, reason, fix}``, or None if it is there.
+    """Say why the CUDA execution provider cannot be used, or return None if it can.
+
+    Returns:
+        ``provider``, ``kind`` (``mixture`` of two builds of onnxruntime, ``no gpu`` or ``cpu build``), ``reason`` and
+        ``fix``.
 
     Raises:
         InputError: onnxruntime is missing or broken.
@@ -157,8 +163,8 @@ def cuda_problem() -> dict[str, str] | None:
     build = "" if available else "; the installed onnxruntime is the CPU build"
     if not gpu:
         reason = f"no NVIDIA GPU found (nvidia-smi is not there or lists none){build}"
-        return _problem(reason, f"with a GPU: {_ONLY_GPU}")
-    return _problem(f"{gpu} is there, but the installed onnxruntime is the CPU build", _ONLY_GPU)
+        return _problem("no gpu", reason, f"with a GPU: {_ONLY_GPU}")
+    return _problem("cpu build", f"{gpu} is there, but the installed onnxruntime is the CPU build", _ONLY_GPU)
 
 
 def tensorrt_problem() -> str | None:
@@ -200,8 +206,8 @@ def doctor() -> dict[str, Any]:
         if problem is None:
             add("CUDA provider", "ok", f"on {host['gpu']}")
         else:
-            broken = "both installed" in problem["reason"]
-            add("CUDA provider", "broken" if broken else "missing", problem["reason"], problem["fix"])
+            status = "broken" if problem["kind"] == _MIXTURE else "missing"
+            add("CUDA provider", status, problem["reason"], problem["fix"])
         trouble = host["tensorrt_problem"]
         add("TensorRT provider", "missing" if trouble else "ok", trouble or "there; kdedge does not measure it")
         add("INT8 instructions", *_int8_check(host["isa"]))
@@ -211,11 +217,16 @@ def doctor() -> dict[str, Any]:
                 "sudo cpupower frequency-set -g performance",
             )  # fmt: skip
     add("kdedge", "ok", f"{__version__}; what a command lacks is added with {install_command('EXTRA')}")
+    # find_spec looks a module up without importing it: torch alone takes seconds.
+    there = {module: importlib.util.find_spec(module) is not None for module, _ in _PACKAGES}
+    device = not any(there[module] for module in _TRAINING)
+    if device:
+        add("training", "ok", f"not installed; a device needs none of it. To train: {install_command('train')}")
     for module, purpose in _PACKAGES:
         package = {"PIL": "pillow"}.get(module, module)
-        # find_spec looks a module up without importing it: torch alone takes seconds.
-        found = importlib.util.find_spec(module) is not None
-        if found:
+        if device and module in (*_TRAINING, "matplotlib"):
+            continue
+        if there[module]:
             add(package, "ok", f"{_version(package) or 'installed'}: {purpose}")
         else:
             extra = "pip install pillow" if module == "PIL" else install_command("train")
@@ -275,13 +286,14 @@ def _mixture() -> dict[str, str] | None:
         return None
     wanted = "onnxruntime-gpu" if _gpu() else "onnxruntime"
     return _problem(
+        _MIXTURE,
         "onnxruntime and onnxruntime-gpu are both installed and overwrite each other",
         f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install {wanted}",
     )
 
 
-def _problem(reason: str, fix: str) -> dict[str, str]:
-    return {"provider": CUDA, "reason": reason, "fix": fix}
+def _problem(kind: str, reason: str, fix: str) -> dict[str, str]:
+    return {"provider": CUDA, "kind": kind, "reason": reason, "fix": fix}
 
 
 def _short(provider: str) -> str:

@@ -25,6 +25,7 @@ from benchmarks.compare_reports import (
 )
 from benchmarks.figures import CREATOR, render
 from benchmarks.pareto_figure import PICTURE_SIZE, host_name, is_noisy, paint_picture
+from benchmarks.trust import trust_word
 from pipeline.errors import InputError
 from pipeline.files import disk_errors, write_atomic
 from pipeline.ownership import holds_nothing, not_ours
@@ -158,12 +159,12 @@ def print_table(table: Mapping[str, Any], console: "Console | None" = None) -> N
         grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for index, title in enumerate(cells[0]):
             grid.add_column(title, justify="left" if index in text_columns else "right", overflow="fold")
-        for row in cells[1:]:
-            dominated = cells is rows and row[-1] != ""
-            grid.add_row(
-                *(Text(cell, style="yellow" if cell == "noisy" else "") for cell in row),
-                style="dim" if dominated else None,
-            )
+        models = table["rows"] if cells is rows else [{"trust": None, "dominated_by": None}] * len(table["reports"])
+        for row, model in zip(cells[1:], models, strict=True):
+            texts = [Text(cell) for cell in row]
+            if is_noisy(model):
+                texts[_TRUST].stylize("yellow")
+            grid.add_row(*texts, style="dim" if model["dominated_by"] else None)
         console.print()
         console.print(grid)
     for line in _footnotes(table):
@@ -290,6 +291,9 @@ def _run_cells(table: Mapping[str, Any]) -> list[list[str]]:
     return cells
 
 
+_TRUST = 7  # the column of `_row_cells`
+
+
 def _row_cells(table: Mapping[str, Any]) -> list[list[str]]:
     """Return the table of the models with its heading, as text."""
     cells = [["run", "student", "model", "top-1 %", "95 %", "MB", "p50 ms", "trust", "beaten by"]]
@@ -305,7 +309,7 @@ def _row_cells(table: Mapping[str, Any]) -> list[list[str]]:
                 f"{low:.2f}–{high:.2f}",
                 f"{row['size_bytes'] / 1e6:.2f}",
                 _text(row["p50_ms"], "{:.3f}" if (row["p50_ms"] or 0) < 10 else "{:.1f}"),
-                (row["trust"] or "–").partition(":")[0],
+                trust_word(row["trust"]) if row["trust"] else "–",
                 f"{by['run']} {by['model'].upper()}" if by else "",
             ]
         )

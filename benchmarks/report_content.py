@@ -3,19 +3,18 @@
 It is said once here, so that `benchmarks.report` shows the same on the console, in HTML and in Markdown.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.interval import wilson_interval_pct
 from benchmarks.report_facts import fact_rows, quantization_sentence
+from benchmarks.trust import STEADY, trust_word, worst_doubts
 from benchmarks.units import format_bytes, format_ms, format_pct, short_provider
 
 __all__ = ["context", "warnings"]
 
 _HIGHER = ("p90", "p95", "p99")
 _MOST_CHANGES = 8
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _HEADLINES = {
     "passed": "Passed: INT8 keeps its accuracy",
     "failed": "Failed: INT8 loses too much accuracy",
@@ -146,7 +145,7 @@ def _speedups(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         fp32 = by_key.get((provider, batch, threads, "fp32"))
         if model != "int8" or fp32 is None:
             continue
-        steady = all(row["trust"]["verdict"] == "steady" for row in (fp32, int8))
+        steady = all(row["trust"]["verdict"] == STEADY for row in (fp32, int8))
         # A ratio is what people quote, so there is none of what must not be quoted.
         beside = f"{fp32['p50_ms'] / int8['p50_ms']:.2f}× as fast as FP32" if steady else "not compared with FP32"
         sentences.append(
@@ -190,8 +189,8 @@ def _latency_row(row: Mapping[str, Any]) -> dict[str, Any]:
         **{key: format_ms(row.get(f"{key}_ms")) for key in ("p50", *_HIGHER, "load", "first_run")},
         "throughput": f"{row['throughput_ips']:,.0f}",
         "samples": f"{row['samples']:,}{'*' if row.get('earlier_windows') else ''}",
-        "steady": row["trust"]["verdict"] == "steady",
-        "trust": row["trust"]["verdict"].partition(":")[0],
+        "steady": row["trust"]["verdict"] == STEADY,
+        "trust": trust_word(row["trust"]["verdict"]),
     }
 
 
@@ -292,20 +291,10 @@ def _portability(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 def _doubts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return each kind of evidence against the latencies once, with its worst number and how often it was found."""
     verdicts = [timed["trust"] for row in rows for timed in (row, row.get("on_device")) if timed]
-    kinds: dict[str, list[str]] = {}
-    for trust in verdicts:
-        for reason in trust["reasons"]:
-            kinds.setdefault(_NUMBER.sub("#", reason), []).append(reason)
-    worst = {kind: (min if "(at least" in kind else max)(found, key=_first_number) for kind, found in kinds.items()}
     return [
-        f"{worst[kind]} ({'the worst of' if len(found) > 1 else 'in'} {len(found)} of {len(verdicts)} measurements)"
-        for kind, found in kinds.items()
+        f"{sentence} ({'the worst of' if count > 1 else 'in'} {count} of {len(verdicts)} measurements)"
+        for sentence, count in worst_doubts(verdicts)
     ]
-
-
-def _first_number(text: str) -> float:
-    match = _NUMBER.search(text)
-    return float(match[0]) if match else 0.0
 
 
 def _proof_rows(proof: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,10 +6,12 @@ machine, which hides the clock itself. `judge_windows` weighs what was found; `d
 pass, so that measuring on can help.
 """
 
+import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,15 @@ __all__ = [
     "NOISY",
     "STEADY",
     "CpuTimes",
+    "Doubt",
     "Reading",
     "Window",
     "disturbances",
     "judge_windows",
     "spin_ms",
     "throttle_count",
+    "trust_word",
+    "worst_doubts",
 ]
 
 STEADY = "steady"
@@ -44,6 +49,61 @@ _SHORTEST_FOR_LOAD_S = 0.1  # the kernel counts CPU time in steps of 0.01 s
 _SPIN_STEPS = 10_000
 _SPINS = 10
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
+
+
+# What a doubt says, by kind, and whether a smaller value is the worse one.
+_SENTENCES = {
+    "spread": ("medians of the windows differ by {value:.1f} % (at most {bound:.0f} %)", False),
+    "load": ("other processes used {value:.1f} % of the CPU (at most {bound:.0f} %): stop them", False),
+    "load_spinning": (
+        "other processes used {value:.1f} % of the CPU (at most {bound:.0f} % beside spinning threads): stop them",
+        False,
+    ),
+    "clock": (
+        "the processor slowed down: a fixed loop took {value:.1f} % longer than at its fastest "
+        "(at most {bound:.0f} %): fix the clock, let it cool, or free the core's other thread",
+        False,
+    ),
+    "heat": ("the processor was throttled by heat: cool it", False),
+    "samples": ("only {value:.0f} samples (at least {bound:.0f}): raise --latency-seconds", True),
+    "short": (
+        "windows of {value:.2g} s are too short to see other load (at least {bound:g} s): raise --latency-seconds",
+        True,
+    ),
+    "quota": (
+        "the kernel throttles this process: its CPU quota is {value:g} CPUs, and {bound:.0f} thread{plural} can use "
+        "{bound:.0f}: raise the quota of its control group",
+        True,
+    ),
+    "threads": ("{value:.0f} threads on {bound:.0f} core{plural}", False),
+}
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A piece of evidence against measured latencies.
+
+    Attributes:
+        kind: A key of the sentences above.
+        value: What was found, in the unit of the sentence.
+        bound: What would have been accepted.
+    """
+
+    kind: str
+    value: float
+    bound: float
+
+    @property
+    def sentence(self) -> str:
+        """Return the doubt as a sentence with what to do."""
+        text, _ = _SENTENCES[self.kind]
+        return text.format(value=self.value, bound=self.bound, plural="s" * (self.bound != 1))
+
+    @property
+    def excess(self) -> float:
+        """Return a number that is larger for the worse of two doubts of one kind."""
+        _, less_is_worse = _SENTENCES[self.kind]
+        return -self.value if less_is_worse else self.value
 
 
 @dataclass(frozen=True)
@@ -182,7 +242,7 @@ def _throttle_files(folder: Path) -> list[Path]:
 
 def disturbances(
     windows: Sequence[Window], *, spins_beside: bool = False, fastest_spin_ms: float | None = None
-) -> tuple[list[str], dict[str, Any]]:
+) -> tuple[list[Doubt], dict[str, Any]]:
     """Return what disturbed some windows: other processes, a lower clock, heat, or what only they show.
 
     Args:
@@ -191,7 +251,7 @@ def disturbances(
         fastest_spin_ms: The fixed loop at the highest clock that was seen; None: the fastest beside these windows.
 
     Returns:
-        A sentence for each piece of evidence against the numbers, and the evidence of `judge_windows`.
+        The evidence against the numbers, and the evidence of `judge_windows`.
     """
     medians = [float(np.median(window.samples_ms)) for window in windows]
     spread = (max(medians) - min(medians)) / float(np.median(medians))
@@ -200,22 +260,16 @@ def disturbances(
     clock_change = max(spins) / (fastest_spin_ms or min(spins)) - 1 if spins else None
     throttled = [window.throttles for window in windows if window.throttles is not None]
     most_load = _MOST_OTHER_LOAD_SPINNING if spins_beside else _MOST_OTHER_LOAD
-    reasons = []
+    doubts = []
     if spread > _MOST_SPREAD:
-        reasons.append(f"medians of the windows differ by {100 * spread:.1f} % (at most {100 * _MOST_SPREAD:.0f} %)")
+        doubts.append(Doubt("spread", 100 * spread, 100 * _MOST_SPREAD))
     if other is not None and other > most_load:
-        reasons.append(
-            f"other processes used {100 * other:.1f} % of the CPU (at most {100 * most_load:.0f} %"
-            f"{' beside spinning threads' * spins_beside}): stop them"
-        )
+        doubts.append(Doubt("load_spinning" if spins_beside else "load", 100 * other, 100 * most_load))
     if clock_change is not None and clock_change > _MOST_CLOCK_CHANGE:
-        reasons.append(
-            f"the processor slowed down: a fixed loop took {100 * clock_change:.1f} % longer than at its fastest "
-            f"(at most {100 * _MOST_CLOCK_CHANGE:.0f} %): fix the clock, let it cool, or free the core's other thread"
-        )
+        doubts.append(Doubt("clock", 100 * clock_change, 100 * _MOST_CLOCK_CHANGE))
     if sum(throttled):
-        reasons.append("the processor was throttled by heat: cool it")
-    return reasons, {
+        doubts.append(Doubt("heat", sum(throttled), 0))
+    return doubts, {
         "window_spread_pct": round(100 * spread, 2),
         "other_load_pct": None if other is None else round(100 * other, 2),
         "clock_change_pct": None if clock_change is None else round(100 * clock_change, 2),
@@ -243,27 +297,49 @@ def judge_windows(
         quota: How many CPUs' time the kernel lets this process use; None: no limit.
 
     Returns:
-        ``verdict`` (`STEADY` or `NOISY`), ``reasons`` (a sentence for each piece of evidence against the numbers),
-        and the evidence, None where unknown: ``window_spread_pct`` (range of the window medians over their median),
-        ``other_load_pct`` (highest load by other processes in a window), ``clock_change_pct`` (how much longer the
-        slowest fixed loop took than the fastest), ``throttle_events``.
+        ``verdict`` (`STEADY` or `NOISY`), ``doubts`` (each piece of evidence against the numbers, see `Doubt`),
+        ``reasons`` (the same as sentences), and the evidence, None where unknown: ``window_spread_pct`` (range of the
+        window medians over their median), ``other_load_pct`` (highest load by other processes in a window),
+        ``clock_change_pct`` (how much longer the slowest fixed loop took than the fastest), ``throttle_events``.
     """
-    reasons, evidence = disturbances(windows, spins_beside=spinning and threads > 1, fastest_spin_ms=fastest_spin_ms)
+    doubts, evidence = disturbances(windows, spins_beside=spinning and threads > 1, fastest_spin_ms=fastest_spin_ms)
     samples = sum(len(window.samples_ms) for window in windows)
     if samples < _FEWEST_SAMPLES:
-        reasons.append(f"only {samples} samples (at least {_FEWEST_SAMPLES}): raise --latency-seconds")
+        doubts.append(Doubt("samples", samples, _FEWEST_SAMPLES))
     # A load that nobody looked for is no sign of a quiet machine.
     unseen_s = [sum(window.samples_ms) / 1000 for window in windows if window.other_load is None]
     if unseen_s and min(unseen_s) < _SHORTEST_FOR_LOAD_S:
-        reasons.append(
-            f"windows of {min(unseen_s):.2g} s are too short to see other load (at least {_SHORTEST_FOR_LOAD_S:g} s): "
-            "raise --latency-seconds"
-        )
+        doubts.append(Doubt("short", min(unseen_s), _SHORTEST_FOR_LOAD_S))
     if quota is not None and quota < threads:
-        reasons.append(
-            f"the kernel throttles this process: its CPU quota is {quota:g} CPUs, "
-            f"and {threads} thread{'s' * (threads > 1)} can use {threads}: raise the quota of its control group"
-        )
+        doubts.append(Doubt("quota", quota, threads))
     if threads > cores:
-        reasons.append(f"{threads} threads on {cores} core{'s' * (cores > 1)}")
-    return {"verdict": NOISY if reasons else STEADY, "reasons": reasons, **evidence}
+        doubts.append(Doubt("threads", threads, cores))
+    return {
+        "verdict": NOISY if doubts else STEADY,
+        "doubts": [dataclasses.asdict(doubt) for doubt in doubts],
+        "reasons": [doubt.sentence for doubt in doubts],
+        **evidence,
+    }
+
+
+def trust_word(verdict: str) -> str:
+    """Return the word of a verdict in tables; reports of earlier versions have the same verdicts."""
+    return "steady" if verdict == STEADY else "noisy"
+
+
+def worst_doubts(trusts: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
+    """Return each kind of doubt about several measurements once.
+
+    Args:
+        trusts: What `judge_windows` returned for each; reports of earlier versions have only ``reasons``.
+
+    Returns:
+        The sentence of the worst of each kind, and the number of measurements with that kind.
+    """
+    kinds: dict[str, list[Doubt]] = {}
+    for trust in trusts:
+        for doubt in trust.get("doubts", ()):
+            kinds.setdefault(doubt["kind"], []).append(Doubt(**doubt))
+    earlier = Counter(reason for trust in trusts if "doubts" not in trust for reason in trust["reasons"])
+    worst = [(max(found, key=lambda doubt: doubt.excess).sentence, len(found)) for found in kinds.values()]
+    return worst + list(earlier.items())

@@ -176,3 +176,23 @@ def test_what_an_artifact_was_made_for_is_a_check(
     check = host.artifact_check(Path("m.onnx"))
     assert (check["name"], check["status"], check["detail"]) == ("artifact", status, detail)
     assert ("--target portable" in check["fix"]) is (status != "ok")
+
+
+def test_a_device_misses_nothing_that_only_training_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = host.importlib.util.find_spec
+    lacking = {"torch", "torchvision", "onnx", "matplotlib"}
+    monkeypatch.setattr(host.importlib.util, "find_spec", lambda name: None if name in lacking else find(name))
+    checks = {check["name"]: check for check in host.doctor()["checks"]}
+    assert not lacking & checks.keys()
+    assert checks["training"]["status"] == "ok"
+    assert "a device needs none of it" in checks["training"]["detail"]
+    lacking.discard("torch")
+    checks = {check["name"]: check for check in host.doctor()["checks"]}
+    assert checks["onnx"]["status"] == "missing"
+
+
+def test_a_mixture_is_broken_whatever_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = {"provider": "CUDA", "kind": "mixture", "reason": "other words", "fix": ""}
+    monkeypatch.setattr(host, "cuda_problem", lambda: problem)
+    checks = {check["name"]: check for check in host.doctor()["checks"]}
+    assert checks["CUDA provider"]["status"] == "broken"

@@ -1,6 +1,7 @@
 """The sections of the report that need what only some runs know, as HTML and as Markdown."""
 
 import copy
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import trust
 from benchmarks.accuracy import answer_changes
 from benchmarks.quantization_figures import paint_candidates
 from benchmarks.report import print_summary, render_html, render_markdown
 from benchmarks.report_facts import starts_from
+from benchmarks.trust import NOISY, Doubt
 
 REFERENCE = Path(__file__).resolve().parents[2] / "artifacts" / "reference"
 REPORT: dict[str, Any] = json.loads((REFERENCE / "benchmark-vnni" / "report.json").read_text())
@@ -144,26 +147,45 @@ def test_an_accelerator_tells_in_what_arithmetic_it_ran() -> None:
     ran_as = {"convs": {"float": 5}, "nodes_by_provider": {"CPUExecutionProvider": 2, "CUDAExecutionProvider": 9}}
     row = {**REPORT["latency"][1], "provider": "CUDAExecutionProvider", "model": "int8", "batch": 8, "ran_as": ran_as}
     expected = "CUDA INT8, batch 8: convolutions 5 float; nodes 2 on CPU, 9 on CUDA"
-    trust = {"verdict": "noisy: do not quote", "reasons": ["heat"]}
-    rows = [REPORT["latency"][0], {**row, "on_device": {"p50_ms": 0.1234, "trust": trust}}]
+    heat = {"verdict": NOISY, "reasons": ["heat"]}
+    rows = [REPORT["latency"][0], {**row, "on_device": {"p50_ms": 0.1234, "trust": heat}}]
     for text in texts(latency=rows):
         assert f"{expected}; p50 without copies 0.123 ms (noisy: do not quote)" in text
         assert "heat (in 1 of 3 measurements)" in text
 
 
 def test_each_doubt_is_shown_once_with_its_worst_number() -> None:
-    reasons = [
-        ["medians of the windows differ by 10.4 % (at most 10 %)", "only 40 samples (at least 50): more seconds"],
-        ["medians of the windows differ by 9.9 % (at most 10 %)", "only 7 samples (at least 50): more seconds"],
-    ]
     rows = [
-        {**REPORT["latency"][0], "trust": {"verdict": "noisy: do not quote", "reasons": found}} for found in reasons
+        {**REPORT["latency"][0], "trust": noisy([Doubt("spread", spread, 10), Doubt("samples", samples, 50)])}
+        for spread, samples in ((104.4, 40), (99.9, 7))
     ]
     for text in texts(latency=[*rows, REPORT["latency"][0]]):
-        assert "differ by 10.4 % (at most 10 %) (the worst of 2 of 3 measurements)" in text
-        assert "only 7 samples (at least 50): more seconds (the worst of 2 of 3 measurements)" in text
-        assert "9.9 %" not in text
+        assert "differ by 104.4 % (at most 10 %) (the worst of 2 of 3 measurements)" in text
+        assert "only 7 samples (at least 50): raise --latency-seconds (the worst of 2 of 3 measurements)" in text
+        assert "99.9 %" not in text
         assert "only 40" not in text
+
+
+def test_other_words_name_the_same_worst_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = {kind: (f"{kind} = {{value:.0f}}", less) for kind, (_, less) in trust._SENTENCES.items()}
+    monkeypatch.setattr(trust, "_SENTENCES", words)
+    rows = [{**REPORT["latency"][0], "trust": noisy([Doubt(kind, value, 10) for kind in words])} for value in (4, 40)]
+    for text in texts(latency=rows):
+        for kind, (_, less_is_worse) in words.items():
+            assert f"{kind} = {4 if less_is_worse else 40} (the worst of 2" in text
+
+
+def test_reports_without_doubts_list_their_reasons_as_they_are() -> None:
+    reasons = ["windows differ by 12 % (at most 10 %)", "windows differ by 15 % (at most 10 %)"]
+    rows = [{**REPORT["latency"][0], "trust": {"verdict": NOISY, "reasons": [reason]}} for reason in reasons]
+    for text in texts(latency=rows):
+        for reason in reasons:
+            assert f"{reason} (in 1 of 2 measurements)" in text
+
+
+def noisy(doubts: list[Doubt]) -> dict[str, Any]:
+    given = [dataclasses.asdict(doubt) for doubt in doubts]
+    return {"verdict": NOISY, "doubts": given, "reasons": [doubt.sentence for doubt in doubts]}
 
 
 def test_answers_that_differ_elsewhere_are_said_in_front_and_in_the_summary(capsys: pytest.CaptureFixture[str]) -> None:
