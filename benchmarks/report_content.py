@@ -59,6 +59,7 @@ def context(report: Mapping[str, Any]) -> dict[str, Any]:
         "warnings": warnings(report),
         "quantization": quantization_sentence(report.get("quantization")),
         "commands": report["run"].get("commands") or [],
+        "commands_lack_paths": report["run"].get("commands_lack_paths", False),
         "facts": fact_rows(report),
         "speedups": _speedups(report["latency"]),
         "unavailable": [{**item, "provider": short_provider(item["provider"])} for item in report["unavailable"]],

@@ -28,7 +28,7 @@ from pipeline.files import disk_errors, load_json
 from pipeline.ownership import holds_nothing, is_stage, not_ours
 from pipeline.parsing import parse_emulated
 from pipeline.progress import warn
-from pipeline.shareable import as_flags
+from pipeline.shareable import as_flags, cuts_paths
 from pipeline.stages import STAGES, check_measurable, check_outside_data
 from pipeline.training_log import read_log
 
@@ -49,6 +49,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     facts = _run_facts(inputs)
     if _made_with(config, inputs):
         facts["run"]["commands"] = [shlex.join(["kdedge", "run-all", *as_flags(config)])]
+        facts["run"]["commands_lack_paths"] = cuts_paths(config)
     images_sha256 = STAGES["benchmark"].data(config)["test"]
     report = run_benchmark(
         config,

@@ -7,10 +7,11 @@ ten seconds. `set_quiet(True)` silences both; warnings and errors are always sho
 import json
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
@@ -18,12 +19,12 @@ from rich.console import Console
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["Tracker", "console", "log", "printable", "set_quiet", "track", "warn", "warn_once"]
+__all__ = ["Tracker", "console", "log", "printable", "say", "set_quiet", "track", "warn", "warn_once"]
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False)
 
 # What `set_quiet` silences; warnings and errors go to `console`.
-_log_console = Console(stderr=True, highlight=False, soft_wrap=True)
+_log_console = Console(stderr=True, highlight=False)
 _PLAIN_LINE_INTERVAL_S = 10.0
 
 
@@ -48,12 +49,25 @@ def set_quiet(quiet: bool) -> None:
 
 def log(message: str) -> None:
     """Print one line of information to stderr unless quiet."""
-    _log_console.print(printable(message), markup=False)
+    _print(_log_console, printable(message))
 
 
 def warn(message: str) -> None:
     """Print one warning line to stderr, also when quiet."""
-    console.print(f"warning: {printable(message)}", style="yellow" if console.is_terminal else None, markup=False)
+    say(f"warning: {printable(message)}", "yellow")
+
+
+def say(text: str, color: str | None = None) -> None:
+    """Print text to stderr, also when quiet; in a color where that is a terminal."""
+    _print(console, text, color if console.is_terminal else None)
+
+
+def _print(where: Console, text: str, color: str | None = None) -> None:
+    """Print text whole, or on a terminal in lines that break between words."""
+    if where.is_terminal:  # rich itself breaks words that are longer than a line, such as paths
+        wrap = partial(textwrap.fill, width=where.width, break_long_words=False, break_on_hyphens=False)
+        text = "\n".join(map(wrap, text.split("\n")))
+    where.print(text, style=color, markup=False, soft_wrap=True)
 
 
 class Tracker(Protocol):

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.config import SECTIONS, Config, DistillConfig
 from pipeline.configure import build_config
 
-__all__ = ["as_flags", "shareable"]
+__all__ = ["as_flags", "cuts_paths", "shareable"]
 
 _PATH = re.compile(r"((?:--[\w-]+=)?(?:folder:)?)(.*)", re.DOTALL)  # matches every word
 
@@ -18,6 +18,17 @@ def as_flags(config: Config) -> list[str]:
 
     What only this machine has is not in it; see `shareable`.
     """
+    return shareable(_flags(config))
+
+
+def cuts_paths(config: Config) -> bool:
+    """Return whether the command line of `as_flags` lacks paths that the configuration has."""
+    words = _flags(config)
+    return shareable(words) != words
+
+
+def _flags(config: Config) -> list[str]:
+    """Return the options that differ from the preset and recipe of a configuration."""
     recipe = config.distill.recipe
     base = build_config({"distill": {"recipe": recipe}}, preset=config.preset)
     implied = "sample" if config.data.source == "sample" else "default"
@@ -32,7 +43,7 @@ def as_flags(config: Config) -> list[str]:
                 words.append(flag if value else f"--no-{flag[2:]}")
             else:
                 words += [flag, str(value)]
-    return shareable(words)
+    return words
 
 
 def shareable(words: Iterable[str]) -> list[str]:

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from pipeline.errors import KdedgeError
 from pipeline.install import install_command
-from pipeline.progress import console, printable, set_quiet
+from pipeline.progress import printable, say, set_quiet
 
 __all__ = ["Commands", "reported", "show_error"]
 
@@ -84,7 +84,7 @@ def reported(function: Callable[..., None]) -> Callable[..., None]:
             show_error(f"cannot use {error.filename}: {error.strerror}", "check the path and its permissions")
             raise typer.Exit(2) from None
         except KeyboardInterrupt as interrupt:
-            console.print("; ".join(["interrupted", *interrupt.args]), markup=False)
+            say("; ".join(["interrupted", *interrupt.args]))
             raise typer.Exit(130) from None
 
     return wrapper
@@ -94,9 +94,9 @@ def show_error(message: str, hint: str = "") -> None:
     """Print an error on one line, or one for every item of a list, and what to do next on another."""
     sys.stdout.flush()  # where both go to one file, results stand before the error that ended them
     text = _ITEM.join(map(printable, message.split(_ITEM)))
-    console.print(f"error: {text}", style="red" if console.is_terminal else None, markup=False)
+    say(f"error: {text}", "red")
     if hint:
-        console.print(f"  -> {printable(hint)}", markup=False)
+        say(f"  -> {printable(hint)}")
 
 
 def _open_closed_streams() -> None:

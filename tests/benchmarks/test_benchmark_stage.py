@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 from rich.console import Console
 
@@ -285,6 +286,25 @@ def test_a_gate_that_failed_for_another_reason_than_a_loss_says_so(finished: tup
     ):  # fmt: skip
         gate = {**finished[0]["gate"], "verdict": "failed", "passed": False, "cause": cause}
         assert render_markdown({**finished[0], "gate": gate}, []).startswith(f"# {headline}\n")
+
+
+@pytest.mark.parametrize(
+    ("noisy", "title"),
+    [((), ""), ((1,), "red numbers are noisy: do not quote"), ((0, 1, 2, 3), "noisy: do not quote")],
+)
+def test_a_noisy_cell_does_not_mark_the_whole_figure(
+    finished: tuple[dict[str, Any], Path], noisy: tuple[int, ...], title: str
+) -> None:
+    verdicts = ["noisy: do not quote" if index in noisy else "steady" for index in range(4)]
+    rows = [
+        {**row, "trust": {"verdict": verdict}} for row, verdict in zip(finished[0]["latency"], verdicts, strict=True)
+    ]
+    axes = Figure().subplots()
+    figures._latency(axes, rows)
+    assert axes.get_title(loc="left") == title
+    # Numbers over the bars are drawn model by model.
+    drawn = sorted(range(4), key=lambda index: rows[index]["model"] != rows[0]["model"])
+    assert {index for index, text in zip(drawn, axes.texts, strict=True) if text.get_color() != "black"} == set(noisy)
 
 
 @pytest.mark.parametrize(("verdict", "headline"), [("passed", "Passed: "), ("failed", "Failed: ")])

@@ -83,6 +83,9 @@ def test_portability_and_commands_are_shown_where_they_are_known() -> None:
     assert "| cortex-a76 | 1,016 | 55 | 3.84 | 1.27.0 |" in markdown
     assert "kdedge run-all --out RUN --data &#39;folder:&lt;my images&gt;&#39;" in html
     assert "    kdedge run-all --out RUN --data 'folder:<my images>'\n" in markdown
+    assert "left out" not in html + markdown
+    for text in texts(run={**run, "commands_lack_paths": True}):
+        assert "Paths of the machine that ran it are left out" in text
     for text in texts():
         assert "other CPUs" not in text
         assert "Commands" not in text

@@ -64,8 +64,10 @@ def test_run_all_leaves_every_stage_with_exactly_its_files(finished):
     sha256 = file_sha256(bundle / "manifest.json")
     assert f"kdedge verify --sha256 {sha256} {bundle}" in result.stdout
     assert sha256 in kdedge("bundle", "--out", run_dir).stderr
-    (command,) = json.loads((run_dir / "benchmark" / "report.json").read_text())["run"]["commands"]
+    run = json.loads((run_dir / "benchmark" / "report.json").read_text())["run"]
+    (command,) = run["commands"]
     assert command.startswith("kdedge run-all --data folder:images")
+    assert run["commands_lack_paths"] is True
 
 
 def test_the_log_of_a_distillation_has_every_term(finished):

@@ -3,7 +3,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.configure import build_config
-from pipeline.shareable import as_flags, shareable
+from pipeline.shareable import as_flags, cuts_paths, shareable
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,7 @@ def test_the_flags_of_a_configuration_give_it_again(layer, preset, flags, monkey
     seen = []
     monkeypatch.setattr("pipeline.commands.stages._run", lambda names, config, out, force: seen.append(config))
     monkeypatch.setattr("pipeline.commands.stages._print_report", lambda folder: None)
+    monkeypatch.setattr("pipeline.commands.stages._manifest_sha256", lambda folder: "")
     config = build_config(layer, preset=preset)
     result = CliRunner().invoke(app, ["run-all", *as_flags(config)])
     assert result.exit_code == 0
@@ -38,6 +39,8 @@ def test_a_command_that_others_read_has_no_place_of_this_machine(tmp_path):
         {"data": {"source": f"folder:{tmp_path / 'images'}"}, "teacher": {"weights": str(tmp_path / "w.safetensors")}}
     )
     assert as_flags(config) == ["--data", "folder:images", "--teacher-weights", "w.safetensors"]
+    assert cuts_paths(config)
+    assert not cuts_paths(build_config({"data": {"source": "folder:images"}}))
     home = str(tmp_path)
     typed = [
         "compare",
