@@ -16,7 +16,9 @@ __all__ = ["check_value", "conflicts"]
 def check_value(section: str, item: "dataclasses.Field[Any]", value: Any, problems: list[str]) -> Any:
     """Return ``value`` in the type of the field; append what is wrong with it to ``problems``."""
     name = f"{item.metadata['flag'] or item.name} ([{section}] {item.name})"
-    wanted = type(item.default)
+    wanted = item.metadata["kind"]
+    if value is None and item.default is None:
+        return value
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not wanted:
@@ -47,12 +49,12 @@ def conflicts(data: "DataConfig", distill: "DistillConfig") -> list[str]:
             found.append("--distill-epochs 0 takes trained weights as they are: name them with --student-weights")
         return found
     method, hint_only = METHODS[distill.method], distill.hint_only_epochs
-    if method.blocks and hint_only >= distill.epochs:
+    if method.blocks and hint_only >= distill.epochs > 0:
         found.append(
             f"{hint_only} hint-only epochs (--hint-epochs) leave none of {distill.epochs} (--distill-epochs): "
             f"lower the one, raise the other, or leave out the method {distill.method}"
         )
-    if method.dynamic and distill.rechoose_epochs >= distill.epochs:
+    if method.dynamic and distill.rechoose_epochs >= distill.epochs > 0:
         found.append(
             f"--method {distill.method} would never choose again: --rechoose-epochs {distill.rechoose_epochs} "
             f"is not below {distill.epochs} (--distill-epochs): lower the one, raise the other, or "

@@ -40,9 +40,16 @@ def option(
     most: float | None = None,
     choices: tuple[str, ...] = (),
     parse: Callable[[str, str], object] | None = None,
+    auto: str = "",
 ) -> Any:
-    """Declare a field: help text, flag, and the inclusive range, the choices or what parses it (text, flag)."""
-    meta = {"help": help, "flag": flag, "least": least, "most": most, "choices": choices, "parse": parse}
+    """Declare a field: help text, flag, and the inclusive range, the choices or the parser of its value.
+
+    ``auto`` describes what the default stands for, where it is chosen by the data. A default of None is a bool that is
+    chosen so.
+    """
+    kind = bool if default is None else type(default)
+    meta: dict[str, Any] = {"help": help, "flag": flag, "least": least, "most": most, "choices": choices}
+    meta |= {"parse": parse, "kind": kind, "auto": auto}
     return field(default=default, metadata=meta)
 
 
@@ -83,18 +90,29 @@ class TeacherConfig:
         flag="--teacher-stem",
         choices=("auto", "imagenet", "cifar", "cifar-pool"),
     )
-    epochs: int = option(7, "Epochs of fine-tuning (0: use the weights as they are).", flag="--teacher-epochs", least=0)
-    batch_size: int = option(128, "Images per step.", flag="--teacher-batch-size", least=2, most=4096)
-    lr: float = option(
-        0.0,
-        "Peak learning rate (SGD, one cycle). 0: 0.1 for random and 0.01 for loaded initial weights.",
-        flag="--teacher-lr",
-        least=0,
-        most=10,
+    epochs: int = option(
+        -1,
+        "Epochs of fine-tuning (0: use the weights as they are).",
+        flag="--teacher-epochs",
+        least=-1,
+        auto="7 for 45,000 images, more for fewer",
     )
+    batch_size: int = option(
+        0, "Images per step.", flag="--teacher-batch-size", least=0, most=4096,
+        auto="128, fewer for less than 6,400 images",
+    )  # fmt: skip
+    lr: float = option(
+        0.0, "Peak learning rate (SGD, one cycle).", flag="--teacher-lr", least=0, most=10,
+        auto="0.1 for random and 0.01 for loaded initial weights at 128 images per step, in proportion for others",
+    )  # fmt: skip
     weight_decay: float = option(5e-4, "Weight decay.", flag="--teacher-weight-decay", least=0, most=1)
     label_smoothing: float = option(0.1, "Label smoothing.", flag="--teacher-label-smoothing", least=0, most=0.9)
-    flip: bool = option(True, "Flip half of the teacher's images.", flag="--teacher-flip")
+    flip: bool | None = option(
+        None,
+        "Mirror half of the teacher's images.",
+        flag="--teacher-flip",
+        auto="yes, unless mirrored images look like another class",
+    )
     cutout: int = option(
         0, "Side of a square that is blanked in each of the teacher's images, in pixels (0: none).",
         flag="--teacher-cutout", least=0, most=512,
@@ -105,9 +123,9 @@ class TeacherConfig:
         """The file of the initial weights, if they are in one."""
         return [] if self.weights in ("auto", "imagenet", "none") else [Path(self.weights)]
 
-    def peak_lr(self, *, loaded: bool) -> float:
+    def peak_lr(self, images_per_step: int, *, loaded: bool) -> float:
         """Return the peak learning rate for loaded or for random initial weights."""
-        return self.lr or (0.01 if loaded else 0.1)
+        return self.lr or (0.01 if loaded else 0.1) * images_per_step / 128
 
 
 @dataclass(frozen=True)
@@ -133,12 +151,25 @@ class DistillConfig:
         choices=("kdedge", "source"),
     )
     epochs: int = option(
-        20, "Epochs of distillation (0: use --student-weights as they are).", flag="--distill-epochs", least=0
+        -1,
+        "Epochs of distillation (0: use --student-weights as they are).",
+        flag="--distill-epochs",
+        least=-1,
+        auto="20 for 45,000 images, more for fewer",
     )
-    batch_size: int = option(128, "Images per step.", flag="--distill-batch-size", least=2, most=4096)
+    batch_size: int = option(
+        0,
+        "Images per step.",
+        flag="--distill-batch-size",
+        least=0,
+        most=4096,
+        auto="128, fewer for less than 6,400 images",
+    )
     optimizer: str = option("sgd", "Optimizer.", flag="--optimizer", choices=("sgd", "adam"))
     schedule: str = option("one-cycle", "Learning-rate schedule.", flag="--schedule", choices=("one-cycle", "constant"))
-    lr: float = option(0.1, "Peak learning rate.", flag="--lr", least=1e-6, most=10)
+    lr: float = option(
+        0.0, "Peak learning rate.", flag="--lr", least=0, most=10, auto="0.1 at 128 images per step, in proportion for others"
+    )
     weight_decay: float = option(5e-4, "Weight decay.", flag="--weight-decay", least=0, most=1)
     init: str = option(
         "whitening",
@@ -202,7 +233,12 @@ class DistillConfig:
         10, "Batches of the activation-variance scan and of --refresh-norms.", flag="--scan-batches", least=1
     )
     shift: int = option(2, "Random shift of the student's images in pixels.", flag="--shift", least=0, most=16)
-    flip: bool = option(True, "Flip half of the student's images.", flag="--flip")
+    flip: bool | None = option(
+        None,
+        "Mirror half of the student's images.",
+        flag="--flip",
+        auto="yes, unless mirrored images look like another class",
+    )
 
     @property
     def weight_files(self) -> list[Path]:

@@ -25,7 +25,8 @@ from pipeline.models.initial_weights import Start, start_teacher
 from pipeline.models.teacher import Teacher, build_teacher
 from pipeline.progress import log, warn
 from pipeline.runtime import autocast, prepare
-from pipeline.training import Batch, Batches, EpochLoop, learning_rate, place, predict_logits
+from pipeline.training import Batch, Batches, EpochLoop, place, predict_logits
+from pipeline.training_length import fit_to_images
 from pipeline.views import blank_squares
 from pipeline.weights import load_module, save_module
 
@@ -51,23 +52,19 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     dataset = open_dataset(config.data)
     start = start_teacher(settings, len(dataset.class_names), dataset.image_size, config.runtime.device)
     teacher, stem, origin = start.teacher, start.stem, _Origin(start.origin)
-    _log_start(start, settings)
+    _log_start(start, settings.arch)
     train, val = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
     place(teacher, device)
-    if settings.epochs and settings.flip and not config.distill.flip:
-        warn(
-            "the teacher's images are flipped, the student's are not; if a mirrored image is of another class, give "
-            "--no-teacher-flip"
-        )
-    batches = Batches(train, settings.batch_size, config.runtime.seed, shift=2, device=device, flip=settings.flip)
+    settings = fit_to_images(settings, train, "teacher", start.origin != "none")
+    batches = Batches(train, settings.batch_size, config.runtime.seed, shift=2, device=device, flip=bool(settings.flip))
     optimizer = torch.optim.SGD(
         teacher.parameters(), lr=settings.lr, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay
     )
 
-    def step(batch: Batch, epoch: int, progress: float) -> dict[str, Tensor]:
-        peak = settings.peak_lr(loaded=origin.weights != "none")
+    def step(batch: Batch, epoch: int, rate: float) -> dict[str, Tensor]:
+        peak = settings.peak_lr(settings.batch_size, loaded=origin.weights != "none")
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(progress, peak, "one-cycle")
+            group["lr"] = rate * peak
         teacher.train()
         pixels = blank_squares(batch.pixels, batch.views, epoch=epoch, side=settings.cutout)
         with autocast(config.runtime):
@@ -83,8 +80,10 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
 
     loop = EpochLoop(
         title="teacher",
+        model=teacher,
         epochs=settings.epochs,
         batches=batches,
+        val_labels=val.labels,
         state={"model": teacher, "optimizer": optimizer, "origin": origin},
         step=step,
         finish_epoch=validate,
@@ -106,6 +105,8 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         "params": sum(parameter.numel() for parameter in teacher.parameters()),
         "weights": origin.weights,
         "epochs": len(rows),
+        "batch_size": settings.batch_size,
+        "flip": settings.flip,
         "train_images": len(train.labels),
         "val_images": len(val.labels),
         "val_top1_pct": round(100 * float(right.mean()), 4),
@@ -144,10 +145,9 @@ class _Origin:
         self.weights = state["weights"]
 
 
-def _log_start(start: Start, settings: TeacherConfig) -> None:
+def _log_start(start: Start, arch: str) -> None:
     why = f" ({start.stem_note})" if start.stem_note else ""
-    rate = settings.peak_lr(loaded=start.origin != "none")
-    log(f"teacher: {settings.arch} from {start.title}, stem {start.stem}{why}, peak learning rate {rate:g}")
+    log(f"teacher: {arch} from {start.title}, stem {start.stem}{why}")
     if start.random:
         log(f"teacher: not loaded, so random: {'; '.join(start.random)}")
     if start.ignored:

@@ -5,6 +5,7 @@ from (epoch, place in the data set). A checkpoint after every epoch therefore ne
 to go on to the same bits.
 """
 
+import copy
 import csv
 import hashlib
 import io
@@ -42,7 +43,9 @@ __all__ = [
 
 CHECKPOINT = ".checkpoint.pt"  # a working file: it goes when the whole stage is complete
 # Raised whenever the same options train on other batches: a checkpoint of another version cannot go on.
-CHECKPOINT_VERSION = 2
+CHECKPOINT_VERSION = 3
+RESTARTS = 2  # how often a training that learns nothing starts again, each time at a quarter of the rate
+_WARM_UP = 0.2  # share of a training in which the one-cycle schedule rises
 _DIGEST_BYTES = 32  # the SHA-256 of a checkpoint is at its end
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -139,10 +142,9 @@ def learning_rate(progress: float, peak: float, schedule: str) -> float:
     """
     if schedule == "constant":
         return peak
-    rise = 0.2
-    if progress < rise:
-        return peak * (0.05 + 0.95 * progress / rise)
-    return peak * (1 - progress) / (1 - rise)
+    if progress < _WARM_UP:
+        return peak * (0.05 + 0.95 * progress / _WARM_UP)
+    return peak * (1 - progress) / (1 - _WARM_UP)
 
 
 @torch.no_grad()
@@ -195,40 +197,91 @@ class StepMeans:
         return {name: (total / self.steps).item() for name, total in self.sums.items()}
 
 
+class _NothingLearnedError(Exception):
+    """Ends an attempt at a training."""
+
+
+class _Best(NamedTuple):
+    """The epoch with the best validation accuracy so far (the first of equals) and its weights."""
+
+    top1_pct: float
+    epoch: int
+    weights: dict[str, Tensor]
+
+
 @dataclass
 class EpochLoop:
     """Runs epochs with a checkpoint after each; resumes where an interrupted run stopped.
 
+    A training that diverges, or whose first epochs learn nothing, starts again at a quarter of the learning rate. It
+    ends early when a third of its epochs have brought no better validation accuracy. The weights of its last epoch are
+    kept, unless those of an earlier one are better by more than the standard error.
+
     Attributes:
         title: What is trained, for the progress bar.
+        model: What is trained, a member of ``state``.
         epochs: How many epochs.
         batches: Where the batches come from.
+        val_labels: Labels of the validation images, int64 ``[V]``.
         state: Everything that a checkpoint holds, by name.
-        step: ``step(batch, epoch, progress)`` trains on one batch and returns its named losses (scalars);
-            ``loss`` must be among them. ``progress`` in 0..1 runs over the whole training.
-        finish_epoch: ``finish_epoch(epoch)`` evaluates and returns more columns for the epoch's row.
+        step: ``step(batch, epoch, rate)`` trains on one batch and returns its named losses (scalars); ``loss`` and
+            ``ce`` must be among them. ``rate`` in 0..1 is the share of the peak learning rate.
+        finish_epoch: ``finish_epoch(epoch)`` evaluates and returns more columns for the epoch's row, among them
+            ``val_top1_pct``.
         out_dir: Where the checkpoint and the CSV go.
         csv_name: Name of the CSV with one row per epoch.
+        schedule: As for `learning_rate`.
+        unlabelled_epochs: Epochs at the start that do not train on labels.
     """
 
     title: str
+    model: nn.Module
     epochs: int
     batches: Batches
+    val_labels: NDArray[np.int64]
     state: Mapping[str, Stateful]
     step: Callable[[Batch, int, float], dict[str, Tensor]]
     finish_epoch: Callable[[int], dict[str, float]]
     out_dir: Path
     csv_name: str
+    schedule: str = "one-cycle"
+    unlabelled_epochs: int = 0
+
+    def __post_init__(self) -> None:
+        self._restarts = 0
+        self._best = _Best(-1.0, 0, {})
+        self._initial: dict[str, Any] = {}
 
     def run(self) -> tuple[list[dict[str, float]], float]:
         """Train and return (one row per epoch, seconds that earlier attempts spent).
 
         Raises:
-            DivergenceError: The loss is not finite or far too large; the last good checkpoint is kept.
+            DivergenceError: The loss is not finite or far too large at every rate that was tried; the last good
+                checkpoint is kept.
             InputError: The checkpoint is of another training.
         """
+        self._initial = {name: copy.deepcopy(target.state_dict()) for name, target in self.state.items()}
         rows, earlier_s = self._resume()
         start = time.monotonic()
+        while True:
+            try:
+                self._train(rows, earlier_s - start)
+                break
+            except _NothingLearnedError as error:
+                self._start_again(str(error))
+            except DivergenceError as error:
+                if self._restarts == RESTARTS:
+                    raise
+                self._start_again(str(error))
+            rows.clear()
+        self._write_csv(rows)
+        if rows and self._best.top1_pct - rows[-1]["val_top1_pct"] > 100 * self._standard_error(self._best.top1_pct):
+            log(f"{self.title}: the weights of epoch {self._best.epoch} are kept ({self._best.top1_pct:.2f} %)")
+            self.model.load_state_dict(self._best.weights)
+        return rows, earlier_s
+
+    def _train(self, rows: list[dict[str, float]], before_s: float) -> None:
+        """Add a row per epoch until the training is complete; ``before_s`` plus the clock is the time spent."""
         steps = len(self.batches)
         with track(self.title, (self.epochs - len(rows)) * steps) as tracker:
             for epoch in range(len(rows), self.epochs):
@@ -239,18 +292,26 @@ class EpochLoop:
                 self._check_weights(epoch)
                 row |= self.finish_epoch(epoch)
                 row["seconds"] = round(time.monotonic() - epoch_start, 2)
+                self._check_progress(row, epoch)
                 rows.append(row)
-                self._save(rows, earlier_s + time.monotonic() - start)
+                if row["val_top1_pct"] > self._best.top1_pct:
+                    weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+                    self._best = _Best(row["val_top1_pct"], epoch + 1, weights)
+                self._save(rows, before_s + time.monotonic())
                 log(f"{self.title}: epoch {epoch + 1}/{self.epochs} {_summary(row)}")
-        self._write_csv(rows)
-        return rows, earlier_s
+                patience = max(10, self.epochs // 3)
+                if epoch + 1 - self._best.epoch >= patience and epoch + 1 < self.epochs:
+                    log(f"{self.title}: no better validation accuracy in {patience} epochs, ended early")
+                    break
 
     def _train_epoch(self, epoch: int, steps: int, tracker: Tracker) -> dict[str, float]:
         # Dropout draws from the generator of PyTorch, whose state no checkpoint holds.
         torch.manual_seed(int(np.random.SeedSequence([self.batches.seed, epoch]).generate_state(1)[0]))
         means = StepMeans()
+        peak = 0.25**self._restarts
         for index, batch in enumerate(self.batches.epoch(epoch)):
-            losses = self.step(batch, epoch, (epoch * steps + index) / (self.epochs * steps))
+            progress = (epoch * steps + index) / (self.epochs * steps)
+            losses = self.step(batch, epoch, learning_rate(progress, peak, self.schedule))
             means.add(losses)
             tracker.advance(1)
             # Reading a loss waits for the GPU, so it is done now and then; the epoch's mean catches the rest.
@@ -260,6 +321,38 @@ class EpochLoop:
         if not all(math.isfinite(value) for value in result.values()):
             raise self._diverged(f"a loss became {next(v for v in result.values() if not math.isfinite(v))}", epoch)
         return result
+
+    def _start_again(self, reason: str) -> None:
+        self._restarts += 1
+        self._best = _Best(-1.0, 0, {})
+        for name, target in self.state.items():
+            target.load_state_dict(copy.deepcopy(self._initial[name]))
+        warn(f"{reason}; starting again with 1/{4**self._restarts} of the learning rate")
+
+    def _check_progress(self, row: dict[str, float], epoch: int) -> None:
+        """End an attempt that has learned nothing by the end of the warm-up, if another one is left.
+
+        Nothing means: the cross-entropy is that of the class frequencies, and no more validation images are right than
+        the most frequent class has, within one standard error.
+        """
+        warm_up = self.unlabelled_epochs + math.ceil(_WARM_UP * (self.epochs - self.unlabelled_epochs))
+        if epoch + 1 != warm_up or self._restarts == RESTARTS:
+            return
+        shares = np.bincount(self.batches.split.labels) / len(self.batches.split)
+        entropy = -float(np.sum(shares * np.log(np.maximum(shares, 1e-12))))
+        majority_pct = 100 * float(np.mean(self.val_labels == shares.argmax()))
+        margin = 100 * self._standard_error(majority_pct)
+        if row["train_ce"] > 0.98 * entropy and row["val_top1_pct"] <= majority_pct + margin:
+            raise _NothingLearnedError(
+                f"{self.title} has learned nothing after epoch {epoch + 1} "
+                f"({row['val_top1_pct']:.2f} % on validation images, the largest class has {majority_pct:.2f} %)"
+            )
+
+    def _standard_error(self, top1_pct: float) -> float:
+        """Return the standard error of a validation accuracy, 0..1; at least that of one wrong image."""
+        count = len(self.val_labels)
+        share = min(top1_pct / 100, 1 - 1 / count)
+        return math.sqrt(share * (1 - share) / count)
 
     def _check_divergence(self, row: dict[str, float], epoch: int) -> None:
         """Refuse an epoch whose mean cross-entropy is ten times that of guessing, ln(number of classes)."""
@@ -296,6 +389,7 @@ class EpochLoop:
                 return [], 0.0
             for name, target in self.state.items():
                 target.load_state_dict(saved["state"][name])
+            self._restarts, self._best = saved["restarts"], _Best(*saved["best"])
         except DAMAGED as error:
             raise InputError(
                 f"the checkpoint {path} does not fit this training: {error}",
@@ -310,6 +404,7 @@ class EpochLoop:
         # By way of memory: on a full disk torch.save raises a RuntimeError about its own zip writer.
         buffer = io.BytesIO()
         saved = {"version": CHECKPOINT_VERSION, "rows": rows, "seconds": seconds, "state": state}
+        saved |= {"restarts": self._restarts, "best": tuple(self._best)}
         torch.save(saved, buffer)
         content = buffer.getvalue()
         write_atomic(self.out_dir / CHECKPOINT, content + hashlib.sha256(content).digest())

@@ -88,7 +88,7 @@ def main() -> None:
     device = prepare(runtime)
     dataset = open_dataset(config.data)
     training, val = split_train_val(dataset.train(), config.data.val_fraction, options.train_size)
-    batches = Batches(training, DistillConfig().batch_size, runtime.seed, DistillConfig().shift, device)
+    batches = Batches(training, 128, runtime.seed, DistillConfig().shift, device)
     print(f"{len(training)} training images, {options.epochs} epochs, seed {runtime.seed}, {runtime.precision}\n")
     print("| candidate | widths | params | MMAC | val top-1 % | FP32 ms | INT8 ms | ratio |")
     print("|---|---|---|---|---|---|---|---|", flush=True)

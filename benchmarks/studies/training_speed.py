@@ -104,7 +104,7 @@ def main() -> None:
 
     runtime = resolve(RuntimeConfig(), None)
     device = prepare(runtime)
-    batches = list(Batches(split, DistillConfig().batch_size, 0, 2, device).epoch(0))
+    batches = list(Batches(split, 128, 0, 2, device).epoch(0))
     teacher, student = place(teacher, device), place(student, device)
     speeds["kdedge"]["teacher"] = images_per_second(trainer(teacher, None, runtime), batches, steps)
     teacher = fold_batch_norms(teacher.eval(), 32)

@@ -144,7 +144,7 @@ def _section_options(sections: tuple[str, ...], short: Mapping[str, str]) -> Opt
             flag = item.metadata["flag"]
             if not flag:
                 continue
-            kind = type(item.default)
+            kind = item.metadata["kind"]
             key = f"{section}__{item.name}"
             names = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag, *([short[key]] if key in short else [])]
             text = f"{item.metadata['help']} ({_describe_default(item)})"
@@ -160,7 +160,7 @@ def _section_options(sections: tuple[str, ...], short: Mapping[str, str]) -> Opt
 
 
 def _describe_default(item: "dataclasses.Field[Any]") -> str:
-    parts = [f"default: {item.default if item.default != '' else 'none'}"]
+    parts = [f"default: {item.metadata['auto'] or (item.default if item.default != '' else 'none')}"]
     if item.metadata["choices"]:
         parts.insert(0, ", ".join(item.metadata["choices"]))  # can be broken into lines, which "|" cannot
     least, most = item.metadata["least"], item.metadata["most"]

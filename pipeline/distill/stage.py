@@ -8,6 +8,7 @@ Reads the training images (not the test images) and the teacher; writes ``studen
 `pipeline.distill.methods` says what each method is.
 """
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from benchmarks.chance import check_learned
+from pipeline.checks import conflicts
 from pipeline.config import Config, DistillConfig
 from pipeline.data import Split, open_dataset, split_train_val
 from pipeline.data.cifar10_fetch import cache_dir
@@ -41,6 +43,7 @@ from pipeline.teacher import DESCRIPTION as TEACHER_DESCRIPTION
 from pipeline.teacher import WEIGHTS as TEACHER_WEIGHTS
 from pipeline.teacher import load_teacher
 from pipeline.training import Batches, EpochLoop, place, refresh_batch_norms, to_pixels
+from pipeline.training_length import fit_to_images
 from pipeline.weights import load_mean, load_module, save_module
 
 __all__ = ["DROWNED_PCT", "load_student", "run"]
@@ -63,16 +66,20 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         InputError: Bad data, a teacher of other classes, or initial weights that do not fit.
         StageError: The loss diverges, or the student has learned nothing.
     """
-    settings, method = config.distill, METHODS[config.distill.method]
+    method = METHODS[config.distill.method]
     device = prepare(config.runtime)
     dataset = open_dataset(config.data)
     classes = dataset.class_names
-    student = build_student(settings.student, len(classes), dataset.image_size)
+    student = build_student(config.distill.student, len(classes), dataset.image_size)
     teacher = load_teacher(inputs["teacher"])
     _check_classes(inputs["teacher"], classes)
     train, val = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
     teacher = _frozen(fold_batch_norms(teacher, dataset.image_size), config, device)
-    batches = Batches(train, settings.batch_size, config.runtime.seed, settings.shift, device, settings.flip)
+    settings = fit_to_images(config.distill, train, f"distill ({config.distill.method})")
+    for problem in conflicts(config.data, settings):
+        raise InputError(problem, "name the epochs with --distill-epochs")
+    config = dataclasses.replace(config, distill=settings)
+    batches = Batches(train, settings.batch_size, config.runtime.seed, settings.shift, device, bool(settings.flip))
     weights = _start(student, config, train, batches)
 
     variances, scan_s = _scan(config, teacher, batches)
@@ -114,8 +121,10 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
 
     loop = EpochLoop(
         title=f"distill ({settings.method})",
+        model=student,
         epochs=settings.epochs,
         batches=batches,
+        val_labels=val.labels,
         state={
             "student": student,
             "adapters": trainer.adapters,
@@ -127,6 +136,8 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         finish_epoch=finish_epoch,
         out_dir=out_dir,
         csv_name=f"training_log_{settings.method}.csv",
+        schedule=settings.schedule,
+        unlabelled_epochs=settings.hint_only_epochs if pairs else 0,
     )
     with closing(cache):
         rows, earlier_s = loop.run()
@@ -143,6 +154,8 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         "weights_sha256": weights,
         "method": settings.method,
         "epochs": len(rows),
+        "batch_size": settings.batch_size,
+        "flip": settings.flip,
         "train_images": len(train.labels),
         "val_images": len(val.labels),
         "val_top1_pct": measured["val_top1_pct"],

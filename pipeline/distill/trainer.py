@@ -19,7 +19,7 @@ from pipeline.distill.teacher_logits import CachedTeacher
 from pipeline.models.student import Student
 from pipeline.progress import log
 from pipeline.runtime import autocast
-from pipeline.training import Batch, Batches, learning_rate, place, refresh_batch_norms
+from pipeline.training import Batch, Batches, place, refresh_batch_norms
 
 __all__ = ["Trainer", "first_batches"]
 
@@ -87,9 +87,9 @@ class Trainer:
             return beta
         return self._hint_scale * beta / BETA_UNIT
 
-    def step(self, batch: Batch, epoch: int, progress: float) -> dict[str, Tensor]:
-        """Train on one batch and return the named losses."""
-        set_learning_rate(self.optimizer, learning_rate(progress, self._settings.lr, self._settings.schedule))
+    def step(self, batch: Batch, epoch: int, rate: float) -> dict[str, Tensor]:
+        """Train on one batch at a share of the peak learning rate and return the named losses."""
+        set_learning_rate(self.optimizer, rate * self._settings.lr)
         self._student.train()
         self.adapters.train()
         uses_hints = self.method.blocks is not None and self.beta.beta > 0

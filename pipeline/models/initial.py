@@ -15,7 +15,10 @@ __all__ = ["initialise", "whitening_filters"]
 
 _IMAGES = 1000  # with some 900 patches each: their covariance has settled long before
 _CHUNK = 100  # images whose patches are in memory at a time: 106 MB for those of 7 x 7 pixels
-_EPSILON = 1e-4  # variance that is added to each direction, for pixels in 0..1: noise is not blown up without bound
+# Both relative to the largest variance. CIFAR-10's 16th direction has 4.7e-4; the colours of grey images have 1e-15 and
+# would become filters of norm 100, which drown the image in INT8 (benchmarks/LOG.md, sections 19 and 50).
+_LEAST_VARIANCE = 3e-4  # directions below it are not whitened
+_EPSILON = 7.7e-5  # added to each variance
 
 
 def initialise(student: nn.Module, images: NDArray[np.uint8]) -> None:
@@ -44,14 +47,15 @@ def whitening_filters(images: NDArray[np.uint8], side: int) -> Tensor:
     """Return filters whose responses to patches of these images are uncorrelated, with variance (almost) 1.
 
     They are the eigenvectors of the covariance of the patches, each divided by the root of its eigenvalue, the
-    strongest direction first. Of images above 32 pixels only every second, third, … patch is taken in both axes.
+    strongest direction first. Directions in which the patches hardly vary are left out, such as the colours of grey
+    images. Of images above 32 pixels only every second, third, … patch is used in both axes.
 
     Args:
         images: uint8 ``[N, S, S, 3]``.
         side: Side length k of a patch in pixels.
 
     Returns:
-        float32 ``[3 * k * k, 3, k, k]``, for pixels in 0..1.
+        float32 ``[D, 3, k, k]`` with D at most ``3 * k * k``, for pixels in 0..1; D is 0 for images of one colour.
     """
     step, size = -(-images.shape[1] // 32), 3 * side * side
     count, total, products = 0, torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
@@ -61,5 +65,7 @@ def whitening_filters(images: NDArray[np.uint8], side: int) -> Tensor:
         count, total, products = count + len(patches), total + patches.sum(0), products + patches.T @ patches
     mean = total / count
     eigenvalues, eigenvectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))
-    filters: Tensor = (eigenvectors / (eigenvalues.clamp_min(0) + _EPSILON).sqrt()).T.flip(0)
+    largest = eigenvalues[-1]
+    kept = eigenvalues > max(_LEAST_VARIANCE * largest.item(), 1e-9)
+    filters: Tensor = (eigenvectors[:, kept] / (eigenvalues[kept] + _EPSILON * largest).sqrt()).T.flip(0)
     return filters.reshape(-1, 3, side, side).float()

@@ -34,6 +34,35 @@ def test_whitening_filters_give_uncorrelated_responses_of_variance_one():
     assert (norms.diff() >= -1e-4 * norms[:-1]).all()
 
 
+@pytest.mark.parametrize("kind", ["grey", "binary", "constant border", "flat colour", "one colour", "single image"])
+def test_directions_in_which_images_do_not_vary_are_not_whitened(kind):
+    images = correlated_images(40, size=16)
+    if kind in ("grey", "binary", "constant border"):
+        images = images[..., :1].repeat(3, axis=3)
+    if kind == "binary":
+        images = np.where(images > 127, 255, 0).astype(np.uint8)
+    if kind == "constant border":
+        images = np.pad(images[:, 6:10, 6:10], ((0, 0), (6, 6), (6, 6), (0, 0)))
+    if kind == "flat colour":
+        images = images[:, :1, :1].repeat(16, axis=1).repeat(16, axis=2)
+    if kind == "one colour":
+        images = np.full_like(images, 200)
+    if kind == "single image":
+        images = images[:1]
+    filters = whitening_filters(images, 3)
+    assert torch.isfinite(filters).all()
+    most = {"grey": 9, "binary": 9, "constant border": 9, "flat colour": 3, "one colour": 0, "single image": 27}[kind]
+    assert len(filters) <= most
+    assert (len(filters) > 0) == (most > 0)
+    if most:
+        # No filter answers more than its direction varies.
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).double() / 255
+        responses = functional.conv2d(pixels, filters.double())
+        assert responses.transpose(0, 1).flatten(1).std(1).max() < 1.1
+        assert (filters.flatten(1).norm(dim=1) / filters.flatten(1).norm(dim=1).min()).max() < 60
+    initialise(build_student("lite-xs", 4, 16), images)
+
+
 def test_patches_of_large_images_are_thinned_and_images_are_spread_over_all():
     images = correlated_images(12, size=96)
     seen = []

@@ -48,7 +48,7 @@ def make(method="static", **settings):
 def test_a_step_minimises_alpha_kd_plus_beta_hint_plus_gamma_ce(method):
     trainer, teacher, student, batch = make(method, alpha=3.0, gamma=0.25, temperature=2.5, hint_loss="raw", beta=7.0)
     before = copy.deepcopy(student).train()
-    losses = trainer.step(batch, 0, 0.0)
+    losses = trainer.step(batch, 0, 1.0)
     logits = before(batch.pixels)
     kd = kd_loss(logits, teacher(batch.pixels).detach().half().float(), 2.5)
     ce = functional.cross_entropy(logits, batch.labels)
@@ -70,7 +70,7 @@ def test_a_step_minimises_alpha_kd_plus_beta_hint_plus_gamma_ce(method):
 def test_the_shares_of_the_gradient_are_of_the_weighted_terms():
     shares = {beta: make(hint_loss="raw", beta=beta) for beta in (1e-6, 1e6)}
     for trainer, _, _, batch in shares.values():
-        trainer.step(batch, 0, 0.0)
+        trainer.step(batch, 0, 1.0)
     few, most = (trainer.shares for trainer, *_ in shares.values())
     assert few["hint"] < 1
     assert most["hint"] > 99
@@ -79,14 +79,14 @@ def test_the_shares_of_the_gradient_are_of_the_weighted_terms():
 
 def test_hint_only_epochs_minimise_the_hint_alone():
     trainer, _, _, batch = make(hint_epochs=1, hint_loss="raw", beta=7.0)
-    losses = trainer.step(batch, 0, 0.0)
+    losses = trainer.step(batch, 0, 1.0)
     assert losses["loss"].item() == pytest.approx(7 * losses["hint"].item(), rel=1e-6)
     assert losses.keys() == {"loss", "hint", "ce"}
 
 
 def test_normalised_hints_start_as_large_as_the_cross_entropy_at_beta_250_and_by_default_ten_times_as_large():
     trainer, _, _, batch = make()
-    losses = trainer.step(batch, 0, 0.0)
+    losses = trainer.step(batch, 0, 1.0)
     weighted = trainer.hint_weight(250.0) * losses["hint"].item()
     assert weighted == pytest.approx(losses["ce"].item(), rel=1e-4)
     assert losses["loss"].item() == pytest.approx(losses["kd"].item() + (10 + 1) * weighted, rel=1e-4)

@@ -81,13 +81,13 @@ def test_one_cycle_rises_to_the_peak_and_falls_to_zero():
     assert learning_rate(0.7, 0.3, "constant") == 0.3
 
 
-def make_loop(out_dir, *, epochs=4, fail_at=None, lr=0.1):
+def make_loop(out_dir, *, epochs=4, fail_at=None, lr=0.1, top1=lambda epoch: 50.0 + epoch):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     split = Split(images(24), np.arange(24) % 3)
 
-    def step(batch, epoch, progress):
+    def step(batch, epoch, rate):
         if epoch == fail_at:
             raise KeyboardInterrupt
         loss = functional.cross_entropy(model(batch.pixels), batch.labels)
@@ -98,7 +98,19 @@ def make_loop(out_dir, *, epochs=4, fail_at=None, lr=0.1):
 
     state = {"model": model, "optimizer": optimizer}
     batches = Batches(split, 8, seed=0, shift=1, device=CPU)
-    return model, EpochLoop("tiny", epochs, batches, state, step, lambda epoch: {"lr": lr}, out_dir, "log.csv")
+    loop = EpochLoop(
+        title="tiny",
+        model=model,
+        epochs=epochs,
+        batches=batches,
+        val_labels=np.arange(300) % 3,
+        state=state,
+        step=step,
+        finish_epoch=lambda epoch: {"val_top1_pct": top1(epoch)},
+        out_dir=out_dir,
+        csv_name="log.csv",
+    )
+    return model, loop
 
 
 def test_an_interrupted_training_ends_in_the_same_bits(tmp_path):
@@ -117,7 +129,9 @@ def test_an_interrupted_training_ends_in_the_same_bits(tmp_path):
         assert torch.equal(one, other)
     timeless = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
     assert timeless == [{k: v for k, v in row.items() if k != "seconds"} for row in resumed_rows]
-    assert (tmp_path / "whole" / "log.csv").read_text().splitlines()[0] == "epoch,train_loss,train_ce,lr,seconds"
+    assert (tmp_path / "whole" / "log.csv").read_text().splitlines()[
+        0
+    ] == "epoch,train_loss,train_ce,val_top1_pct,seconds"
 
 
 def trained(out_dir):
@@ -186,13 +200,74 @@ def test_a_checkpoint_of_another_training_is_refused(checkpoint):
     assert f"rm {checkpoint}" in caught.value.hint
 
 
+def test_a_training_that_diverges_starts_again_at_a_quarter_of_the_rate(tmp_path, capsys):
+    model, loop = make_loop(tmp_path)
+    initial = [value.clone() for value in model.state_dict().values()]
+    honest, rates, starts = loop.step, [], []
+
+    def step(batch, epoch, rate):
+        if not rates or len(rates) == 4:
+            starts.append([value.clone() for value in model.state_dict().values()])
+        rates.append(rate)
+        losses = honest(batch, epoch, rate)
+        return {name: loss * float("nan") for name, loss in losses.items()} if len(rates) == 4 else losses
+
+    loop.step = step
+    rows, _ = loop.run()
+    assert len(rows) == 4
+    assert rates[4] == pytest.approx(rates[0] / 4)
+    assert max(rates[4:]) <= 0.25 < max(rates[:4])
+    assert all(torch.equal(a, b) for a, b in zip(initial, starts[0], strict=True))
+    assert "diverged in epoch 2" in (message := capsys.readouterr().err)
+    assert "starting again with 1/4 of the learning rate" in message
+
+
+def test_a_training_that_learns_nothing_in_its_warm_up_starts_again_twice_and_then_goes_to_its_end(tmp_path, capsys):
+    _, loop = make_loop(tmp_path, epochs=5, top1=lambda epoch: 33.0)
+    loop.step = lambda batch, epoch, rate: {"loss": torch.tensor(1.1), "ce": torch.tensor(1.1)}
+    rows, _ = loop.run()
+    assert len(rows) == 5
+    shown = capsys.readouterr().err
+    assert shown.count("has learned nothing after epoch 1 (33.00 % on validation images") == 2
+    assert "1/16 of the learning rate" in shown
+
+
+def test_an_interrupted_restart_resumes_at_its_rate(tmp_path):
+    _, loop = make_loop(tmp_path)
+    loop._restarts = 1
+    loop.run()
+    _, again = make_loop(tmp_path)
+    again.run()
+    assert again._restarts == 1
+    assert again._best.epoch == 4
+
+
+def test_an_earlier_epoch_is_kept_only_if_it_is_better_by_more_than_the_standard_error(tmp_path):
+    for name, top1, kept in (("noise", (60.0, 62.0, 61.0), 2), ("worse", (60.0, 70.0, 61.0), 1)):
+        (tmp_path / name).mkdir()
+        model, loop = make_loop(tmp_path / name, epochs=3, top1=top1.__getitem__)
+        seen = []
+        loop.finish_epoch = lambda epoch, loop=loop, model=model, top1=top1, seen=seen: (
+            seen.append(model[2].weight.detach().clone()) or {"val_top1_pct": top1[epoch]}
+        )
+        loop.run()
+        assert torch.equal(model[2].weight, seen[kept])
+
+
+def test_a_training_ends_early_after_a_third_of_its_epochs_without_a_better_accuracy(tmp_path, capsys):
+    model, loop = make_loop(tmp_path, epochs=36, top1=lambda epoch: 100.0 if epoch >= 3 else 50.0)
+    rows, _ = loop.run()
+    assert len(rows) == 16
+    assert "no better validation accuracy in 12 epochs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, bad):
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(no_restarts, tmp_path, bad):
     _, loop = make_loop(tmp_path)
     honest = loop.step
 
-    def step(batch, epoch, progress):
-        losses = honest(batch, epoch, progress)
+    def step(batch, epoch, rate):
+        losses = honest(batch, epoch, rate)
         return {name: loss * bad for name, loss in losses.items()} if epoch == 2 else losses
 
     loop.step = step
@@ -205,12 +280,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     assert all(torch.isfinite(value.float()).all() for value in saved["state"]["model"].values())
 
 
-def test_weights_that_the_last_step_of_an_epoch_spoilt_are_not_kept(tmp_path):
+def test_weights_that_the_last_step_of_an_epoch_spoilt_are_not_kept(no_restarts, tmp_path):
     model, loop = make_loop(tmp_path)
     honest = loop.step
 
-    def step(batch, epoch, progress):
-        losses = honest(batch, epoch, progress)
+    def step(batch, epoch, rate):
+        losses = honest(batch, epoch, rate)
         if epoch == 1:
             model[2].weight.data[0, 0] = float("nan")  # as an exploding gradient of the last step would
         return {name: torch.tensor(1.0) for name in losses} if epoch == 1 else losses
@@ -222,7 +297,12 @@ def test_weights_that_the_last_step_of_an_epoch_spoilt_are_not_kept(tmp_path):
     assert all(torch.isfinite(value.float()).all() for value in saved["state"]["model"].values())
 
 
-def test_a_loss_ten_times_that_of_guessing_is_divergence(tmp_path):
+@pytest.fixture
+def no_restarts(monkeypatch):
+    monkeypatch.setattr("pipeline.training.RESTARTS", 0)
+
+
+def test_a_loss_ten_times_that_of_guessing_is_divergence(no_restarts, tmp_path):
     _, loop = make_loop(tmp_path)
     honest = loop.step
     loop.step = lambda b, epoch, g: {k: v + 100 * (epoch == 1) for k, v in honest(b, epoch, g).items()}

@@ -1,0 +1,48 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from pipeline.config import DistillConfig, TeacherConfig
+from pipeline.data import Split
+from pipeline.data.mirroring import mirrored_keep_class
+from pipeline.training_length import batch_size, epochs, fit_to_images
+
+
+def test_small_sets_get_more_epochs_in_smaller_batches_and_cifar_10_the_numbers_that_were_measured():
+    assert [epochs(images, 20) for images in (1_000, 5_000, 45_000, 1_000_000, 10**9)] == [134, 60, 20, 4, 1]
+    assert [batch_size(images) for images in (50, 1_000, 1_600, 6_399, 6_400, 10**6)] == [16, 16, 32, 64, 128, 128]
+
+
+def strokes(count, *, mirrored):
+    """Images of two classes that are each other's mirror image, or of two that are their own."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % 2
+    images = rng.integers(0, 60, (count, 24, 24, 3)).astype(np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        if mirrored:
+            image[4:20, 4 : 8 if label else 24] += 150 * np.uint8(1) if label else np.uint8(0)
+            image[4:20, 16:20] += np.uint8(0 if label else 150)
+        else:
+            image[4 : 8 if label else 20, 4:20] += np.uint8(150)
+    return Split(images, labels)
+
+
+def test_images_are_mirrored_only_where_that_keeps_their_class():
+    assert mirrored_keep_class(strokes(200, mirrored=False))
+    assert not mirrored_keep_class(strokes(200, mirrored=True))
+    assert not mirrored_keep_class(strokes(60, mirrored=True))
+    rng = np.random.default_rng(0)
+    noise = Split(rng.integers(0, 256, (300, 16, 16, 3), dtype=np.uint8), rng.integers(0, 3, 300))
+    assert mirrored_keep_class(noise)
+    assert mirrored_keep_class(Split(noise.images[:2], noise.labels[:2]))
+
+
+def test_what_is_given_stays_and_the_rest_follows_from_the_images():
+    train = strokes(1_000, mirrored=True)
+    settings = fit_to_images(DistillConfig(), train, "distill")
+    assert (settings.epochs, settings.batch_size, settings.flip) == (134, 16, False)
+    assert settings.lr == pytest.approx(0.1 * 16 / 128)
+    given = dataclasses.replace(TeacherConfig(), epochs=3, batch_size=100, lr=0.05, flip=True)
+    assert fit_to_images(given, train, "teacher") == given
+    assert fit_to_images(TeacherConfig(), train, "teacher").epochs == 47
