@@ -75,10 +75,8 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     _check_classes(inputs["teacher"], classes)
     train, val = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
     teacher = _frozen(fold_batch_norms(teacher, dataset.image_size), config, device)
-    settings = fit_to_images(config.distill, train, f"distill ({config.distill.method})")
-    for problem in conflicts(config.data, settings):
-        raise InputError(problem, "name the epochs with --distill-epochs")
-    config = dataclasses.replace(config, distill=settings)
+    config = _fitted(config, train)
+    settings = config.distill
     batches = Batches(train, settings.batch_size, config.runtime.seed, settings.shift, device, bool(settings.flip))
     weights = _start(student, config, train, batches)
 
@@ -104,8 +102,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     if method.dynamic:
         every = settings.rechoose_epochs
         choice = DynamicChoice(trainer.adapters, settings.hint_layers, every=every, epochs=settings.epochs)
-    candidates = pairs if choice else ()
-    judge = Judge(config, teacher, student, judged, candidates, train=train, val=val, device=device)
+    judge = Judge(config, teacher, student, judged, pairs if choice else (), train=train, val=val, device=device)
     _warn_of_weak_teacher(judge.teacher_top1_pct, settings, pairs)
 
     def finish_epoch(epoch: int) -> dict[str, float]:
@@ -189,6 +186,14 @@ def load_student(distill_dir: Path) -> Student:
     student = build_student(description["arch"], classes, description["image_size"])
     load_module(student, distill_dir / WEIGHTS, f"a {description['arch']!r} student with {classes} classes")
     return student.eval()
+
+
+def _fitted(config: Config, train: Split) -> Config:
+    """Return the configuration with what the training images decide."""
+    settings = fit_to_images(config.distill, train, f"distill ({config.distill.method})")
+    for problem in conflicts(config.data, settings):
+        raise InputError(problem, "give another number of epochs with --distill-epochs")
+    return dataclasses.replace(config, distill=settings)
 
 
 def _start(student: Student, config: Config, train: Split, batches: Batches) -> list[str]:

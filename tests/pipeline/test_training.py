@@ -255,7 +255,7 @@ def test_an_earlier_epoch_is_kept_only_if_it_is_better_by_more_than_the_standard
 
 
 def test_a_training_ends_early_after_a_third_of_its_epochs_without_a_better_accuracy(tmp_path, capsys):
-    model, loop = make_loop(tmp_path, epochs=36, top1=lambda epoch: 100.0 if epoch >= 3 else 50.0)
+    _, loop = make_loop(tmp_path, epochs=36, top1=lambda epoch: 100.0 if epoch >= 3 else 50.0)
     rows, _ = loop.run()
     assert len(rows) == 16
     assert "no better validation accuracy in 12 epochs" in capsys.readouterr().err
