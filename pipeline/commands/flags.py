@@ -165,6 +165,7 @@ def _describe_default(item: "dataclasses.Field[Any]") -> str:
         parts.insert(0, ", ".join(item.metadata["choices"]))  # can be broken into lines, which "|" cannot
     least, most = item.metadata["least"], item.metadata["most"]
     if least is not None:
+        least = max(0, least) if item.metadata["auto"] else least  # a number below stands for the default
         parts.insert(0, f"{least} to {most}" if most is not None else f"at least {least}")
     return "; ".join(parts)
 

@@ -57,7 +57,7 @@ def test_every_command_has_help_that_fits_80_columns(command):
 def test_help_shows_defaults_ranges_and_choices():
     text = " ".join(invoke("distill", "--help").output.replace("│", " ").split())
     assert "(ce, kd, static, adaptive, selective, random3, last3, all, dynamic; default: selective)" in text
-    assert "(at least 0; default: 20)" in text
+    assert "(at least 0; default: 20 for 45,000 images, more for fewer)" in text
 
 
 @pytest.mark.parametrize("command", ["run-all", "teacher", "distill", "bundle"])
