@@ -168,7 +168,12 @@ class DistillConfig:
     optimizer: str = option("sgd", "Optimizer.", flag="--optimizer", choices=("sgd", "adam"))
     schedule: str = option("one-cycle", "Learning-rate schedule.", flag="--schedule", choices=("one-cycle", "constant"))
     lr: float = option(
-        0.0, "Peak learning rate.", flag="--lr", least=0, most=10, auto="0.1 at 128 images per step, in proportion for others"
+        0.0,
+        "Peak learning rate.",
+        flag="--lr",
+        least=0,
+        most=10,
+        auto="0.1 at 128 images per step, in proportion for others",
     )
     weight_decay: float = option(5e-4, "Weight decay.", flag="--weight-decay", least=0, most=1)
     init: str = option(
@@ -239,6 +244,10 @@ class DistillConfig:
         flag="--flip",
         auto="yes, unless mirrored images look like another class",
     )
+
+    def peak_lr(self, images_per_step: int, *, loaded: bool) -> float:
+        """Return the peak learning rate; the same for loaded and for random initial weights."""
+        return self.lr or 0.1 * images_per_step / 128
 
     @property
     def weight_files(self) -> list[Path]:

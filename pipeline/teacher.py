@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.chance import check_learned
-from pipeline.config import Config, TeacherConfig
+from pipeline.config import Config
 from pipeline.data import Split, open_dataset, split_train_val
 from pipeline.files import load_json, write_json
 from pipeline.models.initial_weights import Start, start_teacher
 from pipeline.models.teacher import Teacher, build_teacher
-from pipeline.progress import log, warn
+from pipeline.progress import log
 from pipeline.runtime import autocast, prepare
 from pipeline.training import Batch, Batches, EpochLoop, place, predict_logits
 from pipeline.training_length import fit_to_images

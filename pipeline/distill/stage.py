@@ -190,7 +190,7 @@ def load_student(distill_dir: Path) -> Student:
 
 def _fitted(config: Config, train: Split) -> Config:
     """Return the configuration with what the training images decide."""
-    settings = fit_to_images(config.distill, train, f"distill ({config.distill.method})")
+    settings = fit_to_images(config.distill, train, f"distill ({config.distill.method})", bool(config.distill.weights))
     for problem in conflicts(config.data, settings):
         raise InputError(problem, "give another number of epochs with --distill-epochs")
     return dataclasses.replace(config, distill=settings)

@@ -55,7 +55,8 @@ def _optimizers(base: DistillConfig) -> dict[str, dict[str, Any]]:
 
 def _learning_rates(base: DistillConfig) -> dict[str, dict[str, Any]]:
     # Half and twice the base: 5e-4 and 2e-3 for the source's Adam, and as far for another optimizer.
-    return {f"{lr:g}": {"lr": lr} for lr in (base.lr / 2, base.lr * 2)}
+    peak = base.peak_lr(base.batch_size or 128, loaded=False)
+    return {f"{lr:g}": {"lr": lr} for lr in (peak / 2, peak * 2)}
 
 
 def _betas(base: DistillConfig) -> dict[str, dict[str, Any]]:

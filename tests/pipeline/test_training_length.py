@@ -40,9 +40,9 @@ def test_images_are_mirrored_only_where_that_keeps_their_class():
 
 def test_what_is_given_stays_and_the_rest_follows_from_the_images():
     train = strokes(1_000, mirrored=True)
-    settings = fit_to_images(DistillConfig(), train, "distill")
+    settings = fit_to_images(DistillConfig(), train, "distill", False)
     assert (settings.epochs, settings.batch_size, settings.flip) == (134, 16, False)
     assert settings.lr == pytest.approx(0.1 * 16 / 128)
     given = dataclasses.replace(TeacherConfig(), epochs=3, batch_size=100, lr=0.05, flip=True)
-    assert fit_to_images(given, train, "teacher") == given
-    assert fit_to_images(TeacherConfig(), train, "teacher").epochs == 47
+    assert fit_to_images(given, train, "teacher", False) == given
+    assert fit_to_images(TeacherConfig(), train, "teacher", False).epochs == 47

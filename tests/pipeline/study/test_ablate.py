@@ -55,7 +55,7 @@ def test_the_learning_rates_of_the_source_are_those_of_its_table(cells_of):
     assert cells["recipe=kdedge"].distill == build_config({"distill": {"epochs": 20}}).distill
     every = cells_of({"recipe": "source"})
     assert changed(every, "hint-loss=normalised") == {"hint_loss": "normalised", "beta": 2500.0}
-    assert changed(every, "optimizer=sgd") == {"optimizer": "sgd", "lr": 0.1}
+    assert changed(every, "optimizer=sgd") == {"optimizer": "sgd", "lr": 0.0}
 
 
 def test_a_factor_without_effect_is_left_out_and_refused_when_named(cells_of):
