@@ -212,7 +212,7 @@ class DistillConfig:
     )
     drop_hints: bool = option(
         True,
-        "End the hints of an adaptive beta once the student's validation accuracy exceeds the teacher's.",
+        "Give a weak teacher's hints less or no weight; end hints and KD once the student is better than its teacher.",
         flag="--drop-hints",
     )
     hint_loss: str = option(

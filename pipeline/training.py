@@ -44,6 +44,7 @@ __all__ = [
 CHECKPOINT = ".checkpoint.pt"  # a working file: it goes when the whole stage is complete
 # Raised whenever the same options train on other batches: a checkpoint of another version cannot go on.
 CHECKPOINT_VERSION = 3
+_FEWEST_STEPS = 100  # after which a training must have learned something
 RESTARTS = 2  # how often a training that learns nothing starts again, each time at a quarter of the rate
 _WARM_UP = 0.2  # share of a training in which the one-cycle schedule rises
 _DIGEST_BYTES = 32  # the SHA-256 of a checkpoint is at its end
@@ -330,12 +331,15 @@ class EpochLoop:
         warn(f"{reason}; starting again with 1/{4**self._restarts} of the learning rate")
 
     def _check_progress(self, row: dict[str, float], epoch: int) -> None:
-        """End an attempt that has learned nothing by the end of the warm-up, if another one is left.
+        """End an attempt that has learned nothing by the end of its warm-up (at least 100 steps), if one is left.
 
         Nothing means: the cross-entropy is that of the class frequencies, and no more validation images are right than
         the most frequent class has, within one standard error.
         """
-        warm_up = self.unlabelled_epochs + math.ceil(_WARM_UP * (self.epochs - self.unlabelled_epochs))
+        labelled = max(
+            math.ceil(_WARM_UP * (self.epochs - self.unlabelled_epochs)), -(-_FEWEST_STEPS // len(self.batches))
+        )
+        warm_up = self.unlabelled_epochs + labelled
         if epoch + 1 != warm_up or self._restarts == RESTARTS:
             return
         shares = np.bincount(self.batches.split.labels) / len(self.batches.split)

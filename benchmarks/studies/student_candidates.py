@@ -50,7 +50,9 @@ def train(model: Student, batches: Batches, epochs: int, runtime: RuntimeConfig)
     for epoch in range(epochs):
         for index, (pixels, labels, _) in enumerate(batches.epoch(epoch)):
             progress = (epoch + index / len(batches)) / epochs
-            set_learning_rate(optimizer, learning_rate(progress, settings.peak_lr(128, loaded=False), settings.schedule))
+            set_learning_rate(
+                optimizer, learning_rate(progress, settings.peak_lr(128, loaded=False), settings.schedule)
+            )
             with autocast(runtime):
                 logits = model(pixels)
             loss = functional.cross_entropy(logits.float(), labels, label_smoothing=0.1)

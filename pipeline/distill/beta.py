@@ -1,15 +1,63 @@
-"""Adaptive beta: the weight of the hint term is halved when the validation KD loss stops improving, and may end at 0.
+"""How much a student relies on its teacher: the weight of the hint term, beta, and the end of the KD term.
 
-The halving is that of the method's source. There hints go on to the end of the training, also where the student has
-passed its teacher; from a teacher of 39.5 % that cost a student 5.5 to 21.5 pp (benchmarks/LOG.md, section 38).
+Beta is halved when the validation KD loss stops improving, as in the method's source. There hints and KD last to the
+end of the training. A student that becomes better than its teacher loses by both: up to 14 pp by hints and 2 pp by KD
+(benchmarks/LOG.md, sections 38 and 50). So a weak teacher gives no hints, and both terms end once the student has
+passed its teacher.
 """
 
 from typing import Any
 
-__all__ = ["BETA_UNIT", "BetaSchedule"]
+__all__ = ["BETA_UNIT", "BetaSchedule", "KdSchedule", "hint_share"]
 
 # Normalised hints count beta in it: at this beta their term starts as large as the cross-entropy.
 BETA_UNIT = 250.0
+
+
+_NO_HINTS_BELOW, _FULL_HINTS_FROM = 0.7, 0.9  # skill of a teacher, see `hint_share`
+_CLEARLY = 0.8  # share of the teacher's validation errors; with fewer the student has clearly passed its teacher
+
+
+def hint_share(teacher_top1_pct: float, majority_pct: float) -> float:
+    """Return the share of beta, 0..1, that the hints of a teacher deserve.
+
+    The skill of a teacher is 0 if it is as good as always answering the largest class, and 1 if it makes no error.
+    Hints count fully from a skill of 0.9 and not at all below 0.7, linearly between.
+
+    Args:
+        teacher_top1_pct: Its validation accuracy in percent.
+        majority_pct: Share of the largest class in the validation images, in percent.
+    """
+    skill = (teacher_top1_pct - majority_pct) / max(100 - majority_pct, 1e-9)
+    return min(1.0, max(0.0, (skill - _NO_HINTS_BELOW) / (_FULL_HINTS_FROM - _NO_HINTS_BELOW)))
+
+
+class KdSchedule:
+    """Ends the KD term for good once the student makes clearly fewer validation errors than its teacher.
+
+    Args:
+        drop: False keeps the term to the end.
+
+    Attributes:
+        active: Whether the student still learns from its teacher's logits.
+    """
+
+    def __init__(self, *, drop: bool) -> None:
+        self.active = True
+        self._drop = drop
+
+    def update(self, student_top1_pct: float, teacher_top1_pct: float) -> None:
+        """Take note of the validation accuracies after an epoch, in percent."""
+        if self._drop and 100 - student_top1_pct < _CLEARLY * (100 - teacher_top1_pct):
+            self.active = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        return {"active": self.active}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.active = state["active"]
 
 
 class BetaSchedule:

@@ -60,7 +60,9 @@ class Method:
         if self.blocks not in (highest_variance, random_blocks, last_blocks):
             names.add("hint_layers")
         if not self.adaptive_beta:
-            names |= {"beta_patience", "drop_hints"}
+            names.add("beta_patience")
+        if not self.kd:
+            names.add("drop_hints")
         if not self.dynamic:
             names.add("rechoose_epochs")
         return frozenset(names)

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.chance import check_learned
+from benchmarks.chance import check_learned, majority_baseline
 from pipeline.checks import conflicts
 from pipeline.config import Config, DistillConfig
 from pipeline.data import Split, open_dataset, split_train_val
 from pipeline.data.cifar10_fetch import cache_dir
-from pipeline.distill.beta import BETA_UNIT
+from pipeline.distill.beta import hint_share
 from pipeline.distill.blocks import JUDGED_BLOCKS, TeacherBlock, highest
 from pipeline.distill.dynamic import DynamicChoice
 from pipeline.distill.hints import HintPair, pair_blocks, probe_shapes, scan_variance
@@ -56,7 +56,6 @@ _HINT = (
     "train for longer (--distill-epochs), lower --lr, or try without the teacher (--method ce) and from random weights "
     "(--init random)"
 )
-WEAK_TEACHER_PCT = 80.0  # hints cost accuracy with teachers of 40 and 61 %, and gained some with those of 89 and more
 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
@@ -97,13 +96,15 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         views=(int(train.places[-1]) + 1) * batches.views_per_image,
     )
     cached = CachedTeacher(teacher, config.runtime, cache)
-    trainer = Trainer(config, cached, student, pairs=pairs, chosen=chosen, batches=batches)
+    judge = Judge(
+        config, teacher, student, judged, pairs if method.dynamic else (), train=train, val=val, device=device
+    )
+    share = _hint_share(judge.teacher_top1_pct, val, config)
+    trainer = Trainer(config, cached, student, pairs=pairs, chosen=chosen, batches=batches, hint_share=share)
     choice = None
     if method.dynamic:
         every = settings.rechoose_epochs
         choice = DynamicChoice(trainer.adapters, settings.hint_layers, every=every, epochs=settings.epochs)
-    judge = Judge(config, teacher, student, judged, pairs if choice else (), train=train, val=val, device=device)
-    _warn_of_weak_teacher(judge.teacher_top1_pct, settings, pairs)
 
     def finish_epoch(epoch: int) -> dict[str, float]:
         trainer.refresh_norms(epoch)
@@ -111,7 +112,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         row |= {"beta": trainer.beta.beta} if pairs else {}
         row |= {f"grad_{name}_pct": share for name, share in trainer.shares.items()}
         row |= {"logits_computed": cached.take_computed()} if method.kd else {}
-        trainer.update_beta(epoch, row, judge.teacher_top1_pct)
+        trainer.update_reliance(epoch, row, judge.teacher_top1_pct)
         if choice and trainer.beta.beta:
             choice.update(epoch, judge.unexplained)
         return row
@@ -127,6 +128,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
             "adapters": trainer.adapters,
             "optimizer": trainer.optimizer,
             "beta": trainer.beta,
+            "kd": trainer.kd,
             **({"choice": choice} if choice else {}),
         },
         step=trainer.step,
@@ -161,7 +163,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         "block_variances": variances,
         "hint_pairs": [[pair.teacher_block, pair.student_block] for pair in hinted],
         "hint_choices": choice.history if choice else [],
-        "hint_weight_at_start": trainer.hint_weight(settings.beta) if pairs else 0.0,
+        "hint_weight_at_start": trainer.hint_weight(share * settings.beta) if pairs else 0.0,
         "hint_map_bytes": max(
             _map_bytes(blocks, shapes[0], batches.size, config.runtime.precision)
             for blocks in ([entry["chosen"] for entry in choice.history] if choice else [chosen])
@@ -257,14 +259,16 @@ def _pairs(blocks: tuple[str, ...], shapes: Shapes) -> tuple[HintPair, ...]:
     return pair_blocks({name: shapes[0][name] for name in blocks}, shapes[1])
 
 
-def _warn_of_weak_teacher(top1_pct: float, settings: DistillConfig, pairs: tuple[HintPair, ...]) -> None:
-    """Warn of strong hints at the blocks of a teacher that knows little (benchmarks/LOG.md, sections 37 and 38)."""
-    strong = settings.hint_loss == "normalised" and settings.beta > BETA_UNIT
-    if pairs and strong and top1_pct < WEAK_TEACHER_PCT:
-        warn(
-            f"the teacher answers {top1_pct:.2f} % of the validation images right; strong hints of a weak teacher can "
-            f"cost accuracy: compare --beta {BETA_UNIT:g} and --method kd, or train the teacher for longer"
-        )
+def _hint_share(teacher_top1_pct: float, val: Split, config: Config) -> float:
+    """Return the share of beta that the teacher's hints deserve, and log it where that is not all."""
+    settings = config.distill
+    if not (METHODS[settings.method].adaptive_beta and settings.drop_hints):
+        return 1.0
+    share = hint_share(teacher_top1_pct, majority_baseline(val.labels).top1_pct)
+    if share < 1:
+        weight = f"{100 * share:.0f} % of their weight" if share else f"no weight: {settings.method} trains as kd"
+        log(f"distill ({settings.method}): teacher {teacher_top1_pct:.2f} % on validation images; hints get {weight}")
+    return share
 
 
 def _map_bytes(

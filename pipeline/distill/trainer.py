@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import Config
-from pipeline.distill.beta import BETA_UNIT, BetaSchedule
+from pipeline.distill.beta import BETA_UNIT, BetaSchedule, KdSchedule
 from pipeline.distill.gradients import gradient_shares
 from pipeline.distill.hints import HintAdapters, HintPair
 from pipeline.distill.losses import kd_loss
@@ -42,11 +42,13 @@ class Trainer:
         student: Changed in place.
         pairs: Pairs that may be hinted at; none for a method without hints.
         chosen: Teacher blocks among them that are hinted at from the start.
+        hint_share: Share of beta that counts, see `pipeline.distill.beta.hint_share`.
         batches: What is trained on; the first ones calibrate the hints.
 
     Attributes:
         adapters: The adapters of the pairs.
         beta: The schedule of beta.
+        kd: The end of the KD term.
         optimizer: Of student and adapters.
         shares: Share of each trained term in the gradient of the student's weights, in percent of the sum of norms,
             on the first batch of the epoch.
@@ -61,6 +63,7 @@ class Trainer:
         pairs: tuple[HintPair, ...],
         chosen: tuple[str, ...],
         batches: Batches,
+        hint_share: float = 1.0,
     ) -> None:
         settings = config.distill
         self.method = METHODS[settings.method]
@@ -70,12 +73,13 @@ class Trainer:
         self.adapters = place(HintAdapters(pairs, normalised=settings.hint_loss == "normalised"), batches.device)
         self.adapters.choose(chosen)
         self.beta = BetaSchedule(
-            settings.beta,
+            settings.beta * hint_share,
             patience=settings.beta_patience,
             warmup_epochs=self._hint_epochs,
             adaptive=self.method.adaptive_beta,
             drop=settings.drop_hints,
         )
+        self.kd = KdSchedule(drop=settings.drop_hints)
         self.optimizer = build_optimizer(settings, student, self.adapters)
         self.shares: dict[str, float] = {}
         self._shares_epoch = -1
@@ -94,7 +98,7 @@ class Trainer:
         self.adapters.train()
         uses_hints = self.method.blocks is not None and self.beta.beta > 0
         hint_only = uses_hints and epoch < self._hint_epochs
-        terms = _Terms(kd=self.method.kd and not hint_only, hint=uses_hints, ce=not hint_only)
+        terms = _Terms(kd=self.method.kd and self.kd.active and not hint_only, hint=uses_hints, ce=not hint_only)
         losses = self._losses(self._student, self.adapters, batch, terms)
         weights = {
             "kd": self._settings.alpha,
@@ -110,12 +114,20 @@ class Trainer:
         self.optimizer.step()
         return {"loss": loss, **losses}
 
-    def update_beta(self, epoch: int, row: Mapping[str, float], teacher_top1_pct: float) -> None:
-        """Tell beta what the judge measured after an epoch, and say so when that ends the hints."""
-        before = self.beta.beta
-        self.beta.update(epoch, row["val_kd"], passed=row["val_top1_pct"] > teacher_top1_pct)
-        if before and not self.beta.beta:
-            log(f"hints end: {row['val_top1_pct']:.2f} % on validation images, teacher {teacher_top1_pct:.2f} %")
+    def update_reliance(self, epoch: int, row: Mapping[str, float], teacher_top1_pct: float) -> None:
+        """Update beta and the KD term by what was measured after an epoch, and log when that ends one of them."""
+        student_top1_pct = row["val_top1_pct"]
+        beta, kd = self.beta.beta, self.kd.active
+        self.beta.update(epoch, row["val_kd"], passed=student_top1_pct > teacher_top1_pct)
+        if epoch >= self._hint_epochs:
+            self.kd.update(student_top1_pct, teacher_top1_pct)
+        ended = ["hints"] if self.method.blocks and beta and not self.beta.beta else []
+        ended += ["KD"] if self.method.kd and kd and not self.kd.active else []
+        if ended:
+            log(
+                f"{' and '.join(ended)} ended: the student has {student_top1_pct:.2f} % on validation images, its "
+                f"teacher {teacher_top1_pct:.2f} %"
+            )
 
     def refresh_norms(self, epoch: int) -> None:
         """Measure the statistics of the student's batch norms on the first batches of an epoch, if that is wanted."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.distill.beta import BetaSchedule
+from pipeline.distill.beta import BetaSchedule, KdSchedule, hint_share
 from pipeline.distill.blocks import (
     TeacherBlock,
     every_block,
@@ -76,6 +76,25 @@ def test_beta_ends_for_good_once_the_teacher_is_passed_if_that_is_wanted():
     assert betas(adaptive=True, drop=True) == [8, 8, 0, 0, 0]
     assert betas(adaptive=True, drop=False) == [8, 8, 4, 4, 2]
     assert betas(adaptive=False, drop=True) == [8, 8, 8, 8, 8]
+
+
+def test_hints_count_by_what_the_teacher_knows_beyond_the_largest_class():
+    assert [hint_share(pct, 10.0) for pct in (10.0, 73.0, 82.0, 91.0, 100.0)] == pytest.approx([0, 0, 0.5, 1, 1])
+    assert hint_share(82.0, 60.0) == 0
+    assert hint_share(100.0, 100.0) == 0
+
+
+def test_kd_ends_for_good_below_four_fifths_of_the_errors_of_the_teacher():
+    schedule = KdSchedule(drop=True)
+    for student, active in ((50.0, True), (69.0, True), (76.5, False), (20.0, False)):
+        schedule.update(student, 70.0)
+        assert schedule.active is active
+    resumed = KdSchedule(drop=True)
+    resumed.load_state_dict(schedule.state_dict())
+    assert not resumed.active
+    kept = KdSchedule(drop=False)
+    kept.update(99.0, 10.0)
+    assert kept.active
 
 
 def test_static_beta_stays():

@@ -217,25 +217,48 @@ def test_hints_end_when_the_student_has_passed_its_teacher(distill, capsys, monk
 
     monkeypatch.setattr(stage.Judge, "measure", measure)
     dropped, _ = distill("dropped", method="selective")
-    assert "hints end: " in capsys.readouterr().err
+    assert "ended: the student has" in capsys.readouterr().err
     assert [row["beta"] > 0 for row in read_log(tmp_path / "dropped" / "training_log_selective.csv")] == [1, 1, 0, 0]
     trained = [row["train_hint"] is not None for row in read_log(tmp_path / "dropped" / "training_log_selective.csv")]
     assert trained == [True, True, False, False]
     teacher_pct.clear()
     kept, _ = distill("kept", method="selective", drop_hints=False)
-    assert "hints end" not in capsys.readouterr().err
+    assert "hints" not in capsys.readouterr().err
     assert dropped != kept
 
 
-def test_strong_hints_of_a_weak_teacher_are_warned_of(distill, capsys, monkeypatch):
-    monkeypatch.setattr(stage, "WEAK_TEACHER_PCT", 101.0)
-    distill("strong", method="selective", epochs=1)
-    assert "strong hints of a weak teacher" in capsys.readouterr().err
-    distill("usual", method="selective", epochs=1, beta=250.0)
-    distill("none", method="kd", epochs=1)
-    monkeypatch.setattr(stage, "WEAK_TEACHER_PCT", 0.0)
-    distill("fine", method="selective", epochs=1)
-    assert "weak teacher" not in capsys.readouterr().err
+def test_a_weak_teacher_gives_weaker_hints_or_none(distill, capsys, monkeypatch, tmp_path):
+    def logged(name, share, **options):
+        monkeypatch.setattr(stage, "hint_share", lambda teacher, majority: share)
+        distill(name, method="selective", epochs=1, **options)
+        (row,) = read_log(tmp_path / name / "training_log_selective.csv")
+        return row, capsys.readouterr().err
+
+    whole, message = logged("strong", 1.0)
+    assert "hints get" not in message
+    half, message = logged("weaker", 0.5)
+    assert half["beta"] == pytest.approx(whole["beta"] / 2)
+    assert "hints get 50 % of their weight" in message
+    none, message = logged("weak", 0.0)
+    assert none["train_hint"] is None
+    assert none["train_kd"] is not None
+    assert "hints get no weight: selective trains as kd" in message
+    assert logged("as given", 0.0, drop_hints=False)[0]["beta"] == whole["beta"]
+
+
+def test_kd_ends_when_the_student_makes_clearly_fewer_errors_than_its_teacher(distill, capsys, monkeypatch, tmp_path):
+    honest = stage.Judge.measure
+
+    def measure(judge):
+        judge.teacher_top1_pct = 40.0
+        return {**honest(judge), "val_top1_pct": 80.0}
+
+    monkeypatch.setattr(stage.Judge, "measure", measure)
+    distill("passed", method="kd", epochs=2)
+    first, second = read_log(tmp_path / "passed" / "training_log_kd.csv")
+    assert first["train_kd"] is not None
+    assert second["train_kd"] is None
+    assert "KD ended: the student has 80.00 %" in capsys.readouterr().err
 
 
 def test_hints_that_drown_the_other_terms_are_reported_but_not_while_they_are_alone(distill, capsys, monkeypatch):

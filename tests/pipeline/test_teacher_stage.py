@@ -103,14 +103,8 @@ def test_a_resumed_teacher_goes_on_from_the_weights_and_at_the_rate_that_it_bega
 
 
 def test_the_peak_learning_rate_is_as_given_or_by_the_initial_weights(train, monkeypatch, capsys):
-    seen = []
-    schedule = teacher.learning_rate
-    monkeypatch.setattr(
-        teacher, "learning_rate", lambda done, peak, name: seen.append(peak) or schedule(done, peak, name)
-    )
-    for load, lr, expected in ((offline, 0.0, 0.1), (online, 0.0, 0.01), (offline, 0.03, 0.03), (online, 0.03, 0.03)):
+    rates = ((offline, 0.0, 0.0125), (online, 0.0, 0.00125), (offline, 0.03, 0.03), (online, 0.03, 0.03))
+    for load, lr, expected in rates:  # 0.1 and 0.01 are for 128 images per step, and here are 16
         monkeypatch.setattr(initial_weights, "_imagenet_state", load)
         train(f"{load.__name__}-{lr}", teacher={"lr": lr, "epochs": 1})
-        assert set(seen) == {expected}
-        assert f"peak learning rate {expected}\n" in capsys.readouterr().err
-        seen.clear()
+        assert f"peak rate {expected}," in capsys.readouterr().err

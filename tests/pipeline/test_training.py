@@ -222,7 +222,10 @@ def test_a_training_that_diverges_starts_again_at_a_quarter_of_the_rate(tmp_path
     assert "starting again with 1/4 of the learning rate" in message
 
 
-def test_a_training_that_learns_nothing_in_its_warm_up_starts_again_twice_and_then_goes_to_its_end(tmp_path, capsys):
+def test_a_training_that_learns_nothing_in_its_warm_up_starts_again_twice_and_then_goes_to_its_end(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("pipeline.training._FEWEST_STEPS", 3)
     _, loop = make_loop(tmp_path, epochs=5, top1=lambda epoch: 33.0)
     loop.step = lambda batch, epoch, rate: {"loss": torch.tensor(1.1), "ce": torch.tensor(1.1)}
     rows, _ = loop.run()
