@@ -62,7 +62,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     )
 
     def step(batch: Batch, epoch: int, rate: float) -> dict[str, Tensor]:
-        peak = settings.peak_lr(settings.batch_size, loaded=origin.weights != "none")
+        peak = config.teacher.peak_lr(settings.batch_size, loaded=origin.weights != "none")
         for group in optimizer.param_groups:
             group["lr"] = rate * peak
         teacher.train()

@@ -240,8 +240,8 @@ def test_a_weak_teacher_gives_weaker_hints_or_none(distill, capsys, monkeypatch,
     assert half["beta"] == pytest.approx(whole["beta"] / 2)
     assert "hints get 50 % of their weight" in message
     none, message = logged("weak", 0.0)
-    assert none["train_hint"] is None
-    assert none["train_kd"] is not None
+    assert "train_hint" not in none
+    assert none["train_kd"] > 0
     assert "hints get no weight: selective trains as kd" in message
     assert logged("as given", 0.0, drop_hints=False)[0]["beta"] == whole["beta"]
 
