@@ -18,6 +18,8 @@ __all__ = ["Baseline", "check_learned", "learned", "majority_baseline"]
 
 _FEWEST_IMAGES = 30  # on fewer, a model that is not shown to be better may well be
 
+_FEWEST_PER_CLASS = 5  # a recall on fewer images tells nothing
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -50,12 +52,16 @@ def learned(right: npt.NDArray[np.bool_], labels: npt.NDArray[np.int64]) -> bool
         right: ``[N] bool``, whether the model's answer is right, image by image.
         labels: ``[N] int64``, the classes of the same images.
 
+    A model that finds some of a rare class at the price of as many false alarms has learned something, too: the mean of
+    its recalls is above 1 / number of classes, which is what every model has whose answers do not depend on the image.
+
     Returns:
-        True if the 95 % interval of the paired difference is above 0. Otherwise False, or None where the images cannot
-        decide it: fewer than 30, or so uniform that not even a model without an error would be shown to be better.
+        True if the 95 % interval of the paired difference is above 0, or that of the mean recall above chance.
+        Otherwise False, or None where the images cannot decide it: fewer than 30, or so uniform that not even a model
+        without an error would be shown to be better.
     """
     constant = majority_baseline(labels).right
-    if _better(right, constant):
+    if _better(right, constant) or _recalls_above_chance(right, labels):
         return True
     return False if len(labels) >= _FEWEST_IMAGES and _better(np.ones_like(constant), constant) else None
 
@@ -85,6 +91,17 @@ def check_learned(
         warn(f"{reached}, too few images to show that it is better than {answer}")
         return
     raise StageError(f"{what} has learned nothing: {reached}, no better than {answer}", hint)
+
+
+def _recalls_above_chance(right: npt.NDArray[np.bool_], labels: npt.NDArray[np.int64]) -> bool:
+    classes, counts = np.unique(labels, return_counts=True)
+    classes, counts = classes[counts >= _FEWEST_PER_CLASS], counts[counts >= _FEWEST_PER_CLASS]
+    if len(classes) < 2:
+        return False
+    hits = np.array([right[labels == label].sum() for label in classes])
+    smoothed = (hits + 1) / (counts + 2)  # a few hits without a miss are no certainty
+    error = float(np.sqrt(np.sum(smoothed * (1 - smoothed) / counts))) / len(classes)
+    return float(np.mean(hits / counts)) - 1.96 * error > 1 / len(classes)
 
 
 def _better(right: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> bool:

@@ -2,7 +2,7 @@
 
 The defaults are measured on CIFAR-10's 45,000 training images. A fixed number of epochs gives a small set too few steps
 and a large one too many, a fixed number of steps the reverse. Between them, epochs fall with the square root of the
-number of images: 1,000 images are seen 6.7 times as often as 45,000 (benchmarks/LOG.md, section 50).
+number of images: 1,000 images are seen 6.7 times as often as 45,000 (benchmarks/LOG.md, section 51).
 """
 
 import dataclasses

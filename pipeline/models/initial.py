@@ -16,7 +16,7 @@ __all__ = ["initialise", "whitening_filters"]
 _IMAGES = 1000  # with some 900 patches each: their covariance has settled long before
 _CHUNK = 100  # images whose patches are in memory at a time: 106 MB for those of 7 x 7 pixels
 # Both relative to the largest variance. CIFAR-10's 16th direction has 4.7e-4; the colours of grey images have 1e-15 and
-# would become filters of norm 100, which drown the image in INT8 (benchmarks/LOG.md, sections 19 and 50).
+# would become filters of norm 100, which drown the image in INT8 (benchmarks/LOG.md, sections 19 and 51).
 _LEAST_VARIANCE = 3e-4  # directions below it are not whitened
 _EPSILON = 7.7e-5  # added to each variance
 

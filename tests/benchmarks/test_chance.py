@@ -60,3 +60,15 @@ def test_too_few_images_only_warn(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_good_model_goes_through_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
     check_learned("the student", right(MANY, 0.9, 1.0), MANY, NAMES, "")
     assert capsys.readouterr().err == ""
+
+
+def test_a_model_that_finds_some_of_a_rare_class_has_learned_something():
+    labels = np.repeat([0, 1], [980, 20])
+    answers = labels.copy()
+    answers[980:988] = 0  # 12 of 20 found
+    answers[:14] = 1  # at the price of 14 false alarms: top-1 is below that of the constant answer
+    assert (answers == labels).mean() < 0.98
+    assert learned(answers == labels, labels)
+    rng = np.random.default_rng(0)
+    false_alarms = sum(bool(learned(rng.permutation(answers) == labels, labels)) for _ in range(400))
+    assert false_alarms < 0.06 * 400
