@@ -91,7 +91,7 @@ def test_benchmark_takes_its_options_without_a_prefix(short, field):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--distill-epochs", "-1"], "--distill-epochs ([distill] epochs) = -1 is out of range: expected at least 0"),
+        (["--distill-epochs", "-2"], "--distill-epochs ([distill] epochs) = -2 is out of range: expected at least -1"),
         (["--latency-batches", "1,abc"], "'abc' is not a whole number from 1 to 4096"),
         (["--method", "static", "--distill-epochs", "3"], "5 hint-only epochs (--hint-epochs) leave none of 3"),
         (["--threads", "2000000000"], "--threads ([runtime] threads) = 2000000000 is out of range"),

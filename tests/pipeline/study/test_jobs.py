@@ -12,7 +12,7 @@ from studies import kdedge, read, small
 
 from pipeline import runtime
 from pipeline.artifacts import lock_run
-from pipeline.config import Config, RuntimeConfig
+from pipeline.config import Config, DistillConfig, RuntimeConfig
 from pipeline.study import compare, training
 from pipeline.study.cells import Cell
 
@@ -59,7 +59,9 @@ def test_gains_are_told_of_runs_that_end_before_their_control(monkeypatch):
     said = []
     monkeypatch.setattr(training, "log", said.append)
     monkeypatch.setattr(training, "warn", said.append)
-    ce, kd, other = (Cell(name, Config(runtime=RuntimeConfig(seed=seed))) for name, seed in CELLS)
+    ce, kd, other = (
+        Cell(name, Config(distill=DistillConfig(epochs=20), runtime=RuntimeConfig(seed=seed))) for name, seed in CELLS
+    )
     rows = {
         kd: {"status": "done", "epochs": 20, "seed": 0, "val_top1_pct": 91.0, "seconds": 5},
         other: {"status": "done", "epochs": 20, "seed": 1, "val_top1_pct": 91.0, "seconds": 5},

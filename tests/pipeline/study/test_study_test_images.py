@@ -53,7 +53,8 @@ def test_what_was_measured_on_test_images_is_written_after_each_cell(interrupted
 def test_what_was_measured_on_test_images_is_kept_while_it_is_of_the_student(study, interrupted, tmp_path):
     out = tmp_path / "study"
     shutil.copytree(interrupted, out)
-    (out / "evaluation_results.csv").unlink()
+    table = out / "evaluation_results.csv"  # nothing is read from it: its header marks the folder as a study
+    table.write_text(table.read_text().splitlines()[0] + "\n")
     cell = out / "e2" / "seed0" / "ce"
     known = {"ce": measured(cell), "kd": ("", "")}
     page = kdedge(*small(study, out)).stdout
