@@ -369,11 +369,11 @@ def _training_key(section: str) -> Callable[[Config], dict[str, Any]]:
 def _recorded_lr(teacher: TeacherConfig) -> float | str:
     """Return the teacher's learning rate as manifests record it.
 
-    Earlier versions divided it by ten for loaded weights, with a default of 0.1: that is what 0 means now. A rate that
-    is not divided any more is another one.
+    Earlier versions divided it by ten for loaded weights, with a default of 0.1: that is what 0 means now for 128
+    images per step. A rate that is not divided any more is another one. It stays 0 where the images decide the batch.
     """
     if not teacher.lr:
-        return 0.1
+        return teacher.peak_lr(teacher.batch_size, loaded=False)
     return teacher.lr if teacher.weights == "none" else f"exactly {teacher.lr}"
 
 

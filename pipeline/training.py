@@ -285,7 +285,12 @@ class EpochLoop:
         """Add a row per epoch until the training is complete; ``before_s`` plus the clock is the time spent."""
         steps = len(self.batches)
         with track(self.title, (self.epochs - len(rows)) * steps) as tracker:
+            patience = max(10, self.epochs // 3)
             for epoch in range(len(rows), self.epochs):
+                # Before the epoch, so that a training that was interrupted right after its last one ends there, too.
+                if epoch - self._best.epoch >= patience:
+                    log(f"{self.title}: no better validation accuracy in {patience} epochs, ended early")
+                    break
                 epoch_start = time.monotonic()
                 means = self._train_epoch(epoch, steps, tracker)
                 row = {"epoch": epoch + 1, **{f"train_{name}": value for name, value in means.items()}}
@@ -300,10 +305,6 @@ class EpochLoop:
                     self._best = _Best(row["val_top1_pct"], epoch + 1, weights)
                 self._save(rows, before_s + time.monotonic())
                 log(f"{self.title}: epoch {epoch + 1}/{self.epochs} {_summary(row)}")
-                patience = max(10, self.epochs // 3)
-                if epoch + 1 - self._best.epoch >= patience and epoch + 1 < self.epochs:
-                    log(f"{self.title}: no better validation accuracy in {patience} epochs, ended early")
-                    break
 
     def _train_epoch(self, epoch: int, steps: int, tracker: Tracker) -> dict[str, float]:
         # Dropout draws from the generator of PyTorch, whose state no checkpoint holds.

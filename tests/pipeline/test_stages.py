@@ -43,7 +43,8 @@ def test_teachers_of_earlier_versions_stay_up_to_date_where_they_would_be_made_t
     def recorded(**teacher):
         return STAGES["teacher"].key(build_config({"teacher": teacher}))["teacher"]["lr"]
 
-    assert recorded() == recorded(weights="none", lr=0.1) == 0.1  # the default of then
+    assert recorded(batch_size=128) == recorded(weights="none", lr=0.1) == 0.1  # the default of then
+    assert recorded() != 0.1  # the images decide their number per step, and with it the rate
     assert recorded(weights="none", lr=0.02) == 0.02
     assert recorded(weights="auto", lr=0.1) != 0.1  # was a tenth where ImageNet weights were found
 

@@ -262,6 +262,8 @@ def test_a_training_ends_early_after_a_third_of_its_epochs_without_a_better_accu
     rows, _ = loop.run()
     assert len(rows) == 16
     assert "no better validation accuracy in 12 epochs" in capsys.readouterr().err
+    _, resumed = make_loop(tmp_path, epochs=36)
+    assert len(resumed.run()[0]) == 16, "an interruption after the last epoch adds none"
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
