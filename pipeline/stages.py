@@ -413,16 +413,24 @@ def _check_beside(config: Config, run_dir: Path) -> None:
     check_beside(others, host_record(), _open(config.data).name, images)
 
 
-@cache
 def _open(data: DataConfig) -> "Dataset":
     """Open a data set once per process: the files of a large one take a while to list."""
+    return _opened(data, Path.cwd())
+
+
+@cache
+def _opened(data: DataConfig, _: Path) -> "Dataset":
     from pipeline.data import open_dataset
 
     return open_dataset(data)
 
 
-@cache
 def _data_sha256(data: DataConfig, part: str) -> str:
+    return _hashed(data, part, Path.cwd())
+
+
+@cache
+def _hashed(data: DataConfig, part: str, _: Path) -> str:
     dataset = _open(data)
     return dataset.train_sha256() if part == "train" else dataset.test_sha256()
 

@@ -8,6 +8,7 @@ from benchmarks.host import host_record
 from pipeline.configure import build_config
 from pipeline.distill.methods import METHODS
 from pipeline.stages import STAGES
+from tests.tiny import make_folder
 
 
 @pytest.mark.parametrize("stage", ["teacher", "distill"])
@@ -58,6 +59,14 @@ def test_another_runtime_or_gpu_is_measured_anew(part, value, monkeypatch):
     before = STAGES["benchmark"].key(build_config())
     monkeypatch.setattr("benchmarks.host.host_record", lambda: {**host, part: value})
     assert STAGES["benchmark"].key(build_config()) != before
+
+
+def test_a_relative_path_is_another_folder_in_another_working_directory(tmp_path, monkeypatch):
+    hashes = []
+    for name, size in (("a", 16), ("b", 12)):
+        monkeypatch.chdir(make_folder(tmp_path / name, train=4, test=2, size=size))
+        hashes.append(STAGES["teacher"].data(build_config({"data": {"source": "folder:."}})))
+    assert hashes[0] != hashes[1]
 
 
 @pytest.mark.parametrize("stage", ["teacher", "distill", "quantize"])
