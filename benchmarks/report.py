@@ -7,6 +7,7 @@ and Markdown are templates in ``benchmarks/templates``; `benchmarks.report_conte
 import base64
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from benchmarks.report_content import context
 from pipeline.files import write_atomic, write_json
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from rich.console import Console
 
 __all__ = ["OTHER_FILES", "print_summary", "render_html", "render_markdown", "write_report"]
@@ -95,6 +97,11 @@ def print_summary(report: Mapping[str, Any], console: "Console | None" = None) -
 
 
 def _render(template: str, shown: Mapping[str, Any]) -> str:
+    return str(_template(template).render(shown))
+
+
+@cache
+def _template(template: str) -> "Template":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -107,7 +114,7 @@ def _render(template: str, shown: Mapping[str, Any]) -> str:
     )
     # Class names are the user's: a bar would end the cell of a Markdown table.
     environment.filters["cell"] = lambda value: str(value).replace("|", "\\|")
-    return environment.get_template(template).render(shown)
+    return environment.get_template(template)
 
 
 def _data_url(png: bytes) -> str:

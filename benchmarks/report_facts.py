@@ -28,7 +28,7 @@ def quantization_sentence(record: Mapping[str, Any] | None) -> str:
     if last["rung"] != first["rung"]:
         text += f". Shipped is the model after {last['rung']}: {_rung(last)}"
     for rung in record["rungs"]:
-        if rung["rung"] not in (first["rung"], last["rung"]) and not rung["refused"]:
+        if rung["rung"] not in (first["rung"], last["rung"]) and not rung.get("refused"):
             text += f". Tried and not taken is {rung['rung']}: {_rung(rung)}"
     return f"{text} (on {record['scored_images']:,} validation images, against FP32)"
 

@@ -1,7 +1,9 @@
 """Reading a report: where it lies, and whether it has what the pages and the comparisons rely on."""
 
 import math
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,71 +17,169 @@ REPORT = "report.json"
 _SCHEMA = 1
 _HINT = "give a run directory, what `kdedge benchmark` wrote, a bundle, or a report.json"
 
-_NUMBER, _TEXT, _LIST, _DICT, _ANY = (int, float), (str,), (list,), (dict,), (object,)
-_NONE = (type(None),)
-_SCORE = (*_NUMBER, *_NONE)
-# What the pages and the comparison rely on: the keys of a section with their types.
-_NEEDED: dict[str, dict[str, tuple[type, ...]]] = {
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of value.
+
+    Attributes:
+        words: What it is called in a message.
+        fits: Whether a value of JSON is one.
+    """
+
+    words: str
+    fits: Callable[[Any], bool]
+
+    def or_null(self) -> "_Kind":
+        """Return the kind of these values and null."""
+        return _Kind(f"{self.words} or null", lambda value: value is None or self.fits(value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _one_of(*names: str) -> _Kind:
+    return _Kind(f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names)
+
+
+_TEXT = _Kind("text", lambda value: isinstance(value, str))
+_FLAG = _Kind("true or false", lambda value: isinstance(value, bool))
+_FLOAT = _Kind("a number", lambda value: _is_number(value) and not math.isnan(value))
+_NUMBER = _Kind("a finite number", lambda value: _is_number(value) and math.isfinite(value))
+_AMOUNT = _Kind("a number that is not negative", lambda value: _NUMBER.fits(value) and value >= 0)
+_POSITIVE = _Kind("a positive number", lambda value: _NUMBER.fits(value) and value > 0)
+_PERCENT = _Kind("a number from 0 to 100", lambda value: _NUMBER.fits(value) and 0 <= value <= 100)
+_INTERVAL = _Kind(
+    "two numbers from 0 to 100",
+    lambda value: isinstance(value, list) and len(value) == 2 and all(map(_PERCENT.fits, value)),
+)
+_COUNT = _Kind("a whole number that is not negative", _is_count)
+_SOME = _Kind("a positive whole number", lambda value: _is_count(value) and value > 0)
+
+# A kind, a list of one contract, or an object: a contract for every key, "*" for any other key. A key with "?" may be
+# missing or null. Other keys are ignored.
+_Contract = _Kind | list[Any] | dict[str, Any]
+
+_TRUST: _Contract = {
+    "verdict": _TEXT,
+    "reasons": [_TEXT],
+    "doubts?": [{"kind": _TEXT, "value": _NUMBER, "bound": _NUMBER}],
+}
+_REPORT: _Contract = {
     "run": {
-        **dict.fromkeys(("preset", "data", "seed", "commit"), _ANY),
-        "wall_s": _SCORE,
-        "versions": (*_DICT, *_NONE),
+        **dict.fromkeys(("preset", "data", "commit"), _TEXT.or_null()),
+        "seed": _COUNT.or_null(),
+        "wall_s": _AMOUNT.or_null(),
+        "versions?": {"*": _TEXT.or_null()},
+        "peak_rss_mb?": _AMOUNT,
+        "commands?": [_TEXT],
+        **dict.fromkeys(("commands_lack_paths?", "same_test_images?"), _FLAG),
     },
-    "teacher": {**dict.fromkeys(("arch", "params", "weights"), _ANY), "test_top1_pct": _SCORE},
-    "student": dict.fromkeys(("arch", "params", "macs", "method", "epochs"), _ANY),
+    "teacher": {
+        **dict.fromkeys(("arch", "weights"), _TEXT.or_null()),
+        "params": _COUNT.or_null(),
+        "test_top1_pct": _PERCENT.or_null(),
+    },
+    "student": {
+        **dict.fromkeys(("arch", "method"), _TEXT.or_null()),
+        **dict.fromkeys(("params", "macs", "epochs"), _COUNT.or_null()),
+        "weights_sha256?": [_TEXT],
+        "train_images?": _COUNT,
+    },
     "accuracy": {
-        **dict.fromkeys(("n", "onnx_fp32_top1_pct", "onnx_int8_top1_pct"), _NUMBER),
-        **dict.fromkeys(("onnx_fp32_ci95_pct", "onnx_int8_ci95_pct"), _LIST),
-        "torch_fp32_top1_pct": _SCORE,
+        "n": _SOME,
+        "torch_fp32_top1_pct": _PERCENT.or_null(),
+        **dict.fromkeys(("onnx_fp32_top1_pct", "onnx_int8_top1_pct"), _PERCENT),
+        **dict.fromkeys(("onnx_fp32_ci95_pct", "onnx_int8_ci95_pct"), _INTERVAL),
+        **dict.fromkeys(("images_sha256?", "majority_class?"), _TEXT),
+        "image_size?": _COUNT,
+        **dict.fromkeys(("majority_pct?", "balanced_pct?", "fp32_balanced_pct?"), _PERCENT),
     },
     "gate": {
         **dict.fromkeys(("limit_pp", "loss_pp", "loss_lower95_pp", "loss_upper95_pp"), _NUMBER),
-        **dict.fromkeys(("fp32_only_right", "int8_only_right"), _NUMBER),
-        **dict.fromkeys(("verdict", "reason"), _TEXT),
+        **dict.fromkeys(("fp32_only_right", "int8_only_right"), _COUNT),
+        "verdict": _one_of("passed", "failed", "undecided"),
+        "reason": _TEXT,
+        "cause?": _TEXT,
     },
-    "size": dict.fromkeys(("fp32_bytes", "int8_bytes", "ratio"), _NUMBER),
+    "size": {**dict.fromkeys(("fp32_bytes", "int8_bytes"), _COUNT), "ratio": _AMOUNT},
     "int8_proof": {
-        **dict.fromkeys(("integer_convs", "float_convs", "integer_gemms", "float_gemms"), _NUMBER),
-        **dict.fromkeys(("ops_by_type", "providers_by_node"), _DICT),
+        **dict.fromkeys(("integer_convs", "float_convs", "integer_gemms", "float_gemms"), _COUNT),
+        "ops_by_type": {"*": _COUNT},
+        "providers_by_node": {"*": _TEXT},
+        "float_on_purpose?": [_TEXT],
+        "float_operators?": [_TEXT],
     },
+    "latency": [
+        {
+            **dict.fromkeys(("provider", "model"), _TEXT),
+            **dict.fromkeys(("batch", "threads"), _SOME),
+            "p50_ms": _POSITIVE,
+            "throughput_ips": _AMOUNT,
+            "samples": _COUNT,
+            "trust": _TRUST,
+            **dict.fromkeys(("p90_ms?", "p95_ms?", "p99_ms?", "load_ms?", "first_run_ms?"), _AMOUNT),
+            **dict.fromkeys(("cores?", "earlier_windows?"), _COUNT),
+            "window_p50_ms?": [_AMOUNT],
+            "ran_as?": {"convs": {"*": _COUNT}, "nodes_by_provider": {"*": _COUNT}},
+            "on_device?": {"p50_ms": _POSITIVE, "trust": _TRUST},
+        }
+    ],
+    "unavailable": [dict.fromkeys(("provider", "reason", "fix"), _TEXT)],
     "host": {
         **dict.fromkeys(("cpu", "os", "onnxruntime"), _TEXT),
-        **dict.fromkeys(("cores", "memory_bytes"), _NUMBER),
-        **dict.fromkeys(("governor", "gpu"), _ANY),
-        "isa": _LIST,
+        **dict.fromkeys(("cores", "memory_bytes"), _COUNT),
+        **dict.fromkeys(("governor", "gpu"), _TEXT.or_null()),
+        "isa": [_TEXT],
+        **dict.fromkeys(("board?", "tensorrt_problem?"), _TEXT),
     },
-}
-_NEEDED_OF_A_ROW: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("provider", "model"), _TEXT),
-    **dict.fromkeys(("batch", "threads", "p50_ms", "throughput_ips", "samples"), _NUMBER),
-    "trust": _DICT,
-}
-_NEEDED_OF_A_CPU: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("cpu", "onnxruntime"), _TEXT),
-    **dict.fromkeys(("images", "flips", "max_abs_diff"), _NUMBER),
-}
-_NEEDED_OF_A_LACK = dict.fromkeys(("provider", "reason", "fix"), _TEXT)
-# Sections that only some reports have: the keys of their rows.
-_NEEDED_IF_THERE: dict[str, dict[str, tuple[type, ...]]] = {
-    "memory": {
-        "model": _TEXT,
-        **dict.fromkeys(("peak_rss_bytes", "baseline_bytes", "limit_mib"), _SCORE),
-        **dict.fromkeys(("reason", "limit_reason"), (*_TEXT, *_NONE)),
-        "within_limit": (bool, *_NONE),
+    # Only some reports have the sections below.
+    "memory?": [
+        {
+            "model": _TEXT,
+            **dict.fromkeys(("peak_rss_bytes", "baseline_bytes", "limit_mib"), _COUNT.or_null()),
+            **dict.fromkeys(("reason", "limit_reason"), _TEXT.or_null()),
+            "within_limit": _FLAG.or_null(),
+        }
+    ],
+    "per_class?": [
+        {
+            "class": _TEXT,
+            **dict.fromkeys(("n", "fp32_only_right", "int8_only_right"), _COUNT),
+            **dict.fromkeys(("fp32_top1_pct", "int8_top1_pct"), _PERCENT.or_null()),
+        }
+    ],
+    "answer_changes?": [{**dict.fromkeys(("label", "fp32", "int8"), _TEXT), "count": _COUNT}],
+    "portability?": {
+        "emulated": [
+            {
+                **dict.fromkeys(("cpu", "onnxruntime"), _TEXT),
+                "images": _SOME,
+                "flips": _COUNT,
+                "max_abs_diff": _NUMBER,
+            }
+        ]
     },
-    "per_class": {
-        "class": _ANY,
-        **dict.fromkeys(("n", "fp32_only_right", "int8_only_right"), _NUMBER),
-        **dict.fromkeys(("fp32_top1_pct", "int8_top1_pct"), _SCORE),
+    "benchmark?": {"seconds?": _AMOUNT, "affinity?": _TEXT, "spinning?": _FLAG},
+    "quantization?": {
+        **dict.fromkeys(("chosen?", "target?", "rung?"), _TEXT),
+        "scored_images?": _COUNT,
+        "rungs?": [
+            {
+                "rung": _TEXT,
+                "refused?": _TEXT,
+                **dict.fromkeys(("loss_pp", "loss_lower95_pp", "loss_upper95_pp"), _NUMBER),
+                "sqnr_db": _FLOAT,  # infinite where INT8 equals FP32
+            }
+        ],
     },
-    "answer_changes": {**dict.fromkeys(("label", "fp32", "int8"), _ANY), "count": _NUMBER},
+    "training?": [{"*": _Kind("a number, text or null", lambda value: not isinstance(value, list | dict))}],
 }
-_NEEDED_OF_QUANTIZATION = {**dict.fromkeys(("chosen", "target"), _TEXT), "scored_images": _NUMBER}
-_NEEDED_OF_A_RUNG = {
-    "rung": _TEXT,
-    **dict.fromkeys(("loss_pp", "loss_lower95_pp", "loss_upper95_pp", "sqnr_db"), _NUMBER),
-}
-_VERDICTS = ("passed", "failed", "undecided")
 
 
 def load_report(path: Path) -> dict[str, Any]:
@@ -102,7 +202,10 @@ def read_report(path: Path) -> dict[str, Any]:
         report = read_json(file)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the report {file}: {error}", _HINT) from error
-    problems = _problems(report)
+    schema = report.get("schema") if isinstance(report, dict) else _SCHEMA
+    if schema != _SCHEMA:
+        raise InputError(f"{file} is no report of kdedge: schema is {schema!r}, expected {_SCHEMA}", _HINT)
+    problems = list(_problems("", report, _REPORT)) or list(_contradictions(report))
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise InputError(f"{file} is no report of kdedge: {'; '.join(problems[:3])}{more}", _HINT)
@@ -136,87 +239,53 @@ def find_report(path: Path) -> Path:
     raise InputError(f"{path} holds no {REPORT}", _HINT)
 
 
-def _problems(report: Any) -> list[str]:
-    """Return what keeps a JSON value from being a report."""
-    if not isinstance(report, dict):
-        return [f"it holds {type(report).__name__}, expected an object"]
-    if report.get("schema") != _SCHEMA:
-        return [f"schema is {report.get('schema')!r}, expected {_SCHEMA}"]
-    problems = []
-    for section, keys in _NEEDED.items():
-        found = report.get(section)
-        if not isinstance(found, dict):
-            problems.append(f"{section} is missing")
-        else:
-            problems += _wrong_keys(section, found, keys)
-    if not problems:
-        problems += _wrong_intervals(report["accuracy"])
-    problems += _wrong_rows("unavailable", report.get("unavailable"), _NEEDED_OF_A_LACK)
-    problems += _wrong_if_there(report)
-    rows = report.get("latency")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        return [*problems, "latency is no list of rows"]
-    for index, row in enumerate(rows):
-        wrong = _wrong_keys(f"latency[{index}]", row, _NEEDED_OF_A_ROW)
-        problems += wrong or _wrong_keys(f"latency[{index}].trust", row["trust"], {"verdict": _TEXT, "reasons": _LIST})
-        if not wrong and not row["p50_ms"] > 0:
-            problems.append(f"latency[{index}].p50_ms is not positive")
-    if not problems and report["gate"]["verdict"] not in _VERDICTS:
-        problems.append(f"gate.verdict is {report['gate']['verdict']!r}, expected one of {', '.join(_VERDICTS)}")
-    return problems
+def _problems(place: str, value: Any, contract: _Contract) -> Iterator[str]:
+    """Yield what keeps a value of JSON, which is at ``place``, from having what a contract names."""
+    if isinstance(contract, _Kind):
+        if not contract.fits(value):
+            yield f"{place} is {reprlib.repr(value)}, expected {contract.words}"
+    elif isinstance(contract, list):
+        if not isinstance(value, list):
+            yield f"{place} is {reprlib.repr(value)}, expected a list"
+            return
+        for index, item in enumerate(value):
+            yield from _problems(f"{place}[{index}]", item, contract[0])
+    elif not isinstance(value, dict):
+        yield f"{place or 'it'} is {reprlib.repr(value)}, expected an object"
+    else:
+        for name, wanted in contract.items():
+            key = name.removesuffix("?")
+            if key == "*":
+                for other in sorted(value.keys() - contract.keys()):
+                    yield from _problems(_path(place, other), value[other], wanted)
+            elif key in value and not (value[key] is None and name != key):
+                yield from _problems(_path(place, key), value[key], wanted)
+            elif name == key:
+                yield f"{_path(place, key)} is missing"
 
 
-def _wrong_if_there(report: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the sections that only some reports have."""
-    problems = []
-    for section, keys in _NEEDED_IF_THERE.items():
-        if report.get(section) is not None:
-            problems += _wrong_rows(section, report[section], keys)
-    quantization = report.get("quantization")
-    if not isinstance(quantization, dict | None):
-        problems.append("quantization is no object")
-    elif quantization and quantization.get("rungs"):
-        problems += _wrong_keys("quantization", quantization, _NEEDED_OF_QUANTIZATION)
-        problems += _wrong_rows("quantization.rungs", quantization["rungs"], _NEEDED_OF_A_RUNG)
-    return problems + _wrong_portability(report.get("portability"))
+def _path(place: str, key: str) -> str:
+    return f"{place}.{key}" if place else key
 
 
-def _wrong_portability(found: Any) -> list[str]:
-    """Return what is wrong with the answers on emulated CPUs, which only some reports have."""
-    if found is None:
-        return []
-    place, rows = "portability.emulated", found.get("emulated") if isinstance(found, dict) else None
-    return _wrong_rows(place, rows, _NEEDED_OF_A_CPU) or [
-        f"{place}[{index}].images is not positive" for index, row in enumerate(rows or ()) if not row["images"] > 0
-    ]
-
-
-def _wrong_intervals(accuracy: Mapping[str, Any]) -> list[str]:
-    """Return the 95 % intervals that are not two numbers."""
-    found = {key: accuracy[key] for key in ("onnx_fp32_ci95_pct", "onnx_int8_ci95_pct")}
-    return [
-        f"accuracy.{key} is {interval!r}, expected two numbers"
-        for key, interval in found.items()
-        if len(interval) != 2 or not all(isinstance(end, _NUMBER) for end in interval)
-    ]
-
-
-def _wrong_rows(place: str, rows: Any, keys: Mapping[str, tuple[type, ...]]) -> list[str]:
-    """Return what is wrong with a list of rows."""
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        return [f"{place} is no list of rows"]
-    return [problem for index, row in enumerate(rows) for problem in _wrong_keys(f"{place}[{index}]", row, keys)]
-
-
-def _wrong_keys(place: str, found: Mapping[str, Any], keys: Mapping[str, tuple[type, ...]]) -> list[str]:
-    """Return the keys that are missing or of another type."""
-    problems = []
-    for key, types in keys.items():
-        value = found.get(key)
-        # Where INT8 equals FP32, the ratio of signal to noise is infinite.
-        endless = isinstance(value, float) and not math.isfinite(value) and key != "sqnr_db" and types is not _ANY
-        if key not in found:
-            problems.append(f"{place}.{key} is missing")
-        elif endless or not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            problems.append(f"{place}.{key} is {value!r}")
-    return problems
+def _contradictions(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a report that has the right types lacks because of other values in it."""
+    accuracy, quantization = report["accuracy"], report.get("quantization") or {}
+    for model in ("fp32", "int8"):
+        (low, high), top1 = accuracy[f"onnx_{model}_ci95_pct"], accuracy[f"onnx_{model}_top1_pct"]
+        if not low <= top1 <= high:
+            yield f"accuracy.onnx_{model}_ci95_pct does not include onnx_{model}_top1_pct"
+    if "majority_pct" in accuracy and not {"majority_class", "balanced_pct"} <= accuracy.keys():
+        yield "accuracy has majority_pct without majority_class and balanced_pct"
+    for index, row in enumerate(report["latency"]):
+        if row.get("earlier_windows") and not row.get("window_p50_ms"):
+            yield f"latency[{index}] has earlier_windows without window_p50_ms"
+    for index, row in enumerate(report.get("memory") or []):
+        if row["peak_rss_bytes"] is not None and row["baseline_bytes"] is None:
+            yield f"memory[{index}] has peak_rss_bytes without baseline_bytes"
+    for index, row in enumerate(report.get("per_class") or []):
+        if any((row[key] is None) != (row["n"] == 0) for key in ("fp32_top1_pct", "int8_top1_pct")):
+            yield f"per_class[{index}] has accuracies of no image, or images without an accuracy"
+    if quantization.get("rungs"):
+        needed = {"chosen": _TEXT, "target": _TEXT, "scored_images": _COUNT}
+        yield from _problems("quantization", quantization, needed)

@@ -331,15 +331,20 @@ def worst_doubts(trusts: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
     """Return each kind of doubt about several measurements once.
 
     Args:
-        trusts: What `judge_windows` returned for each; reports of earlier versions have only ``reasons``.
+        trusts: What `judge_windows` returned for each; reports of earlier versions have only ``reasons``, those of
+            later ones may have doubts of other kinds.
 
     Returns:
         The sentence of the worst of each kind, and the number of measurements with that kind.
     """
     kinds: dict[str, list[Doubt]] = {}
+    other: Counter[str] = Counter()
     for trust in trusts:
-        for doubt in trust.get("doubts", ()):
-            kinds.setdefault(doubt["kind"], []).append(Doubt(**doubt))
-    earlier = Counter(reason for trust in trusts if "doubts" not in trust for reason in trust["reasons"])
+        doubts = trust.get("doubts")
+        if doubts is None or any(doubt["kind"] not in _SENTENCES for doubt in doubts):
+            other.update(trust["reasons"])
+            continue
+        for doubt in doubts:
+            kinds.setdefault(doubt["kind"], []).append(Doubt(doubt["kind"], doubt["value"], doubt["bound"]))
     worst = [(max(found, key=lambda doubt: doubt.excess).sentence, len(found)) for found in kinds.values()]
-    return worst + list(earlier.items())
+    return worst + list(other.items())
