@@ -1,7 +1,7 @@
 """What is wrong with the values of a configuration: each alone, and taken together. `pipeline.configure` asks."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.distill.methods import METHODS
 from pipeline.errors import InputError
@@ -10,7 +10,17 @@ from pipeline.parsing import closest
 if TYPE_CHECKING:
     from pipeline.config import DataConfig, DistillConfig
 
-__all__ = ["check_value", "conflicts"]
+__all__ = ["ABLATE_FLAGS", "COMPARE_FLAGS", "RUN_FLAGS", "Flags", "check_value", "conflicts"]
+
+
+class Flags(NamedTuple):
+    """What a command calls its options where another calls them otherwise."""
+
+    epochs: str = "--distill-epochs"
+    method: str = "--method"
+
+
+RUN_FLAGS, COMPARE_FLAGS, ABLATE_FLAGS = Flags(), Flags("--epochs", "--methods"), Flags("--epochs")
 
 
 def check_value(section: str, item: "dataclasses.Field[Any]", value: Any, problems: list[str]) -> Any:
@@ -39,27 +49,29 @@ def check_value(section: str, item: "dataclasses.Field[Any]", value: Any, proble
     return value
 
 
-def conflicts(data: "DataConfig", distill: "DistillConfig") -> list[str]:
+def conflicts(data: "DataConfig", distill: "DistillConfig", flags: Flags = RUN_FLAGS) -> list[str]:
     """Return what is wrong with options taken together, each alone being right."""
     found = []
     if data.dir and data.source != "cifar10":
         found.append(f"--data-dir ([data] dir) is for --data cifar10; --data {data.source} does not read it")
     if not distill.epochs:
         if not distill.weights:
-            found.append("--distill-epochs 0 takes trained weights as they are: name them with --student-weights")
+            found.append(f"{flags.epochs} 0 takes trained weights as they are: name them with --student-weights")
         return found
     method, hint_only = METHODS[distill.method], distill.hint_only_epochs
     if method.blocks and hint_only >= distill.epochs > 0:
         found.append(
-            f"{hint_only} hint-only epochs (--hint-epochs) leave none of {distill.epochs} (--distill-epochs): "
+            f"{hint_only} hint-only epochs (--hint-epochs) leave none of {distill.epochs} ({flags.epochs}): "
             f"lower the one, raise the other, or leave out the method {distill.method}"
         )
     if method.dynamic and distill.rechoose_epochs >= distill.epochs > 0:
         found.append(
-            f"--method {distill.method} would never choose again: --rechoose-epochs {distill.rechoose_epochs} "
-            f"is not below {distill.epochs} (--distill-epochs): lower the one, raise the other, or "
+            f"{flags.method} {distill.method} would never choose again: --rechoose-epochs {distill.rechoose_epochs} "
+            f"is not below {distill.epochs} ({flags.epochs}): lower the one, raise the other, or "
             "leave out that method"
         )
     if method.blocks and not distill.beta:
-        found.append(f"--method {distill.method} learns from hints, and --beta 0 takes them away: use --method kd")
+        found.append(
+            f"{flags.method} {distill.method} learns from hints, and --beta 0 takes them away: use {flags.method} kd"
+        )
     return found

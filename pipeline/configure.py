@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.checks import check_value, conflicts
+from pipeline.checks import RUN_FLAGS, Flags, check_value, conflicts
 from pipeline.config import SECTIONS, Config, DataConfig, DistillConfig
 from pipeline.errors import InputError
 from pipeline.parsing import closest
@@ -48,7 +48,7 @@ RECIPES["kdedge"] = {
 }
 
 
-def build_config(*layers: Mapping[str, Any], preset: str = "") -> Config:
+def build_config(*layers: Mapping[str, Any], preset: str = "", flags: Flags = RUN_FLAGS) -> Config:
     """Merge configuration layers over the preset, later layers winning.
 
     A layer that names another recipe than the layers below it takes over that recipe's values, under its own.
@@ -57,6 +57,7 @@ def build_config(*layers: Mapping[str, Any], preset: str = "") -> Config:
         layers: Nested mappings ``{section: {key: value}}``; a layer may name its ``preset``.
         preset: Name of the preset; empty: the last layer that names one, else ``sample`` for the shipped sample
             and ``default`` for everything else.
+        flags: What the command calls its options.
 
     Raises:
         InputError: Unknown sections, keys or choices, wrong types, values out of range: all in one message.
@@ -84,7 +85,9 @@ def build_config(*layers: Mapping[str, Any], preset: str = "") -> Config:
                     into.update(RECIPES.get(str(values["recipe"]), {}))
                 into.update(values)
     sections = {section: _build_section(section, values, problems) for section, values in merged.items()}
-    problems = problems or conflicts(sections.get("data", DataConfig()), sections.get("distill", DistillConfig()))
+    problems = problems or conflicts(
+        sections.get("data", DataConfig()), sections.get("distill", DistillConfig()), flags
+    )
     if problems:
         text = problems[0] if len(problems) == 1 else "\n".join(["several problems:", *(f"  - {p}" for p in problems)])
         raise InputError(text, "see --help of the command, or `kdedge run-all --help` for every option and its range")

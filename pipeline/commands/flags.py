@@ -7,12 +7,12 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from pipeline.checks import RUN_FLAGS, Flags
 from pipeline.commands.failures import reported
 from pipeline.config import SECTIONS, Config
 from pipeline.configure import PRESETS, build_config
@@ -93,7 +93,7 @@ def configured(
     *,
     without: tuple[str, ...] = (),
     short: Mapping[str, str] | None = None,
-    within: Callable[[dict[str, Any], Fields], AbstractContextManager[None]] = lambda given, fields: nullcontext(),
+    prepare: Callable[[dict[str, Any], Fields], Flags] = lambda given, fields: RUN_FLAGS,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command these options and a flag for every field of some sections.
 
@@ -104,8 +104,8 @@ def configured(
         options: Further options.
         without: Options, or fields as ``section__field``, that the command does not have.
         short: Second flags of fields, by ``section__field``, for a command in which they cannot mean anything else.
-        within: Makes the context in which the configuration is built and the function called, from the options and the
-            fields that were given; it may change the fields.
+        prepare: Called with the options and the fields that were given before the configuration is built; it may
+            change the fields, and returns what the command calls its options.
     """
     parameters = [
         inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
@@ -126,8 +126,8 @@ def configured(
                 given["out"] = Path(given["out"])
             fields = _fields(arguments)
             rest = {key: value for key, value in given.items() if key not in _CONSUMED}
-            with within(given, fields):
-                function(resolve(given, fields), **rest)
+            flags = prepare(given, fields)
+            function(resolve(given, fields, flags), **rest)
 
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -179,10 +179,10 @@ def _fields(arguments: dict[str, Any]) -> Fields:
     return fields
 
 
-def resolve(given: dict[str, Any], fields: Fields) -> Config:
+def resolve(given: dict[str, Any], fields: Fields, flags: Flags = RUN_FLAGS) -> Config:
     """Build the configuration of a command: recorded run or bundle, preset, ``--config`` file, fields from flags."""
     file = load_config_file(given["config"]) if given["config"] else {}
-    return build_config(_recorded(given), file, fields, preset=given.get("preset") or "")
+    return build_config(_recorded(given), file, fields, preset=given.get("preset") or "", flags=flags)
 
 
 def _recorded(given: dict[str, Any]) -> dict[str, Any]:

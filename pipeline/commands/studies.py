@@ -4,13 +4,14 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from pipeline.checks import ABLATE_FLAGS, COMPARE_FLAGS, Flags
 from pipeline.commands.flags import BEGINNING, Fields, Options, configured, out_option
 from pipeline.config import Config, TeacherConfig
 from pipeline.distill.methods import CONTROL, METHODS
@@ -114,9 +115,8 @@ _FACTORS: Options = {
 }
 
 
-@contextmanager
-def _study_flags(given: dict[str, Any], fields: Fields) -> Iterator[None]:
-    """Check the flags of a study and complete them; name the flags that it has in errors that arise meanwhile."""
+def _prepare(given: dict[str, Any], fields: Fields, flags: Flags) -> Flags:
+    """Check the options of a study and complete its fields; return ``flags``."""
     if given["teacher_dir"] and "teacher" in fields:
         names = [item.metadata["flag"] for item in dataclasses.fields(TeacherConfig) if item.name in fields["teacher"]]
         raise InputError(
@@ -126,17 +126,10 @@ def _study_flags(given: dict[str, Any], fields: Fields) -> Iterator[None]:
     # Every cell has its own length and method and is checked with them; what all share is checked with the longest, and
     # with the method that contradicts no option.
     shared = fields.setdefault("distill", {})
-    shared["epochs"] = max(parse_counts(given["epochs"], "--epochs", 100_000))
-    renamed = {"--distill-epochs": "--epochs"}
+    shared["epochs"] = max(parse_counts(given["epochs"], flags.epochs, 100_000))
     if "methods" in given:
         shared["method"] = CONTROL
-        renamed["--method "] = "--methods "
-    try:
-        yield
-    except InputError as error:
-        for flag, own in renamed.items():
-            error.args = (str(error).replace(flag, own),)
-        raise
+    return flags
 
 
 @app.command(help="Compare methods over lengths and seeds, all with one teacher.")
@@ -144,7 +137,7 @@ def _study_flags(given: dict[str, Any], fields: Fields) -> Iterator[None]:
     ("data", "teacher", "distill", "runtime"),
     BEGINNING | out_option(Path("artifacts/compare")) | _METHODS | _STUDY,
     without=("distill__method", "distill__epochs", "runtime__seed", "refresh"),
-    within=_study_flags,
+    prepare=partial(_prepare, flags=COMPARE_FLAGS),
 )
 def compare(config: Config, out: Path, methods: str, as_json: bool, **options: Any) -> None:
     """Run the comparison; print its page or one JSON line."""
@@ -158,7 +151,7 @@ def compare(config: Config, out: Path, methods: str, as_json: bool, **options: A
     ("data", "teacher", "distill", "runtime"),
     BEGINNING | out_option(Path("artifacts/ablate")) | _FACTORS | _STUDY,
     without=("distill__epochs", "runtime__seed", "refresh"),
-    within=_study_flags,
+    prepare=partial(_prepare, flags=ABLATE_FLAGS),
 )
 def ablate(config: Config, out: Path, factors: str, as_json: bool, **options: Any) -> None:
     """Run the ablations; print their page or one JSON line."""

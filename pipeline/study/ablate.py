@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.checks import ABLATE_FLAGS
 from pipeline.config import Config, DistillConfig
 from pipeline.configure import RECIPES
 from pipeline.distill.methods import METHODS, Method
@@ -115,11 +116,11 @@ def ablate(config: Config, out: Path, factors: str, options: StudyOptions) -> di
     config = resolve_runtime(config, out, options.jobs)
 
     def make(name: str, epochs: int, seed: int) -> Cell:
-        base = variant(config, {"epochs": epochs}, seed)
+        base = variant(config, {"epochs": epochs}, seed, ABLATE_FLAGS)
         if name == BASE:
             return Cell(name, base)
         factor, _, value = name.partition("=")
-        return Cell(name, variant(base, FACTORS[factor].values(base.distill)[value], seed))
+        return Cell(name, variant(base, FACTORS[factor].values(base.distill)[value], seed, ABLATE_FLAGS))
 
     study = Study(f"Ablations of {config.distill.method}", BASE, _names(FACTORS, config.distill), make)
     return run_study(study, _names(names, config.distill), config, out, options)

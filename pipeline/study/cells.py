@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import load_manifest, lock_run, why_rerun
+from pipeline.checks import Flags
 from pipeline.config import Config
 from pipeline.configure import build_config
 from pipeline.distill.methods import METHODS
@@ -92,13 +93,13 @@ class Study:
     make: Callable[[str, int, int], Cell]
 
 
-def variant(config: Config, distill: dict[str, Any], seed: int) -> Config:
+def variant(config: Config, distill: dict[str, Any], seed: int, flags: Flags) -> Config:
     """Return a configuration with other distillation options and another seed, checked as the command line's is.
 
     Raises:
         InputError: The options contradict each other.
     """
-    return build_config(dataclasses.asdict(config), {"distill": distill, "runtime": {"seed": seed}})
+    return build_config(dataclasses.asdict(config), {"distill": distill, "runtime": {"seed": seed}}, flags=flags)
 
 
 def measure_test(rows: Rows, out: Path, *, report: Callable[[Rows], None]) -> None:

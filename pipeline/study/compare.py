@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import load_manifest, output_damage
+from pipeline.checks import COMPARE_FLAGS
 from pipeline.config import Config
 from pipeline.data import open_dataset
 from pipeline.distill.methods import CONTROL, METHODS
@@ -109,7 +110,7 @@ def compare(config: Config, out: Path, methods: str, options: StudyOptions) -> d
     config = resolve_runtime(config, out, options.jobs)
 
     def make(name: str, epochs: int, seed: int) -> Cell:
-        return Cell(name, variant(config, {"method": name, "epochs": epochs}, seed))
+        return Cell(name, variant(config, {"method": name, "epochs": epochs}, seed, COMPARE_FLAGS))
 
     return run_study(Study("Comparison of methods", CONTROL, tuple(METHODS), make), names, config, out, options)
 

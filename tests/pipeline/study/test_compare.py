@@ -275,6 +275,7 @@ def test_a_cell_that_diverges_is_recorded_and_the_study_goes_on(study, compared,
         (["--hint-epochs", "9", "--epochs", "8,9"], "9 hint-only epochs (--hint-epochs) leave none of 8 (--epochs)"),
         (["--beta", "0"], "--methods selective learns from hints, and --beta 0 takes them away: use --methods kd"),
         (["--method", "kd"], "--method"),
+        (["--data", "folder:/no --method here"], "/no --method here"),
         (["--teacher", "regnet_y_400mf"], "and regnet_y_400mf is neither"),
         (
             ["--teacher", "shufflenet_v2_x0_5"],
