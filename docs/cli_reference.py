@@ -19,17 +19,17 @@ def cli_reference() -> str:
     sections: dict[str, dict[str, Any]] = {}
     for command in commands.values():
         for item in command.params:
-            if panel := getattr(item, "rich_help_panel", None):
-                sections.setdefault(panel, {}).setdefault(item.name, item)
+            if section := _section_of(item):
+                sections.setdefault(section, {}).setdefault(item.name, item)
     parts = ["## Commands", *(_command(name, command, sections) for name, command in commands.items())]
     parts += ["## Options of a run", *(_section(name, items.values()) for name, items in sections.items())]
     return "\n\n".join(parts)
 
 
 def _command(name: str, command: Any, sections: dict[str, dict[str, Any]]) -> str:
-    shown = [item for item in command.params if not getattr(item, "hidden", False) and item.name != "help"]
+    shown = [item for item in command.params if item.name not in ("help", "help_all")]
     arguments = [item for item in shown if item.param_type_name == "argument"]
-    own = [item for item in shown if item not in arguments and not item.rich_help_panel]
+    own = [item for item in shown if item not in arguments and not _section_of(item)]
     usage = " ".join(["kdedge", name, *(_argument(item) for item in arguments), "[OPTIONS]"])
     parts = [f"### kdedge {name}", _sentence(command.help), f"```text\n{usage}\n```"]
     if arguments:
@@ -45,6 +45,12 @@ def _command(name: str, command: Any, sections: dict[str, dict[str, Any]]) -> st
         if without := [_flags(item) for key, item in sections[section].items() if key not in names]:
             parts.append(f"Without these options of {section}: {', '.join(without)}.")
     return "\n\n".join(parts)
+
+
+def _section_of(item: Any) -> str:
+    """Return the section of the configuration that an option is in; empty: none."""
+    section, _, field = item.name.partition("__")
+    return section if field else ""
 
 
 def _section(name: str, items: Iterable[Any]) -> str:

@@ -7,9 +7,11 @@ imported before a command needs it. Progress and log lines go to stderr, results
 """
 
 import sys
+from typing import Annotated
 
 import typer
 
+from pipeline import __version__
 from pipeline.commands import bundles, stages, studies
 from pipeline.commands.failures import Commands
 
@@ -26,6 +28,22 @@ app = typer.Typer(
 )
 for group in (stages, studies, bundles):
     app.add_typer(group.app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"kdedge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Take the options that belong to no command."""
 
 
 if __name__ == "__main__":

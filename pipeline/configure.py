@@ -90,7 +90,7 @@ def build_config(*layers: Mapping[str, Any], preset: str = "", flags: Flags = RU
     )
     if problems:
         text = problems[0] if len(problems) == 1 else "\n".join(["several problems:", *(f"  - {p}" for p in problems)])
-        raise InputError(text, "see --help of the command, or `kdedge run-all --help` for every option and its range")
+        raise InputError(text, "see `kdedge run-all --help-all` for every option and its range")
     return Config(preset=preset, **sections)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.failures import reported, show_error
-from pipeline.commands.flags import resolve
+from pipeline.commands.flags import AsJson, resolve
 from pipeline.errors import InputError, StageError
 from pipeline.parsing import parse_emulated
 from pipeline.progress import log, printable
@@ -42,7 +42,7 @@ def verify(
         str,
         typer.Option("--sha256", metavar="HEX", help="SHA-256 of manifest.json, kept from when the bundle was built."),
     ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Verify a bundle; a mismatch, here or on an emulated CPU, ends with exit code 1."""
     from export.verify import check_flips, emulate_bundle, verify_bundle
@@ -86,7 +86,7 @@ def predict(
     ],
     top: Annotated[int, typer.Option("--top", help="How many classes to show per image, best first.")] = 1,
     fp32: Annotated[bool, typer.Option("--fp32", help="Use the FP32 model instead of INT8.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per image.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print the label and its probability for each image."""
     from export.predict import predict as predict_images
@@ -113,7 +113,7 @@ def predict(
 @reported
 def report(
     reports: Annotated[list[Path], typer.Argument(help="Run or benchmark directories, bundles, or report.json files.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
+    as_json: AsJson = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, for a pull request.")] = False,
     figure: Annotated[
         Path | None,
@@ -157,7 +157,7 @@ def doctor(
     bundle: Annotated[
         Path | None, typer.Argument(help="Bundle directory or model file: is this host what it was made for?")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print the host's capabilities: devices, instruction sets, execution providers, emulators."""
     from benchmarks.host import artifact_check, format_doctor

@@ -1,14 +1,16 @@
 """Makes a command from a function: a flag for every field of `pipeline.config`, and the options that steer it.
 
 Under ``@app.command()``, ``@configured(("export",))`` gives ``export(config, out, **again)`` the flags of one section.
+A command with many options names those that ``--help`` shows; ``--help-all`` shows all, in a panel per section.
 """
 
+import copy
 import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -22,7 +24,9 @@ from pipeline.files import read_json, read_toml
 __all__ = [
     "BEGINNING",
     "DEFAULT_OUT",
+    "JSON",
     "STAGE",
+    "AsJson",
     "Fields",
     "Options",
     "configured",
@@ -38,6 +42,8 @@ Fields = dict[str, dict[str, Any]]
 """Values of fields of the configuration, by section and name."""
 
 DEFAULT_OUT = Path("artifacts/run")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one line.", metavar="")]
 
 
 def out_option(default: Path) -> Options:
@@ -83,8 +89,9 @@ BEGINNING: Options = out_option(DEFAULT_OUT) | {
         False,
     ),
 }
+JSON: Options = {"as_json": (AsJson, False)}
 STAGE: Options = {key: option for key, option in BEGINNING.items() if key != "preset"}
-_CONSUMED = ("config", "preset", "quiet")  # before the function of a command is called
+_CONSUMED = ("config", "preset", "quiet", "help_all")  # before the function of a command is called
 
 
 def configured(
@@ -93,6 +100,7 @@ def configured(
     *,
     without: tuple[str, ...] = (),
     short: Mapping[str, str] | None = None,
+    first: tuple[str, ...] = (),
     prepare: Callable[[dict[str, Any], Fields], Flags] = lambda given, fields: RUN_FLAGS,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command these options and a flag for every field of some sections.
@@ -104,13 +112,19 @@ def configured(
         options: Further options.
         without: Options, or fields as ``section__field``, that the command does not have.
         short: Second flags of fields, by ``section__field``, for a command in which they cannot mean anything else.
+        first: What ``--help`` shows of options and fields; the others are shown by ``--help-all`` only. Empty: all.
         prepare: Called with the options and the fields that were given before the configuration is built; it may
             change the fields, and returns what the command calls its options.
     """
+    declared = {**options, **_section_options(sections, short or {}, in_panels=not first)}
+    declared = {key: declared[key] for key in declared if key not in without}
+    if first:
+        options = options | {"help_all": _help_all_option(len(declared))}
+        declared = {key: option if key in first else _hidden(option) for key, option in declared.items()}
+        declared["help_all"] = options["help_all"]
     parameters = [
         inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
-        for key, (annotation, default) in {**options, **_section_options(sections, short or {})}.items()
-        if key not in without
+        for key, (annotation, default) in declared.items()
     ]
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -136,7 +150,33 @@ def configured(
     return decorate
 
 
-def _section_options(sections: tuple[str, ...], short: Mapping[str, str]) -> Options:
+def _hidden(option: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Return an option that ``--help`` does not show."""
+    kind, declared = get_args(option[0])
+    declared = copy.copy(declared)
+    declared.hidden = True
+    return Annotated[kind, declared], option[1]
+
+
+def _help_all_option(count: int) -> tuple[Any, Any]:
+    """Return the option that shows every option of its command, those of a section in a panel of their own."""
+
+    def show(context: typer.Context, value: bool) -> None:
+        if not value:
+            return
+        for parameter in context.command.params:
+            section, _, field = (parameter.name or "").partition("__")
+            parameter.hidden = False  # type: ignore[attr-defined]
+            if field:
+                parameter.rich_help_panel = section  # type: ignore[attr-defined]
+        print(context.get_help())
+        raise typer.Exit
+
+    text = f"Show all {count} options and exit."
+    return Annotated[bool, typer.Option("--help-all", help=text, is_eager=True, callback=show, metavar="")], False
+
+
+def _section_options(sections: tuple[str, ...], short: Mapping[str, str], *, in_panels: bool) -> Options:
     """Return (annotation, default) of a Typer option for every field of these sections, by ``section__field``."""
     options: Options = {}
     for section in sections:
@@ -151,7 +191,7 @@ def _section_options(sections: tuple[str, ...], short: Mapping[str, str]) -> Opt
             declared = typer.Option(
                 *names,
                 help=text,
-                rich_help_panel=section,
+                rich_help_panel=section if in_panels else None,
                 show_default=False,
                 metavar="" if kind is bool else kind.__name__,
             )
@@ -161,7 +201,7 @@ def _section_options(sections: tuple[str, ...], short: Mapping[str, str]) -> Opt
 
 def _describe_default(item: "dataclasses.Field[Any]") -> str:
     parts = [f"default: {item.metadata['auto'] or (item.default if item.default != '' else 'none')}"]
-    if item.metadata["choices"]:
+    if any(choice not in item.metadata["help"] for choice in item.metadata["choices"]):
         parts.insert(0, ", ".join(item.metadata["choices"]))  # can be broken into lines, which "|" cannot
     least, most = item.metadata["least"], item.metadata["most"]
     if least is not None:

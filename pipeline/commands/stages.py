@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.commands.flags import BEGINNING, DEFAULT_OUT, STAGE, Options, configured
+from pipeline.commands.flags import BEGINNING, DEFAULT_OUT, JSON, STAGE, Options, configured
 from pipeline.config import SECTIONS, Config
 from pipeline.errors import GateError
 from pipeline.progress import log
@@ -17,30 +17,25 @@ __all__ = ["app"]
 
 app = typer.Typer()
 
+_STAGES = "More commands: single stages"
 _BUNDLE: Options = {
     "bundle": (
         Annotated[Path | None, typer.Argument(help="Bundle to measure on this host; without it the run at --out.")],
         None,
     ),
-    "as_json": (
-        Annotated[
-            bool, typer.Option("--json", help="End with one JSON line, as where stdout is not a terminal.", metavar="")
-        ],
-        False,
-    ),
-}
-_JSON: Options = {
-    "as_json": (
-        Annotated[bool, typer.Option("--json", help="Print one JSON line, also on a terminal.", metavar="")],
-        False,
-    )
-}
+} | JSON
+# The options that the README names.
+_FIRST = (
+    "out", "data__source", "data__image_size", "teacher__weights", "distill__student", "distill__method",
+    "distill__epochs", "quantize__target", "benchmark__limit_pp", "bundle__allow_undecided",
+)  # fmt: skip
+_TRAINING = ("out", "data__source", "data__image_size", "runtime__device", "force")
 # Without training and its --threads beside it, `kdedge benchmark` needs no prefix.
 _BENCHMARK_SHORT = {f"benchmark__{name}": f"--{name}" for name in ("threads", "batches", "seconds")}
 
 
 @app.command(help="Run every stage in order: data set to verified bundle.")
-@configured(tuple(SECTIONS), BEGINNING)
+@configured(tuple(SECTIONS), BEGINNING, first=_FIRST)
 def run_all(config: Config, out: Path, **again: bool) -> None:
     """Run the pipeline and print the summary."""
     from pipeline.stages import STAGES
@@ -56,7 +51,7 @@ def run_all(config: Config, out: Path, **again: bool) -> None:
 
 
 @app.command(help="Fetch and check the data set; print what it holds.")
-@configured(("data",), STAGE | _JSON, without=("out", "force", "refresh"))
+@configured(("data",), STAGE | JSON, without=("out", "force", "refresh"))
 def data(config: Config, as_json: bool) -> None:
     """Print the data set as a table, or as one JSON line where nobody looks at it."""
     from pipeline.data.summary import print_summary, summarise
@@ -68,23 +63,29 @@ def data(config: Config, as_json: bool) -> None:
         print_summary(facts)
 
 
-@app.command(help="Fine-tune the teacher.")
-@configured(("data", "teacher", "runtime"), BEGINNING)
+@app.command(help="Fine-tune the teacher.", rich_help_panel=_STAGES)
+@configured(
+    ("data", "teacher", "runtime"),
+    BEGINNING,
+    first=(*_TRAINING, "teacher__arch", "teacher__weights", "teacher__epochs"),
+)
 def teacher(config: Config, out: Path, **again: bool) -> None:
     """Run the teacher stage."""
     _run(("teacher",), config, out, again)
     print(out / "teacher")
 
 
-@app.command(help="Distill the teacher into the student.")
-@configured(("data", "distill", "runtime"))
+@app.command(help="Distill the teacher into the student.", rich_help_panel=_STAGES)
+@configured(
+    ("data", "distill", "runtime"), first=(*_TRAINING, "distill__student", "distill__method", "distill__epochs")
+)
 def distill(config: Config, out: Path, **again: bool) -> None:
     """Run the distillation stage."""
     _run(("distill",), config, out, again)
     print(out / "distill")
 
 
-@app.command(help="Export the student to ONNX and check parity.")
+@app.command(help="Export the student to ONNX and check parity.", rich_help_panel=_STAGES)
 @configured(("export",))
 def export(config: Config, out: Path, **again: bool) -> None:
     """Run the export stage."""
@@ -92,7 +93,7 @@ def export(config: Config, out: Path, **again: bool) -> None:
     print(out / "export" / "student.onnx")
 
 
-@app.command(help="Quantize the ONNX model to INT8, calibrated on training images.")
+@app.command(help="Quantize the ONNX model to INT8, calibrated on training images.", rich_help_panel=_STAGES)
 @configured(("data", "quantize"))
 def quantize(config: Config, out: Path, **again: bool) -> None:
     """Run the quantization stage."""
@@ -101,10 +102,17 @@ def quantize(config: Config, out: Path, **again: bool) -> None:
 
 
 @app.command(
-    help="Measure accuracy and latency of a run, or of a bundle on this host, and judge it. Exit code 3: the gate of "
-    "the run did not pass; of a bundle: it failed on the test images that the bundle was judged on."
+    help="Measure accuracy and latency of a run, or of a bundle on this host, and decide the gate. Exit code 3: the "
+    "gate of the run did not pass; of a bundle: it failed on the test images of the bundle.",
+    short_help="Measure accuracy and latency of a run, or of a bundle on this host.",
+    rich_help_panel=_STAGES,
 )
-@configured(("data", "benchmark", "bundle"), _BUNDLE | STAGE, short=_BENCHMARK_SHORT)
+@configured(
+    ("data", "benchmark", "bundle"),
+    _BUNDLE | STAGE,
+    short=_BENCHMARK_SHORT,
+    first=(*_BUNDLE, "out", "data__source", "benchmark__limit_pp", "benchmark__emulate", *_BENCHMARK_SHORT),
+)
 def benchmark(config: Config, out: Path, bundle: Path | None, as_json: bool, **again: bool) -> None:
     """Measure and print the summary; where stdout is no terminal, or with ``--json``, one JSON line follows."""
     from pipeline.artifacts import lock_run
@@ -133,7 +141,7 @@ def benchmark(config: Config, out: Path, bundle: Path | None, as_json: bool, **a
         raise _without_reason(report, error) from None
 
 
-@app.command(help="Write the bundle, if the gate passed.")
+@app.command(help="Write the bundle, if the gate passed.", rich_help_panel=_STAGES)
 @configured(("data", "bundle"))
 def bundle(config: Config, out: Path, **again: bool) -> None:
     """Run the bundle stage."""

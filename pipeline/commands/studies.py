@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.checks import ABLATE_FLAGS, COMPARE_FLAGS, Flags
-from pipeline.commands.flags import BEGINNING, Fields, Options, configured, out_option
+from pipeline.commands.flags import BEGINNING, JSON, Fields, Options, configured, out_option
 from pipeline.config import Config, TeacherConfig
 from pipeline.distill.methods import CONTROL, METHODS
 from pipeline.errors import InputError
@@ -22,6 +22,8 @@ from pipeline.shareable import shareable
 __all__ = ["app"]
 
 app = typer.Typer()
+
+_STUDIES = "More commands: studies"
 
 # What a study has beside the options of its runs; see `pipeline.study.compare.StudyOptions`.
 _STUDY: Options = {
@@ -88,11 +90,8 @@ _STUDY: Options = {
         ],
         False,
     ),
-    "as_json": (
-        Annotated[bool, typer.Option("--json", help="Print one JSON line instead of the page.", metavar="")],
-        False,
-    ),
-}
+} | JSON
+_SHARED = ("out", "data__source", "data__image_size", "distill__student")  # of the options of all runs
 _METHODS: Options = {
     "methods": (
         Annotated[str, typer.Option("--methods", help="Methods to compare, comma-separated.", metavar="str")],
@@ -132,11 +131,12 @@ def _prepare(given: dict[str, Any], fields: Fields, flags: Flags) -> Flags:
     return flags
 
 
-@app.command(help="Compare methods over lengths and seeds, all with one teacher.")
+@app.command(help="Compare methods over lengths and seeds, all with one teacher.", rich_help_panel=_STUDIES)
 @configured(
     ("data", "teacher", "distill", "runtime"),
     BEGINNING | out_option(Path("artifacts/compare")) | _METHODS | _STUDY,
     without=("distill__method", "distill__epochs", "runtime__seed", "refresh"),
+    first=(*_METHODS, *_STUDY, *_SHARED),
     prepare=partial(_prepare, flags=COMPARE_FLAGS),
 )
 def compare(config: Config, out: Path, methods: str, as_json: bool, **options: Any) -> None:
@@ -146,11 +146,12 @@ def compare(config: Config, out: Path, methods: str, as_json: bool, **options: A
     _study(config, lambda rest: run_comparison(config, out, methods, rest), out, as_json, options)
 
 
-@app.command(help="Vary one training option after the other, all with one teacher.")
+@app.command(help="Vary one training option after the other, all with one teacher.", rich_help_panel=_STUDIES)
 @configured(
     ("data", "teacher", "distill", "runtime"),
     BEGINNING | out_option(Path("artifacts/ablate")) | _FACTORS | _STUDY,
     without=("distill__epochs", "runtime__seed", "refresh"),
+    first=(*_FACTORS, *_STUDY, *_SHARED, "distill__method"),
     prepare=partial(_prepare, flags=ABLATE_FLAGS),
 )
 def ablate(config: Config, out: Path, factors: str, as_json: bool, **options: Any) -> None:
