@@ -79,6 +79,7 @@ class StageSpec:
         data: ``data(config)``: SHA-256 of each part of the data set that the stage reads.
         packages: Those whose versions decide the result.
         version: Raised when the same options, inputs and packages give another result than before.
+        work: What it does, for the log.
     """
 
     name: str
@@ -88,6 +89,7 @@ class StageSpec:
     data: Callable[[Any], dict[str, str]]
     packages: tuple[str, ...] = ()
     version: int = 1
+    work: str = ""
 
 
 def load_manifest(stage_dir: Path) -> dict[str, Any]:
@@ -188,7 +190,9 @@ def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = Fals
             return False
         reason = other
     wanted["version"] = spec.version
-    log(f"{spec.name}: running ({reason})")
+    why = f" ({reason})" if target.exists() else ""
+    what = f": {spec.work}" if spec.work else ""
+    log(f"{spec.name}: running{why}{what}")
     _prepare_partial(partial, wanted, force=force)
     # Before the stage runs: a checkout may move on while a long stage computes with the code it began with.
     attempts, start = _note_attempt(partial), time.monotonic()

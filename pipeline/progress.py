@@ -26,6 +26,7 @@ console = Console(stderr=True, highlight=False)
 # What `set_quiet` silences; warnings and errors go to `console`.
 _log_console = Console(stderr=True, highlight=False)
 _PLAIN_LINE_INTERVAL_S = 10.0
+_BAR_WIDTH = 12
 
 
 # Control characters, line and paragraph separators, and what reorders the text around it.
@@ -83,12 +84,12 @@ class _Silent:
 
 
 class _Bar:
-    def __init__(self, progress: "Progress", task: "TaskID") -> None:
-        self._progress, self._task = progress, task
+    def __init__(self, progress: "Progress", task: "TaskID", note_width: int) -> None:
+        self._progress, self._task, self._note_width = progress, task, note_width
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         if note:
-            self._progress.update(self._task, note=note)
+            self._progress.update(self._task, note=textwrap.shorten(note, self._note_width, placeholder=" …"))
         self._progress.advance(self._task, steps)
 
 
@@ -145,7 +146,7 @@ def track(title: str, total: int) -> Iterator[Tracker]:
 
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=_BAR_WIDTH),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -153,4 +154,7 @@ def track(title: str, total: int) -> Iterator[Tracker]:
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=_log_console, transient=True) as progress:
-            yield _Bar(progress, progress.add_task(title, total=total, note=""))
+            # What the columns before the note take: both times, "left", the counts and a blank after each.
+            taken = len(title) + _BAR_WIDTH + 2 * len(str(total)) + 25
+            task = progress.add_task(title, total=total, note="")
+            yield _Bar(progress, task, max(console.width - taken, len(" …")))

@@ -445,22 +445,29 @@ _ONNX = ("onnx", "onnxruntime")
 STAGES = {
     spec.name: spec
     for spec in (
-        StageSpec("teacher", (), _lazy("pipeline.teacher:run"), _training_key("teacher"), _data("train"), ("torch",)),
+        StageSpec(
+            "teacher", (), _lazy("pipeline.teacher:run"), _training_key("teacher"), _data("train"), ("torch",),
+            work="fine-tune the teacher on the training images",
+        ),
         StageSpec(
             "distill", ("teacher",), _lazy("pipeline.distill.stage:run"), _training_key("distill"), _data("train"),
-            ("torch",),
+            ("torch",), work="train the student with the teacher",
         ),
-        StageSpec("export", ("distill",), _lazy("export.onnx_export:run"), _key("export"), _data(), _ONNX),
+        StageSpec(
+            "export", ("distill",), _lazy("export.onnx_export:run"), _key("export"), _data(), _ONNX,
+            work="write ONNX and compare it with PyTorch",
+        ),
         StageSpec(
             "quantize", ("export",), _lazy("export.quantize:run"), _quantize_key, _data("train"), _ONNX,
+            work="search for an INT8 format",
         ),
         StageSpec(
             "benchmark", ("teacher", "distill", "export", "quantize"), _lazy("pipeline.evaluate:run"), _host_key,
-            _data("test"),
+            _data("test"), work="measure accuracy, latency and memory, and decide the gate",
         ),
         StageSpec(
             "bundle", ("teacher", "distill", "export", "quantize", "benchmark"), _lazy("export.bundle:run"),
-            _key("bundle", "all data", "seed"), _data("train"),
+            _key("bundle", "all data", "seed"), _data("train"), work="write the folder to ship, if the gate passed",
         ),
     )
 }  # fmt: skip

@@ -304,7 +304,9 @@ class EpochLoop:
                     weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
                     self._best = _Best(row["val_top1_pct"], epoch + 1, weights)
                 self._save(rows, before_s + time.monotonic())
-                log(f"{self.title}: epoch {epoch + 1}/{self.epochs} {_summary(row)}")
+                left_s = row["seconds"] * (self.epochs - epoch - 1)
+                left = f", {format_duration(left_s)} left" if left_s else ""
+                log(f"{self.title}: epoch {epoch + 1}/{self.epochs} {_summary(row)}{left}")
 
     def _train_epoch(self, epoch: int, steps: int, tracker: Tracker) -> dict[str, float]:
         # Dropout draws from the generator of PyTorch, whose state no checkpoint holds.

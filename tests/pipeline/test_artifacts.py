@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import mmap
@@ -48,6 +49,15 @@ def test_the_log_says_what_forced_a_rerun(tmp_path, capsys):
     stage.settings = {**stage.settings, "epochs": 4}
     run_stage(stage.spec, None, tmp_path)
     assert "changed: config epochs" in capsys.readouterr().err
+
+
+def test_the_log_says_what_a_stage_does(tmp_path, capsys):
+    spec = dataclasses.replace(Stage().spec, work="do the work")
+    run_stage(spec, None, tmp_path)
+    run_stage(spec, None, tmp_path, force=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert "first: running: do the work" in lines
+    assert "first: running (--force was given): do the work" in lines
 
 
 def test_an_altered_or_missing_output_is_made_again(tmp_path):

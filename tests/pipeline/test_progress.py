@@ -1,6 +1,8 @@
 """Lines on stderr: whole in files and pipes, broken between words on a terminal."""
 
 import io
+import re
+import sys
 
 import pytest
 from rich.console import Console
@@ -22,3 +24,16 @@ def test_a_line_never_breaks_inside_a_word(monkeypatch, show, terminal):
     assert (len(lines) > 1) == terminal
     assert " ".join(line.strip() for line in lines).removeprefix("warning: ") == MESSAGE
     assert all(len(line) <= 80 or " " not in line.strip() for line in lines) == terminal
+
+
+def test_a_long_note_leaves_the_counts_of_a_bar_whole(monkeypatch):
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=80, highlight=False, color_system=None)
+    monkeypatch.setattr(progress, "_log_console", console)
+    monkeypatch.setattr(progress, "console", console)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress.track("latency (CPU)", 150) as tracker:
+        tracker.advance(150, "batch 1, 1 thread, disturbed: measuring on")
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).replace("\r", "\n").splitlines()
+    assert re.search(r"150/150 \d:\d\d:\d\d left \d:\d\d:\d\d batch 1, 1 thread, …", "\n".join(lines))
+    assert max(map(len, lines)) <= 80
