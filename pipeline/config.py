@@ -57,19 +57,21 @@ def option(
 class DataConfig:
     """Which images, and how the training images are split."""
 
-    source: str = option("cifar10", "Data set: cifar10, sample, or folder:PATH.", flag="--data")
+    source: str = option("cifar10", "Data set: cifar10, sample or folder:PATH.", flag="--data")
     dir: str = option(
-        "", "Folder with CIFAR-10 in an official format. Without it: cache or download.", flag="--data-dir"
+        "",
+        "Folder with CIFAR-10 in an official format. If not given, CIFAR-10 comes from the cache or a download.",
+        flag="--data-dir",
     )
     image_size: int = option(32, "Side length of the images in pixels.", flag="--image-size", least=16, most=512)
     val_fraction: float = option(
         0.1, "Share of the training images held out for validation.", flag="--val-fraction", least=0.01, most=0.5
     )
     test_fraction: float = option(
-        0.2, "Share of test images for a folder without train/ and test/.", flag="--test-fraction", least=0.05, most=0.5
+        0.2, "Share of test images if a folder has no train/ and test/.", flag="--test-fraction", least=0.05, most=0.5
     )
     train_size: int = option(
-        0, "Number of training images, stratified by class (0: all).", flag="--train-size", least=0
+        0, "Number of training images, stratified by class (0 = all).", flag="--train-size", least=0
     )
 
 
@@ -77,7 +79,7 @@ class DataConfig:
 class TeacherConfig:
     """The teacher network and its fine-tuning."""
 
-    arch: str = option("resnet18", "Any torchvision classifier by name.", flag="--teacher")
+    arch: str = option("resnet18", "Name of a torchvision classifier.", flag="--teacher")
     weights: str = option(
         "auto",
         "Initial weights: auto (ImageNet weights if available, otherwise random), imagenet, none, or the path of a "
@@ -92,7 +94,7 @@ class TeacherConfig:
     )
     epochs: int = option(
         -1,
-        "Epochs of fine-tuning (0: use the weights as they are).",
+        "Epochs of fine-tuning (0 = use the weights unchanged).",
         flag="--teacher-epochs",
         least=-1,
         auto="7 for 45,000 images, more for fewer",
@@ -114,7 +116,7 @@ class TeacherConfig:
         auto="yes, unless mirrored images look like another class",
     )
     cutout: int = option(
-        0, "Side of a square that is blanked in each of the teacher's images, in pixels (0: none).",
+        0, "Side of the square that is blanked in each image of the teacher, in pixels (0 = none).",
         flag="--teacher-cutout", least=0, most=512,
     )  # fmt: skip
 
@@ -146,13 +148,13 @@ class DistillConfig:
     )
     recipe: str = option(
         "kdedge",
-        "Training settings that other options change: kdedge (the defaults) or source (those of the method's source).",
+        "Training recipe, refined by other options: kdedge (the defaults) or source (that of the method's source).",
         flag="--recipe",
         choices=("kdedge", "source"),
     )
     epochs: int = option(
         -1,
-        "Epochs of distillation (0: use --student-weights as they are).",
+        "Epochs of distillation (0 = use --student-weights unchanged).",
         flag="--distill-epochs",
         least=-1,
         auto="20 for 45,000 images, more for fewer",
@@ -184,8 +186,8 @@ class DistillConfig:
     )
     weights: str = option(
         "",
-        "Trained weights to start from instead: the student.safetensors of a run with the same --student and classes; "
-        "of several, comma-separated, the mean.",
+        "Initial weights from student.safetensors of a run with the same --student and classes. Several files, "
+        "comma-separated, are averaged.",
         flag="--student-weights",
         parse=parse_paths,
     )
@@ -200,8 +202,7 @@ class DistillConfig:
     alpha: float = option(1.0, "Weight of the KD term.", flag="--alpha", least=0, most=1000)
     beta: float = option(
         10 * BETA_UNIT,
-        f"Initial beta, the weight of the hint term; {BETA_UNIT:g} makes normalised hints start as large as the "
-        "cross-entropy.",
+        f"Initial weight of the hint term. With {BETA_UNIT:g}, normalised hints start as large as the cross-entropy.",
         flag="--beta",
         least=0,
         most=1e6,
@@ -212,30 +213,30 @@ class DistillConfig:
     )
     drop_hints: bool = option(
         True,
-        "Give a weak teacher's hints less or no weight; end hints and KD once the student is better than its teacher.",
+        "Reduce or drop the hints of a weak teacher, and end hints and KD once the student is better than the teacher.",
         flag="--drop-hints",
     )
     hint_loss: str = option(
         "normalised",
-        f"normalised (variance unexplained, beta relative to {BETA_UNIT:g}) or raw (plain MSE, beta as given).",
+        f"Hint loss: normalised (unexplained variance, beta relative to {BETA_UNIT:g}) or raw (MSE, beta as given).",
         flag="--hint-loss",
         choices=("normalised", "raw"),
     )
     hint_layers: int = option(
         3,
-        "Teacher blocks to hint at (static and adaptive take the ends of the stages, all takes every block).",
+        "Number of teacher blocks with hints. The methods static and adaptive use the stage ends, all uses all blocks.",
         flag="--hint-layers",
         least=1,
         most=8,
     )
     hint_epochs: int = option(
-        -1, "Hint-only epochs at the start (-1: 5 for static, 0 for the others).", flag="--hint-epochs", least=-1
+        -1, "Hint-only epochs at the start (-1 = 5 for static, 0 for other methods).", flag="--hint-epochs", least=-1
     )
     rechoose_epochs: int = option(
-        5, "Epochs after which dynamic chooses its blocks again.", flag="--rechoose-epochs", least=1
+        5, "Interval in epochs at which the method dynamic chooses blocks again.", flag="--rechoose-epochs", least=1
     )
     scan_batches: int = option(
-        10, "Batches of the activation-variance scan and of --refresh-norms.", flag="--scan-batches", least=1
+        10, "Batches for the activation-variance scan and for --refresh-norms.", flag="--scan-batches", least=1
     )
     shift: int = option(2, "Random shift of the student's images in pixels.", flag="--shift", least=0, most=16)
     flip: bool | None = option(
@@ -276,18 +277,18 @@ class QuantizeConfig:
     """INT8 quantization after training."""
 
     calibration_images: int = option(
-        512, "Training images used for calibration.", flag="--calibration-images", least=16, most=100_000
+        512, "Number of training images for calibration.", flag="--calibration-images", least=16, most=100_000
     )
     target: str = option(
         "portable",
-        "CPUs that the INT8 model is for: portable (every one), x64-vnni, x64-avx2 or arm64.",
+        "CPUs to support: portable (all), x64-vnni, x64-avx2 or arm64.",
         flag="--target",
         choices=("portable", "x64-vnni", "x64-avx2", "arm64"),
     )
     compare_formats: bool = option(
         True, "Also measure formats and calibration sizes that the target rules out.", flag="--compare-formats"
     )
-    qat: bool = option(False, "Fine-tune in INT8 if nothing cheaper gets through the gate.", flag="--qat")
+    qat: bool = option(False, "Fine-tune in INT8 if no cheaper repair passes the gate.", flag="--qat")
 
 
 @dataclass(frozen=True)
@@ -316,13 +317,13 @@ class BenchmarkConfig:
         least=0.05,
         most=600,
     )
-    spinning: bool = option(False, "Let threads spin while they wait.", flag="--latency-spinning")
+    spinning: bool = option(False, "Let waiting threads spin.", flag="--latency-spinning")
     affinity: str = option(
         "", "Measure latency and memory only on these CPUs, such as 0,2-3.", flag="--affinity", parse=parse_cpus
     )
     memory_limit: int = option(
         0,
-        "Test whether a fresh process loads and runs the model within this memory, in MiB (0: no test).",
+        "Memory limit in MiB within which a new process must load and run the model (0 = no test).",
         flag="--memory-limit",
         least=0,
     )
@@ -332,12 +333,10 @@ class BenchmarkConfig:
         flag="--emulate",
         parse=parse_emulated,
     )
-    emulate_images: int = option(
-        200, "Test images for each emulated CPU, or all if there are fewer.", flag="--emulate-images", least=1
-    )
+    emulate_images: int = option(200, "Number of test images for each emulated CPU.", flag="--emulate-images", least=1)
     beside: str = option(
         "",
-        "Other runs, benchmarks or bundles to compare with this one, accuracy against latency; comma-separated.",
+        "Other runs, benchmarks or bundles to compare with this one in the report, comma-separated.",
         flag="--beside",
         parse=parse_paths,
     )
@@ -348,7 +347,7 @@ class BundleConfig:
     """What is shipped."""
 
     allow_undecided: bool = option(
-        False, "Ship a bundle although too few test images decide the gate.", flag="--allow-undecided"
+        False, "Write the bundle although the test images are too few to decide the gate.", flag="--allow-undecided"
     )
 
 
@@ -358,17 +357,17 @@ class RuntimeConfig:
 
     seed: int = option(
         0,
-        "Seed of weights, batches and samples; the split of the data is fixed.",
+        "Seed of weights, batches and samples. The data split does not depend on it.",
         flag="--seed",
         least=0,
         most=2**31 - 1,
     )
     device: str = option("auto", "Training device.", flag="--device", choices=("auto", "cpu", "cuda"))
     threads: int = option(
-        0, "CPU threads for training (0: all cores of this process).", flag="--threads", least=0, most=1024
+        0, "CPU threads for training (0 = all cores of this process).", flag="--threads", least=0, most=1024
     )
     precision: str = option(
-        "auto", "Training precision: bf16 autocast or fp32 (auto: the faster).", flag="--precision",
+        "auto", "Training precision: fp32, bf16 (autocast) or auto (the faster one).", flag="--precision",
         choices=("auto", "fp32", "bf16"),
     )  # fmt: skip
     isa: str = option("auto", "Instruction set of the CPU that trains (recorded, not chosen).", flag="")

@@ -76,7 +76,9 @@ def build_config(*layers: Mapping[str, Any], preset: str = "", flags: Flags = RU
             if section == "preset":
                 continue
             if section not in SECTIONS:
-                problems.append(f"unknown section [{section}]{closest(section, SECTIONS)}")
+                problems.append(
+                    f"unknown section [{section}]{closest(section, SECTIONS)}: expected one of {', '.join(SECTIONS)}"
+                )
             elif not isinstance(values, Mapping):
                 problems.append(f"{section} = {values!r}: expected a table [{section}]")
             else:
@@ -102,5 +104,7 @@ def _build_section(section: str, values: Mapping[str, Any], problems: list[str])
         if key in known:
             clean[key] = check_value(section, known[key], value, problems)
         else:
-            problems.append(f"unknown key {key!r} in [{section}]{closest(key, known)}")
+            problems.append(
+                f"unknown key {key!r} in [{section}]{closest(key, known)}: expected one of {', '.join(known)}"
+            )
     return SECTIONS[section](**clean)

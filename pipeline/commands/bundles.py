@@ -17,7 +17,7 @@ __all__ = ["app"]
 app = typer.Typer()
 
 
-@app.command(help="Check a bundle: every file's SHA-256 and the golden outputs, here and on emulated CPUs.")
+@app.command(help="Check the files and the golden outputs of a bundle, on this host and on emulated CPUs.")
 @reported
 def verify(
     *,
@@ -27,7 +27,7 @@ def verify(
         typer.Option(
             "--emulate",
             metavar="CPU",
-            help="Run the INT8 model under qemu as well: haswell, cortex-a76, cortex-a72; repeated or comma-separated.",
+            help="Also run the INT8 model under qemu: haswell, cortex-a76, cortex-a72. Repeatable or comma-separated.",
         ),
     ] = None,
     emulate_images: Annotated[
@@ -36,11 +36,17 @@ def verify(
             "--emulate-images", min=0, help="Number of test images to emulate in addition to the golden inputs."
         ),
     ] = 0,
-    data: Annotated[str, typer.Option("--data", help="Their data set (default: the one of the bundle).")] = "",
-    data_dir: Annotated[str, typer.Option("--data-dir", help="Folder with its files, as for `kdedge data`.")] = "",
+    data: Annotated[
+        str, typer.Option("--data", help="Data set of these images. Default: the data set of the bundle.")
+    ] = "",
+    data_dir: Annotated[
+        str, typer.Option("--data-dir", help="Folder with the files of CIFAR-10, as for `kdedge data`.")
+    ] = "",
     sha256: Annotated[
         str,
-        typer.Option("--sha256", metavar="HEX", help="SHA-256 of manifest.json, kept from when the bundle was built."),
+        typer.Option(
+            "--sha256", metavar="HEX", help="Expected SHA-256 of manifest.json, as printed when the bundle was built."
+        ),
     ] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -84,7 +90,7 @@ def predict(
     images: Annotated[
         list[Path], typer.Argument(help="Images, folders, .npy files, or - for paths on standard input.")
     ],
-    top: Annotated[int, typer.Option("--top", help="How many classes to show per image, best first.")] = 1,
+    top: Annotated[int, typer.Option("--top", help="Number of classes per image, best first.")] = 1,
     fp32: Annotated[bool, typer.Option("--fp32", help="Use the FP32 model instead of INT8.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -109,7 +115,7 @@ def predict(
         raise typer.Exit(StageError.exit_code)
 
 
-@app.command(help="Print a report, compare two, or put more into a table: which student to ship.")
+@app.command(help="Print one report, compare two, or show several in a table.")
 @reported
 def report(
     reports: Annotated[list[Path], typer.Argument(help="Run or benchmark directories, bundles, or report.json files.")],
@@ -151,11 +157,11 @@ def report(
         pareto.print_table(result)
 
 
-@app.command(help="Show what this host can do, and whether a bundle was made for it.")
+@app.command(help="Show the capabilities of this host and whether a bundle fits it.")
 @reported
 def doctor(
     bundle: Annotated[
-        Path | None, typer.Argument(help="Bundle directory or model file: is this host what it was made for?")
+        Path | None, typer.Argument(help="Bundle directory or model file to compare with this host.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

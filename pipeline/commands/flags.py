@@ -55,7 +55,9 @@ def out_option(default: Path) -> Options:
 # The command that starts a run sets its options; later stages keep them.
 BEGINNING: Options = out_option(DEFAULT_OUT) | {
     "config": (
-        Annotated[Path | None, typer.Option("--config", help="TOML file with a table per section.", metavar="path")],
+        Annotated[
+            Path | None, typer.Option("--config", help="TOML file with options, a table per section.", metavar="path")
+        ],
         None,
     ),
     "preset": (
@@ -63,14 +65,14 @@ BEGINNING: Options = out_option(DEFAULT_OUT) | {
             str | None,
             typer.Option(
                 "--preset",
-                help=f"Named settings: {', '.join(PRESETS)}. Later stages keep those of the run.",
+                help=f"Named settings: {', '.join(PRESETS)}. Later stages use the preset of the run.",
                 metavar="str",
             ),
         ],
         None,
     ),
     "force": (
-        Annotated[bool, typer.Option("--force", help="Run again even if everything is up to date.", metavar="")],
+        Annotated[bool, typer.Option("--force", help="Run again even if the result is up to date.", metavar="")],
         False,
     ),
     "refresh": (
@@ -78,14 +80,16 @@ BEGINNING: Options = out_option(DEFAULT_OUT) | {
             bool,
             typer.Option(
                 "--refresh",
-                help="Run again what was made with other versions of the stage or of PyTorch, ONNX or onnxruntime.",
+                help="Run again if another version of the stage, PyTorch, ONNX or onnxruntime made the result.",
                 metavar="",
             ),
         ],
         False,
     ),
     "quiet": (
-        Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and warnings.", metavar="")],
+        Annotated[
+            bool, typer.Option("--quiet", "-q", help="Print only results and warnings, no progress.", metavar="")
+        ],
         False,
     ),
 }
@@ -226,7 +230,7 @@ def resolve(given: dict[str, Any], fields: Fields, flags: Flags = RUN_FLAGS) -> 
 
 
 def _recorded(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of the bundle that a command measures or of the run that it goes on with; empty: neither."""
+    """Return the options of the bundle that a command measures or of the run that it continues; empty: neither."""
     if given.get("bundle"):
         from export.verify import read_manifest
 

@@ -20,7 +20,7 @@ app = typer.Typer()
 _STAGES = "More commands: single stages"
 _BUNDLE: Options = {
     "bundle": (
-        Annotated[Path | None, typer.Argument(help="Bundle to measure on this host; without it the run at --out.")],
+        Annotated[Path | None, typer.Argument(help="Bundle to measure on this host. Default: the run at --out.")],
         None,
     ),
 } | JSON
@@ -34,7 +34,7 @@ _TRAINING = ("out", "data__source", "data__image_size", "runtime__device", "forc
 _BENCHMARK_SHORT = {f"benchmark__{name}": f"--{name}" for name in ("threads", "batches", "seconds")}
 
 
-@app.command(help="Run every stage in order: data set to verified bundle.")
+@app.command(help="Run all stages, from the data set to the bundle.")
 @configured(tuple(SECTIONS), BEGINNING, first=_FIRST)
 def run_all(config: Config, out: Path, **again: bool) -> None:
     """Run the pipeline and print the summary."""
@@ -50,7 +50,7 @@ def run_all(config: Config, out: Path, **again: bool) -> None:
     print(f"bundle: {made}\n  kdedge verify --sha256 {_manifest_sha256(made)} {made}\n  kdedge predict {made} IMAGE")
 
 
-@app.command(help="Fetch and check the data set; print what it holds.")
+@app.command(help="Fetch the data set, check it and print a summary.")
 @configured(("data",), STAGE | JSON, without=("out", "force", "refresh"))
 def data(config: Config, as_json: bool) -> None:
     """Print the data set as a table, or as one JSON line where nobody looks at it."""
@@ -75,7 +75,7 @@ def teacher(config: Config, out: Path, **again: bool) -> None:
     print(out / "teacher")
 
 
-@app.command(help="Distill the teacher into the student.", rich_help_panel=_STAGES)
+@app.command(help="Train the student with the teacher.", rich_help_panel=_STAGES)
 @configured(
     ("data", "distill", "runtime"), first=(*_TRAINING, "distill__student", "distill__method", "distill__epochs")
 )
@@ -85,7 +85,7 @@ def distill(config: Config, out: Path, **again: bool) -> None:
     print(out / "distill")
 
 
-@app.command(help="Export the student to ONNX and check parity.", rich_help_panel=_STAGES)
+@app.command(help="Export the student to ONNX and compare it with PyTorch.", rich_help_panel=_STAGES)
 @configured(("export",))
 def export(config: Config, out: Path, **again: bool) -> None:
     """Run the export stage."""
@@ -165,8 +165,8 @@ def _run(names: tuple[str, ...], config: Config, out: Path, again: Mapping[str, 
         try:
             return run_stages(names, config, out, **again, checked=True)
         except KeyboardInterrupt:
-            command = "the same command without --force" if again["force"] else "the same command"
-            raise KeyboardInterrupt(f"{command} goes on where it stopped") from None
+            without = " without --force" if again["force"] else ""
+            raise KeyboardInterrupt(f"run the same command{without} again to resume") from None
 
 
 def _without_reason(report: Mapping[str, Any], error: GateError) -> GateError:

@@ -28,11 +28,13 @@ _STUDIES = "More commands: studies"
 # What a study has beside the options of its runs; see `pipeline.study.compare.StudyOptions`.
 _STUDY: Options = {
     "epochs": (
-        Annotated[str, typer.Option("--epochs", help="Lengths of the runs, comma-separated.", metavar="str")],
+        Annotated[
+            str, typer.Option("--epochs", help="Numbers of epochs of distillation, comma-separated.", metavar="str")
+        ],
         "20",
     ),
     "seeds": (
-        Annotated[str, typer.Option("--seeds", help="Their seeds, comma-separated.", metavar="str")],
+        Annotated[str, typer.Option("--seeds", help="Seeds of the runs, comma-separated.", metavar="str")],
         "0",
     ),
     "teacher_dir": (
@@ -40,7 +42,7 @@ _STUDY: Options = {
             Path | None,
             typer.Option(
                 "--teacher-dir",
-                help="Finished teacher, as in artifacts/run/teacher (default: one is trained).",
+                help="Directory of a finished teacher, such as artifacts/run/teacher. Default: train one.",
                 metavar="path",
             ),
         ],
@@ -67,7 +69,7 @@ _STUDY: Options = {
                 min=1,
                 max=1024,
                 metavar="int",
-                help="Runs to train in parallel, each in a process with its share of the threads.",
+                help="Number of runs to train in parallel. Each is a process with its share of the threads.",
             ),
         ],
         1,
@@ -77,7 +79,7 @@ _STUDY: Options = {
             bool,
             typer.Option(
                 "--test",
-                help="At the end, when all is chosen, also quantize every student and read the test images once.",
+                help="After all training, quantize every student and measure it on the test images.",
                 metavar="",
             ),
         ],
@@ -86,7 +88,9 @@ _STUDY: Options = {
     "force": (
         Annotated[
             bool,
-            typer.Option("--force", help="Replace finished runs of other options or another teacher.", metavar=""),
+            typer.Option(
+                "--force", help="Replace finished runs that have other options or another teacher.", metavar=""
+            ),
         ],
         False,
     ),
@@ -104,8 +108,8 @@ _FACTORS: Options = {
             str,
             typer.Option(
                 "--factors",
-                help="What to vary, comma-separated: optimizer, lr, temperature, beta, beta-patience, "
-                "hint-layers, hint-loss, recipe (default: all that matter to the method).",
+                help="Options to vary, comma-separated: optimizer, lr, temperature, beta, beta-patience, "
+                "hint-layers, hint-loss, recipe. Default: all that affect the method.",
                 metavar="str",
             ),
         ],
@@ -131,7 +135,9 @@ def _prepare(given: dict[str, Any], fields: Fields, flags: Flags) -> Flags:
     return flags
 
 
-@app.command(help="Compare methods over lengths and seeds, all with one teacher.", rich_help_panel=_STUDIES)
+@app.command(
+    help="Compare distillation methods over training lengths and seeds, with one teacher.", rich_help_panel=_STUDIES
+)
 @configured(
     ("data", "teacher", "distill", "runtime"),
     BEGINNING | out_option(Path("artifacts/compare")) | _METHODS | _STUDY,
@@ -146,7 +152,7 @@ def compare(config: Config, out: Path, methods: str, as_json: bool, **options: A
     _study(config, lambda rest: run_comparison(config, out, methods, rest), out, as_json, options)
 
 
-@app.command(help="Vary one training option after the other, all with one teacher.", rich_help_panel=_STUDIES)
+@app.command(help="Vary one training option at a time, with one teacher.", rich_help_panel=_STUDIES)
 @configured(
     ("data", "teacher", "distill", "runtime"),
     BEGINNING | out_option(Path("artifacts/ablate")) | _FACTORS | _STUDY,
@@ -173,5 +179,5 @@ def _study(
         try:
             result = run(rest)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt("the same command goes on where it stopped") from None
+            raise KeyboardInterrupt("run the same command again to resume") from None
     print(json.dumps(result) if as_json else Path(result["page"]).read_text(encoding="utf-8"))

@@ -210,7 +210,7 @@ def _outcome(job: _Job) -> DivergenceError | None:
         job.process.join()
         raise StageError(
             f"the process that trained {job.cell} ended with exit code {job.process.exitcode}",
-            "the same command goes on where it stopped; fewer --jobs take less memory",
+            "run the same command again to resume; fewer --jobs need less memory",
         ) from None
     job.process.join()
     if error is None or isinstance(error, DivergenceError):

@@ -198,7 +198,7 @@ def test_missing_data_are_found_before_anything_is_timed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run-all", "--data", "sample"], "interrupted; the same command goes on where it stopped"),
+        (["run-all", "--data", "sample"], "interrupted; run the same command again to resume"),
         (["verify", "."], "interrupted"),
         (["predict", ".", "x.png"], "interrupted"),
         (["doctor"], "interrupted"),

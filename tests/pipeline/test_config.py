@@ -32,8 +32,9 @@ def test_integers_are_taken_for_floats_but_not_the_reverse():
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ({"distil": {}}, r"unknown section \[distil\] \(did you mean 'distill'\?\)"),
+        ({"distil": {}}, r"unknown section \[distil\] \(did you mean 'distill'\?\): .*data, teacher, distill"),
         ({"distill": {"epoch": 3}}, r"unknown key 'epoch' in \[distill\] \(did you mean 'epochs'\?\)"),
+        ({"export": {"version": 3}}, r"unknown key 'version' in \[export\]: expected one of opset"),
         ({"distill": {"lr": math.nan}}, "--lr .* = nan is out of range"),
         ({"distill": {"lr": -1.0}}, "--lr .* = -1.0 is out of range: expected between 0 and 10"),
         ({"distill": {"method": "select"}}, r"did you mean 'selective'\?\): expected one of ce, kd"),

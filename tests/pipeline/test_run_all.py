@@ -236,7 +236,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_ends_in_the_same_weights(finish
     process.send_signal(signal.SIGINT)
     _, log = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert log.splitlines()[-1] == "interrupted; the same command goes on where it stopped"
+    assert log.splitlines()[-1] == "interrupted; run the same command again to resume"
     assert "Traceback" not in log
     assert not (run_dir / "teacher").exists(), "the stage was over before it could be interrupted"
     kdedge(*options)

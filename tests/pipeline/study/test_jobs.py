@@ -118,7 +118,7 @@ def test_processes_end_with_the_study(study, compared, tmp_path, ending):
     _, errors = process.communicate()
     assert "Traceback" not in errors
     if ending == signal.SIGINT:
-        assert "the same command goes on where it stopped" in errors
+        assert "run the same command again to resume" in errors
 
 
 def wait_for(condition):
