@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.interval import wilson_interval_pct
-from benchmarks.runtime import Model
-from pipeline.progress import track
-from pipeline.runtime import images_at_once
+from kdedge.benchmarks.interval import wilson_interval_pct
+from kdedge.benchmarks.session import Model
+from kdedge.machine import images_at_once
+from kdedge.progress import track
 
 __all__ = ["answer_changes", "balanced_pct", "per_class_table", "predict_logits", "top1_pct"]
 

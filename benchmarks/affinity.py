@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 
-from pipeline.errors import InputError
+from kdedge.errors import InputError
 
 __all__ = ["check_cpus", "pinned"]
 

@@ -1,7 +1,7 @@
 """Load a model and run it in a process that holds nothing else; print its peak memory as one JSON line.
 
-`benchmarks.memory` runs this file by its path, so that of kdedge and its dependencies only numpy and onnxruntime are in
-the process. Arguments: the model, intra-op threads, and the memory limit in MiB (0: none).
+`kdedge.benchmarks.memory` runs this file by its path, so that of kdedge and its dependencies only numpy and onnxruntime
+are in the process. Arguments: the model, intra-op threads, and the memory limit in MiB (0: none).
 
     python -P benchmarks/bare_process.py student.int8.onnx 1 0
 """

@@ -1,7 +1,7 @@
 """Has a model learned anything? Its answers are compared with one constant answer: the most frequent class.
 
-Both are right or wrong on the same images, so the comparison is paired (`benchmarks.gate.tango_interval`). A training
-stage ends with `check_learned`, and the gate uses `learned`.
+Both are right or wrong on the same images, so the comparison is paired (`kdedge.benchmarks.gate.tango_interval`). A
+training stage ends with `check_learned`, and the gate uses `learned`.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.interval import tango_interval
-from pipeline.errors import StageError
-from pipeline.progress import warn
+from kdedge.benchmarks.interval import tango_interval
+from kdedge.errors import StageError
+from kdedge.progress import warn
 
 __all__ = ["Baseline", "check_learned", "learned", "majority_baseline"]
 

@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.latency import MOST_WINDOWS, measure_latency
-from benchmarks.proof import what_ran
-from benchmarks.runtime import CUDA
-from pipeline.files import scratch_dir
+from kdedge.benchmarks.latency import MOST_WINDOWS, measure_latency
+from kdedge.benchmarks.providers import what_ran
+from kdedge.benchmarks.session import CUDA
+from kdedge.files import scratch_dir
 
 __all__ = ["measure_cuda", "write_fp16"]
 

@@ -3,12 +3,13 @@
 Three questions, each answered with a 95 % interval on the same images:
 
 1. Has the model learned anything? Both models are better than always answering the most frequent class
-   (`benchmarks.chance`).
-2. Does INT8 keep the accuracy? The paired loss (`benchmarks.interval`) is below the limit. A gain that is shown to
+   (`kdedge.benchmarks.chance`).
+2. Does INT8 keep the accuracy? The paired loss (`kdedge.benchmarks.interval`) is below the limit. A gain that is shown
+to
    reach the limit fails, too: rounding does not teach a model.
 3. Does INT8 follow FP32? It changes fewer than 20 times the limit of the answers (10 % at 0.5 pp). Near a border
    between classes an answer changes either way at no cost, and the shipped models change 0.5 to 2.4 % of theirs
-   (benchmarks/LOG.md, section 50); a model that changes more is another model, whatever its accuracy.
+   (experiments/LOG.md, section 50); a model that changes more is another model, whatever its accuracy.
 
 A question that is answered with no fails the gate. One that the images leave open leaves it undecided.
 """
@@ -20,8 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.chance import learned, majority_baseline
-from benchmarks.interval import tango_interval, wilson_interval_pct
+from kdedge.benchmarks.chance import learned, majority_baseline
+from kdedge.benchmarks.interval import tango_interval, wilson_interval_pct
 
 __all__ = ["judge", "tango_interval"]
 

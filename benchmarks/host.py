@@ -15,12 +15,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.runtime import CUDA, Model, import_onnxruntime, open_model
-from pipeline import __version__
-from pipeline.errors import InputError
-from pipeline.install import install_command
-from pipeline.progress import printable
-from pipeline.runtime import cpu_info, cpu_quota, usable_cores
+from kdedge import __version__
+from kdedge.benchmarks.session import CUDA, Model, import_onnxruntime, open_model
+from kdedge.errors import InputError
+from kdedge.install import install_command
+from kdedge.machine import cpu_info, cpu_quota, usable_cores
+from kdedge.progress import printable
 
 __all__ = [
     "artifact_check",

@@ -5,7 +5,8 @@ windows of fixed duration alternate between them, so that a change of clock or l
 alone around ``session.run``. Where the machine disturbed them, windows are added until the last five in a row are
 quiet, up to a limit (like the steady state of Georges et al., "Statistically rigorous Java performance evaluation",
 OOPSLA 2007); the earlier ones are kept and counted. What looked quiet until a later case ran at a faster clock is
-measured on at the end, within the same limit. Whether the numbers may be quoted is decided in `benchmarks.trust`.
+measured on at the end, within the same limit. Whether the numbers may be quoted is decided in
+`kdedge.benchmarks.stability`.
 """
 
 import functools
@@ -19,10 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.runtime import CPU, Model, open_model, session_options
-from benchmarks.trust import Reading, Window, disturbances, judge_windows, spin_ms
-from pipeline.progress import Tracker, track
-from pipeline.runtime import cpu_quota, usable_cores
+from kdedge.benchmarks.session import CPU, Model, open_model, session_options
+from kdedge.benchmarks.stability import Reading, Window, disturbances, judge_windows, spin_ms
+from kdedge.machine import cpu_quota, usable_cores
+from kdedge.progress import Tracker, track
 
 __all__ = ["MOST_WINDOWS", "WINDOWS", "Measured", "measure_latency", "measure_windows", "run_window", "summarise"]
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.runtime import CPU
-from pipeline.errors import InputError
+from kdedge.benchmarks.session import CPU
+from kdedge.errors import InputError
 
 __all__ = ["check_limit", "measure_memory"]
 

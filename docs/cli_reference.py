@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from pipeline.cli import app
+from kdedge.pipeline.cli import app
 
 __all__ = ["cli_reference"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from cli_reference import cli_reference
 from results import REFERENCE, TABLES
 
-from benchmarks.report import write_report
-from benchmarks.report_file import load_report
+from kdedge.benchmarks.report.file import load_report
+from kdedge.benchmarks.report.pages import write_report
 
 __all__ = ["PAGES", "fill"]
 

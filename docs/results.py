@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.study.statistics import paired_difference
+from kdedge.pipeline.study.statistics import paired_difference
 
 __all__ = ["REFERENCE", "TABLES"]
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.errors import InputError
+from kdedge.errors import InputError
 
 __all__ = [
     "CORE_INPUT",

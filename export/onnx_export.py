@@ -1,6 +1,4 @@
-"""The export stage: the trained student as an ONNX model that takes raw pixels, with always-on parity.
-
-    kdedge export --out RUN        # reads RUN/distill, writes RUN/export/student.onnx
+"""The trained student as an ONNX model that takes raw pixels, with always-on parity.
 
 The graph takes ``pixels`` uint8 ``[N, S, S, 3]`` with a dynamic N, scales and transposes them inside
 (Cast → Mul(1/255) → Transpose), and returns ``logits`` float32 ``[N, C]``; batch norm is folded into the convolutions.
@@ -12,7 +10,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +20,14 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from benchmarks.runtime import open_model
-from export.graph import count_macs
-from pipeline import __version__
-from pipeline.config import Config
-from pipeline.data.images import preprocessing
-from pipeline.errors import StageError
-from pipeline.files import load_json, write_atomic
-from pipeline.progress import log
+from kdedge import __version__
+from kdedge.benchmarks.session import open_model
+from kdedge.errors import StageError
+from kdedge.export.graph import count_macs
+from kdedge.files import write_atomic
+from kdedge.images import preprocessing
 
-__all__ = ["MODEL_NAME", "PARITY_BOUND", "check_parity", "export_student", "run"]
+__all__ = ["MODEL_NAME", "PARITY_BOUND", "check_parity", "export_student"]
 
 MODEL_NAME = "student.onnx"
 PARITY_BOUND = 1e-4
@@ -50,30 +46,6 @@ class _Deployed(nn.Module):
         """Map uint8 ``[N, S, S, 3]`` to logits ``[N, C]``."""
         logits: Tensor = self.student((pixels.to(torch.float32) * (1 / 255)).permute(0, 3, 1, 2))
         return logits
-
-
-def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
-    """Export the distilled student to ``out_dir/student.onnx`` and prove that it computes the same.
-
-    Returns:
-        Facts for the manifest: ``params``, ``macs``, ``conv_nodes``, ``parity_max_abs_diff``, …
-
-    Raises:
-        InputError: The student's files are missing, damaged, or of another architecture or class count.
-        StageError: The exporter failed, or the exported model computes something else.
-    """
-    from pipeline.distill.stage import load_student
-
-    module = load_student(inputs["distill"])
-    student = load_json(inputs["distill"] / "student.json", ("image_size", "classes"))
-    path = out_dir / MODEL_NAME
-    facts = export_student(module, student["image_size"], student["classes"], path, opset=config.export.opset)
-    facts |= check_parity(module, path)
-    log(
-        f"export: {facts['params']:,} parameters, {facts['macs'] / 1e6:.1f} MMAC, {facts['conv_nodes']} convolutions, "
-        f"largest logit difference {facts['parity_max_abs_diff']:.1e}"
-    )
-    return facts
 
 
 def export_student(

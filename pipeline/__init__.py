@@ -1,3 +1,1 @@
-"""kdedge: from labelled images to a small INT8 image classifier, verified before it ships, with one command."""
-
-__version__ = "0.1.0"
+"""From labelled data to a bundle: data sets, models, training, distillation, stages, studies and the command line."""

@@ -1,7 +1,7 @@
 """The ``kdedge`` command: parses, calls a stage, prints.
 
-The commands are in `pipeline.commands`, where every field of `pipeline.config` becomes a flag. Nothing heavy is
-imported before a command needs it. Progress and log lines go to stderr, results to stdout.
+The commands are in `kdedge.pipeline.commands`, where every field of `kdedge.pipeline.config` becomes a flag. Nothing
+heavy is imported before a command needs it. Progress and log lines go to stderr, results to stdout.
 
     kdedge run-all --data sample --out artifacts/demo
 """
@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from pipeline import __version__
-from pipeline.commands import bundles, stages, studies
-from pipeline.commands.failures import Commands
+from kdedge import __version__
+from kdedge.pipeline.commands import bundles, stages, studies
+from kdedge.pipeline.commands.failures import Commands
 
 __all__ = ["app"]
 

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from export import standalone
-from pipeline.data.images import check_image, check_pixels, read_image
-from pipeline.errors import InputError
+from kdedge.errors import InputError
+from kdedge.export.bundle import standalone
+from kdedge.images import check_image, check_pixels, read_image
 
 ORIENTATION = 0x0112
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.config import DataConfig
-from pipeline.data import Dataset, open_dataset
-from pipeline.errors import InputError
+from kdedge.dataset import Dataset
+from kdedge.errors import InputError
+from kdedge.pipeline.data.options import DataConfig
+from kdedge.pipeline.data.sources import open_dataset
 
 
 def save(path: Path, colour: "int | tuple[int, ...]" = (200, 10, 10), size: tuple[int, int] = (20, 30)) -> None:

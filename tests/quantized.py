@@ -7,10 +7,10 @@ import numpy.typing as npt
 import onnx
 from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
 
-from export.calibrate import tensor_runner
-from export.candidates import Candidate, score
-from export.layers import Weights
-from export.quantizer import Quantizer
+from kdedge.export.quantize.calibrate import tensor_runner
+from kdedge.export.quantize.candidates import Candidate, score
+from kdedge.export.quantize.layers import Weights
+from kdedge.export.quantize.quantizer import Quantizer
 
 Logits = npt.NDArray[np.float32]
 
@@ -21,7 +21,7 @@ def trainable_graph_sqnr_db(
     """Return how close the graph that fine-tuning trains is to what onnxruntime computes, in dB."""
     import torch
 
-    from export.torch_graph import TorchGraph
+    from kdedge.export.quantize.torch_graph import TorchGraph
 
     model = onnx.load_model_from_string(quantizer.build(candidate, exclude=exclude))
     with torch.no_grad():

@@ -4,7 +4,7 @@ import csv
 
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from kdedge.pipeline.cli import app
 
 
 def kdedge(*arguments, code=0):

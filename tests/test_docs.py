@@ -12,8 +12,8 @@ from generate import PAGES, fill
 from PIL import Image
 from typer.testing import CliRunner
 
-from pipeline.cli import app
-from pipeline.configure import build_config
+from kdedge.pipeline.cli import app
+from kdedge.pipeline.config.build import build_config
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "artifacts" / "reference" / "bundle"

@@ -19,15 +19,18 @@ BUNDLE = ROOT / "artifacts" / "reference" / "bundle"
 
 
 def modules():
-    found = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-    return [path for path in found if "studies" not in path.parts]
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))] + sorted(
+        (ROOT / "kdedge").glob("*.py")
+    )
 
 
 def name(path):
     return path.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("path", [p for p in modules() if p.name not in ("__init__.py", "standalone.py")], ids=name)
+@pytest.mark.parametrize(
+    "path", [p for p in modules() if p.name not in ("__init__.py", "__main__.py", "standalone.py")], ids=name
+)
 def test_a_module_says_what_is_public_and_documents_it(path):
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree), "a module begins with what it is for"
@@ -57,7 +60,7 @@ def _target(node):
 
 
 def test_benchmarks_never_import_pytorch():
-    for path in (ROOT / "benchmarks").glob("*.py"):
+    for path in (ROOT / "benchmarks").rglob("*.py"):
         assert not re.search(r"^\s*(import|from) torch", path.read_text(), re.M), path
 
 
@@ -83,12 +86,12 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_the_source_tree_and_nothing_else(wheel):
     packed = {entry for entry in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in entry}
     tree = {
-        path.relative_to(ROOT).as_posix()
+        f"kdedge/{path.relative_to(ROOT).as_posix()}"
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
-        if path.is_file() and not {"__pycache__", "studies"} & set(path.parts) and path.name != "LOG.md"
+        if path.is_file() and "__pycache__" not in path.parts
     }
-    assert packed == tree
+    assert packed == tree | {f"kdedge/{path.name}" for path in (ROOT / "kdedge").glob("*.py")}
 
 
 @pytest.fixture(scope="session")

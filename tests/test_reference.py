@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from benchmarks.report import render_markdown
-from benchmarks.report_file import load_report
-from export.verify import verify_bundle
-from pipeline.files import file_sha256
+from kdedge.benchmarks.report.file import load_report
+from kdedge.benchmarks.report.pages import render_markdown
+from kdedge.export.bundle.verify import verify_bundle
+from kdedge.files import file_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "artifacts" / "reference"
@@ -18,7 +18,7 @@ def test_the_reference_bundle_is_verified_and_passed():
 
 
 def test_the_reference_bundle_has_the_script_of_this_version():
-    assert (BUNDLE / "predict.py").read_bytes() == (ROOT / "export" / "standalone.py").read_bytes()
+    assert (BUNDLE / "predict.py").read_bytes() == (ROOT / "export" / "bundle" / "standalone.py").read_bytes()
 
 
 def test_the_history_of_the_reference_bundle_is_of_the_model_in_it():

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.failures import reported, show_error
-from pipeline.commands.flags import AsJson, resolve
-from pipeline.errors import InputError, StageError
-from pipeline.parsing import parse_emulated
-from pipeline.progress import log, printable
+from kdedge.benchmarks.emulate.cpus import parse_emulated
+from kdedge.errors import InputError, StageError
+from kdedge.pipeline.commands.failures import reported, show_error
+from kdedge.pipeline.commands.flags import AsJson, resolve
+from kdedge.progress import log, printable
 
 __all__ = ["app"]
 
@@ -51,7 +51,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Verify a bundle; a mismatch, here or on an emulated CPU, ends with exit code 1."""
-    from export.verify import check_flips, emulate_bundle, verify_bundle
+    from kdedge.export.bundle.verify import check_flips, emulate_bundle, verify_bundle
 
     cpus = parse_emulated(",".join(emulate or ()), "--emulate")
     if not cpus and (emulate_images or data or data_dir):
@@ -62,8 +62,8 @@ def verify(
     if cpus:
         tests = None
         if emulate_images:
-            from export.emulate import check_emulators
-            from pipeline.evaluate import sample_test_images
+            from kdedge.benchmarks.emulate.emulator import check_emulators
+            from kdedge.pipeline.measure_bundle import sample_test_images
 
             check_emulators(cpus)  # before a data set is fetched
             given = {key: value for key, value in (("source", data), ("dir", data_dir)) if value}
@@ -95,7 +95,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Print the label and its probability for each image."""
-    from export.predict import predict as predict_images
+    from kdedge.export.bundle.predict import predict as predict_images
 
     bad: list[InputError] = []
 
@@ -127,9 +127,9 @@ def report(
     ] = None,
 ) -> None:
     """Print one report, what is different in another, or a table of several."""
-    from benchmarks import pareto
-    from benchmarks.compare_reports import compare_reports, comparison_markdown, print_comparison
-    from benchmarks.report_file import load_report
+    from kdedge.benchmarks.report import pareto
+    from kdedge.benchmarks.report.compare import compare_reports, comparison_markdown, print_comparison
+    from kdedge.benchmarks.report.file import load_report
 
     if as_json and markdown:
         raise InputError("--json and --markdown exclude each other", "give one of them")
@@ -137,7 +137,7 @@ def report(
         raise InputError("--figure needs two reports or more", "name another: kdedge report A B --figure FILE.png")
     loaded, names = [load_report(path) for path in reports], [str(path) for path in reports]
     if len(loaded) == 1:
-        from benchmarks.report import render_markdown
+        from kdedge.benchmarks.report.pages import render_markdown
 
         print(json.dumps(loaded[0]) if as_json else render_markdown(loaded[0], []))
         return
@@ -166,9 +166,9 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Print the host's capabilities: devices, instruction sets, execution providers, emulators."""
-    from benchmarks.host import artifact_check, format_doctor
-    from benchmarks.host import doctor as examine
-    from export.emulate import emulation_checks
+    from kdedge.benchmarks.emulate.emulator import emulation_checks
+    from kdedge.benchmarks.host import artifact_check, format_doctor
+    from kdedge.benchmarks.host import doctor as examine
 
     facts = examine()
     facts["checks"] += emulation_checks()
@@ -185,7 +185,7 @@ def _model_of(artifact: Path) -> Path:
         InputError: A folder that is no bundle.
         StageError: A bundle with a damaged manifest.
     """
-    from export.verify import read_manifest
+    from kdedge.export.bundle.verify import read_manifest
 
     if not artifact.is_dir():
         return artifact

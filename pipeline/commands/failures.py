@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from pipeline.errors import KdedgeError
-from pipeline.install import install_command
-from pipeline.progress import printable, say, set_quiet
+from kdedge.errors import KdedgeError
+from kdedge.install import install_command
+from kdedge.progress import printable, say, set_quiet
 
 __all__ = ["Commands", "reported", "show_error"]
 
@@ -24,7 +24,7 @@ _UsageError: Any = typer.BadParameter.__base__
 # Which extra installs a module that the base install lacks.
 _EXTRAS = {"onnxruntime": "cpu"} | dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "safetensors"), "train")
 
-# Begins each item where `pipeline.configure` lists several problems.
+# Begins each item where `kdedge.pipeline.config.build` lists several problems.
 _ITEM = "\n  - "
 
 # What PyTorch says of it is a RuntimeError.

@@ -1,4 +1,4 @@
-"""Makes a command from a function: a flag for every field of `pipeline.config`, and the options that steer it.
+"""Makes a command from a function: a flag for every field of `kdedge.pipeline.config`, and the options that steer it.
 
 Under ``@app.command()``, ``@configured(("export",))`` gives ``export(config, out, **again)`` the flags of one section.
 A command with many options names those that ``--help`` shows; ``--help-all`` shows all, in a panel per section.
@@ -14,12 +14,12 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from pipeline.checks import RUN_FLAGS, Flags
-from pipeline.commands.failures import reported
-from pipeline.config import SECTIONS, Config
-from pipeline.configure import PRESETS, build_config
-from pipeline.errors import InputError
-from pipeline.files import read_json, read_toml
+from kdedge.errors import InputError
+from kdedge.files import read_json, read_toml
+from kdedge.pipeline.commands.failures import reported
+from kdedge.pipeline.config import SECTIONS, Config
+from kdedge.pipeline.config.build import PRESETS, build_config
+from kdedge.pipeline.config.checks import RUN_FLAGS, Flags
 
 __all__ = [
     "BEGINNING",
@@ -232,13 +232,13 @@ def resolve(given: dict[str, Any], fields: Fields, flags: Flags = RUN_FLAGS) -> 
 def _recorded(given: dict[str, Any]) -> dict[str, Any]:
     """Return the options of the bundle that a command measures or of the run that it continues; empty: neither."""
     if given.get("bundle"):
-        from export.verify import read_manifest
+        from kdedge.export.bundle.verify import read_manifest
 
         made_with = read_manifest(given["bundle"])["config"]
         return {"data": made_with.get("all data", {}), "runtime": made_with.get("seed", {})}
     if "preset" in given or "out" not in given:
         return {}
-    from pipeline.stages import recorded_config
+    from kdedge.pipeline.run import recorded_config
 
     return recorded_config(given["out"])
 

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.commands.flags import BEGINNING, DEFAULT_OUT, JSON, STAGE, Options, configured
-from pipeline.config import SECTIONS, Config
-from pipeline.errors import GateError
-from pipeline.progress import log
+from kdedge.errors import GateError
+from kdedge.pipeline.commands.flags import BEGINNING, DEFAULT_OUT, JSON, STAGE, Options, configured
+from kdedge.pipeline.config import SECTIONS, Config
+from kdedge.progress import log
 
 __all__ = ["app"]
 
@@ -38,7 +38,7 @@ _BENCHMARK_SHORT = {f"benchmark__{name}": f"--{name}" for name in ("threads", "b
 @configured(tuple(SECTIONS), BEGINNING, first=_FIRST)
 def run_all(config: Config, out: Path, **again: bool) -> None:
     """Run the pipeline and print the summary."""
-    from pipeline.stages import STAGES
+    from kdedge.pipeline.stages.registry import STAGES
 
     try:
         if not _run(tuple(STAGES), config, out, again):
@@ -54,7 +54,7 @@ def run_all(config: Config, out: Path, **again: bool) -> None:
 @configured(("data",), STAGE | JSON, without=("out", "force", "refresh"))
 def data(config: Config, as_json: bool) -> None:
     """Print the data set as a table, or as one JSON line where nobody looks at it."""
-    from pipeline.data.summary import print_summary, summarise
+    from kdedge.pipeline.data.summary import print_summary, summarise
 
     facts = summarise(config.data)
     if as_json or not sys.stdout.isatty():
@@ -115,13 +115,13 @@ def quantize(config: Config, out: Path, **again: bool) -> None:
 )
 def benchmark(config: Config, out: Path, bundle: Path | None, as_json: bool, **again: bool) -> None:
     """Measure and print the summary; where stdout is no terminal, or with ``--json``, one JSON line follows."""
-    from pipeline.artifacts import lock_run
+    from kdedge.pipeline.run_dir import lock_run
 
     if bundle is None:
         _run(("benchmark",), config, out, again)
         report_dir = out / "benchmark"
     else:
-        from pipeline.evaluate import benchmark_bundle, check_benchmark
+        from kdedge.pipeline.measure_bundle import benchmark_bundle, check_benchmark
 
         report_dir = out if out != DEFAULT_OUT else Path("artifacts/benchmark")
         with lock_run(report_dir, lambda: check_benchmark(config, bundle, report_dir)):
@@ -131,7 +131,7 @@ def benchmark(config: Config, out: Path, bundle: Path | None, as_json: bool, **a
     if as_json or not sys.stdout.isatty():
         print(json.dumps({"report": str(report_dir / "report.json"), **{key: report[key] for key in keys}}))
 
-    from export.bundle import check_gate
+    from kdedge.export.bundle.build import check_gate
 
     if bundle is not None and not (report["run"].get("same_test_images") and report["gate"]["verdict"] == "failed"):
         return  # the gate of the bundle was decided where it was made
@@ -151,15 +151,15 @@ def bundle(config: Config, out: Path, **again: bool) -> None:
 
 
 def _manifest_sha256(stage_dir: Path) -> str:
-    from pipeline.artifacts import MANIFEST
-    from pipeline.files import file_sha256
+    from kdedge.files import file_sha256
+    from kdedge.ownership import MANIFEST
 
     return file_sha256(stage_dir / MANIFEST)
 
 
 def _run(names: tuple[str, ...], config: Config, out: Path, again: Mapping[str, bool]) -> bool:
-    from pipeline.artifacts import lock_run
-    from pipeline.stages import check_stages, run_stages
+    from kdedge.pipeline.run import check_stages, run_stages
+    from kdedge.pipeline.run_dir import lock_run
 
     with lock_run(out, lambda: check_stages(names, config, out)):
         try:
@@ -177,8 +177,8 @@ def _without_reason(report: Mapping[str, Any], error: GateError) -> GateError:
 
 def _print_report(report_dir: Path) -> dict[str, Any]:
     """Print the summary of the report in a directory and return the report."""
-    from benchmarks.report import print_summary
-    from benchmarks.report_file import load_report
+    from kdedge.benchmarks.report.file import load_report
+    from kdedge.benchmarks.report.pages import print_summary
 
     report = load_report(report_dir / "report.json")
     print_summary(report)

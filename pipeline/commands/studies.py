@@ -11,13 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.checks import ABLATE_FLAGS, COMPARE_FLAGS, Flags
-from pipeline.commands.flags import BEGINNING, JSON, Fields, Options, configured, out_option
-from pipeline.config import Config, TeacherConfig
-from pipeline.distill.methods import CONTROL, METHODS
-from pipeline.errors import InputError
-from pipeline.parsing import parse_counts
-from pipeline.shareable import shareable
+from kdedge.errors import InputError
+from kdedge.parsing import parse_counts
+from kdedge.pipeline.commands.flags import BEGINNING, JSON, Fields, Options, configured, out_option
+from kdedge.pipeline.config import Config
+from kdedge.pipeline.config.checks import ABLATE_FLAGS, COMPARE_FLAGS, Flags
+from kdedge.pipeline.config.shareable import shareable
+from kdedge.pipeline.distill.methods import CONTROL, METHODS
+from kdedge.pipeline.training.options import TeacherConfig
 
 __all__ = ["app"]
 
@@ -25,7 +26,7 @@ app = typer.Typer()
 
 _STUDIES = "More commands: studies"
 
-# What a study has beside the options of its runs; see `pipeline.study.compare.StudyOptions`.
+# What a study has beside the options of its runs; see `kdedge.pipeline.study.compare.StudyOptions`.
 _STUDY: Options = {
     "epochs": (
         Annotated[
@@ -147,7 +148,7 @@ def _prepare(given: dict[str, Any], fields: Fields, flags: Flags) -> Flags:
 )
 def compare(config: Config, out: Path, methods: str, as_json: bool, **options: Any) -> None:
     """Run the comparison; print its page or one JSON line."""
-    from pipeline.study.compare import compare as run_comparison
+    from kdedge.pipeline.study.compare import compare as run_comparison
 
     _study(config, lambda rest: run_comparison(config, out, methods, rest), out, as_json, options)
 
@@ -162,7 +163,7 @@ def compare(config: Config, out: Path, methods: str, as_json: bool, **options: A
 )
 def ablate(config: Config, out: Path, factors: str, as_json: bool, **options: Any) -> None:
     """Run the ablations; print their page or one JSON line."""
-    from pipeline.study.ablate import ablate as run_ablations
+    from kdedge.pipeline.study.ablate import ablate as run_ablations
 
     _study(config, lambda rest: run_ablations(config, out, factors, rest), out, as_json, options)
 
@@ -171,8 +172,8 @@ def _study(
     config: Config, run: Callable[[Any], dict[str, Any]], out: Path, as_json: bool, options: dict[str, Any]
 ) -> None:
     """Run a study in its locked directory and print what it found."""
-    from pipeline.artifacts import lock_run
-    from pipeline.study.compare import StudyOptions, check_study
+    from kdedge.pipeline.run_dir import lock_run
+    from kdedge.pipeline.study.compare import StudyOptions, check_study
 
     rest = StudyOptions(command=shlex.join(["kdedge", *shareable(sys.argv[1:])]), **options)
     with lock_run(out, lambda: check_study(config, out, rest)):

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.base import Split, keep_used
-from pipeline.data.images import resize_images
-from pipeline.errors import InputError
+from kdedge.dataset import Split, keep_used
+from kdedge.errors import InputError
+from kdedge.images import resize_images
 
 __all__ = ["BINARY", "CLASS_NAMES", "PICKLE", "Cifar10", "Format", "find_damage", "md5_hex", "open_cifar10"]
 

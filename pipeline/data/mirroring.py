@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from pipeline.data.base import Split
+from kdedge.dataset import Split
 
 __all__ = ["mirrored_keep_class"]
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import DataConfig
-from pipeline.data import open_dataset, split_train_val
-from pipeline.data.folder import Folder
+from kdedge.dataset import split_train_val
+from kdedge.pipeline.data.folder import Folder
+from kdedge.pipeline.data.options import DataConfig
+from kdedge.pipeline.data.sources import open_dataset
 
 __all__ = ["print_summary", "summarise"]
 

@@ -2,7 +2,7 @@
 
 Beta is halved when the validation KD loss stops improving, as in the method's source. There hints and KD last to the
 end of the training. A student that becomes better than its teacher loses by both: up to 14 pp by hints and 2 pp by KD
-(benchmarks/LOG.md, sections 38 and 51). So a weak teacher gives no hints, and both terms end once the student has
+(experiments/LOG.md, sections 38 and 51). So a weak teacher gives no hints, and both terms end once the student has
 passed its teacher.
 """
 

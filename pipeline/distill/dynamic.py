@@ -3,18 +3,18 @@
 The teacher is frozen, so its activation variances stay; what changes is how much of them the student has learnt. The
 first blocks are those of the highest variance, as for ``selective``. Then, every ``--rechoose-epochs`` epochs, the
 blocks are taken of which the student leaves the largest share of the variance unexplained: the share that the best
-linear adapter, fitted on training images, leaves on validation images (`pipeline.distill.hints.measure_similarity`).
-Every block has an adapter from the start, to a student block that stays the same: that with which ``all`` pairs it,
-which can be another than that of ``selective``. A block that is chosen, left out and chosen again goes on with the
-weights that its adapter had.
+linear adapter, fitted on training images, leaves on validation images
+(`kdedge.pipeline.distill.hints.measure_similarity`). Every block has an adapter from the start, to a student block that
+stays the same: that with which ``all`` pairs it, which can be another than that of ``selective``. A block that is
+chosen, left out and chosen again goes on with the weights that its adapter had.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.distill.blocks import highest
-from pipeline.distill.hints import HintAdapters
-from pipeline.progress import log
+from kdedge.pipeline.distill.blocks import highest
+from kdedge.pipeline.distill.hints import HintAdapters
+from kdedge.progress import log
 
 __all__ = ["DynamicChoice"]
 

@@ -1,8 +1,8 @@
 """Hints: with which of its own blocks the student imitates a teacher block, and through which adapters.
 
-`scan_variance` measures the teacher's blocks, a rule of `pipeline.distill.blocks` chooses some, `pair_blocks` finds the
-student block for each, `HintAdapters` maps student maps to teacher maps while training. `measure_similarity` judges any
-student, also one that never saw a hint, through least-squares adapters.
+`scan_variance` measures the teacher's blocks, a rule of `kdedge.pipeline.distill.blocks` chooses some, `pair_blocks`
+finds the student block for each, `HintAdapters` maps student maps to teacher maps while training. `measure_similarity`
+judges any student, also one that never saw a hint, through least-squares adapters.
 """
 
 import math
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.distill.losses import hint_loss
-from pipeline.models.teacher import FeatureTap, Teacher, hint_candidates
+from kdedge.pipeline.distill.losses import hint_loss
+from kdedge.pipeline.models.teacher import FeatureTap, Teacher, hint_candidates
 
 __all__ = ["HintAdapters", "HintPair", "measure_similarity", "pair_blocks", "probe_shapes", "scan_variance"]
 
@@ -24,7 +24,7 @@ class HintPair:
     """A teacher block and the student block that learns to predict it.
 
     Attributes:
-        teacher_block: Name from `pipeline.models.teacher.hint_candidates`.
+        teacher_block: Name from `kdedge.pipeline.models.teacher.hint_candidates`.
         student_block: Index of the student block.
         teacher_channels: Channels of the teacher map.
         student_channels: Channels of the student map.

@@ -2,15 +2,15 @@
 
 All minimise alpha * KD + beta * hint + gamma * CE, with the terms that the method has. ``ce`` is the control of every
 other method; ``random3``, ``last3`` and ``all`` are controls of ``selective``, from which they differ in the teacher's
-blocks and, as these are paired in depth order (`pipeline.distill.hints.pair_blocks`), in the student's.
+blocks and, as these are paired in depth order (`kdedge.pipeline.distill.hints.pair_blocks`), in the student's.
 `Method.builds_on` names the method that another one changes. The rules that choose blocks are in
-`pipeline.distill.blocks`, the terms in `pipeline.distill.losses`, adapters in `pipeline.distill.hints`, the new choice
-while training in `pipeline.distill.dynamic`.
+`kdedge.pipeline.distill.blocks`, the terms in `kdedge.pipeline.distill.losses`, adapters in
+`kdedge.pipeline.distill.hints`, the new choice while training in `kdedge.pipeline.distill.dynamic`.
 """
 
 from dataclasses import dataclass
 
-from pipeline.distill.blocks import (
+from kdedge.pipeline.distill.blocks import (
     BlockRule,
     every_block,
     highest_variance,

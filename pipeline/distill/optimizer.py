@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from pipeline.config import DistillConfig
+from kdedge.pipeline.distill.options import DistillConfig
 
 __all__ = ["build_optimizer", "set_learning_rate"]
 

@@ -27,11 +27,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config import RuntimeConfig
-from pipeline.models.teacher import FeatureTap, Teacher
-from pipeline.progress import log, warn_once
-from pipeline.runtime import autocast
-from pipeline.training import Batch
+from kdedge.pipeline.models.teacher import FeatureTap, Teacher
+from kdedge.pipeline.training.device import autocast
+from kdedge.pipeline.training.loop import Batch
+from kdedge.pipeline.training.options import RuntimeConfig
+from kdedge.progress import log, warn_once
 
 __all__ = ["CachedTeacher", "LogitsFile", "cache_name"]
 
@@ -147,7 +147,7 @@ class CachedTeacher:
 
         Args:
             batch: B views.
-            blocks: Names from `pipeline.models.teacher.hint_candidates`.
+            blocks: Names from `kdedge.pipeline.models.teacher.hint_candidates`.
 
         Returns:
             (logits float32 ``[B, C]``, rounded to fp16; maps ``[B, C', H, W]`` by block).

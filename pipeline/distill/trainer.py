@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.config import Config
-from pipeline.distill.beta import BETA_UNIT, BetaSchedule, KdSchedule
-from pipeline.distill.gradients import gradient_shares
-from pipeline.distill.hints import HintAdapters, HintPair
-from pipeline.distill.losses import kd_loss
-from pipeline.distill.methods import METHODS
-from pipeline.distill.optimizer import build_optimizer, set_learning_rate
-from pipeline.distill.teacher_logits import CachedTeacher
-from pipeline.models.student import Student
-from pipeline.progress import log
-from pipeline.runtime import autocast
-from pipeline.training import Batch, Batches, place, refresh_batch_norms
+from kdedge.pipeline.config import Config
+from kdedge.pipeline.distill.beta import BETA_UNIT, BetaSchedule, KdSchedule
+from kdedge.pipeline.distill.gradients import gradient_shares
+from kdedge.pipeline.distill.hints import HintAdapters, HintPair
+from kdedge.pipeline.distill.losses import kd_loss
+from kdedge.pipeline.distill.methods import METHODS
+from kdedge.pipeline.distill.optimizer import build_optimizer, set_learning_rate
+from kdedge.pipeline.distill.teacher_logits import CachedTeacher
+from kdedge.pipeline.models.student import Student
+from kdedge.pipeline.training.device import autocast
+from kdedge.pipeline.training.loop import Batch, Batches, place, refresh_batch_norms
+from kdedge.progress import log
 
 __all__ = ["Trainer", "first_batches"]
 
@@ -42,7 +42,7 @@ class Trainer:
         student: Changed in place.
         pairs: Pairs that may be hinted at; none for a method without hints.
         chosen: Teacher blocks among them that are hinted at from the start.
-        hint_share: Share of beta that counts, see `pipeline.distill.beta.hint_share`.
+        hint_share: Share of beta that counts, see `kdedge.pipeline.distill.beta.hint_share`.
         batches: What is trained on; the first ones calibrate the hints.
 
     Attributes:

@@ -1,13 +1,13 @@
 """torchvision's classifiers by name, with stems for small images, and the blocks that hints can use.
 
-Teachers (`pipeline.models.teacher`) and students (`pipeline.models.student`) are made of them.
+Teachers (`kdedge.pipeline.models.teacher`) and students (`kdedge.pipeline.models.student`) are made of them.
 """
 
 from typing import Any
 
 from torch import nn
 
-from pipeline.errors import InputError
+from kdedge.errors import InputError
 
 __all__ = ["STEMS", "backbone_blocks", "build_backbone"]
 

@@ -1,7 +1,7 @@
 """Initial weights of a student that learn faster: a whitening first convolution, identities in plain stacks behind it.
 
 After K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv:2404.00498), sections 3.1 and 3.2; there the
-first convolution stays frozen, here it is only the start. `benchmarks/LOG.md`, section 15, has what it is worth.
+first convolution stays frozen, here it is only the start. `experiments/LOG.md`, section 15, has what it is worth.
 """
 
 import numpy as np
@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.models.student import Block
+from kdedge.pipeline.models.student import Block
 
 __all__ = ["initialise", "whitening_filters"]
 
 _IMAGES = 1000  # with some 900 patches each: their covariance has settled long before
 _CHUNK = 100  # images whose patches are in memory at a time: 106 MB for those of 7 x 7 pixels
 # Both relative to the largest variance. CIFAR-10's 16th direction has 4.7e-4; the colours of grey images have 1e-15 and
-# would become filters of norm 100, which drown the image in INT8 (benchmarks/LOG.md, sections 19 and 51).
+# would become filters of norm 100, which drown the image in INT8 (experiments/LOG.md, sections 19 and 51).
 _LEAST_VARIANCE = 3e-4  # directions below it are not whitened
 _EPSILON = 7.7e-5  # added to each variance
 

@@ -17,14 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.config import Config, TeacherConfig
-from pipeline.download import fetch
-from pipeline.errors import InputError, KdedgeError, StageError
-from pipeline.files import file_sha256, load_json
-from pipeline.models.backbone import STEMS
-from pipeline.models.teacher import Teacher, build_teacher, check_image_size
-from pipeline.progress import warn
-from pipeline.weights import DAMAGED, load_weights
+from kdedge.download import fetch
+from kdedge.errors import InputError, KdedgeError, StageError
+from kdedge.files import file_sha256, load_json
+from kdedge.pipeline.config import Config
+from kdedge.pipeline.models.backbone import STEMS
+from kdedge.pipeline.models.teacher import Teacher, build_teacher, check_image_size
+from kdedge.pipeline.models.weights import DAMAGED, load_weights
+from kdedge.pipeline.training.options import TeacherConfig
+from kdedge.progress import warn
 
 __all__ = ["Start", "check_start", "start_teacher"]
 
@@ -42,7 +43,7 @@ class Start:
 
     Attributes:
         teacher: The teacher.
-        stem: Its stem; see `pipeline.models.backbone.build_backbone`.
+        stem: Its stem; see `kdedge.pipeline.models.backbone.build_backbone`.
         origin: Where its weights came from: ``none``, ``imagenet`` or ``file:<sha256>``.
         title: The same, in words.
         stem_note: Why it has this stem, in words (empty: the user chose it).
@@ -73,7 +74,7 @@ def check_start(config: Config, num_classes: int) -> None:
         InputError: A random teacher would be distilled from, or the weights are bad or do not fill the teacher.
         StageError: Weights that --teacher-epochs 0 needs cannot be downloaded.
     """
-    from pipeline.distill.methods import METHODS
+    from kdedge.pipeline.distill.methods import METHODS
 
     settings = config.teacher
     if settings.weights == "none" and not settings.epochs and METHODS[config.distill.method].kd:

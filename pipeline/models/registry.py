@@ -28,7 +28,7 @@ class TorchvisionSpec:
 
     Attributes:
         arch: Its name there.
-        small_stem: The stem for images below 64 pixels (see `pipeline.models.backbone.build_backbone`).
+        small_stem: The stem for images below 64 pixels (see `kdedge.pipeline.models.backbone.build_backbone`).
         note: What it is, with its size at 32 pixels and 10 classes.
     """
 

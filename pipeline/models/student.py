@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import InputError
-from pipeline.models.backbone import backbone_blocks, build_backbone
-from pipeline.models.registry import STUDENTS, LiteSpec, TorchvisionSpec
+from kdedge.errors import InputError
+from kdedge.pipeline.models.backbone import backbone_blocks, build_backbone
+from kdedge.pipeline.models.registry import STUDENTS, LiteSpec, TorchvisionSpec
 
 __all__ = ["Block", "Student", "build_lite", "build_student"]
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.hooks import RemovableHandle
 
-from pipeline.errors import InputError
-from pipeline.models.backbone import backbone_blocks, build_backbone
-from pipeline.parsing import closest
+from kdedge.errors import InputError
+from kdedge.parsing import closest
+from kdedge.pipeline.models.backbone import backbone_blocks, build_backbone
 
 __all__ = [
     "FeatureTap",
@@ -57,7 +57,7 @@ def build_teacher(arch: str, num_classes: int, stem: str) -> Teacher:
     Args:
         arch: Name in ``torchvision.models``.
         num_classes: Number of classes.
-        stem: As for `pipeline.models.backbone.build_backbone`.
+        stem: As for `kdedge.pipeline.models.backbone.build_backbone`.
 
     Raises:
         InputError: Unknown architecture, or a stem that it cannot have.

@@ -2,7 +2,7 @@
 
     kdedge ablate --epochs 20 --seeds 0,1,2 --factors lr,temperature --out artifacts/ablate
 
-Cells, tables and figures are those of `pipeline.study.compare`; the control is the base.
+Cells, tables and figures are those of `kdedge.pipeline.study.compare`; the control is the base.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.checks import ABLATE_FLAGS
-from pipeline.config import Config, DistillConfig
-from pipeline.configure import RECIPES
-from pipeline.distill.methods import METHODS, Method
-from pipeline.errors import InputError
-from pipeline.parsing import parse_choices
-from pipeline.study.cells import Cell, Study, variant
-from pipeline.study.compare import StudyOptions, resolve_runtime, run_study
+from kdedge.errors import InputError
+from kdedge.parsing import parse_choices
+from kdedge.pipeline.config import Config
+from kdedge.pipeline.config.build import RECIPES
+from kdedge.pipeline.config.checks import ABLATE_FLAGS
+from kdedge.pipeline.distill.methods import METHODS, Method
+from kdedge.pipeline.distill.options import DistillConfig
+from kdedge.pipeline.study.cells import Cell, Study, variant
+from kdedge.pipeline.study.compare import StudyOptions, resolve_runtime, run_study
 
 __all__ = ["BASE", "FACTORS", "Factor", "ablate"]
 

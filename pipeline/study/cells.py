@@ -15,17 +15,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import load_manifest, lock_run, why_rerun
-from pipeline.checks import Flags
-from pipeline.config import Config
-from pipeline.configure import build_config
-from pipeline.distill.methods import METHODS
-from pipeline.errors import InputError
-from pipeline.files import load_json
-from pipeline.ownership import MANIFEST, check_owned, remove_marked
-from pipeline.progress import log
-from pipeline.stages import STAGES, run_stages
-from pipeline.training_log import TrainingLog, read_log
+from kdedge.errors import InputError
+from kdedge.files import load_json
+from kdedge.manifest import load_manifest
+from kdedge.ownership import MANIFEST, check_owned, remove_marked
+from kdedge.pipeline.config import Config
+from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.config.checks import Flags
+from kdedge.pipeline.distill.methods import METHODS
+from kdedge.pipeline.run import run_stages
+from kdedge.pipeline.run_dir import lock_run, why_rerun
+from kdedge.pipeline.stages.registry import STAGES
+from kdedge.pipeline.training.log import TrainingLog, read_log
+from kdedge.progress import log
 
 __all__ = [
     "COLUMNS",
@@ -108,7 +110,7 @@ def measure_test(rows: Rows, out: Path, *, report: Callable[[Rows], None]) -> No
     To be called when everything was chosen.
 
     Args:
-        rows: From `pipeline.study.training.run_cells`, which are added to.
+        rows: From `kdedge.pipeline.study.training.run_cells`, which are added to.
         out: Directory of the study, locked.
         report: Called with the rows after each cell that was measured.
 

@@ -16,23 +16,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import load_manifest, output_damage
-from pipeline.checks import COMPARE_FLAGS
-from pipeline.config import Config
-from pipeline.data import open_dataset
-from pipeline.distill.methods import CONTROL, METHODS
-from pipeline.errors import InputError
-from pipeline.files import write_atomic, write_json
-from pipeline.ownership import check_owned, holds_nothing, not_ours
-from pipeline.parsing import parse_choices, parse_counts
-from pipeline.progress import warn
-from pipeline.runtime import check_threads, resolve, usable_cores
-from pipeline.stages import CONFIG, STAGES, check_outside_data, recorded_config, recorded_runtime, run_stages
-from pipeline.study.cells import COLUMNS, Cell, Row, Rows, Study, measure_test, variant
-from pipeline.study.finished import begun_elsewhere, check_cells_kept, check_teacher_kept, unfinished, with_finished
-from pipeline.study.notes import study_notes
-from pipeline.study.tables import alarms, render, summarise
-from pipeline.study.training import run_cells
+from kdedge.errors import InputError
+from kdedge.files import write_atomic, write_json
+from kdedge.machine import usable_cores
+from kdedge.manifest import load_manifest, output_damage
+from kdedge.ownership import check_owned, holds_nothing, not_ours
+from kdedge.parsing import parse_choices, parse_counts
+from kdedge.pipeline.config import Config
+from kdedge.pipeline.config.checks import COMPARE_FLAGS
+from kdedge.pipeline.data.folder import check_outside
+from kdedge.pipeline.data.sources import open_dataset, opened
+from kdedge.pipeline.distill.methods import CONTROL, METHODS
+from kdedge.pipeline.run import CONFIG, recorded_config, recorded_runtime, run_stages
+from kdedge.pipeline.stages.registry import STAGES
+from kdedge.pipeline.study.cells import COLUMNS, Cell, Row, Rows, Study, measure_test, variant
+from kdedge.pipeline.study.finished import (
+    begun_elsewhere,
+    check_cells_kept,
+    check_teacher_kept,
+    unfinished,
+    with_finished,
+)
+from kdedge.pipeline.study.notes import study_notes
+from kdedge.pipeline.study.tables import alarms, render, summarise
+from kdedge.pipeline.study.training import run_cells
+from kdedge.pipeline.training.device import check_threads, resolve
+from kdedge.progress import warn
 
 __all__ = ["StudyOptions", "check_study", "compare", "resolve_runtime", "run_study"]
 
@@ -90,7 +99,7 @@ def check_study(config: Config, out: Path, options: StudyOptions) -> None:
             raise not_ours(path, f"there is no {_RESULTS} of a study next to it")
     check_threads(config.runtime.threads, recorded_runtime(out))
     STAGES["distill"].data(config)
-    check_outside_data(config.data, out)
+    check_outside(opened(config.data), out)
 
 
 def compare(config: Config, out: Path, methods: str, options: StudyOptions) -> dict[str, Any]:
@@ -133,7 +142,7 @@ def run_study(study: Study, names: Sequence[str], config: Config, out: Path, opt
             cells would be replaced.
         KdedgeError: A stage failed.
     """
-    from benchmarks.study_figures import draw_study
+    from kdedge.pipeline.study.figures import draw_study
 
     cells: Sequence[Cell] = [study.make(name, epochs, seed) for epochs, seed in options.grid() for name in names]
     for cell in cells:
@@ -229,7 +238,7 @@ def _check_hints(cells: Sequence[Cell], arch: str) -> None:
     """
     if not any(METHODS[cell.config.distill.method].blocks for cell in cells):
         return
-    from pipeline.models.teacher import build_teacher, hint_candidates
+    from kdedge.pipeline.models.teacher import build_teacher, hint_candidates
 
     if not hint_candidates(build_teacher(arch, num_classes=2, stem="imagenet")):
         raise InputError(

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import MANIFEST, changed_keys, load_manifest, output_damage
-from pipeline.config import SECTIONS, Config
-from pipeline.errors import InputError
-from pipeline.progress import warn
-from pipeline.stages import STAGES
-from pipeline.study.cells import Cell, Study
+from kdedge.errors import InputError
+from kdedge.manifest import load_manifest, output_damage
+from kdedge.ownership import MANIFEST
+from kdedge.pipeline.config import SECTIONS, Config
+from kdedge.pipeline.run_dir import changed_keys
+from kdedge.pipeline.stages.registry import STAGES
+from kdedge.pipeline.study.cells import Cell, Study
+from kdedge.progress import warn
 
 __all__ = ["begun_elsewhere", "check_cells_kept", "check_teacher_kept", "unfinished", "with_finished"]
 

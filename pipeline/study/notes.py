@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from pipeline.config import DataConfig
-from pipeline.distill.methods import CONTROL
-from pipeline.study.cells import Cell, Row, Rows
+from kdedge.pipeline.data.options import DataConfig
+from kdedge.pipeline.distill.methods import CONTROL
+from kdedge.pipeline.study.cells import Cell, Row, Rows
 
 __all__ = ["study_notes"]
 
@@ -29,7 +29,7 @@ def study_notes(
     """Return the notes, each of one or more sentences in Markdown.
 
     Args:
-        known: The rows so far, at least one, as `pipeline.study.training.run_cells` reports them.
+        known: The rows so far, at least one, as `kdedge.pipeline.study.training.run_cells` reports them.
         students: Facts of each row's finished distillation; empty of a cell that diverged.
         teacher: Manifest of their teacher.
         total: How many cells the study has.

@@ -4,9 +4,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.distill.methods import CONTROL, METHODS
-from pipeline.study.cells import Row
-from pipeline.study.statistics import paired_difference
+from kdedge.pipeline.distill.methods import CONTROL, METHODS
+from kdedge.pipeline.study.cells import Row
+from kdedge.pipeline.study.statistics import paired_difference
 
 __all__ = ["alarms", "render", "summarise"]
 
@@ -15,7 +15,7 @@ def summarise(rows: Sequence[Row], control: str) -> list[dict[str, Any]]:
     """Return one entry per method and number of epochs, in the order of the rows.
 
     Args:
-        rows: From `pipeline.study.training.run_cells`.
+        rows: From `kdedge.pipeline.study.training.run_cells`.
         control: Name of the rows that the others of the same number of epochs are compared with.
 
     Returns:
@@ -65,13 +65,13 @@ def alarms(summary: Sequence[Mapping[str, Any]], control: str) -> list[str]:
     """Return what a reader must know first.
 
     In any case that is a sentence for differences of one seed, for lengths without the control, for seeds that
-    diverged, for hints that drowned the other terms (`pipeline.distill.stage.DROWNED_PCT`), and for an adaptive beta
-    that did not adapt. If the control is the method without a teacher, also for a teacher that is not better than it,
-    for every method that is not or by its interval is not shown to be, for hints that are no better than none, for a
-    method that is no better than the one that it builds on, and for a choice of blocks that is no better than another:
-    on validation images, or in INT8 on test images where that is known.
+    diverged, for hints that drowned the other terms (`kdedge.pipeline.stages.distill.DROWNED_PCT`), and for an adaptive
+    beta that did not adapt. If the control is the method without a teacher, also for a teacher that is not better than
+    it, for every method that is not or by its interval is not shown to be, for hints that are no better than none, for
+    a method that is no better than the one that it builds on, and for a choice of blocks that is no better than
+    another: on validation images, or in INT8 on test images where that is known.
     """
-    from pipeline.distill.stage import DROWNED_PCT
+    from kdedge.pipeline.stages.distill import DROWNED_PCT
 
     found = [*_of_one_seed(summary), *_without_control(summary, control)]
     for entry in summary:

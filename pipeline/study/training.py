@@ -13,12 +13,13 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from pipeline.artifacts import lock_run, partial_dir
-from pipeline.distill.methods import CONTROL
-from pipeline.errors import DivergenceError, KdedgeError, StageError
-from pipeline.progress import format_duration, log, set_quiet, track, warn
-from pipeline.stages import run_stages
-from pipeline.study.cells import Cell, Rows, identity, link_stage, row_of
+from kdedge.errors import DivergenceError, KdedgeError, StageError
+from kdedge.ownership import partial_dir
+from kdedge.pipeline.distill.methods import CONTROL
+from kdedge.pipeline.run import run_stages
+from kdedge.pipeline.run_dir import lock_run
+from kdedge.pipeline.study.cells import Cell, Rows, identity, link_stage, row_of
+from kdedge.progress import format_duration, log, set_quiet, track, warn
 
 __all__ = ["run_cells"]
 

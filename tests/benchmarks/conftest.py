@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from benchmarks.runtime import open_model
-from pipeline.data import Split
+from kdedge.benchmarks.session import open_model
+from kdedge.dataset import Split
 
 SIZE = 16
 CLASSES = ("cat", "dog | wolf", "<b>frog</b>", "ship")

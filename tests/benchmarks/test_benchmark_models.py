@@ -11,12 +11,12 @@ import pytest
 from broken_models import KINDS, write_broken
 from onnx import TensorProto, helper
 
-from benchmarks import accuracy
-from benchmarks.accuracy import balanced_pct, per_class_table, predict_logits, top1_pct
-from benchmarks.interval import wilson_interval_pct
-from benchmarks.proof import int8_proof
-from benchmarks.runtime import CUDA, Model, check_fits, open_model
-from pipeline.errors import InputError, StageError
+from kdedge.benchmarks import accuracy
+from kdedge.benchmarks.accuracy import balanced_pct, per_class_table, predict_logits, top1_pct
+from kdedge.benchmarks.interval import wilson_interval_pct
+from kdedge.benchmarks.providers import int8_proof
+from kdedge.benchmarks.session import CUDA, Model, check_fits, open_model
+from kdedge.errors import InputError, StageError
 
 
 def test_a_good_model_tells_its_format(models: dict[str, Path], dataset: Any) -> None:

@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 from rich.console import Console
 
-from benchmarks import figures, stage
-from benchmarks.report import print_summary, render_html, render_markdown
-from benchmarks.stage import run_benchmark
-from pipeline.config import BenchmarkConfig
-from pipeline.configure import build_config
-from pipeline.errors import InputError, StageError
+from kdedge.benchmarks import measure as stage
+from kdedge.benchmarks.measure import run_benchmark
+from kdedge.benchmarks.options import BenchmarkConfig
+from kdedge.benchmarks.report import figures
+from kdedge.benchmarks.report.pages import print_summary, render_html, render_markdown
+from kdedge.errors import InputError, StageError
 
 # Schema 1 may gain keys, never lose one.
 CONTRACT: dict[str, set[str]] = {
@@ -56,7 +56,7 @@ FACTS = {
     "training": TRAINING,
 }
 benchmark = partial(run_benchmark, images_sha256="1" * 64)
-CONFIG = build_config({"benchmark": {"seconds": 0.05, "batches": "1,2"}})
+OPTIONS = BenchmarkConfig(seconds=0.05, batches="1,2")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def finished(
         return {"teacher_test_top1_pct": 77.5, "torch_fp32_top1_pct": 25.0}
 
     report = benchmark(
-        CONFIG, models["fp32"], models["int8"], dataset, run_facts=FACTS, torch_top1=torch_top1, out_dir=out
+        OPTIONS, models["fp32"], models["int8"], dataset, run_facts=FACTS, torch_top1=torch_top1, out_dir=out
     )
     assert dataset.reads == 1
     assert [len(split.labels) for split in seen] == [120]
@@ -89,7 +89,7 @@ class TestImages:
     image_size = 16
 
     def __init__(self, images: Any, labels: Any) -> None:
-        from pipeline.data import Split
+        from kdedge.dataset import Split
 
         self._split, self.reads = Split(images, labels), 0
 
@@ -209,7 +209,7 @@ def test_a_float_layer_that_nobody_chose_is_an_error_before_the_test_images_are_
 ) -> None:
     for name in ("mixed", "misnamed"):
         with pytest.raises(StageError, match=r"in float, which nobody chose: conv2$") as caught:
-            benchmark(CONFIG, models["fp32"], models[name], dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
+            benchmark(OPTIONS, models["fp32"], models[name], dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
         assert "kdedge quantize" in str(caught.value.hint)
     assert dataset.reads == []
 
@@ -218,7 +218,7 @@ def test_a_float_layer_that_was_chosen_is_named_as_such(
     models: dict[str, Path], dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = benchmark(
-        CONFIG, models["fp32"], models["chosen"], dataset, run_facts={}, torch_top1=None, out_dir=tmp_path
+        OPTIONS, models["fp32"], models["chosen"], dataset, run_facts={}, torch_top1=None, out_dir=tmp_path
     )
     assert report["int8_proof"]["float_on_purpose"] == ["conv2"]
     for name in ("report.html", "report.md"):
@@ -243,14 +243,14 @@ def test_answers_on_emulated_cpus_go_into_the_report_and_fail_no_gate(
         return [row]
 
     paths = models["fp32"], models["int8"]
-    report = benchmark(CONFIG, *paths, dataset, run_facts={}, torch_top1=None, emulate=emulate, out_dir=tmp_path)
+    report = benchmark(OPTIONS, *paths, dataset, run_facts={}, torch_top1=None, emulate=emulate, out_dir=tmp_path)
     assert [(model, test is dataset.split) for model, test in seen] == [(models["int8"], True)]
     assert dataset.reads == ["test"]
     assert report["portability"] == {"emulated": [row]}
     assert json.loads((tmp_path / "report.json").read_text())["portability"] == report["portability"]
     for name in ("report.html", "report.md"):
         assert "not portable: 1 of 20 answers differ on haswell" in (tmp_path / name).read_text()
-    alone = benchmark(CONFIG, *paths, dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
+    alone = benchmark(OPTIONS, *paths, dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
     assert alone["portability"] is None
     assert alone["gate"] == report["gate"]
 
@@ -341,7 +341,7 @@ def test_without_torch_training_and_matplotlib(
 ) -> None:
     monkeypatch.setattr(figures.importlib.util, "find_spec", lambda name: None)
     out = tmp_path / "deep" / "benchmark"
-    report = benchmark(CONFIG, models["fp32"], models["int8"], dataset, run_facts={}, torch_top1=None, out_dir=out)
+    report = benchmark(OPTIONS, models["fp32"], models["int8"], dataset, run_facts={}, torch_top1=None, out_dir=out)
     assert dataset.reads == ["test"]
     assert report["accuracy"]["onnx_fp32_top1_pct"] == 90.0
     assert report["accuracy"]["torch_fp32_top1_pct"] is None
@@ -359,10 +359,10 @@ def test_bad_models_are_found_before_the_test_images_are_read(
     cut = tmp_path / "cut.onnx"
     cut.write_bytes(models["int8"].read_bytes()[:500])
     with pytest.raises(InputError, match="not a usable ONNX model"):
-        benchmark(CONFIG, models["fp32"], cut, dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
+        benchmark(OPTIONS, models["fp32"], cut, dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
     dataset.class_names = ("a", "b")
     with pytest.raises(InputError, match="knows 4 classes, the data set has 2"):
-        benchmark(CONFIG, models["fp32"], models["int8"], dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
+        benchmark(OPTIONS, models["fp32"], models["int8"], dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
     assert dataset.reads == []
 
 
@@ -410,9 +410,9 @@ def test_a_share_of_the_machine_is_measured_and_checked_first(
     share = {"affinity": str(min(before)), "memory_limit": 2000, "seconds": 0.05, "batches": "1", "threads": "2"}
 
     def measure(**changed: Any) -> dict[str, Any]:
-        config = build_config({"benchmark": {**share, **changed}})
+        options = BenchmarkConfig(**{**share, **changed})
         paths = models["fp32"], models["int8"]
-        return benchmark(config, *paths, dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
+        return benchmark(options, *paths, dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
 
     with pytest.raises(InputError, match="CPU 9999 is not among"):
         measure(affinity="9999")
@@ -429,7 +429,7 @@ def test_the_package_imports_no_torch() -> None:
     import subprocess
 
     code = (
-        "import sys, benchmarks.stage, benchmarks.host as host; host.doctor(); "
+        "import sys, kdedge.benchmarks.measure, kdedge.benchmarks.host as host; host.doctor(); "
         "print([name for name in ('torch', 'onnx', 'matplotlib') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks.host import host_record
-from benchmarks.stage import run_benchmark
-from pipeline.configure import build_config
-from pipeline.errors import InputError
-from pipeline.parsing import parse_paths
-from pipeline.shareable import as_flags
+from kdedge.benchmarks.host import host_record
+from kdedge.benchmarks.measure import run_benchmark
+from kdedge.benchmarks.options import BenchmarkConfig
+from kdedge.errors import InputError
+from kdedge.parsing import parse_paths
+from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.config.shareable import as_flags
 
 REFERENCE = Path(__file__).resolve().parents[2] / "artifacts" / "reference"
 REPORT: dict[str, Any] = json.loads((REFERENCE / "benchmark-vnni" / "report.json").read_text())
@@ -36,10 +37,10 @@ def write(folder: Path, **changes: dict[str, Any]) -> Path:
 
 
 def measure(models: dict[str, Path], dataset: Any, out: Path, beside: str) -> dict[str, Any]:
-    config = build_config({"benchmark": {"seconds": 0.05, "batches": "1", "beside": beside}})
+    options = BenchmarkConfig(seconds=0.05, batches="1", beside=beside)
     facts = {"student": {"arch": "lite"}}
     return run_benchmark(
-        config,
+        options,
         models["fp32"],
         models["int8"],
         dataset,
@@ -99,7 +100,7 @@ def test_what_cannot_stand_beside_it_is_refused_before_anything_is_measured(
     models: dict[str, Path], dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Any
 ) -> None:
     changes, message, reads = case
-    monkeypatch.setattr("benchmarks.stage.predict_logits", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("kdedge.benchmarks.measure.predict_logits", lambda *_, **__: pytest.fail("measured"))
     folders = [write(tmp_path / "fine"), write(tmp_path / "odd", **changes)]
     with pytest.raises(InputError, match=message):
         measure(models, dataset, tmp_path / "out", ",".join(map(str, folders)))

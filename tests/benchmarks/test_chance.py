@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.chance import check_learned, learned, majority_baseline
-from pipeline.errors import StageError
+from kdedge.benchmarks.chance import check_learned, learned, majority_baseline
+from kdedge.errors import StageError
 
 NAMES = ("bad", "good")
 MANY = np.repeat([0, 1], [80, 720])

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.compare_reports import compare_reports, comparison_markdown, print_comparison, same_test_images
-from benchmarks.interval import wilson_interval_pct
-from benchmarks.report import render_html, render_markdown
-from benchmarks.report_file import load_report, read_report
-from pipeline.cli import app
-from pipeline.errors import InputError
+from kdedge.benchmarks.interval import wilson_interval_pct
+from kdedge.benchmarks.report.compare import compare_reports, comparison_markdown, print_comparison, same_test_images
+from kdedge.benchmarks.report.file import load_report, read_report
+from kdedge.benchmarks.report.pages import render_html, render_markdown
+from kdedge.errors import InputError
+from kdedge.pipeline.cli import app
 
 REFERENCE = Path(__file__).resolve().parents[2] / "artifacts" / "reference"
 REPORT: dict[str, Any] = json.loads((REFERENCE / "benchmark-vnni" / "report.json").read_text())
@@ -297,7 +297,7 @@ def test_reports_need_the_base_install_only() -> None:
     code = (
         "import sys\n"
         "for name in ('torch', 'onnx', 'onnxruntime', 'matplotlib'): sys.modules[name] = None\n"
-        "from pipeline.cli import app; app(['report', sys.argv[1], sys.argv[1]])"
+        "from kdedge.pipeline.cli import app; app(['report', sys.argv[1], sys.argv[1]])"
     )
     done = subprocess.run([sys.executable, "-c", code, REFERENCE], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

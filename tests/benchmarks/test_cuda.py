@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import cuda, proof, runtime
-from benchmarks.cuda import measure_cuda, write_fp16
-from benchmarks.proof import what_ran
-from benchmarks.runtime import CPU, CUDA, Model, open_model
+from kdedge.benchmarks import cuda
+from kdedge.benchmarks import providers as proof
+from kdedge.benchmarks import session as runtime
+from kdedge.benchmarks.cuda import measure_cuda, write_fp16
+from kdedge.benchmarks.providers import what_ran
+from kdedge.benchmarks.session import CPU, CUDA, Model, open_model
 
 
 def test_three_precisions_with_what_ran(models: dict[str, Path]) -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.gate import judge, tango_interval
+from kdedge.benchmarks.gate import judge, tango_interval
 
 
 def outcomes(n: int, only_fp32: int, only_int8: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import host
-from pipeline.errors import InputError
+from kdedge.benchmarks import host
+from kdedge.errors import InputError
 
 
 class FakeRuntime:

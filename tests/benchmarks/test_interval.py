@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from benchmarks.interval import tango_interval
+from kdedge.benchmarks.interval import tango_interval
 
 
 @pytest.mark.parametrize(

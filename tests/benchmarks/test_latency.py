@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.latency import measure_latency, measure_windows, run_window, summarise
-from benchmarks.runtime import session_options
-from benchmarks.trust import NOISY, Reading, Window
+from kdedge.benchmarks.latency import measure_latency, measure_windows, run_window, summarise
+from kdedge.benchmarks.session import session_options
+from kdedge.benchmarks.stability import NOISY, Reading, Window
 
 
 class FakeTime:
@@ -130,7 +130,7 @@ def test_windows_that_stay_disturbed_come_to_an_end(most: int | None, windows: i
 
 
 def test_a_row_tells_how_many_windows_were_disturbed(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.trust._MOST_CLOCK_CHANGE", -1.0)  # no clock is steady enough
+    monkeypatch.setattr("kdedge.benchmarks.stability._MOST_CLOCK_CHANGE", -1.0)  # no clock is steady enough
     (row,), (samples,) = measure_latency({"int8": models["int8"]}, seconds=0.05, most_windows=7)
     assert row["earlier_windows"] == 2
     assert (len(samples["earlier_windows_ms"]), len(samples["windows_ms"])) == (2, 5)
@@ -148,11 +148,11 @@ def test_a_case_is_measured_again_if_only_a_later_one_shows_the_fastest_clock(
 ) -> None:
     # Six readings of the first case, then a faster clock.
     spins = itertools.chain(itertools.repeat(0.30, 6), itertools.repeat(0.25))
-    monkeypatch.setattr("benchmarks.latency.spin_ms", lambda: 0.30)
-    monkeypatch.setattr("benchmarks.trust.spin_ms", lambda: next(spins))
-    monkeypatch.setattr("benchmarks.trust.throttle_count", lambda: None)
-    monkeypatch.setattr("benchmarks.trust._MOST_SPREAD", math.inf)
-    monkeypatch.setattr("benchmarks.trust._MOST_OTHER_LOAD", math.inf)
+    monkeypatch.setattr("kdedge.benchmarks.latency.spin_ms", lambda: 0.30)
+    monkeypatch.setattr("kdedge.benchmarks.stability.spin_ms", lambda: next(spins))
+    monkeypatch.setattr("kdedge.benchmarks.stability.throttle_count", lambda: None)
+    monkeypatch.setattr("kdedge.benchmarks.stability._MOST_SPREAD", math.inf)
+    monkeypatch.setattr("kdedge.benchmarks.stability._MOST_OTHER_LOAD", math.inf)
     rows, samples = measure_latency({"int8": models["int8"]}, batches=[1, 4], seconds=0.05, most_windows=most)
     assert [row["batch"] for row in rows] == [1, 4]
     assert [row["earlier_windows"] for row in rows] == [earlier, 0]
@@ -229,7 +229,7 @@ def test_threads_spin_when_asked(models: dict[str, Path], monkeypatch: pytest.Mo
         asked.append((threads, spinning))
         return session_options(threads, spinning=spinning)
 
-    monkeypatch.setattr("benchmarks.latency.session_options", options)
+    monkeypatch.setattr("kdedge.benchmarks.latency.session_options", options)
     (row,), _ = measure_latency({"int8": models["int8"]}, threads=[2], seconds=0.05, spinning=True)
     assert asked == [(2, True)]
     assert row["spinning"] is True

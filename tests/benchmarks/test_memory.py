@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import memory
-from benchmarks.affinity import check_cpus, pinned
-from benchmarks.memory import measure_memory
-from pipeline.errors import InputError
-from pipeline.runtime import usable_cores
+from kdedge.benchmarks import memory
+from kdedge.benchmarks.affinity import check_cpus, pinned
+from kdedge.benchmarks.memory import measure_memory
+from kdedge.errors import InputError
+from kdedge.machine import usable_cores
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and resource limits of Linux")
 MIB = 1 << 20

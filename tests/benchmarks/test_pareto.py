@@ -12,11 +12,11 @@ from matplotlib.figure import Figure as Canvas
 from PIL import Image
 from typer.testing import CliRunner
 
-from benchmarks import pareto
-from benchmarks.pareto import tabulate
-from benchmarks.pareto_figure import paint_picture
-from pipeline.cli import app
-from pipeline.errors import InputError
+from kdedge.benchmarks.report import pareto
+from kdedge.benchmarks.report.pareto import tabulate
+from kdedge.benchmarks.report.pareto_figure import paint_picture
+from kdedge.errors import InputError
+from kdedge.pipeline.cli import app
 
 REFERENCE = Path(__file__).resolve().parents[2] / "artifacts" / "reference"
 REPORT: dict[str, Any] = json.loads((REFERENCE / "benchmark-vnni" / "report.json").read_text())

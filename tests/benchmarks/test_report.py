@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import trust
-from benchmarks.accuracy import answer_changes
-from benchmarks.quantization_figures import paint_candidates
-from benchmarks.report import print_summary, render_html, render_markdown
-from benchmarks.report_facts import starts_from
-from benchmarks.trust import NOISY, Doubt
+from kdedge.benchmarks import stability as trust
+from kdedge.benchmarks.accuracy import answer_changes
+from kdedge.benchmarks.report.facts import starts_from
+from kdedge.benchmarks.report.pages import print_summary, render_html, render_markdown
+from kdedge.benchmarks.report.quantization_figures import paint_candidates
+from kdedge.benchmarks.stability import NOISY, Doubt
 
 REFERENCE = Path(__file__).resolve().parents[2] / "artifacts" / "reference"
 REPORT: dict[str, Any] = json.loads((REFERENCE / "benchmark-vnni" / "report.json").read_text())

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.compare_reports import compare_reports, comparison_markdown
-from benchmarks.pareto import table_markdown, tabulate
-from benchmarks.report import print_summary, render_html, render_markdown
-from benchmarks.report_file import load_report
-from pipeline.cli import app
-from pipeline.errors import InputError
+from kdedge.benchmarks.report.compare import compare_reports, comparison_markdown
+from kdedge.benchmarks.report.file import load_report
+from kdedge.benchmarks.report.pages import print_summary, render_html, render_markdown
+from kdedge.benchmarks.report.pareto import table_markdown, tabulate
+from kdedge.errors import InputError
+from kdedge.pipeline.cli import app
 
 REFERENCE = Path(__file__).resolve().parents[2] / "artifacts" / "reference"
 VALUES = (None, "text", "", -1, 0, 1.5, True, 10**15, 1e308, math.inf, math.nan, [], [None], {}, {"key": []})

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from browser import CHROMIUM, DESKTOP, PHONE, command, framed
 
-from benchmarks.figures import draw_figures
-from benchmarks.report import render_html
+from kdedge.benchmarks.report.figures import draw_figures
+from kdedge.benchmarks.report.pages import render_html
 
 REFERENCE = Path(__file__).resolve().parents[2] / "artifacts" / "reference"
 pytestmark = [

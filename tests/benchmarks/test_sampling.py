@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from benchmarks.sampling import stratified_sample
+from kdedge.benchmarks.sampling import stratified_sample
 
 
 def test_a_sample_is_stratified_and_seeded() -> None:

@@ -4,14 +4,14 @@ import statistics
 import numpy as np
 import pytest
 
-from benchmarks.gate import judge, tango_interval
-from benchmarks.studies import pixel_front
-from benchmarks.studies.gate_coverage import properties, trinomial, verdict, wald_interval
-from benchmarks.studies.harness_overhead import bare_loop, harness_window
-from benchmarks.studies.pixel_front import FRONTS, caller, with_front
-from benchmarks.studies.roofline import BUNDLE, convolution_macs
-from export.graph import count_macs, read_model
-from export.proof import integer_proof
+from experiments import pixel_front
+from experiments.gate_coverage import properties, trinomial, verdict, wald_interval
+from experiments.harness_overhead import bare_loop, harness_window
+from experiments.pixel_front import FRONTS, caller, with_front
+from experiments.roofline import BUNDLE, convolution_macs
+from kdedge.benchmarks.gate import judge, tango_interval
+from kdedge.export.graph import count_macs, read_model
+from kdedge.export.quantize.proof import integer_proof
 
 
 @pytest.mark.parametrize(

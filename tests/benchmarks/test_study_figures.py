@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from benchmarks import study_figures
-from benchmarks.study_figures import draw_study
+from kdedge.pipeline.study import figures as study_figures
+from kdedge.pipeline.study.figures import draw_study
 
 pytest.importorskip("matplotlib")
 

@@ -5,9 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.affinity import pinned
-from benchmarks.latency import measure_latency
-from benchmarks.trust import NOISY, STEADY, CpuTimes, Reading, Window, judge_windows, spin_ms, throttle_count
+from kdedge.benchmarks.affinity import pinned
+from kdedge.benchmarks.latency import measure_latency
+from kdedge.benchmarks.stability import (
+    NOISY,
+    STEADY,
+    CpuTimes,
+    Reading,
+    Window,
+    judge_windows,
+    spin_ms,
+    throttle_count,
+)
 
 
 def windows_of(*medians_ms: float, samples: int = 200, load: float | None = 0.0) -> list[Window]:

@@ -16,8 +16,8 @@ import pytest
 from browser import CHROMIUM, DESKTOP, PHONE, browsing, framed
 from PIL import Image
 
-from export.predict import predict
-from pipeline.data.images import read_image
+from kdedge.export.bundle.predict import predict
+from kdedge.images import read_image
 
 ROOT = Path(__file__).resolve().parents[2]
 WEB, BUNDLE = ROOT / "examples" / "web", ROOT / "artifacts" / "reference" / "bundle"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from bundles import MANIFEST_OF_BENCHMARK, REPORT
 
-from pipeline.config import Config
-from pipeline.configure import build_config
+from kdedge.pipeline.config import Config
+from kdedge.pipeline.config.build import build_config
 
 SIZE = 16
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -106,7 +106,7 @@ def student() -> Any:
 @pytest.fixture(scope="session")
 def exported(student: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with student.onnx, made once (the exporter takes seconds)."""
-    from export.onnx_export import export_student
+    from kdedge.export.onnx_export import export_student
 
     folder = tmp_path_factory.mktemp("export")
     export_student(student, SIZE, CLASSES, folder / "student.onnx")
@@ -122,24 +122,28 @@ def config() -> Config:
 @pytest.fixture
 def dataset(monkeypatch: pytest.MonkeyPatch) -> FakeDataset:
     """Let the stages read the fake data set."""
-    import pipeline.data
-
     fake = FakeDataset()
-    monkeypatch.setattr(pipeline.data, "open_dataset", lambda *_: fake)
-    monkeypatch.setattr(pipeline.data, "split_train_val", split)
+    use_dataset(monkeypatch, fake)
     return fake
+
+
+def use_dataset(patch: pytest.MonkeyPatch, fake: FakeDataset) -> None:
+    """Let the stages after distillation read a fake data set."""
+    from kdedge.pipeline.stages import bundle, quantize
+
+    for stage in (bundle, quantize):
+        patch.setattr(stage, "opened", lambda *_: fake)
+        patch.setattr(stage, "split_train_val", split)
 
 
 @pytest.fixture(scope="session")
 def quantized(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with student.int8.onnx and candidates.json, made once by the stage."""
-    import pipeline.data
-    from export.quantize import run
+    from kdedge.pipeline.stages.quantize import run
 
     folder = tmp_path_factory.mktemp("quantize")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.data, "open_dataset", lambda *_: FakeDataset())
-        patch.setattr(pipeline.data, "split_train_val", split)
+        use_dataset(patch, FakeDataset())
         run(build_config({"quantize": {"calibration_images": 64}}), {"export": exported}, folder)
     write_manifest(folder, "quantize", {"data/train": "cd" * 32})
     return folder
@@ -148,9 +152,9 @@ def quantized(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_bundle(exported: Path, quantized: Path, tmp_path: Path, dataset: Any) -> Callable[..., Path]:
     """Build a bundle as `kdedge bundle` does, from a report."""
-    from export.bundle import run
-    from pipeline.artifacts import StageSpec, run_stage
-    from pipeline.files import file_sha256
+    from kdedge.files import file_sha256
+    from kdedge.pipeline.run_dir import StageSpec, run_stage
+    from kdedge.pipeline.stages.bundle import run
 
     def make(report: dict[str, Any] = REPORT, allow_undecided: bool = False) -> Path:
         run_dir = tmp_path / "run"
@@ -170,7 +174,7 @@ def make_bundle(exported: Path, quantized: Path, tmp_path: Path, dataset: Any) -
 
 
 def write_manifest(folder: Path, stage: str, inputs: dict[str, str]) -> None:
-    from pipeline.files import file_sha256
+    from kdedge.files import file_sha256
 
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json"]
     outputs = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}

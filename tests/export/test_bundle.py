@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from bundles import FILES, REPORT, gate
 
-from benchmarks.runtime import open_model
-from export import bundle
-from export.bundle import check_gate, run
-from export.verify import verify_bundle
-from pipeline.artifacts import load_manifest
-from pipeline.configure import build_config
-from pipeline.errors import GateError, InputError
-from pipeline.files import load_json
+from kdedge.benchmarks.session import open_model
+from kdedge.errors import GateError, InputError
+from kdedge.export.bundle import build as bundle
+from kdedge.export.bundle.build import check_gate
+from kdedge.export.bundle.verify import verify_bundle
+from kdedge.files import load_json
+from kdedge.manifest import load_manifest
+from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.stages.bundle import run
 
 
 def test_the_model_card_says_where_the_answers_differ(make_bundle: Callable[..., Path]) -> None:

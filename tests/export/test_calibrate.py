@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from export import calibrate
-from export.calibrate import CALIBRATORS, TensorStatistics
+from kdedge.export.quantize import calibrate
+from kdedge.export.quantize.calibrate import CALIBRATORS, TensorStatistics
 
 
 def core() -> onnx.ModelProto:

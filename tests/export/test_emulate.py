@@ -11,18 +11,22 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.sampling import stratified_sample
-from export import arm64_root
-from export import emulate as module
-from export.emulate import CPUS, check_emulators, emulate, emulation_checks
-from export.verify import check_flips, emulate_bundle
-from pipeline import evaluate
-from pipeline.cli import app
-from pipeline.configure import build_config
-from pipeline.data import Split, open_dataset
-from pipeline.errors import InputError, StageError
-from pipeline.files import file_sha256
-from pipeline.stages import STAGES
+from kdedge.benchmarks.emulate import arm64_root
+from kdedge.benchmarks.emulate import emulator as module
+from kdedge.benchmarks.emulate.cpus import CPUS
+from kdedge.benchmarks.emulate.emulator import check_emulators, emulate, emulation_checks
+from kdedge.benchmarks.options import BenchmarkConfig
+from kdedge.benchmarks.sampling import stratified_sample
+from kdedge.dataset import Split
+from kdedge.errors import InputError, StageError
+from kdedge.export.bundle.verify import check_flips, emulate_bundle
+from kdedge.files import file_sha256
+from kdedge.pipeline.cli import app
+from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.data.sources import open_dataset
+from kdedge.pipeline.stages import benchmark as evaluate
+from kdedge.pipeline.stages.measurable import emulation
+from kdedge.pipeline.stages.registry import STAGES
 
 BUNDLE = Path(__file__).parents[2] / "artifacts" / "reference" / "bundle"
 MODEL = BUNDLE / "student.int8.onnx"
@@ -331,7 +335,7 @@ def test_benchmark_runs_a_sample_of_the_test_images_on_each_cpu(tools, tmp_path)
 def test_a_run_hands_the_emulation_to_its_benchmark(tools, tmp_path, monkeypatch):
     tools("qemu-x86_64", NATIVE)
     given = {}
-    monkeypatch.setattr(evaluate, "_run_facts", lambda inputs: {"run": {}})
+    monkeypatch.setattr(evaluate, "_run_facts", lambda config, inputs: {"run": {}})
     monkeypatch.setattr(evaluate, "_made_with", lambda config, inputs: True)
     monkeypatch.setattr(
         evaluate, "run_benchmark", lambda *_, **more: given.update(more) or dict.fromkeys(("accuracy", "gate", "size"))
@@ -344,7 +348,7 @@ def test_a_run_hands_the_emulation_to_its_benchmark(tools, tmp_path, monkeypatch
 
 
 def test_benchmark_checks_emulators_before_it_measures(tools, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.evaluate.open_dataset", lambda *_: pytest.fail("opened the data set"))
+    monkeypatch.setattr("kdedge.pipeline.data.sources.open_dataset", lambda *_: pytest.fail("opened the data set"))
     result = benchmark(tmp_path, "--emulate", "haswell")
     assert result.exit_code == 1
     assert "needs qemu-x86_64, which is not installed" in result.stderr
@@ -355,10 +359,10 @@ def test_benchmark_checks_emulators_before_it_measures(tools, tmp_path, monkeypa
 
 def test_a_data_set_with_fewer_images_is_run_whole(tools):
     tools("qemu-x86_64", NATIVE)
-    run_on_all = evaluate._emulation(build_config({"benchmark": {"emulate": "haswell", "emulate_images": 50}}))
+    run_on_all = emulation(BenchmarkConfig(emulate="haswell", emulate_images=50))
     (row,) = run_on_all(MODEL, golden_split())
     assert (row["images"], row["flips"]) == (16, 0)
-    assert evaluate._emulation(build_config()) is None
+    assert emulation(BenchmarkConfig()) is None
 
 
 def test_another_cpu_to_emulate_reruns_the_benchmark_alone():

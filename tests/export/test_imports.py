@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import kdedge
+
 CODE = """
 import sys
 class Blocker:
@@ -21,23 +23,26 @@ assert "onnxruntime" not in sys.modules, "onnxruntime is imported before it is n
 
 @pytest.mark.parametrize(
     "module",
-    ["export.verify", "export.predict", "export.bundle", "export.runtime", "export.emulate", "export.emulated"],
+    [
+        "kdedge.export.bundle.verify",
+        "kdedge.export.bundle.predict",
+        "kdedge.export.bundle.build",
+        "kdedge.benchmarks.session",
+        "kdedge.benchmarks.emulate.emulator",
+        "kdedge.benchmarks.emulate.emulated",
+    ],
 )
 def test_imports_with_the_base_install(module: str) -> None:
-    import export
-
-    root = Path(export.__file__).parent.parent
+    root = Path(kdedge.__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", CODE, module], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("module", ["quantize", "calibrate", "graph", "proof"])
+@pytest.mark.parametrize("module", ["quantize.model", "quantize.calibrate", "graph", "quantize.proof"])
 def test_quantization_does_not_need_torch(module: str) -> None:
-    import export
-
-    root = Path(export.__file__).parent.parent
+    root = Path(kdedge.__file__).parent.parent
     code = CODE.replace('"onnx", ', "").replace("assert", "# assert")
     done = subprocess.run(
-        [sys.executable, "-c", code, f"export.{module}"], cwd=root, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, f"kdedge.export.{module}"], cwd=root, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr

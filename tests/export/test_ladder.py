@@ -10,17 +10,18 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from quantized import trainable_graph_sqnr_db
 
-from export import ladder, qat, rounding
-from export.calibrate import tensor_runner
-from export.candidates import Candidate, Score, score
-from export.equalise import equalise
-from export.ladder import climb, settled
-from export.layers import Weights
-from export.qat import fine_tune
-from export.quantizer import Quantizer
-from export.rounding import correct_biases, round_adaptively
-from export.search import Trial, Validation
-from export.sensitivity import measure_sensitivity
+from kdedge.export.quantize import qat, rounding
+from kdedge.export.quantize import repair as ladder
+from kdedge.export.quantize.calibrate import tensor_runner
+from kdedge.export.quantize.candidates import Candidate, Score, score
+from kdedge.export.quantize.equalise import equalise
+from kdedge.export.quantize.layers import Weights
+from kdedge.export.quantize.qat import fine_tune
+from kdedge.export.quantize.quantizer import Quantizer
+from kdedge.export.quantize.repair import climb, settled
+from kdedge.export.quantize.rounding import correct_biases, round_adaptively
+from kdedge.export.quantize.search import Trial, Validation
+from kdedge.export.quantize.sensitivity import measure_sensitivity
 
 
 @pytest.fixture(autouse=True)

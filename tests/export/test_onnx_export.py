@@ -12,20 +12,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.runtime import open_model
-from export import onnx_export
-from export.graph import count_macs
-from pipeline.config import Config
-from pipeline.data.images import preprocessing
-from pipeline.errors import InputError, StageError
+from kdedge.benchmarks.session import open_model
+from kdedge.errors import InputError, StageError
+from kdedge.export import onnx_export
+from kdedge.export.graph import count_macs
+from kdedge.images import preprocessing
+from kdedge.pipeline.config import Config
+from kdedge.pipeline.models import load
+from kdedge.pipeline.stages import export
 
 
 @pytest.fixture
 def distilled(tmp_path: Path, tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A distill directory; `build_student` gives the tiny student."""
-    from pipeline.distill import stage
-
-    monkeypatch.setattr(stage, "build_student", lambda name, classes, size: tiny(classes, size))
+    monkeypatch.setattr(load, "build_student", lambda name, classes, size: tiny(classes, size))
     save_file(tiny().state_dict(), tmp_path / "student.safetensors")
     info = {"arch": "tiny", "image_size": 16, "classes": ["ant", "bee", "cat", "dog"]}
     (tmp_path / "student.json").write_text(json.dumps(info))
@@ -102,7 +102,7 @@ def test_stage_writes_the_model_and_its_facts(
     distilled: Path, tmp_path_factory: pytest.TempPathFactory, config: Config
 ) -> None:
     out = tmp_path_factory.mktemp("out")
-    facts = onnx_export.run(config, {"distill": distilled}, out)
+    facts = export.run(config, {"distill": distilled}, out)
     assert [path.name for path in out.iterdir()] == ["student.onnx"]
     assert {"params", "macs", "conv_nodes", "parity_max_abs_diff"} <= facts.keys()
     assert facts["conv_nodes"] == 5
@@ -115,17 +115,17 @@ def test_truncated_weights(distilled: Path, config: Config) -> None:
     path = distilled / "student.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"student\.safetensors .* is damaged"):
-        onnx_export.run(config, {"distill": distilled}, distilled)
+        export.run(config, {"distill": distilled}, distilled)
 
 
 @pytest.mark.parametrize("name", ["student.safetensors", "student.json"])
 def test_missing_and_corrupt_files(distilled: Path, config: Config, name: str) -> None:
     (distilled / name).write_bytes(b"PK\x03\x04 neither safetensors nor JSON")
     with pytest.raises(InputError, match=name):
-        onnx_export.run(config, {"distill": distilled}, distilled)
+        export.run(config, {"distill": distilled}, distilled)
     (distilled / name).unlink()
     with pytest.raises(InputError, match=name):
-        onnx_export.run(config, {"distill": distilled}, distilled)
+        export.run(config, {"distill": distilled}, distilled)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_weights_of_another_network(
             weights[key] = torch.zeros(shape)
     save_file(weights, distilled / "student.safetensors")
     with pytest.raises(InputError, match=message) as caught:
-        onnx_export.run(config, {"distill": distilled}, distilled)
+        export.run(config, {"distill": distilled}, distilled)
     assert "'tiny' student with 4 classes" in str(caught.value)
     assert caught.value.hint
 

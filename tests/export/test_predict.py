@@ -18,13 +18,13 @@ from broken_models import KINDS, write_broken
 from PIL import Image, UnidentifiedImageError
 from typer.testing import CliRunner
 
-from export import standalone
-from export.predict import predict
-from export.runtime import run_model
-from export.verify import verify_bundle
-from pipeline.cli import app
-from pipeline.data.images import read_image
-from pipeline.errors import InputError
+from kdedge.benchmarks.session import run_model
+from kdedge.errors import InputError
+from kdedge.export.bundle import standalone
+from kdedge.export.bundle.predict import predict
+from kdedge.export.bundle.verify import verify_bundle
+from kdedge.images import read_image
+from kdedge.pipeline.cli import app
 
 
 def pictures(folder: Path) -> list[Path]:
@@ -77,7 +77,7 @@ def test_predict_answers_a_path_before_the_next_one_comes(
 ) -> None:
     bundle = make_bundle()
     first, second, third, *_ = pictures(tmp_path / "pictures")
-    command = [sys.executable, "-m", "pipeline.cli", "predict", str(bundle), str(first), "-", *options]
+    command = [sys.executable, "-m", "kdedge", "predict", str(bundle), str(first), "-", *options]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -108,7 +108,7 @@ def test_predict_runs_what_standard_input_holds_in_batches(
         sizes.append(len(images))
         return run_model(model, images)
 
-    monkeypatch.setattr("export.predict.run_model", counting)
+    monkeypatch.setattr("kdedge.export.bundle.predict.run_model", counting)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((os.fsencode(good) + b"\n") * 100)))
     assert len(list(predict(bundle, [Path("-")]))) == 100
     assert sizes == [32, 32, 32, 4]

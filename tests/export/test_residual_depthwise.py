@@ -8,15 +8,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from quantized import as_written_and_as_run, trainable_graph_sqnr_db
 
-from export import rounding
-from export.calibrate import tensor_runner
-from export.candidates import Candidate, score
-from export.equalise import equalise
-from export.layers import Weights
-from export.proof import integer_proof, why_not_integer
-from export.qat import fine_tune
-from export.quantizer import Quantizer
-from export.rounding import correct_biases, round_adaptively
+from kdedge.export.quantize import rounding
+from kdedge.export.quantize.calibrate import tensor_runner
+from kdedge.export.quantize.candidates import Candidate, score
+from kdedge.export.quantize.equalise import equalise
+from kdedge.export.quantize.layers import Weights
+from kdedge.export.quantize.proof import integer_proof, why_not_integer
+from kdedge.export.quantize.qat import fine_tune
+from kdedge.export.quantize.quantizer import Quantizer
+from kdedge.export.quantize.rounding import correct_biases, round_adaptively
 
 PER_TENSOR = Candidate(per_channel=False, calibration_images=128)
 PER_CHANNEL = Candidate(calibration_images=128)

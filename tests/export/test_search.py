@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.candidates import Candidate, Score, calibrators, formats, sizes
-from export.search import Trial, _picker
-from export.targets import TARGETS
-from pipeline.errors import StageError
+from kdedge.errors import StageError
+from kdedge.export.quantize.candidates import Candidate, Score, calibrators, formats, sizes
+from kdedge.export.quantize.search import Trial, _picker
+from kdedge.export.quantize.targets import TARGETS
 
 
 def trial(candidate: Candidate, sqnr_db: float, p50_ms: float = 1.0, refused: str = "") -> Trial:

@@ -9,18 +9,19 @@ import onnx
 import pytest
 import torch
 
-from benchmarks.proof import int8_proof
-from export import calibrate, ladder, rounding, search
-from export.candidates import Candidate
-from export.equalise import equalise
-from export.graph import read_model
-from export.ladder import climb
-from export.layers import Weights
-from export.onnx_export import check_parity, export_student
-from export.proof import integer_proof, why_not_integer
-from export.quantizer import Quantizer
-from export.search import Validation
-from pipeline.models.student import build_student
+from kdedge.benchmarks.providers import int8_proof
+from kdedge.export.graph import read_model
+from kdedge.export.onnx_export import check_parity, export_student
+from kdedge.export.quantize import calibrate, rounding, search
+from kdedge.export.quantize import repair as ladder
+from kdedge.export.quantize.candidates import Candidate
+from kdedge.export.quantize.equalise import equalise
+from kdedge.export.quantize.layers import Weights
+from kdedge.export.quantize.proof import integer_proof, why_not_integer
+from kdedge.export.quantize.quantizer import Quantizer
+from kdedge.export.quantize.repair import climb
+from kdedge.export.quantize.search import Validation
+from kdedge.pipeline.models.student import build_student
 
 SIZE = 16
 CLASSES = ("ant", "bee", "cat")
@@ -151,8 +152,8 @@ def test_the_ladder_climbs(exported: Exported, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_trainable_graph_computes_what_onnxruntime_does(exported: Exported) -> None:
-    from export.candidates import score
-    from export.torch_graph import TorchGraph
+    from kdedge.export.quantize.candidates import score
+    from kdedge.export.quantize.torch_graph import TorchGraph
 
     model = onnx.load_model_from_string(exported.quantizer.build(Candidate(calibration_images=64)))
     pixels = images(32, 4)

@@ -14,11 +14,11 @@ from broken_models import KINDS, write_broken
 from bundles import FILES, gate
 from typer.testing import CliRunner
 
-from export.verify import read_manifest, verify_bundle
-from pipeline.artifacts import SEAL, sealed
-from pipeline.cli import app
-from pipeline.errors import InputError, StageError
-from pipeline.files import file_sha256, write_json
+from kdedge.errors import InputError, StageError
+from kdedge.export.bundle.verify import read_manifest, verify_bundle
+from kdedge.files import file_sha256, write_json
+from kdedge.manifest import SEAL, sealed
+from kdedge.pipeline.cli import app
 
 
 def test_verify(make_bundle: Callable[..., Path], tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ import os
 
 import pytest
 
-from pipeline import artifacts
-from pipeline.artifacts import StageSpec, load_manifest, lock_run, run_stage
-from pipeline.errors import InputError, StageError
-from pipeline.files import file_sha256
+from kdedge.errors import InputError, StageError
+from kdedge.files import file_sha256
+from kdedge.manifest import load_manifest
+from kdedge.pipeline import run_dir as artifacts
+from kdedge.pipeline.run_dir import StageSpec, lock_run, run_stage
 
 
 class Stage:
@@ -253,7 +254,7 @@ def test_the_manifest_holds_what_decided_the_result(tmp_path):
 
 
 def versioned(stage, version=1):
-    return StageSpec("first", (), stage.run, stage.spec.key, stage.spec.data, ("torch",), version)
+    return StageSpec("first", (), stage.run, stage.spec.key, stage.spec.data, packages=("torch",), version=version)
 
 
 @pytest.mark.parametrize(

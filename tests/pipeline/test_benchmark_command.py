@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from kdedge.pipeline.cli import app
 
 BUNDLE = Path(__file__).parents[2] / "artifacts" / "reference" / "bundle"
 
@@ -24,7 +24,7 @@ def measure(tmp_path, monkeypatch):
         def benchmark(_config, _bundle, out):
             (out / "report.json").write_text(json.dumps(report))
 
-        monkeypatch.setattr("pipeline.evaluate.benchmark_bundle", benchmark)
+        monkeypatch.setattr("kdedge.pipeline.measure_bundle.benchmark_bundle", benchmark)
         return CliRunner().invoke(app, ["benchmark", str(BUNDLE), "--out", str(tmp_path), *arguments])
 
     return run
@@ -56,6 +56,6 @@ def test_the_reason_of_the_gate_is_given_once(measure):
 def test_json_ends_stdout_where_it_is_not_a_terminal_or_asked_for(measure, monkeypatch):
     assert json.loads(measure().stdout.splitlines()[-1])["gate"]["verdict"] == "passed"
     terminal = SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True))
-    monkeypatch.setattr("pipeline.commands.stages.sys", terminal)
+    monkeypatch.setattr("kdedge.pipeline.commands.stages.sys", terminal)
     assert not [line for line in measure().stdout.splitlines() if line.startswith("{")]
     assert json.loads(measure("--json").stdout.splitlines()[-1])["gate"]["verdict"] == "passed"

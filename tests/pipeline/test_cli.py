@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from pipeline import __version__
-from pipeline.cli import app
-from pipeline.config import SECTIONS, Config, RuntimeConfig
-from pipeline.errors import StageError
+from kdedge import __version__
+from kdedge.errors import StageError
+from kdedge.pipeline.cli import app
+from kdedge.pipeline.config import SECTIONS, Config
+from kdedge.pipeline.training.options import RuntimeConfig
 
 BUNDLE = Path(__file__).resolve().parents[2] / "artifacts" / "reference" / "bundle"
 COMMANDS = [
@@ -111,7 +112,8 @@ def test_data_offers_nothing_that_has_no_effect_on_it():
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys, typer.testing as t, pipeline.cli as c; t.CliRunner().invoke(c.app, ['run-all', '--help-all']);"
+        "import sys, typer.testing as t, kdedge.pipeline.cli as c;"
+        "t.CliRunner().invoke(c.app, ['run-all', '--help-all']);"
         "print(sorted({'torch', 'onnx', 'onnxruntime', 'matplotlib', 'numpy'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -189,7 +191,7 @@ def test_kdedge_alone_shows_its_help():
 
 
 def test_missing_data_are_found_before_anything_is_timed(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.runtime.resolve", lambda *_: pytest.fail("timed a training step"))
+    monkeypatch.setattr("kdedge.pipeline.training.device.resolve", lambda *_: pytest.fail("timed a training step"))
     result = invoke("run-all", "--data", "folder:/does/not/exist", "--out", tmp_path / "run")
     assert result.exit_code == 2
     assert "/does/not/exist does not exist" in result.stderr
@@ -208,9 +210,13 @@ def test_an_interrupt_is_one_line_that_fits_the_command(arguments, message, tmp_
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    for target in ("pipeline.stages.run_stages", "export.verify.verify_bundle", "export.predict.predict"):
+    for target in (
+        "kdedge.pipeline.run.run_stages",
+        "kdedge.export.bundle.verify.verify_bundle",
+        "kdedge.export.bundle.predict.predict",
+    ):
         monkeypatch.setattr(target, interrupt)
-    monkeypatch.setattr("benchmarks.host.doctor", interrupt)
+    monkeypatch.setattr("kdedge.benchmarks.host.doctor", interrupt)
     monkeypatch.chdir(tmp_path)
     result = invoke(*arguments)
     assert result.exit_code == 130
@@ -226,7 +232,7 @@ def test_an_interrupt_is_one_line_that_fits_the_command(arguments, message, tmp_
     ],
 )
 def test_too_little_memory_is_one_clear_error(error, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.stages.run_stages", lambda *_, **__: (_ for _ in ()).throw(error))
+    monkeypatch.setattr("kdedge.pipeline.run.run_stages", lambda *_, **__: (_ for _ in ()).throw(error))
     result = invoke("run-all", "--data", "sample", "--out", tmp_path / "run")
     assert result.exit_code == 1
     assert result.stderr.startswith("error: not enough memory\n")
@@ -240,7 +246,7 @@ def test_a_path_that_the_system_refuses_is_one_clear_error():
 
 def test_what_the_system_refuses_without_a_path_is_no_bad_input(tmp_path, monkeypatch):
     full = OSError(28, "No space left on device")
-    monkeypatch.setattr("pipeline.stages.run_stages", lambda *_, **__: (_ for _ in ()).throw(full))
+    monkeypatch.setattr("kdedge.pipeline.run.run_stages", lambda *_, **__: (_ for _ in ()).throw(full))
     result = invoke("run-all", "--data", "sample", "--out", tmp_path / "run")
     assert result.exit_code == 1
     assert result.stderr == "error: the system refused: [Errno 28] No space left on device\n"
@@ -248,7 +254,7 @@ def test_what_the_system_refuses_without_a_path_is_no_bad_input(tmp_path, monkey
 
 def test_text_that_the_encoding_of_the_output_lacks_is_escaped():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    command = [sys.executable, "-m", "pipeline.cli", "doctor"]
+    command = [sys.executable, "-m", "kdedge", "doctor"]
     result = subprocess.run(command, capture_output=True, env=environment, check=False)
     assert b"Traceback" not in result.stderr
     assert b"\\u" in result.stdout
@@ -271,7 +277,7 @@ def test_a_report_does_not_go_into_the_bundle_itself():
 
 
 def test_other_errors_of_the_runtime_are_not_taken_for_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.stages.run_stages", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("a bug")))
+    monkeypatch.setattr("kdedge.pipeline.run.run_stages", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("a bug")))
     assert isinstance(invoke("run-all", "--data", "sample", "--out", tmp_path / "run").exception, RuntimeError)
 
 
@@ -281,7 +287,7 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(command):
     os.close(read)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", *command], stdout=write, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "kdedge", *command], stdout=write, stderr=subprocess.PIPE, text=True,
         env=environment, check=False,
     )  # fmt: skip
     os.close(write)
@@ -292,7 +298,7 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(command):
 @pytest.mark.parametrize("closed", [">&-", "<&-", "<&- >&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("command", ["verify {bundle}", "predict {bundle} {bundle}/golden_inputs.npy", "--help"])
 def test_a_closed_stream_is_no_failure(closed, command, tmp_path):
-    line = f'"$1" -m pipeline.cli {command.format(bundle=shlex.quote(str(BUNDLE)))} {closed}'
+    line = f'"$1" -m kdedge.pipeline.cli {command.format(bundle=shlex.quote(str(BUNDLE)))} {closed}'
     done = subprocess.run(["sh", "-c", line, "sh", sys.executable], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert bool(done.stdout) == (">" not in closed)
@@ -301,7 +307,7 @@ def test_a_closed_stream_is_no_failure(closed, command, tmp_path):
 def test_answers_stand_before_the_error_that_ends_them(tmp_path):
     image = tmp_path / "good.png"
     Image.new("RGB", (32, 32)).save(image)
-    command = [sys.executable, "-m", "pipeline.cli", "predict", BUNDLE, image, tmp_path / "bad.png"]
+    command = [sys.executable, "-m", "kdedge", "predict", BUNDLE, image, tmp_path / "bad.png"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, check=False
@@ -314,7 +320,7 @@ def test_answers_stand_before_the_error_that_ends_them(tmp_path):
 
 def test_it_works_without_a_home():
     environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "KDEDGE_CACHE")}
-    code = "import pipeline.cli, pipeline.data.cifar10_fetch as fetch; fetch.cache_dir(); pipeline.cli.app()"
+    code = "from kdedge import files; from kdedge.pipeline.cli import app; files.cache_dir(); app()"
     command = [sys.executable, "-c", code, "data", "--data", "sample"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -399,8 +405,8 @@ def test_emulators_are_checked_before_anything_is_trained(tmp_path, monkeypatch)
         assert list(cpus) == ["haswell"]
         raise StageError("no qemu")
 
-    monkeypatch.setattr("export.emulate.check_emulators", missing)
-    monkeypatch.setattr("pipeline.runtime.resolve", lambda *_: pytest.fail("timed a training step"))
+    monkeypatch.setattr("kdedge.pipeline.stages.measurable.check_emulators", missing)
+    monkeypatch.setattr("kdedge.pipeline.training.device.resolve", lambda *_: pytest.fail("timed a training step"))
     result = invoke("run-all", "--data", "sample", "--emulate", "haswell", "--out", tmp_path / "run")
     assert result.exit_code == 1
     assert "no qemu" in result.stderr

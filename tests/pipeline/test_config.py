@@ -3,10 +3,11 @@ import math
 
 import pytest
 
-from pipeline.commands.flags import load_config_file
-from pipeline.config import Config, DistillConfig
-from pipeline.configure import RECIPES, build_config
-from pipeline.errors import InputError
+from kdedge.errors import InputError
+from kdedge.pipeline.commands.flags import load_config_file
+from kdedge.pipeline.config import Config
+from kdedge.pipeline.config.build import RECIPES, build_config
+from kdedge.pipeline.distill.options import DistillConfig
 
 
 def test_later_layers_win_over_earlier_ones_and_over_the_preset():

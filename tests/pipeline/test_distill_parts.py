@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.distill.beta import BetaSchedule, KdSchedule, hint_share
-from pipeline.distill.blocks import (
+from kdedge.pipeline.distill.beta import BetaSchedule, KdSchedule, hint_share
+from kdedge.pipeline.distill.blocks import (
     TeacherBlock,
     every_block,
     highest,
@@ -15,12 +15,19 @@ from pipeline.distill.blocks import (
     random_blocks,
     stage_ends,
 )
-from pipeline.distill.dynamic import DynamicChoice
-from pipeline.distill.gradients import gradient_shares
-from pipeline.distill.hints import HintAdapters, HintPair, measure_similarity, pair_blocks, probe_shapes, scan_variance
-from pipeline.distill.losses import hint_loss, kd_loss
-from pipeline.models.student import build_student
-from pipeline.models.teacher import FeatureTap, build_teacher, hint_candidates
+from kdedge.pipeline.distill.dynamic import DynamicChoice
+from kdedge.pipeline.distill.gradients import gradient_shares
+from kdedge.pipeline.distill.hints import (
+    HintAdapters,
+    HintPair,
+    measure_similarity,
+    pair_blocks,
+    probe_shapes,
+    scan_variance,
+)
+from kdedge.pipeline.distill.losses import hint_loss, kd_loss
+from kdedge.pipeline.models.student import build_student
+from kdedge.pipeline.models.teacher import FeatureTap, build_teacher, hint_candidates
 
 
 def test_kd_loss_equals_the_value_worked_out_by_hand():

@@ -10,13 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from pipeline import teacher
-from pipeline.configure import build_config
-from pipeline.distill import stage, trainer
-from pipeline.distill.dynamic import DynamicChoice
-from pipeline.errors import InputError
-from pipeline.runtime import resolve
-from pipeline.training_log import read_log
+from kdedge.errors import InputError
+from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.distill import trainer
+from kdedge.pipeline.distill.dynamic import DynamicChoice
+from kdedge.pipeline.stages import distill as stage
+from kdedge.pipeline.stages import teacher
+from kdedge.pipeline.training.device import resolve
+from kdedge.pipeline.training.log import read_log
 
 
 @pytest.fixture(scope="module")

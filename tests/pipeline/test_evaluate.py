@@ -5,10 +5,11 @@ import types
 
 import pytest
 
-from pipeline import evaluate
-from pipeline.configure import build_config
-from pipeline.files import write_json
-from pipeline.stages import STAGES
+from kdedge.files import write_json
+from kdedge.pipeline import measure_bundle
+from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.stages import benchmark as evaluate
+from kdedge.pipeline.stages.registry import STAGES
 
 MADE = build_config({"data": {"source": "sample"}, "distill": {"epochs": 4}})
 
@@ -22,7 +23,7 @@ def commands(tmp_path, monkeypatch):
         key = STAGES[stage].key(MADE)
         write_json(folder / "manifest.json", {"schema": 1, "config": key, "inputs": {}, "outputs": {}, "facts": {}})
     given = {}
-    monkeypatch.setattr(evaluate, "_run_facts", lambda inputs: {"run": {}})
+    monkeypatch.setattr(evaluate, "_run_facts", lambda config, inputs: {"run": {}})
     monkeypatch.setattr(
         evaluate, "run_benchmark", lambda *_, **more: given.update(more) or dict.fromkeys(("accuracy", "gate", "size"))
     )
@@ -74,10 +75,12 @@ def test_the_report_knows_the_weights_that_a_student_began_from(tmp_path):
     write_json(inputs["quantize"] / "sensitivity.json", {"layers": []})
     (inputs["distill"] / "training_log_selective.csv").write_text("")
     write_manifest(inputs["distill"], **student, weights_sha256=["ab" * 32, "cd" * 32])
-    assert evaluate._run_facts(inputs)["student"]["weights_sha256"] == ["ab" * 32, "cd" * 32]
-    assert evaluate._run_facts(inputs)["run"]["seed"] == 3, "of the student, whatever the configuration is now"
+    assert evaluate._run_facts(build_config(), inputs)["student"]["weights_sha256"] == ["ab" * 32, "cd" * 32]
+    assert evaluate._run_facts(build_config(), inputs)["run"]["seed"] == 3, (
+        "of the student, whatever the configuration is now"
+    )
     write_manifest(inputs["distill"], **student)  # as older versions wrote it
-    assert evaluate._run_facts(inputs)["student"]["weights_sha256"] is None
+    assert evaluate._run_facts(build_config(), inputs)["student"]["weights_sha256"] is None
 
 
 @pytest.fixture
@@ -85,16 +88,16 @@ def facts_of_bundle(tmp_path, monkeypatch):
     """Return what the report of a bundle is told that was judged on test images with some SHA-256 (None: unknown)."""
     here = types.SimpleNamespace(name="sample", test_sha256=lambda: "ab" * 32)
     given = {}
-    monkeypatch.setattr("export.verify.verify_bundle", lambda bundle: None)
-    monkeypatch.setattr(evaluate, "open_dataset", lambda *_: here)
-    monkeypatch.setattr(evaluate, "run_benchmark", lambda *_, run_facts, **more: given.update(run_facts))
+    monkeypatch.setattr("kdedge.pipeline.measure_bundle.verify_bundle", lambda bundle: None)
+    monkeypatch.setattr(measure_bundle, "open_dataset", lambda *_: here)
+    monkeypatch.setattr(measure_bundle, "run_benchmark", lambda *_, run_facts, **more: given.update(run_facts))
     made = {"preset": "fast", "data": "cifar10", "commit": "c0ffee", "wall_s": 9.0, "versions": {}, "stage_wall_s": {},
             "peak_rss_mb": 1500.0, "runtime": {"threads": 1}, "stage_commits": {"teacher": "c0ffee"}}  # fmt: skip
     write_json(tmp_path / "report.json", {"run": made, "teacher": {"arch": "r", "test_top1_pct": 88.0}, "student": {}})
 
     def facts(judged_on):
         write_manifest(tmp_path, history={"data": {"data/test": judged_on} if judged_on else {}})
-        evaluate.benchmark_bundle(MADE, tmp_path, tmp_path)
+        measure_bundle.benchmark_bundle(MADE, tmp_path, tmp_path)
         return given
 
     return facts

@@ -4,9 +4,9 @@ import tempfile
 
 import pytest
 
-from pipeline import files
-from pipeline.errors import StageError
-from pipeline.files import parse_json, read_json, read_toml, write_atomic
+from kdedge import files
+from kdedge.errors import StageError
+from kdedge.files import parse_json, read_json, read_toml, write_atomic
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -10,16 +10,16 @@ from fake_hub import CASES, published_file, published_layout, serve
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from pipeline import download, progress
-from pipeline.cli import app
-from pipeline.config import TeacherConfig
-from pipeline.configure import build_config
-from pipeline.errors import InputError, StageError
-from pipeline.models import initial_weights
-from pipeline.models.backbone import build_backbone
-from pipeline.models.initial_weights import check_start, start_teacher
-from pipeline.models.teacher import Teacher, build_teacher
-from pipeline.weights import load_module, save_module
+from kdedge import download, progress
+from kdedge.errors import InputError, StageError
+from kdedge.pipeline.cli import app
+from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.models import initial_weights
+from kdedge.pipeline.models.backbone import build_backbone
+from kdedge.pipeline.models.initial_weights import check_start, start_teacher
+from kdedge.pipeline.models.teacher import Teacher, build_teacher
+from kdedge.pipeline.models.weights import load_module, save_module
+from kdedge.pipeline.training.options import TeacherConfig
 
 SMALL = "shufflenet_v2_x0_5"
 

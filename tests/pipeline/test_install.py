@@ -6,7 +6,7 @@ from importlib import metadata
 
 import pytest
 
-from pipeline import install
+from kdedge import install
 
 
 class Installed:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import teacher
-from pipeline.configure import build_config
-from pipeline.distill import stage
-from pipeline.errors import StageError
-from pipeline.runtime import resolve
+from kdedge.errors import StageError
+from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.stages import distill as stage
+from kdedge.pipeline.stages import teacher
+from kdedge.pipeline.training.device import resolve
 
 
 @pytest.fixture(scope="module")

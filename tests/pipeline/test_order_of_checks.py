@@ -7,11 +7,15 @@ import pytest
 from tiny import make_folder
 from typer.testing import CliRunner
 
-from pipeline import stages
-from pipeline.artifacts import load_manifest
-from pipeline.cli import app
-from pipeline.configure import build_config
-from pipeline.errors import DivergenceError, GateError, StageError
+from kdedge.errors import DivergenceError, GateError, StageError
+from kdedge.files import file_sha256
+from kdedge.manifest import load_manifest
+from kdedge.pipeline import run as stages
+from kdedge.pipeline.cli import app
+from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.data.folder import check_outside
+from kdedge.pipeline.data.options import DataConfig
+from kdedge.pipeline.data.sources import open_dataset
 
 
 def kdedge(*arguments, code=0):
@@ -23,7 +27,9 @@ def kdedge(*arguments, code=0):
 @pytest.fixture
 def no_work(monkeypatch):
     """Fail where a precision would be timed or a stage would run."""
-    monkeypatch.setattr("pipeline.runtime._faster_precision", lambda threads: pytest.fail("timed a training step"))
+    monkeypatch.setattr(
+        "kdedge.pipeline.training.device._faster_precision", lambda threads: pytest.fail("timed a training step")
+    )
     monkeypatch.setattr(stages, "run_stage", lambda *_, **__: pytest.fail("ran a stage"))
 
 
@@ -49,8 +55,10 @@ def test_what_is_wrong_is_said_at_once_and_leaves_nothing_behind(arguments, mess
 
 
 def test_a_missing_emulator_is_found_before_the_data_set_is_fetched(no_work, tmp_path, monkeypatch):
-    monkeypatch.setattr("export.emulate._find_qemu", lambda name: (_ for _ in ()).throw(StageError("no qemu")))
-    monkeypatch.setattr("pipeline.data.open_dataset", lambda config: pytest.fail("opened the data set"))
+    monkeypatch.setattr(
+        "kdedge.benchmarks.emulate.emulator._find_qemu", lambda name: (_ for _ in ()).throw(StageError("no qemu"))
+    )
+    monkeypatch.setattr("kdedge.pipeline.data.sources.open_dataset", lambda config: pytest.fail("opened the data set"))
     result = kdedge("run-all", "--emulate", "haswell", "--out", tmp_path / "run", code=1)
     assert "no qemu" in result.stderr
     assert not (tmp_path / "run").exists()
@@ -64,7 +72,7 @@ def test_a_run_directory_does_not_become_a_class(no_work, tmp_path, monkeypatch)
         assert "is inside the data folder ., where it would become a class" in " ".join(result.stderr.split())
     assert sorted(path.name for path in (data / "train").iterdir()) == ["blue", "green", "red"]
     # Next to train and test other folders are no classes.
-    stages.check_outside_data(stages.DataConfig(source=f"folder:{data}"), data / "artifacts" / "run")
+    check_outside(open_dataset(DataConfig(source=f"folder:{data}")), data / "artifacts" / "run")
 
 
 STAGE_KEYS = {name: spec.key for name, spec in stages.STAGES.items()}
@@ -195,7 +203,7 @@ def test_a_bundle_of_the_very_report_stays(tmp_path, monkeypatch):
     made(tmp_path, "benchmark", stages.Config())
     report = tmp_path / "benchmark" / "report.json"
     report.write_text(json.dumps({"gate": {"verdict": "undecided"}, "accuracy": {"n": 9}}))
-    bundle(tmp_path, "bundle", passed=False, report=stages.file_sha256(report))
+    bundle(tmp_path, "bundle", passed=False, report=file_sha256(report))
     monkeypatch.setattr(stages, "run_stage", lambda *_, **__: True)
     monkeypatch.setattr(stages, "check_stages", lambda *_: None)
     stages.run_stages(("benchmark",), stages.Config(), tmp_path)

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.artifacts import StageSpec, clean_up, load_manifest, lock_run, run_stage
-from pipeline.cli import app
-from pipeline.errors import InputError
-from pipeline.stages import STAGES
+from kdedge.errors import InputError
+from kdedge.manifest import load_manifest
+from kdedge.pipeline.cli import app
+from kdedge.pipeline.run_dir import StageSpec, clean_up, lock_run, run_stage
+from kdedge.pipeline.stages.registry import STAGES
 
 REFERENCE = Path(__file__).resolve().parents[2] / "artifacts" / "reference"
 RUN_NAMES = [

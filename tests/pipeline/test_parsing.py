@@ -1,8 +1,9 @@
 import pytest
 
-from pipeline.configure import build_config
-from pipeline.errors import InputError
-from pipeline.parsing import parse_choices, parse_counts, parse_cpus, parse_emulated, parse_paths
+from kdedge.benchmarks.emulate.cpus import parse_emulated
+from kdedge.errors import InputError
+from kdedge.parsing import parse_choices, parse_counts, parse_cpus, parse_paths
+from kdedge.pipeline.config.build import build_config
 
 
 def test_lists_of_names_are_checked():

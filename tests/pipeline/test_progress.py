@@ -7,7 +7,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from pipeline import progress
+from kdedge import progress
 
 MESSAGE = f"the gate is undecided: {'INT8 loses 0.19 pp on 540 test images ' * 4}see /a/path/{'x' * 90}/report.json"
 

@@ -14,11 +14,11 @@ from PIL import Image
 from tiny import OPTIONS, TINY, make_folder
 from typer.testing import CliRunner
 
-from pipeline.artifacts import load_manifest
-from pipeline.cli import app
-from pipeline.data.folder import Folder
-from pipeline.distill.methods import METHODS
-from pipeline.files import file_sha256
+from kdedge.files import file_sha256
+from kdedge.manifest import load_manifest
+from kdedge.pipeline.cli import app
+from kdedge.pipeline.data.folder import Folder
+from kdedge.pipeline.distill.methods import METHODS
 
 STAGES = ("teacher", "distill", "export", "quantize", "benchmark", "bundle")
 TRAINED = {"teacher": "teacher.safetensors", "distill": "student.safetensors"}
@@ -134,7 +134,7 @@ def test_only_the_benchmark_reads_test_images(tiny_options, tmp_path, monkeypatc
 
 
 def test_a_bundle_is_measured_on_the_test_images_of_its_own_split(tmp_path):
-    from pipeline.commands.flags import resolve
+    from kdedge.pipeline.commands.flags import resolve
 
     data = make_folder(tmp_path / "data") / "train"
     run_dir = tmp_path / "run"
@@ -195,7 +195,7 @@ def test_every_method_trains(finished, method, tmp_path):
 @pytest.mark.parametrize("stage", ["teacher", "distill"])
 def test_kill_9_then_the_same_command_ends_in_the_same_weights(finished, folder_data, tmp_path, stage):
     run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "pipeline.cli", "run-all", "--data", f"folder:{folder_data}", *TINY]
+    command = [sys.executable, "-m", "kdedge", "run-all", "--data", f"folder:{folder_data}", *TINY]
     command += ["--out", str(run_dir), "--allow-undecided"]
     checkpoint = run_dir / f".{stage}.partial" / ".checkpoint.pt"
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "COLUMNS": "80"})
@@ -227,7 +227,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_ends_in_the_same_weights(finish
     run_dir = tmp_path / "run"
     options = ["run-all", "--data", f"folder:{folder_data}", *TINY, "--out", str(run_dir), "--allow-undecided"]
     # A parent that ignores the signal, as a shell does for what it runs in the background, passes that on.
-    code = "import signal as s; s.signal(s.SIGINT, s.default_int_handler); from pipeline.cli import app; app()"
+    code = "import signal as s; s.signal(s.SIGINT, s.default_int_handler); from kdedge.pipeline.cli import app; app()"
     process = subprocess.Popen([sys.executable, "-c", code, *options], stderr=subprocess.PIPE, text=True)
     checkpoint = run_dir / ".teacher.partial" / ".checkpoint.pt"
     deadline = time.monotonic() + 120
@@ -275,7 +275,7 @@ def test_a_device_needs_the_test_images_alone(finished, folder_data, tmp_path):
 
 
 def test_two_runs_cannot_share_a_directory(tiny_options, tmp_path):
-    from pipeline.artifacts import lock_run
+    from kdedge.pipeline.run_dir import lock_run
 
     with lock_run(tmp_path):
         assert "in use by another kdedge" in kdedge("teacher", *tiny_options[:2], "--out", tmp_path, code=2).stderr

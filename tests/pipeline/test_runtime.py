@@ -7,10 +7,11 @@ import time
 import pytest
 import torch
 
-from pipeline import runtime
-from pipeline.config import RuntimeConfig
-from pipeline.errors import InputError
-from pipeline.runtime import cpu_quota, images_at_once, prepare, resolve, usable_cores
+from kdedge import machine
+from kdedge.errors import InputError
+from kdedge.machine import cpu_quota, images_at_once, usable_cores
+from kdedge.pipeline.training.device import prepare, resolve
+from kdedge.pipeline.training.options import RuntimeConfig
 
 STEP_MS = {"fp32": 40.0, "bf16": 10.0}
 
@@ -121,5 +122,5 @@ def test_the_quota_of_a_control_group(groups, files, quota, tmp_path):
 def test_no_more_cores_are_usable_than_the_quota_keeps_busy(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     for quota, cores in ((None, 4), (0.3, 1), (1.0, 1), (2.5, 3), (9.0, 4)):
-        monkeypatch.setattr(runtime, "cpu_quota", lambda quota=quota: quota)
+        monkeypatch.setattr(machine, "cpu_quota", lambda quota=quota: quota)
         assert usable_cores() == cores

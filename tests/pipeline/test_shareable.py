@@ -1,9 +1,9 @@
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli import app
-from pipeline.configure import build_config
-from pipeline.shareable import as_flags, cuts_paths, shareable
+from kdedge.pipeline.cli import app
+from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.config.shareable import as_flags, cuts_paths, shareable
 
 
 @pytest.mark.parametrize(
@@ -22,9 +22,9 @@ from pipeline.shareable import as_flags, cuts_paths, shareable
 )  # fmt: skip
 def test_the_flags_of_a_configuration_give_it_again(layer, preset, flags, monkeypatch):
     seen = []
-    monkeypatch.setattr("pipeline.commands.stages._run", lambda names, config, out, force: seen.append(config))
-    monkeypatch.setattr("pipeline.commands.stages._print_report", lambda folder: None)
-    monkeypatch.setattr("pipeline.commands.stages._manifest_sha256", lambda folder: "")
+    monkeypatch.setattr("kdedge.pipeline.commands.stages._run", lambda names, config, out, force: seen.append(config))
+    monkeypatch.setattr("kdedge.pipeline.commands.stages._print_report", lambda folder: None)
+    monkeypatch.setattr("kdedge.pipeline.commands.stages._manifest_sha256", lambda folder: "")
     config = build_config(layer, preset=preset)
     result = CliRunner().invoke(app, ["run-all", *as_flags(config)])
     assert result.exit_code == 0

@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 
-from benchmarks.host import host_record
-from pipeline.configure import build_config
-from pipeline.distill.methods import METHODS
-from pipeline.stages import STAGES
+from kdedge.benchmarks.host import host_record
+from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.distill.methods import METHODS
+from kdedge.pipeline.stages.registry import STAGES
 from tests.tiny import make_folder
 
 
@@ -57,7 +57,7 @@ def test_teachers_of_earlier_versions_stay_up_to_date_where_they_would_be_made_t
 def test_another_runtime_or_gpu_is_measured_anew(part, value, monkeypatch):
     host = host_record()
     before = STAGES["benchmark"].key(build_config())
-    monkeypatch.setattr("benchmarks.host.host_record", lambda: {**host, part: value})
+    monkeypatch.setattr("kdedge.benchmarks.host.host_record", lambda: {**host, part: value})
     assert STAGES["benchmark"].key(build_config()) != before
 
 

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline.config import DistillConfig
-from pipeline.distill.optimizer import build_optimizer, set_learning_rate
-from pipeline.models import initial
-from pipeline.models.initial import initialise, whitening_filters
-from pipeline.models.student import build_student
+from kdedge.pipeline.distill.optimizer import build_optimizer, set_learning_rate
+from kdedge.pipeline.distill.options import DistillConfig
+from kdedge.pipeline.models import initial
+from kdedge.pipeline.models.initial import initialise, whitening_filters
+from kdedge.pipeline.models.student import build_student
 
 
 def correlated_images(count=40, size=16):

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from pipeline.models.registry import STUDENTS, LiteSpec
-from pipeline.models.student import Block, build_student
+from kdedge.pipeline.models.registry import STUDENTS, LiteSpec
+from kdedge.pipeline.models.student import Block, build_student
 
 LITE = sorted(name for name, spec in STUDENTS.items() if isinstance(spec, LiteSpec))
 

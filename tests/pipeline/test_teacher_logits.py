@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pipeline.config import RuntimeConfig
-from pipeline.data import Split
-from pipeline.distill.teacher_logits import CachedTeacher, LogitsFile, cache_name
-from pipeline.models.teacher import FeatureTap, build_teacher, hint_candidates
-from pipeline.training import Batch, Batches
+from kdedge.dataset import Split
+from kdedge.pipeline.distill.teacher_logits import CachedTeacher, LogitsFile, cache_name
+from kdedge.pipeline.models.teacher import FeatureTap, build_teacher, hint_candidates
+from kdedge.pipeline.training.loop import Batch, Batches
+from kdedge.pipeline.training.options import RuntimeConfig
 
 CLASSES, IMAGES = 3, 40
 VIEWS = IMAGES * 18
@@ -118,7 +118,7 @@ def test_another_teacher_or_other_data_or_arithmetic_have_another_file(monkeypat
         cache_name(TEACHER, "data", 2, dataclasses.replace(RUNTIME, **changed))
         for changed in ({"threads": 2}, {"precision": "bf16"}, {"isa": "avx2"})
     ]
-    monkeypatch.setattr("pipeline.distill.teacher_logits._VERSION", 0)
+    monkeypatch.setattr("kdedge.pipeline.distill.teacher_logits._VERSION", 0)
     others.append(cache_name(TEACHER, "data", 2, RUNTIME))
     assert len({name, *others}) == 9
 
@@ -176,10 +176,10 @@ def test_old_files_make_room_and_too_many_views_are_not_kept(tmp_path, monkeypat
         file = open_file(tmp_path / f"{name}.logits")
         file.write(np.arange(2000), np.ones((2000, CLASSES), np.float16))
         os.utime(tmp_path / f"{name}.logits", (1000 + age, 1000 + age))
-    monkeypatch.setattr("pipeline.distill.teacher_logits._FOLDER_LIMIT", 60_000)
+    monkeypatch.setattr("kdedge.pipeline.distill.teacher_logits._FOLDER_LIMIT", 60_000)
     open_file(tmp_path / "d.logits").write(np.arange(1), np.ones((1, CLASSES), np.float16))
     assert {path.name for path in tmp_path.iterdir()} == {"b.logits", "a.logits", "d.logits"}
-    monkeypatch.setattr("pipeline.distill.teacher_logits._FILE_LIMIT", 100)
+    monkeypatch.setattr("kdedge.pipeline.distill.teacher_logits._FILE_LIMIT", 100)
     file = open_file(tmp_path / "e.logits")
     file.write(np.arange(1), np.ones((1, CLASSES), np.float16))
     assert not file.read(np.arange(1))[1].any()

@@ -2,9 +2,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.errors import InputError
-from pipeline.models.teacher import FeatureTap, build_teacher, check_image_size, fold_batch_norms, hint_candidates
-from pipeline.weights import load_module, load_weights, save_module
+from kdedge.errors import InputError
+from kdedge.pipeline.models.teacher import (
+    FeatureTap,
+    build_teacher,
+    check_image_size,
+    fold_batch_norms,
+    hint_candidates,
+)
+from kdedge.pipeline.models.weights import load_module, load_weights, save_module
 
 
 def test_normalisation_is_part_of_the_teacher():

@@ -3,12 +3,12 @@ import dataclasses
 import pytest
 import torch
 
-from pipeline import teacher
-from pipeline.configure import build_config
-from pipeline.models import initial_weights
-from pipeline.models.backbone import build_backbone
-from pipeline.runtime import resolve
-from pipeline.views import blank_squares
+from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.models import initial_weights
+from kdedge.pipeline.models.backbone import build_backbone
+from kdedge.pipeline.stages import teacher
+from kdedge.pipeline.training.augmentations import blank_squares
+from kdedge.pipeline.training.device import resolve
 
 
 @pytest.fixture

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pipeline.configure import build_config
-from pipeline.data import Split
-from pipeline.distill.hints import HintPair
-from pipeline.distill.losses import kd_loss
-from pipeline.distill.teacher_logits import CachedTeacher, LogitsFile
-from pipeline.distill.trainer import Trainer
-from pipeline.models.student import build_student
-from pipeline.models.teacher import build_teacher
-from pipeline.training import Batches
+from kdedge.dataset import Split
+from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.distill.hints import HintPair
+from kdedge.pipeline.distill.losses import kd_loss
+from kdedge.pipeline.distill.teacher_logits import CachedTeacher, LogitsFile
+from kdedge.pipeline.distill.trainer import Trainer
+from kdedge.pipeline.models.student import build_student
+from kdedge.pipeline.models.teacher import build_teacher
+from kdedge.pipeline.training.loop import Batches
 
 PAIRS = (HintPair("layer1.1", 1, 64, 32),)
 

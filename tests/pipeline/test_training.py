@@ -4,10 +4,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline import training
-from pipeline.data import Split, split_train_val
-from pipeline.errors import DivergenceError, InputError
-from pipeline.training import (
+from kdedge.dataset import Split, split_train_val
+from kdedge.errors import DivergenceError, InputError
+from kdedge.pipeline.training import loop as training
+from kdedge.pipeline.training.loop import (
     Batches,
     EpochLoop,
     learning_rate,
@@ -225,7 +225,7 @@ def test_a_training_that_diverges_starts_again_at_a_quarter_of_the_rate(tmp_path
 def test_a_training_that_learns_nothing_in_its_warm_up_starts_again_twice_and_then_goes_to_its_end(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("pipeline.training._FEWEST_STEPS", 3)
+    monkeypatch.setattr("kdedge.pipeline.training.loop._FEWEST_STEPS", 3)
     _, loop = make_loop(tmp_path, epochs=5, top1=lambda epoch: 33.0)
     loop.step = lambda batch, epoch, rate: {"loss": torch.tensor(1.1), "ce": torch.tensor(1.1)}
     rows, _ = loop.run()
@@ -304,7 +304,7 @@ def test_weights_that_the_last_step_of_an_epoch_spoilt_are_not_kept(no_restarts,
 
 @pytest.fixture
 def no_restarts(monkeypatch):
-    monkeypatch.setattr("pipeline.training.RESTARTS", 0)
+    monkeypatch.setattr("kdedge.pipeline.training.loop.RESTARTS", 0)
 
 
 def test_a_loss_ten_times_that_of_guessing_is_divergence(no_restarts, tmp_path):

@@ -3,10 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pipeline.config import DistillConfig, TeacherConfig
-from pipeline.data import Split
-from pipeline.data.mirroring import mirrored_keep_class
-from pipeline.training_length import batch_size, epochs, fit_to_images
+from kdedge.dataset import Split
+from kdedge.pipeline.data.mirroring import mirrored_keep_class
+from kdedge.pipeline.distill.options import DistillConfig
+from kdedge.pipeline.training.length import batch_size, epochs, fit_to_images
+from kdedge.pipeline.training.options import TeacherConfig
 
 
 def test_small_sets_get_more_epochs_in_smaller_batches_and_cifar_10_the_numbers_that_were_measured():

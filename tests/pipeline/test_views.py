@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pipeline.views import blank_squares, choose_views, views
+from kdedge.pipeline.training.augmentations import blank_squares, choose_views, views
 
 
 def test_a_view_depends_on_epoch_and_place_alone():

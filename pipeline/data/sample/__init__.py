@@ -1,7 +1,7 @@
 """The sample: 4,000 training and 1,000 test images of CIFAR-10, shipped inside the package.
 
 Each part is one lossless WebP, a fifth smaller than PNG: a sheet of 32x32 tiles with ten columns. Image ``i`` lies in
-row ``i // 10`` and column ``i % 10``, and the column is its class. ``benchmarks/studies/make_sample.py`` made the
+row ``i // 10`` and column ``i % 10``, and the column is its class. ``experiments/make_sample.py`` made the
 sheets and printed the hashes.
 """
 
@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.base import Split, keep_used
-from pipeline.data.cifar10 import CLASS_NAMES
-from pipeline.data.images import resize_images
-from pipeline.errors import InputError
+from kdedge.dataset import Split, keep_used
+from kdedge.errors import InputError
+from kdedge.images import resize_images
+from kdedge.pipeline.data.cifar10 import CLASS_NAMES
 
 __all__ = ["SHA256", "Sample", "from_sheet", "open_sample", "to_sheet"]
 

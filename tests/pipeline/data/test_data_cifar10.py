@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import DataConfig
-from pipeline.data import cifar10, open_dataset
-from pipeline.data.cifar10 import BINARY, PICKLE, open_cifar10
-from pipeline.errors import InputError
+from kdedge.errors import InputError
+from kdedge.pipeline.data import cifar10
+from kdedge.pipeline.data.cifar10 import BINARY, PICKLE, open_cifar10
+from kdedge.pipeline.data.options import DataConfig
+from kdedge.pipeline.data.sources import open_dataset
 
 ROWS = 20
 

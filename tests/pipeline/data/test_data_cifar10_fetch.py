@@ -20,10 +20,11 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from pipeline.config import DataConfig
-from pipeline.data import cifar10_fetch, open_dataset
-from pipeline.data.cifar10 import BINARY, md5_hex
-from pipeline.errors import StageError
+from kdedge.errors import StageError
+from kdedge.pipeline.data import cifar10_fetch
+from kdedge.pipeline.data.cifar10 import BINARY, md5_hex
+from kdedge.pipeline.data.options import DataConfig
+from kdedge.pipeline.data.sources import open_dataset
 
 ROWS = 20
 

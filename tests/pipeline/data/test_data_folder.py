@@ -9,10 +9,12 @@ import pytest
 from image_folders import blues, failure, make_tree, open_folder, save
 from PIL import Image
 
-from pipeline.config import DataConfig
-from pipeline.data import folder, open_dataset, split_train_val
-from pipeline.data.images import read_image
-from pipeline.errors import InputError
+from kdedge.dataset import split_train_val
+from kdedge.errors import InputError
+from kdedge.images import read_image
+from kdedge.pipeline.data import folder
+from kdedge.pipeline.data.options import DataConfig
+from kdedge.pipeline.data.sources import open_dataset
 
 
 def test_train_and_test_folders(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import pytest
 from image_folders import failure, make_tree, open_folder, save
 from PIL import Image
 
-from export import standalone
-from pipeline.data import images
-from pipeline.data.images import read_image
-from pipeline.errors import InputError
+from kdedge import images
+from kdedge.errors import InputError
+from kdedge.export.bundle import standalone
+from kdedge.images import read_image
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
@@ -63,7 +63,7 @@ def test_a_truncated_test_image_is_found_before_it_is_needed(tmp_path: Path) -> 
 def test_a_large_image_is_read_without_a_warning(tmp_path: Path) -> None:
     save(tmp_path / "large.png", size=(200, 100))
     code = (
-        "import sys; from pathlib import Path; from pipeline.data.images import Image, check_image, read_image;"
+        "import sys; from pathlib import Path; from kdedge.images import Image, check_image, read_image;"
         "Image.MAX_IMAGE_PIXELS = 15_000; path = Path(sys.argv[1]); check_image(path); read_image(path, 16)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "large.png")]

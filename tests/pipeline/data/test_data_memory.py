@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from image_folders import make_tree, open_folder, save
 
-from pipeline.config import DataConfig
-from pipeline.data import folder, memory, open_dataset
-from pipeline.errors import InputError
+from kdedge import image_memory as memory
+from kdedge.errors import InputError
+from kdedge.pipeline.data import folder
+from kdedge.pipeline.data.options import DataConfig
+from kdedge.pipeline.data.sources import open_dataset
 
 
 def test_too_many_images_are_refused_with_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +60,7 @@ def test_the_least_of_all_limits_counts(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not enforce it")
 def test_an_address_space_limit_counts() -> None:
     code = (
-        "import resource; from pipeline.data.memory import available_bytes;"
+        "import resource; from kdedge.image_memory import available_bytes;"
         "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30)); print(available_bytes())"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

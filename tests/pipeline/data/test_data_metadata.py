@@ -11,9 +11,9 @@ import pytest
 from fuzz_images import exif_block, fuzz
 from PIL import Image
 
-from export import standalone
-from pipeline.data import images
-from pipeline.data.images import read_image
+from kdedge import images
+from kdedge.export.bundle import standalone
+from kdedge.images import read_image
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
 
@@ -73,10 +73,7 @@ def test_warnings_of_pillow_are_not_shown(tmp_path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data.replace(struct.pack("<HHL", 305, 2, 10), struct.pack("<HHL", 305, 2, 1 << 20)))
     assert path.read_bytes() != data
-    code = (
-        "import sys; from pathlib import Path; from pipeline.data.images import read_image;"
-        "read_image(Path(sys.argv[1]), 8)"
-    )
+    code = "import sys; from pathlib import Path; from kdedge.images import read_image;read_image(Path(sys.argv[1]), 8)"
     command = [sys.executable, "-W", "always", "-c", code, str(path)]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stderr == ""
 

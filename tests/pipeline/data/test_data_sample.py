@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import DataConfig
-from pipeline.data import open_dataset, sample
-from pipeline.errors import InputError
+from kdedge.errors import InputError
+from kdedge.pipeline.data import sample
+from kdedge.pipeline.data.options import DataConfig
+from kdedge.pipeline.data.sources import open_dataset
 
 
 def test_shape_labels_and_stratification() -> None:

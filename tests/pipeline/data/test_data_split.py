@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from pipeline.config import DataConfig
-from pipeline.data import Split, open_dataset, split_train_val
-from pipeline.errors import InputError
+from kdedge.dataset import Split, split_train_val
+from kdedge.errors import InputError
+from kdedge.pipeline.data.options import DataConfig
+from kdedge.pipeline.data.sources import open_dataset
 
 
 def numbered(counts: list[int], shuffle_seed: int = 5) -> Split:

@@ -9,9 +9,9 @@ from image_folders import make_tree
 from tiny import TINY
 from typer.testing import CliRunner
 
-from pipeline.cli import app
-from pipeline.config import DataConfig
-from pipeline.data.summary import print_summary, summarise
+from kdedge.pipeline.cli import app
+from kdedge.pipeline.data.options import DataConfig
+from kdedge.pipeline.data.summary import print_summary, summarise
 
 
 @pytest.fixture

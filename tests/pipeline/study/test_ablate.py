@@ -3,10 +3,10 @@ import shutil
 import pytest
 from studies import kdedge, read, small
 
-from pipeline.configure import build_config
-from pipeline.errors import InputError
-from pipeline.study import ablate as module
-from pipeline.study.compare import StudyOptions
+from kdedge.errors import InputError
+from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.study import ablate as module
+from kdedge.pipeline.study.compare import StudyOptions
 
 OPTIONS = StudyOptions(
     epochs="20", seeds="0", teacher_dir=None, reach=85, jobs=1, test=False, command="kdedge ablate", force=False

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 from studies import kdedge, read, small, without_teacher_options
 
-from pipeline.distill import stage
-from pipeline.files import file_sha256
-from pipeline.study import training
+from kdedge.files import file_sha256
+from kdedge.pipeline.stages import distill as stage
+from kdedge.pipeline.study import training
 
 
 def test_a_comparison_has_a_run_directory_per_cell_and_a_row_in_the_table(study, compared):
@@ -245,7 +245,7 @@ def test_a_finished_teacher_is_taken_and_not_copied(study, compared, tmp_path):
 
 
 def test_a_cell_that_diverges_is_recorded_and_the_study_goes_on(study, compared, tmp_path, monkeypatch):
-    from pipeline.errors import DivergenceError
+    from kdedge.errors import DivergenceError
 
     out, command = study
     honest = stage.run

@@ -10,11 +10,13 @@ import psutil
 import pytest
 from studies import kdedge, read, small
 
-from pipeline import runtime
-from pipeline.artifacts import lock_run
-from pipeline.config import Config, DistillConfig, RuntimeConfig
-from pipeline.study import compare, training
-from pipeline.study.cells import Cell
+from kdedge.pipeline.config import Config
+from kdedge.pipeline.distill.options import DistillConfig
+from kdedge.pipeline.run_dir import lock_run
+from kdedge.pipeline.study import compare, training
+from kdedge.pipeline.study.cells import Cell
+from kdedge.pipeline.training import device as runtime
+from kdedge.pipeline.training.options import RuntimeConfig
 
 CELLS = (("ce", 0), ("kd", 0), ("kd", 1))
 
@@ -97,7 +99,7 @@ def test_processes_end_with_the_study(study, compared, tmp_path, ending):
     arguments = [str(part) for part in small(study, tmp_path, "--jobs", 2, methods="ce,kd")]
     arguments[arguments.index("--epochs") + 1] = "10000"
     # Where the tests run in the background of a shell, Ctrl-C is ignored from the start.
-    program = "import signal; signal.signal(2, signal.default_int_handler); from pipeline.cli import app; app()"
+    program = "import signal; signal.signal(2, signal.default_int_handler); from kdedge.pipeline.cli import app; app()"
     process = subprocess.Popen(
         [sys.executable, "-c", program, *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -1,8 +1,8 @@
 import pytest
 
-from pipeline.configure import build_config
-from pipeline.study.cells import Cell
-from pipeline.study.notes import study_notes
+from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.study.cells import Cell
+from kdedge.pipeline.study.notes import study_notes
 
 
 def cell(method, seed=0, epochs=20, name="", train_size=0, **distill):

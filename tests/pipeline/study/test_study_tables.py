@@ -1,8 +1,8 @@
 import pytest
 
-from pipeline.study.cells import count_halvings
-from pipeline.study.statistics import paired_difference, student_t_975
-from pipeline.study.tables import alarms, render, summarise
+from kdedge.pipeline.study.cells import count_halvings
+from kdedge.pipeline.study.statistics import paired_difference, student_t_975
+from kdedge.pipeline.study.tables import alarms, render, summarise
 
 
 def row(method, seed, top1, *, epochs=20, **more):
@@ -85,7 +85,7 @@ def test_a_teacher_that_is_not_better_than_the_control_is_an_alarm():
 
 
 def test_hints_that_drown_the_rest_are_an_alarm_in_every_study(monkeypatch):
-    monkeypatch.setattr("pipeline.distill.stage.DROWNED_PCT", 80.0)
+    monkeypatch.setattr("kdedge.pipeline.stages.distill.DROWNED_PCT", 80.0)
     rows = [row("base", 0, 90.0), row("hint-loss=raw", 0, 80.0, drowned_epochs=4)]
     rows.append(row("hint-loss=raw", 1, 81.0, drowned_epochs=5))
     assert alarms(summarise(rows, "base"), "base") == [

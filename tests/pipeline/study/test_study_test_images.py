@@ -6,17 +6,17 @@ import shutil
 import pytest
 from studies import kdedge, read, small, without_teacher_options
 
-from pipeline import evaluate
-from pipeline.distill import stage
-from pipeline.files import file_sha256
-from pipeline.models.teacher import Teacher
+from kdedge.files import file_sha256
+from kdedge.pipeline.models.teacher import Teacher
+from kdedge.pipeline.stages import benchmark as evaluate
+from kdedge.pipeline.stages import distill as stage
 
 
 @pytest.fixture(scope="module")
 def interrupted(study, compared, tmp_path_factory):
     """A study of two cells whose measurement on test images stopped at the second."""
-    from pipeline.errors import StageError
-    from pipeline.study import cells
+    from kdedge.errors import StageError
+    from kdedge.pipeline.study import cells
 
     out, honest = tmp_path_factory.mktemp("interrupted"), cells.run_stages
 
@@ -97,7 +97,7 @@ def change(stage_dir, edit):
 
 
 def test_test_images_are_read_only_when_asked_for_and_after_the_last_training(study, compared, tmp_path, monkeypatch):
-    from pipeline.data.folder import Folder
+    from kdedge.pipeline.data.folder import Folder
 
     events = []
     honest_test, honest_run = Folder.test, stage.run

@@ -1,0 +1,1 @@
+"""An INT8 model on CPUs that are not here, under qemu."""

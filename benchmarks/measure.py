@@ -1,0 +1,239 @@
+"""What a pair of models is worth on this host, as ``report.json`` and pages.
+
+    report = run_benchmark(
+        settings, fp32_model, int8_model, dataset,
+        images_sha256=dataset.test_sha256(), run_facts=facts, torch_top1=None, out_dir=out,
+    )
+
+Measured are accuracy, gate, kernels, latency, memory, host and, where asked for, the answers on emulated CPUs. This is
+the only place that reads the test images, and it reads them once. It writes ``report.json``, ``report.html``,
+``report.md``, ``figures/*.png`` and ``latency_samples.json``. A failed gate is a result, not an error: who called
+decides what follows from it.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdedge.benchmarks.accuracy import answer_changes, balanced_pct, per_class_table, predict_logits, top1_pct
+from kdedge.benchmarks.affinity import check_cpus, pinned
+from kdedge.benchmarks.chance import majority_baseline
+from kdedge.benchmarks.cuda import measure_cuda
+from kdedge.benchmarks.gate import judge
+from kdedge.benchmarks.host import cuda_problem, host_record, wrong_host
+from kdedge.benchmarks.interval import wilson_interval_pct
+from kdedge.benchmarks.latency import MOST_WINDOWS, measure_latency
+from kdedge.benchmarks.memory import check_limit, measure_memory
+from kdedge.benchmarks.options import BenchmarkConfig
+from kdedge.benchmarks.providers import int8_proof
+from kdedge.benchmarks.report.beside import beside_table, check_beside, load_beside
+from kdedge.benchmarks.report.pages import write_report
+from kdedge.benchmarks.session import CPU, CUDA, check_fits, onnxruntime_errors, open_model
+from kdedge.dataset import Dataset, Split
+from kdedge.errors import InputError, StageError
+from kdedge.files import write_atomic
+from kdedge.machine import usable_cores
+from kdedge.manifest import git_commit, versions
+from kdedge.parsing import parse_counts, parse_cpus
+from kdedge.progress import log, warn
+
+__all__ = ["REPORT_SCHEMA", "Emulate", "TorchTop1", "run_benchmark"]
+
+REPORT_SCHEMA = 1
+
+TorchTop1 = Callable[[Split], Mapping[str, float | None]]
+"""Scores the PyTorch models on the test images: ``teacher_test_top1_pct`` and ``torch_fp32_top1_pct``, in percent."""
+
+Emulate = Callable[[Path, Split], list[dict[str, Any]]]
+"""Runs a model on emulated CPUs with some of these images.
+
+For every CPU the keys of `kdedge.benchmarks.emulate.emulator.Emulation.as_dict`; its ``image`` is the number of a test
+image.
+"""
+
+_RUN = ("preset", "data", "seed", "commit", "wall_s", "versions")
+_TEACHER = ("arch", "params", "weights", "test_top1_pct")
+_STUDENT = ("arch", "params", "macs", "method", "epochs")
+
+
+def run_benchmark(
+    settings: BenchmarkConfig,
+    fp32_model: Path,
+    int8_model: Path,
+    dataset: Dataset,
+    *,
+    images_sha256: str,
+    run_facts: Mapping[str, Any],
+    torch_top1: TorchTop1 | None,
+    emulate: Emulate | None = None,
+    out_dir: Path,
+) -> dict[str, Any]:
+    """Measure both models and write the report.
+
+    Args:
+        settings: What is measured.
+        fp32_model: ``student.onnx``.
+        int8_model: ``student.int8.onnx``.
+        dataset: Its `test` is called exactly once, after both models were found usable.
+        images_sha256: From `Dataset.test_sha256`. Who calls has it, and it takes as long as reading the images.
+        run_facts: What earlier stages know: the mappings ``run``, ``teacher`` and ``student`` with the keys of
+            ``report.json``, ``training``, the rows of the training log, and ``quantization``, what the search tried.
+            What is missing becomes null.
+        torch_top1: Scores the PyTorch models on the same images; None where torch is absent.
+        emulate: Runs the INT8 model on emulated CPUs; None: on none. Other answers there fail no gate.
+        out_dir: Directory of the results; created if needed.
+
+    Returns:
+        The content of ``report.json``.
+
+    Raises:
+        InputError: A model is unusable or does not fit the data set; an option is wrong; there are no test images; a
+            report to show beside this one is missing, or of another host or other test images.
+        StageError: A convolution or matrix product of the INT8 model runs in float and was not chosen to, or the
+            emulation failed.
+    """
+    cpus = parse_cpus(settings.affinity, "--affinity")
+    check_cpus(cpus)
+    check_limit(settings.memory_limit)
+    host, others = host_record(), load_beside(settings.beside)
+    images = {"images_sha256": images_sha256, "image_size": dataset.image_size}
+    check_beside(others, host, dataset.name, images)
+    paths = {"fp32": fp32_model, "int8": int8_model}
+    models = {name: open_model(path, threads=usable_cores()) for name, path in paths.items()}
+    for model in models.values():
+        check_fits(model, dataset.class_names, dataset.image_size)
+
+    if problem := wrong_host(models["int8"]):
+        warn(problem)
+    proof = int8_proof(int8_model)
+    if left := proof["float_by_accident"]:
+        raise StageError(
+            f"onnxruntime runs these layers of {int8_model} in float, which nobody chose: {', '.join(left)}",
+            "it is no INT8 model here: make it with `kdedge quantize` under this version of onnxruntime",
+        )
+    test = dataset.test()
+    if not len(test.labels):
+        raise InputError("the data set has no test images", "add images to its test folder")
+    check_beside(others, host, dataset.name, {**images, "n": len(test.labels)})
+    answers = {
+        name: predict_logits(model, test.images, title=f"accuracy {name.upper()}").argmax(1)
+        for name, model in models.items()
+    }
+    right = {name: answer == test.labels for name, answer in answers.items()}
+    # Let go of the threads and memory of these sessions before anything is timed.
+    del models, model
+    scores = dict(torch_top1(test)) if torch_top1 else {}
+    teacher_pct = scores.get("teacher_test_top1_pct")
+    teacher_score = {} if teacher_pct is None else {"test_top1_pct": teacher_pct}
+    gate = judge(
+        right["fp32"],
+        right["int8"],
+        settings.limit_pp,
+        changed=int(np.count_nonzero(answers["fp32"] != answers["int8"])),
+        labels=test.labels,
+        class_names=dataset.class_names,
+    )
+    log(f"gate: {gate['verdict']}")  # the summary gives the reason
+    majority = majority_baseline(test.labels)
+
+    with pinned(cpus):
+        latency, samples, unavailable = _latency_everywhere(paths, settings)
+        memory = measure_memory(paths, threads=_thread_counts(settings)[0], limit_mib=settings.memory_limit)
+    portability = {"emulated": emulate(int8_model, test)} if emulate else None
+    facts = {name: dict(run_facts.get(name) or {}) for name in ("run", "teacher", "student")}
+    sizes = {name: path.stat().st_size for name, path in paths.items()}
+    report = {
+        "schema": REPORT_SCHEMA,
+        "run": _complete(
+            {"data": dataset.name, "commit": git_commit(), "versions": versions(), **facts["run"]},
+            _RUN,
+        ),
+        "teacher": _complete({**facts["teacher"], **teacher_score}, _TEACHER),
+        "student": _complete(facts["student"], _STUDENT),
+        "accuracy": {
+            "split": "test",
+            "n": len(test.labels),
+            **images,
+            "torch_fp32_top1_pct": scores.get("torch_fp32_top1_pct"),
+            "onnx_fp32_top1_pct": top1_pct(right["fp32"]),
+            "onnx_int8_top1_pct": top1_pct(right["int8"]),
+            "onnx_fp32_ci95_pct": wilson_interval_pct(int(right["fp32"].sum()), len(test.labels)),
+            "onnx_int8_ci95_pct": wilson_interval_pct(int(right["int8"].sum()), len(test.labels)),
+            "majority_class": dataset.class_names[majority.label],
+            "majority_pct": round(majority.top1_pct, 4),
+            "balanced_pct": balanced_pct(right["int8"], test.labels),
+            "fp32_balanced_pct": balanced_pct(right["fp32"], test.labels),
+        },
+        "gate": gate,
+        "size": {
+            "fp32_bytes": sizes["fp32"],
+            "int8_bytes": sizes["int8"],
+            "ratio": round(sizes["fp32"] / sizes["int8"], 4),
+        },
+        "int8_proof": proof,
+        "latency": latency,
+        "unavailable": unavailable,
+        "memory": memory,
+        "portability": portability,
+        # Where the reports beside this one lie is nobody else's business; what they say follows.
+        "benchmark": {key: value for key, value in dataclasses.asdict(settings).items() if key != "beside"},
+        "host": host,
+        "per_class": per_class_table(test.labels, right["fp32"], right["int8"], dataset.class_names),
+        "answer_changes": answer_changes(test.labels, answers["fp32"], answers["int8"], dataset.class_names),
+        "quantization": run_facts.get("quantization"),
+        "training": [dict(row) for row in run_facts.get("training") or []],
+    }  # fmt: skip
+    report["beside"] = beside_table(report, others)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    write_report(report, out_dir)
+    # One line a case: the raw samples are many.
+    lines = ",\n".join(json.dumps(case) for case in samples)
+    write_atomic(out_dir / "latency_samples.json", f"[\n{lines}\n]\n".encode())
+    return report
+
+
+def _latency_everywhere(
+    paths: Mapping[str, Path], settings: BenchmarkConfig
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]]]:
+    """Measure on the CPU and, where it is there, on CUDA; return rows, raw samples and what is unavailable."""
+    batches = parse_counts(settings.batches, "--latency-batches", 4096)
+    threads = _thread_counts(settings)
+    rows, samples = measure_latency(
+        paths,
+        provider=CPU,
+        batches=batches,
+        threads=threads,
+        seconds=settings.seconds,
+        most_windows=MOST_WINDOWS,
+        spinning=settings.spinning,
+    )
+    problem = cuda_problem()
+    if problem is not None:
+        return rows, samples, [problem]
+    failures: tuple[type[Exception], ...] = (StageError, InputError, *onnxruntime_errors())
+    try:
+        # Threads of the CPU hardly matter to a GPU: one count is enough.
+        more = measure_cuda(paths, batches=batches, threads=threads[:1], seconds=settings.seconds)
+    except failures as error:
+        # onnxruntime only finds out when it loads the libraries of CUDA, or when a batch does not fit into the GPU's
+        # memory; what was measured on the CPU stands.
+        problem = {
+            "provider": CUDA,
+            "reason": str(error),
+            "fix": "pip install 'onnxruntime-gpu[cuda,cudnn]'  (if the CUDA or cuDNN libraries cannot be loaded)",
+        }
+        return rows, samples, [problem]
+    return rows + more[0], samples + more[1], more[2]
+
+
+def _thread_counts(settings: BenchmarkConfig) -> list[int]:
+    return parse_counts(settings.threads, "--latency-threads", 1024)
+
+
+def _complete(facts: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """Return the facts with every key of the contract, null where unknown; further keys follow."""
+    return {**{key: facts.get(key) for key in keys}, **{key: facts[key] for key in facts if key not in keys}}

@@ -1,0 +1,61 @@
+"""Options of the benchmark."""
+
+from dataclasses import dataclass
+from functools import partial
+
+from kdedge.benchmarks.emulate.cpus import parse_emulated
+from kdedge.options import option
+from kdedge.parsing import parse_counts, parse_cpus, parse_paths
+
+__all__ = ["BenchmarkConfig"]
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Accuracy, gate and latency."""
+
+    limit_pp: float = option(
+        0.5, "Gate: maximum accepted INT8 accuracy loss, in percentage points.", flag="--limit-pp", least=0.01, most=100
+    )
+    threads: str = option(
+        "1",
+        "Intra-op thread counts to measure, comma-separated.",
+        flag="--latency-threads",
+        parse=partial(parse_counts, most=1024),
+    )
+    batches: str = option(
+        "1,8,32",
+        "Batch sizes to measure, comma-separated.",
+        flag="--latency-batches",
+        parse=partial(parse_counts, most=4096),
+    )
+    seconds: float = option(
+        3.0,
+        "Measuring time per model, batch and thread count, in five windows.",
+        flag="--latency-seconds",
+        least=0.05,
+        most=600,
+    )
+    spinning: bool = option(False, "Let waiting threads spin.", flag="--latency-spinning")
+    affinity: str = option(
+        "", "Measure latency and memory only on these CPUs, such as 0,2-3.", flag="--affinity", parse=parse_cpus
+    )
+    memory_limit: int = option(
+        0,
+        "Memory limit in MiB within which a new process must load and run the model (0 = no test).",
+        flag="--memory-limit",
+        least=0,
+    )
+    emulate: str = option(
+        "",
+        "Also run INT8 under qemu as these CPUs, comma-separated: haswell, cortex-a76, cortex-a72.",
+        flag="--emulate",
+        parse=parse_emulated,
+    )
+    emulate_images: int = option(200, "Number of test images for each emulated CPU.", flag="--emulate-images", least=1)
+    beside: str = option(
+        "",
+        "Other runs, benchmarks or bundles to compare with this one in the report, comma-separated.",
+        flag="--beside",
+        parse=parse_paths,
+    )

@@ -1,0 +1,314 @@
+"""What the report shows: every number as the text that stands on the pages and in the summary.
+
+It is said once here, so that `kdedge.benchmarks.report.pages` shows the same on the console, in HTML and in Markdown.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kdedge.benchmarks.interval import wilson_interval_pct
+from kdedge.benchmarks.report.facts import fact_rows, quantization_sentence
+from kdedge.benchmarks.stability import STEADY, trust_word, worst_doubts
+from kdedge.benchmarks.units import format_bytes, format_ms, format_pct, short_provider
+
+__all__ = ["context", "warnings"]
+
+_HIGHER = ("p90", "p95", "p99")
+_MOST_CHANGES = 8
+_HEADLINES = {
+    "passed": "Passed: INT8 keeps its accuracy",
+    "failed": "Failed: INT8 loses too much accuracy",
+    "undecided": "Undecided: too few test images to tell",
+}
+_FAILED_BY = {
+    "learned": "Failed: the model has learned nothing",
+    "gain": "Failed: INT8 does not follow FP32",
+    "changed": "Failed: INT8 does not follow FP32",
+}
+_HARDLY_FOUND_PCT = 10.0  # or chance, if that is lower
+_MOST_NAMED = 5
+
+
+def context(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Prepare everything that the templates and the summary show, as text where numbers need rounding."""
+    latency = [_latency_row(row) for row in report["latency"]]
+    return {
+        "report": report,
+        "headline": _headline(report["gate"]),
+        "key_facts": _key_facts(report),
+        "accuracy": _accuracy_rows(report),
+        "per_class": [
+            {
+                **row,
+                "fp32": format_pct(row["fp32_top1_pct"]),
+                "int8": format_pct(row["int8_top1_pct"]),
+                "int8_interval": _range(_interval(row["int8_top1_pct"], row["n"])),
+            }
+            for row in report.get("per_class") or []
+        ],
+        "changes": _changes(report.get("answer_changes")),
+        "size": _size(report["size"]),
+        "latency": latency,
+        "percentiles": [key for key in _HIGHER if any(row[key] != "–" for row in latency)],
+        "measured_on": _measured_on(report["latency"]),
+        "doubts": _doubts(report["latency"]),
+        "proof": _proof_rows(report["int8_proof"]),
+        "memory": _memory(report.get("memory") or []),
+        "ran_as": _ran_as(report["latency"]),
+        "portability": _portability(_emulated(report)),
+        "warnings": warnings(report),
+        "quantization": quantization_sentence(report.get("quantization")),
+        "commands": report["run"].get("commands") or [],
+        "commands_lack_paths": report["run"].get("commands_lack_paths", False),
+        "facts": fact_rows(report),
+        "speedups": _speedups(report["latency"]),
+        "unavailable": [{**item, "provider": short_provider(item["provider"])} for item in report["unavailable"]],
+    }
+
+
+def warnings(report: Mapping[str, Any]) -> list[str]:
+    """Return what must be read before any number, a sentence each."""
+    found = []
+    if report["run"].get("same_test_images") is False:
+        found.append("These are not the test images that the bundle was judged on: compare no accuracies")
+    if weak := _hardly_found(report.get("per_class") or []):
+        found.append(weak)
+    if elsewhere := _not_portable(report):
+        found.append(f"INT8 is {elsewhere}")
+    return found
+
+
+def _hardly_found(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Name the classes that INT8 hardly ever recognises; empty: there are none."""
+    seen = [row for row in rows if row["n"]]
+    least = min(_HARDLY_FOUND_PCT, 100 / max(len(seen), 1))
+    weak = [row for row in seen if row["int8_top1_pct"] < least]
+    if not weak:
+        return ""
+    named = [
+        f"{row['class']} ({round(row['n'] * row['int8_top1_pct'] / 100):,} of {row['n']:,} images)"
+        for row in sorted(weak, key=lambda row: (row["int8_top1_pct"], -row["n"]))[:_MOST_NAMED]
+    ]
+    more = f" and {len(weak) - len(named)} more" if len(weak) > len(named) else ""
+    return f"Hardly ever recognised: {', '.join(named)}{more}"
+
+
+def _headline(gate: Mapping[str, Any]) -> str:
+    verdict = gate["verdict"]
+    return _FAILED_BY.get(gate.get("cause") or "", _HEADLINES[verdict]) if verdict == "failed" else _HEADLINES[verdict]
+
+
+def _not_portable(report: Mapping[str, Any]) -> str:
+    """Say on which emulated CPUs INT8 gives other answers than on the host; empty: on none that was tried."""
+    other = [
+        f"{row['flips']:,} of {row['images']:,} answers differ on {row['cpu']}"
+        for row in _emulated(report)
+        if row["flips"]
+    ]
+    return f"not portable: {', '.join(other)}" if other else ""
+
+
+def _key_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the handful of numbers that stand on top."""
+    accuracy, size, proof = report["accuracy"], report["size"], report["int8_proof"]
+    low, high = accuracy["onnx_int8_ci95_pct"]
+    convs = proof["integer_convs"] + proof["float_convs"]
+    facts = [("INT8 top-1", f"{format_pct(accuracy['onnx_int8_top1_pct'])}  (95 %: {low:.2f} to {high:.2f})")]
+    if "majority_pct" in accuracy:
+        facts.append((f"always `{accuracy['majority_class']}`", format_pct(accuracy["majority_pct"])))
+        facts.append(("INT8 mean per class", format_pct(accuracy["balanced_pct"])))
+    facts += [
+        ("FP32 top-1", format_pct(accuracy["onnx_fp32_top1_pct"])),
+        ("INT8 size", f"{format_bytes(size['int8_bytes'])}, {size['ratio']:.2f}× smaller than FP32"),
+    ]
+    for speedup in _speedups(report["latency"])[:1]:
+        facts.append(("INT8 latency", speedup))
+    for row in report.get("memory") or []:
+        if row["model"] == "int8" and row["peak_rss_bytes"]:
+            facts.append(
+                ("INT8 memory", f"{format_bytes(row['peak_rss_bytes'])} at most in a process that only runs it")
+            )
+    chosen = len(proof.get("float_on_purpose") or [])
+    purpose = f"; {chosen} in float on purpose" if chosen else ""
+    facts.append(("integer kernels", f"{proof['integer_convs']} of {convs} convolutions{purpose}"))
+    if same := [row for row in _emulated(report) if not row["flips"]]:
+        count = " and ".join(sorted({f"{row['images']:,}" for row in same}))
+        cpus = ", ".join(row["cpu"] for row in same)
+        facts.append(("other CPUs", f"the same {count} answers on {cpus} (emulated)"))
+    return facts
+
+
+def _speedups(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence on INT8 against FP32 for every provider, batch and thread count that has both."""
+    by_key = {(row["provider"], row["batch"], row["threads"], row["model"]): row for row in rows}
+    sentences = []
+    for (provider, batch, threads, model), int8 in by_key.items():
+        fp32 = by_key.get((provider, batch, threads, "fp32"))
+        if model != "int8" or fp32 is None:
+            continue
+        steady = all(row["trust"]["verdict"] == STEADY for row in (fp32, int8))
+        # A ratio is what people quote, so there is none of what must not be quoted.
+        beside = f"{fp32['p50_ms'] / int8['p50_ms']:.2f}× as fast as FP32" if steady else "not compared with FP32"
+        sentences.append(
+            f"{format_ms(int8['p50_ms'])} ms, {beside} "
+            f"({short_provider(provider)}, batch {batch}, {threads} thread{'s' * (threads > 1)}"
+            f"{'' if steady else '; noisy: do not quote'})"
+        )
+    return sentences
+
+
+def _accuracy_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return model, top-1 and 95 % interval for every model that was scored."""
+    accuracy = report["accuracy"]
+    arch, teacher = report["teacher"]["arch"], report["teacher"]["test_top1_pct"]
+    torch = accuracy["torch_fp32_top1_pct"]
+    rows = [
+        (f"teacher {arch or ''} (PyTorch)".replace("  ", " "), teacher, _interval(teacher, accuracy["n"])),
+        ("student FP32 (PyTorch)", torch, _interval(torch, accuracy["n"])),
+        ("student FP32 (ONNX)", accuracy["onnx_fp32_top1_pct"], accuracy.get("onnx_fp32_ci95_pct")),
+        ("student INT8 (ONNX)", accuracy["onnx_int8_top1_pct"], accuracy.get("onnx_int8_ci95_pct")),
+    ]
+    return [(name, format_pct(value), _range(interval)) for name, value, interval in rows if value is not None]
+
+
+def _interval(top1_pct: float | None, n: int) -> list[float] | None:
+    """Return the 95 % interval of an accuracy on ``n`` images, in percent."""
+    return None if top1_pct is None else wilson_interval_pct(round(n * top1_pct / 100), n)
+
+
+def _range(interval: Sequence[float] | None) -> str:
+    return f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else ""
+
+
+def _latency_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one row of the latency table as text."""
+    return {
+        "provider": short_provider(row["provider"]),
+        "model": row["model"].upper(),
+        "batch": row["batch"],
+        "threads": row["threads"],
+        **{key: format_ms(row.get(f"{key}_ms")) for key in ("p50", *_HIGHER, "load", "first_run")},
+        "throughput": f"{row['throughput_ips']:,.0f}",
+        "samples": f"{row['samples']:,}{'*' if row.get('earlier_windows') else ''}",
+        "steady": row["trust"]["verdict"] == STEADY,
+        "trust": trust_word(row["trust"]["verdict"]),
+    }
+
+
+def _measured_on(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say what the star behind a number of calls means; empty: no row has one."""
+    counted = [(len(row["window_p50_ms"]), row["earlier_windows"]) for row in rows if row.get("earlier_windows")]
+    if not counted:
+        return ""
+    totals = sorted({last + earlier for last, earlier in counted})
+    return (
+        f"the last {counted[0][0]} windows of {' to '.join(map(str, dict.fromkeys((totals[0], totals[-1]))))}; those "
+        "before them were disturbed and do not count"
+    )
+
+
+def _changes(rows: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:
+    """Return how many answers INT8 changed, what that did, and the most frequent changes; None if it is not known."""
+    if rows is None:
+        return None
+    lost = sum(row["count"] for row in rows if row["fp32"] == row["label"])
+    won = sum(row["count"] for row in rows if row["int8"] == row["label"])
+    total = sum(row["count"] for row in rows)
+    shown = rows[:_MOST_CHANGES]
+    return {
+        "total": total,
+        "lost": lost,
+        "won": won,
+        "other": total - lost - won,
+        "rows": [
+            {**row, "effect": "lost" if row["fp32"] == row["label"] else "won" if row["int8"] == row["label"] else ""}
+            for row in shown
+        ],
+        "hidden": total - sum(row["count"] for row in shown),
+    }
+
+
+def _size(size: Mapping[str, Any]) -> str:
+    return (
+        f"INT8: {size['int8_bytes']:,} bytes, {size['ratio']:.2f}× smaller than FP32 with {size['fp32_bytes']:,} bytes."
+    )
+
+
+def _memory(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence on the memory of each model (see `kdedge.benchmarks.memory.measure_memory`)."""
+    sentences = []
+    for row in rows:
+        if row["peak_rss_bytes"] is None:
+            sentences.append(f"{row['model'].upper()}: unknown, {row['reason']}")
+            continue
+        peak, before = format_bytes(row["peak_rss_bytes"]), format_bytes(row["baseline_bytes"])
+        text = f"{row['model'].upper()}: {peak} at most, {before} of them before the model is loaded"
+        if row["limit_mib"]:
+            kept = "keeps within" if row["within_limit"] else "does not keep within"
+            reason = f" ({row['limit_reason']})" if row["limit_reason"] else ""
+            text += f"; {kept} {row['limit_mib']} MiB of heap and buffers{reason}"
+        sentences.append(text)
+    return sentences
+
+
+def _ran_as(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence on each model of an accelerator: in what arithmetic it ran, and without the copies."""
+    sentences = []
+    for row in rows:
+        if "ran_as" not in row:
+            continue
+        convs = ", ".join(f"{count} {kind}" for kind, count in row["ran_as"]["convs"].items()) or "none"
+        nodes = ", ".join(
+            f"{count} on {short_provider(name)}" for name, count in row["ran_as"]["nodes_by_provider"].items()
+        )
+        model = f"{short_provider(row['provider'])} {row['model'].upper()}, batch {row['batch']}"
+        text = f"{model}: convolutions {convs}; nodes {nodes}"
+        if row.get("on_device"):
+            resident = row["on_device"]
+            text += f"; p50 without copies {format_ms(resident['p50_ms'])} ms ({resident['trust']['verdict']})"
+        sentences.append(text)
+    return sentences
+
+
+def _emulated(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return a row for every emulated CPU (see `kdedge.benchmarks.emulate.emulator.Emulation.as_dict`)."""
+    return (report.get("portability") or {}).get("emulated") or []
+
+
+def _portability(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Return the rows of the table of emulated CPUs (see `_emulated`)."""
+    return [
+        {
+            "cpu": row["cpu"],
+            "images": f"{row['images']:,}",
+            "flips": f"{row['flips']:,}",
+            "difference": f"{row['max_abs_diff']:.3g}" if row["max_abs_diff"] else "0 (identical)",
+            "runtime": row["onnxruntime"],
+        }
+        for row in rows
+    ]
+
+
+def _doubts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return each kind of evidence against the latencies once, with its worst number and how often it was found."""
+    verdicts = [timed["trust"] for row in rows for timed in (row, row.get("on_device")) if timed]
+    return [
+        f"{sentence} ({'the worst of' if count > 1 else 'in'} {count} of {len(verdicts)} measurements)"
+        for sentence, count in worst_doubts(verdicts)
+    ]
+
+
+def _proof_rows(proof: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ran as integers and what did not."""
+    providers = {short_provider(name) for name in proof["providers_by_node"].values()}
+    chosen = proof.get("float_on_purpose") or []
+    beside = [name for name in proof.get("float_operators") or [] if name not in chosen]
+    groups = {"left in float on purpose, for accuracy": chosen, "beside them" if chosen else "": beside}
+    left = [f"{what}: {', '.join(names)}".removeprefix(": ") for what, names in groups.items() if names]
+    return {
+        "convs": f"{proof['integer_convs']} integer, {proof['float_convs']} float",
+        "gemms": f"{proof['integer_gemms']} integer, {proof['float_gemms']} float",
+        "float": "; ".join(left) or "none",
+        "ops": ", ".join(f"{count} × {op}" for op, count in proof["ops_by_type"].items()),
+        "providers": ", ".join(sorted(providers)),
+    }

@@ -1,0 +1,120 @@
+"""The facts at the end of a report, as text: run, models, quantization, measurement and host."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from kdedge.benchmarks.units import format_bytes, format_count
+from kdedge.progress import format_duration
+
+__all__ = ["fact_rows", "quantization_sentence", "starts_from"]
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+def starts_from(student: Mapping[str, Any]) -> str:
+    """Say which weights a student began from, by the first digits of their SHA-256; empty: from none, or unknown."""
+    hashes = student.get("weights_sha256") or []
+    students = "a student" if len(hashes) == 1 else f"mean of {len(hashes)} students"
+    return f"{students} ({', '.join(sha256[:8] for sha256 in hashes)})" if hashes else ""
+
+
+def quantization_sentence(record: Mapping[str, Any] | None) -> str:
+    """Return what the search chose and what was done to it then, with the numbers of both; empty: not known."""
+    if not record or not record.get("rungs"):
+        return ""
+    first, last = record["rungs"][0], record["rungs"][-1]
+    text = f"The search chose {record['chosen']} for the target {record['target']}: {_rung(first)}"
+    if last["rung"] != first["rung"]:
+        text += f". Shipped is the model after {last['rung']}: {_rung(last)}"
+    for rung in record["rungs"]:
+        if rung["rung"] not in (first["rung"], last["rung"]) and not rung.get("refused"):
+            text += f". Tried and not taken is {rung['rung']}: {_rung(rung)}"
+    return f"{text} (on {record['scored_images']:,} validation images, against FP32)"
+
+
+def _rung(rung: Mapping[str, Any]) -> str:
+    return (
+        f"loss {rung['loss_pp']:+.2f} pp (95 %: {rung['loss_lower95_pp']:+.2f} to {rung['loss_upper95_pp']:+.2f}), "
+        f"SQNR of the logits {rung['sqnr_db']:.1f} dB"
+    )
+
+
+def _measurement_rows(report: Mapping[str, Any]) -> list[tuple[str, str | None]]:
+    """Return how latencies were measured; older reports do not tell."""
+    settings = report.get("benchmark") or {}
+    windows = sorted({len(row["window_p50_ms"]) for row in report["latency"] if row.get("window_p50_ms")})
+    split = f", in {windows[-1]} windows" if windows else ""
+    cores = sorted({row["cores"] for row in report["latency"] if row.get("cores")})
+    return [
+        ("time for each latency", f"{settings['seconds']:g} s{split}" if settings.get("seconds") else None),
+        ("bound to CPUs", settings.get("affinity")),
+        ("cores to run on", ", ".join(map(str, cores))),
+        ("threads that wait", "spin (--latency-spinning)" if settings.get("spinning") else None),
+    ]
+
+
+def fact_rows(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return the sections of facts about run, models and host, leaving out what is unknown."""
+    run, teacher, student, host, size = (report[key] for key in ("run", "teacher", "student", "host", "size"))
+    quantization = report.get("quantization") or {}
+    rung = quantization.get("rung")
+    begun = starts_from(student)
+    peak = format_bytes(1e6 * run["peak_rss_mb"]) if run.get("peak_rss_mb") else None
+    installed = {name: version for name, version in (run["versions"] or {}).items() if version}
+    sections: list[tuple[str, list[tuple[str, Any]]]] = [
+        (
+            "Run",
+            [
+                ("data", run["data"]),
+                ("test images", "not those of the bundle" if run.get("same_test_images") is False else None),
+                ("preset", run["preset"]), ("seed", run["seed"]), ("commit", run["commit"]),
+                ("wall time", None if run["wall_s"] is None else format_duration(run["wall_s"])),
+                ("peak memory while training", peak),
+                ("versions", ", ".join(f"{name} {version}" for name, version in installed.items()) or None),
+            ],
+        ),
+        (
+            "Models",
+            [
+                ("teacher", teacher["arch"]),
+                ("teacher parameters", format_count(teacher["params"])),
+                ("teacher's initial weights", _HASH.sub(lambda match: match[0][:8], teacher["weights"] or "")),
+                ("student", student["arch"]),
+                ("student parameters", format_count(student["params"])),
+                ("multiply-accumulates per image", format_count(student["macs"])),
+                ("student starts from", begun),
+                ("method", student["method"]),
+                ("epochs in this run" if begun else "epochs", student["epochs"]),
+                ("INT8 format", quantization.get("chosen")),
+                ("INT8 made for", quantization.get("target")),
+                ("improved after the search by", "nothing" if rung == "search" else rung),
+                ("FP32 file", format_bytes(size["fp32_bytes"])),
+                ("INT8 file", format_bytes(size["int8_bytes"])),
+            ],
+        ),
+        ("Measurement", _measurement_rows(report)),
+        (
+            "Host",
+            [
+                ("processor", host["cpu"]),
+                ("board", host.get("board")),
+                ("cores", host["cores"]),
+                ("instructions", ", ".join(host["isa"])),
+                ("memory", f"{host['memory_bytes'] / 2**30:.1f} GiB"),
+                ("system", host["os"]),
+                ("governor", host["governor"] or "not readable"),
+                ("GPU", host["gpu"] or "none"),
+                ("onnxruntime", host["onnxruntime"]),
+                ("TensorRT", _tensorrt(host)),
+            ],
+        ),
+    ]  # fmt: skip
+    known = [(title, [(k, str(v)) for k, v in rows if v not in (None, "")]) for title, rows in sections]
+    return [(title, rows) for title, rows in known if rows]
+
+
+def _tensorrt(host: Mapping[str, Any]) -> str | None:
+    if "tensorrt_problem" not in host:
+        return None
+    return f"not available: {host['tensorrt_problem']}" if host["tensorrt_problem"] else "available; it is not measured"

@@ -1,0 +1,287 @@
+"""The figures of the report, drawn with matplotlib in two themes.
+
+`draw_figures` writes the light ones to ``figures/*.png`` and returns both for embedding into ``report.html``.
+Without matplotlib the report has tables and bars only.
+"""
+
+import importlib.util
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kdedge.benchmarks.report.pareto_figure import PICTURE_SIZE, paint_picture
+from kdedge.benchmarks.report.quantization_figures import paint_candidates, paint_sensitivity
+from kdedge.benchmarks.stability import STEADY
+from kdedge.benchmarks.units import number
+from kdedge.files import write_atomic
+from kdedge.progress import log
+
+__all__ = ["CREATOR", "Figure", "draw_figures", "render", "series"]
+
+CREATOR = "kdedge figure"  # in the metadata of a file, so that one can tell who drew it
+
+_FP32, _INT8, _GREY, _NOISY = "#8a94a6", "#2f7ed8", "#888888", "#d0453e"
+_PALETTE = ("#2f7ed8", "#e07b39", "#3c9d6b", "#a25ddc", "#8a94a6")
+_MOST_CLASSES = 40
+_HIGHER = ("p90_ms", "p95_ms", "p99_ms")
+_THEMES = {
+    "light": {"face": "#ffffff", "text": "#1c2530", "grid": "#e3e7ec"},
+    "dark": {"face": "#161b22", "text": "#d8dee6", "grid": "#2b333d"},
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn figure.
+
+    Attributes:
+        name: Name of its file without suffix.
+        section: The section of the report that it belongs to.
+        title: What it shows.
+        alt: Text for those who cannot see it.
+        light: PNG for light pages.
+        dark: PNG for dark ones.
+    """
+
+    name: str
+    section: str
+    title: str
+    alt: str
+    light: bytes
+    dark: bytes
+
+
+def draw_figures(report: Mapping[str, Any], out_dir: Path) -> list[Figure]:
+    """Draw what the report has data for.
+
+    Args:
+        report: The content of ``report.json``.
+        out_dir: Directory for the PNG files; created if needed.
+
+    Returns:
+        The figures in the order of the report; none without matplotlib.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        log("figures: skipped, matplotlib is not installed (pip install matplotlib)")
+        return []
+    training = report.get("training") or []
+    wanted: list[tuple[str, str, str, str, Callable[[Any], None], tuple[float, float]]] = []
+    for provider in dict.fromkeys(row["provider"] for row in report["latency"]):
+        rows = [row for row in report["latency"] if row["provider"] == provider]
+        short = str(provider).removesuffix("ExecutionProvider")
+        wanted.append(
+            ("latency" if short == "CPU" else f"latency_{short.lower()}", "latency", f"Latency per image, {short}",
+             f"Bars: median latency per image on {short} of FP32 and INT8 by batch size, with higher percentiles",
+             partial(_latency, rows=rows), (7.2, 3.6))
+        )  # fmt: skip
+    table = report.get("beside")
+    if table and any(row["p50_ms"] for row in table["rows"]):
+        wanted.append(
+            ("beside", "beside", "Accuracy against latency, with other runs",
+             "Dots: top-1 accuracy against median latency of FP32 and INT8 of this and other runs",
+             partial(paint_picture, table=table), PICTURE_SIZE)
+        )  # fmt: skip
+    classes = [
+        {**row, "class": _drawable(str(row["class"]), instead=f"class {index}")}
+        for index, row in enumerate(report.get("per_class") or [])
+        if row["n"]
+    ]
+    if classes:
+        wanted.append(
+            ("per_class", "per_class", "Top-1 accuracy per class", "Dots: top-1 accuracy of each class, FP32 and INT8",
+             partial(_per_class, rows=classes), (7.2, 1.2 + 0.22 * min(len(classes), _MOST_CLASSES)))
+        )  # fmt: skip
+    if series(training, "train_loss")[0] or series(training, "val_top1_pct")[0]:
+        wanted.append(
+            ("training", "training", "Training of the student", "Curves: loss terms and validation accuracy by epoch",
+             partial(_training, rows=training), (7.2, 3.6))
+        )  # fmt: skip
+    if series(training, "beta")[0]:
+        wanted.append(
+            ("beta", "training", "Beta, the weight of the hints",
+             "Steps: beta by epoch, with the cosine similarity of features", partial(_beta, rows=training), (7.2, 2.8))
+        )  # fmt: skip
+    if quantization := report.get("quantization"):
+        layers = quantization["sensitivity"]["layers"]
+        wanted.append(
+            ("candidates", "quantization", "What was tried", "Dots: SQNR of the logits against latency by format",
+             partial(paint_candidates, record=quantization), (7.2, 4.0))
+        )  # fmt: skip
+        wanted.append(
+            ("sensitivity", "quantization", "Which layers cost", "Bars: share of the logits' noise by layer",
+             partial(paint_sensitivity, rows=layers), (7.2, 1.2 + 0.22 * min(len(layers), 30)))
+        )  # fmt: skip
+    figures = []
+    for name, section, title, alt, paint, size in wanted:
+        light, dark = (render(paint, size, theme) for theme in ("light", "dark"))
+        out_dir.mkdir(parents=True, exist_ok=True)
+        write_atomic(out_dir / f"{name}.png", light)
+        figures.append(Figure(name, section, title, alt, light, dark))
+    return figures
+
+
+def render(paint: Callable[[Any], None], size: tuple[float, float], theme: str = "light", kind: str = "png") -> bytes:
+    """Draw one figure.
+
+    Args:
+        paint: Draws on the matplotlib axes that it is given.
+        size: Width and height in inches.
+        theme: ``light`` or ``dark``.
+        kind: ``png`` or ``svg``.
+
+    Returns:
+        The content of the file.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure as Canvas
+
+    colors = _THEMES[theme]
+    style: Any = {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "legend.frameon": False,
+        # Class names are the user's, and a dollar sign in one is no formula.
+        "text.parse_math": False,
+        "svg.hashsalt": "kdedge",
+        "svg.fonttype": "none",
+        **dict.fromkeys(("axes.facecolor", "figure.facecolor", "savefig.facecolor"), colors["face"]),
+        **dict.fromkeys(
+            ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), colors["text"]
+        ),
+        "grid.color": colors["grid"],
+    }
+    buffer = io.BytesIO()
+    # Figure without pyplot: no global state, no display.
+    with rc_context(style):
+        canvas = Canvas(figsize=size, dpi=150, layout="constrained")
+        paint(canvas.subplots())
+        # No version, no date: the same data gives the same file.
+        metadata = {"Software": CREATOR} if kind == "png" else {"Date": None, "Creator": CREATOR}
+        canvas.savefig(buffer, format=kind, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _latency(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the median latency per image, the models side by side, and ticks at the higher percentiles that are known.
+
+    Args:
+        axes: Matplotlib axes.
+        rows: ``latency`` of the report, of one provider.
+    """
+    cases = list(dict.fromkeys((row["threads"], row["batch"]) for row in rows))
+    many_threads = len({row["threads"] for row in rows}) > 1
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    width = 0.8 / len(models)
+    for index, model in enumerate(models):
+        color = {"fp32": _FP32, "int8": _INT8}.get(model, _PALETTE[index % len(_PALETTE)])
+        found = [row for row in rows if row["model"] == model]
+        spots = [cases.index((row["threads"], row["batch"])) + (index - (len(models) - 1) / 2) * width for row in found]
+        heights = [row["p50_ms"] / row["batch"] for row in found]
+        axes.bar(spots, heights, width * 0.94, label=str(model).upper(), color=color)
+        for spot, height, row in zip(spots, heights, found, strict=True):
+            higher = [row[key] / row["batch"] for key in _HIGHER if row.get(key)]
+            axes.vlines([spot] * len(higher[-1:]), height, higher[-1:], color=_GREY, linewidth=1.2)
+            axes.scatter([spot] * len(higher), higher, s=60, marker="_", color=_GREY, linewidths=1.4, zorder=3)
+            # Left of the ticks, so that it is read as the height of the bar.
+            axes.annotate(
+                f"{height:.3g}" if height >= 0.1 else f"{height:.2g}", (spot - 0.46 * width, height),
+                xytext=(1, 2), textcoords="offset points", fontsize=7, color="black" if _steady(row) else _NOISY,
+            )  # fmt: skip
+    if ticks := [key.removesuffix("_ms") for key in _HIGHER if any(row.get(key) for row in rows)]:
+        axes.scatter([], [], s=60, marker="_", color=_GREY, linewidths=1.4, label=f"{', '.join(ticks)} where known")
+    axes.set_xticks(
+        range(len(cases)),
+        [f"batch {batch}" + f"\n{threads} thread{'s' * (threads > 1)}" * many_threads for threads, batch in cases],
+    )
+    axes.set_ylabel("median ms per image")
+    axes.margins(y=0.12)
+    axes.grid(axis="y")
+    axes.legend(ncols=len(models) + 1, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8)
+    # The picture must not travel without the verdict.
+    if noisy := [row for row in rows if not _steady(row)]:
+        which = "noisy" if len(noisy) == len(rows) else "red numbers are noisy"
+        axes.set_title(f"{which}: do not quote", fontsize=9, color=_NOISY, loc="left")
+
+
+def _steady(row: Mapping[str, Any]) -> bool:
+    """Return whether a latency may be quoted."""
+    return bool(row["trust"]["verdict"] == STEADY)
+
+
+def _per_class(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw FP32 and INT8 accuracy of each class as two dots on a line, the worst classes if there are many."""
+    known = sorted(rows, key=lambda row: row["int8_top1_pct"])[:_MOST_CLASSES]
+    spots = range(len(known))
+    fp32 = [row["fp32_top1_pct"] for row in known]
+    int8 = [row["int8_top1_pct"] for row in known]
+    axes.hlines(spots, fp32, int8, color=_GREY, linewidth=2, alpha=0.6)
+    axes.scatter(fp32, spots, label="FP32", s=42, facecolors="none", edgecolors=_FP32, linewidths=2, zorder=3)
+    axes.scatter(int8, spots, label="INT8", s=22, color=_INT8, zorder=4)
+    axes.set_yticks(spots, [str(row["class"]) for row in known])
+    axes.invert_yaxis()
+    chosen = f" (the {len(known)} worst of {len(rows)} classes)" if len(known) < len(rows) else ""
+    axes.set_xlabel(f"top-1 in %{chosen}")
+    axes.grid(axis="x")
+    axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
+
+
+def _drawable(name: str, instead: str) -> str:
+    """Return a class name, or what stands for it if the font lacks one of its characters."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    known = get_font(findfont(FontProperties())).get_charmap()
+    return name if all(ord(character) in known for character in name) else instead
+
+
+def _training(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the loss terms on the left axis and validation accuracy on the right."""
+    names = {"train_loss": "loss", "train_kd": "KD", "train_hint": "hint", "train_ce": "CE"}
+    for index, (key, label) in enumerate(names.items()):
+        epochs, values = series(rows, key)
+        if epochs:
+            style = "-" if key == "train_loss" else "--"
+            axes.plot(epochs, values, style, label=label, color=_PALETTE[(index + 1) % 5], linewidth=1.6)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("training loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(axis="y")
+    _right_axis(axes, rows, "val_top1_pct", "validation top-1", unit=" in %")
+
+
+def _beta(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw beta by epoch, marking where it was halved, and the cosine similarity on the right axis."""
+    epochs, values = series(rows, "beta")
+    axes.step(epochs, values, where="mid", color=_PALETTE[1], linewidth=2, label="beta")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("beta")
+    axes.set_ylim(bottom=0, top=max(values) * 1.15 or 1)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(axis="y")
+    for epoch, before, after in zip(epochs[1:], values, values[1:], strict=False):
+        if after < before:
+            axes.annotate(f"{after:g}", (epoch, after), textcoords="offset points", xytext=(0, 5), fontsize=8)
+    _right_axis(axes, rows, "cosine_similarity", "cosine similarity")
+
+
+def _right_axis(axes: Any, rows: Sequence[Mapping[str, Any]], key: str, label: str, unit: str = "") -> None:
+    """Draw one more column on an axis of its own, and the legend of all lines above the figure."""
+    handles = axes.get_lines()
+    epochs, values = series(rows, key)
+    if epochs:
+        right = axes.twinx()
+        right.spines["right"].set_visible(True)
+        handles = [*handles, *right.plot(epochs, values, color=_INT8, linewidth=2, label=label)]
+        right.set_ylabel(label + unit)
+    axes.legend(handles=handles, ncols=len(handles), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
+
+
+def series(rows: Sequence[Mapping[str, Any]], column: str) -> tuple[list[float], list[float]]:
+    """Return the epochs and the values of a column of a training log, leaving out rows without a number in it."""
+    points = [(number(row.get("epoch")), number(row.get(column))) for row in rows]
+    known = [(epoch, value) for epoch, value in points if epoch is not None and value is not None]
+    return [epoch for epoch, _ in known], [value for _, value in known]

@@ -1,0 +1,121 @@
+"""The report for people: ``report.html`` (one file, no network), ``report.md``, and the summary on the console.
+
+All three say the verdict first and show the same numbers; what makes a number doubtful stands beside it. The HTML
+and Markdown are templates in ``benchmarks/templates``; `kdedge.benchmarks.report.content` prepares what they show.
+"""
+
+import base64
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdedge.benchmarks.report.content import context
+from kdedge.benchmarks.report.figures import Figure, draw_figures
+from kdedge.files import write_atomic, write_json
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from rich.console import Console
+
+__all__ = ["OTHER_FILES", "print_summary", "render_html", "render_markdown", "write_report"]
+
+# What is in a directory of a benchmark next to report.json, which is written first.
+OTHER_FILES = ("report.html", "report.md", "figures", "latency_samples.json")
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(report: Mapping[str, Any], out_dir: Path) -> None:
+    """Write ``report.json``, ``figures/*.png``, ``report.html`` and ``report.md``.
+
+    Args:
+        report: The content of ``report.json`` (see `stage.run_benchmark`).
+        out_dir: An existing directory.
+    """
+    write_json(out_dir / "report.json", report)
+    figures = draw_figures(report, out_dir / "figures")
+    write_atomic(out_dir / "report.html", render_html(report, figures).encode(errors="replace"))
+    write_atomic(out_dir / "report.md", render_markdown(report, figures).encode(errors="replace"))
+
+
+def render_html(report: Mapping[str, Any], figures: Sequence[Figure]) -> str:
+    """Return the report as one HTML file with the figures inside."""
+    embedded: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
+    for figure in figures:
+        embedded[figure.section].append(
+            {"title": figure.title, "alt": figure.alt, "light": _data_url(figure.light), "dark": _data_url(figure.dark)}
+        )
+    return _render("report.html.j2", {**context(report), "figures": embedded})
+
+
+def render_markdown(report: Mapping[str, Any], figures: Sequence[Figure]) -> str:
+    """Return the report as Markdown that refers to ``figures/*.png`` beside it."""
+    files = [{"title": figure.title, "alt": figure.alt, "file": f"figures/{figure.name}.png"} for figure in figures]
+    return _render("report.md.j2", {**context(report), "figures": files})
+
+
+def print_summary(report: Mapping[str, Any], console: "Console | None" = None) -> None:
+    """Print the result on one screen of 80 columns.
+
+    Args:
+        report: The content of ``report.json``.
+        console: Where to print; by default standard output.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = console or Console(width=80, highlight=False)
+    shown = context(report)
+    style = {"passed": "bold green", "failed": "bold red"}.get(report["gate"]["verdict"], "bold yellow")
+    console.print(Text(shown["headline"], style=style))
+    console.print(report["gate"]["reason"], markup=False)
+    for warning in shown["warnings"]:
+        console.print(Text(warning, style="bold yellow"))
+    console.print()
+    facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for label, value in shown["key_facts"]:
+        facts.add_row(label, value)
+    console.print(facts)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for title in ("provider", "model", "batch", "threads", "p50 ms", "p90 ms", "img/s", "trust"):
+        text = title in ("provider", "model", "trust")
+        table.add_column(title, justify="left" if text else "right", no_wrap=True)
+    for row in shown["latency"]:
+        table.add_row(
+            row["provider"], row["model"], str(row["batch"]), str(row["threads"]), row["p50"], row["p90"],
+            row["throughput"], Text(row["trust"], style="" if row["steady"] else "yellow"),
+        )  # fmt: skip
+    console.print(table)
+    for reason in shown["doubts"]:
+        console.print(f"noisy, do not quote: {reason}", markup=False)
+    for missing in shown["unavailable"]:
+        console.print(f"{missing['provider']} not measured: {missing['reason']}", markup=False)
+
+
+def _render(template: str, shown: Mapping[str, Any]) -> str:
+    return str(_template(template).render(shown))
+
+
+@cache
+def _template(template: str) -> "Template":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=".html" in template,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    # Class names are the user's: a bar would end the cell of a Markdown table.
+    environment.filters["cell"] = lambda value: str(value).replace("|", "\\|")
+    return environment.get_template(template)
+
+
+def _data_url(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

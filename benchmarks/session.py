@@ -1,0 +1,277 @@
+"""Open ONNX models for measuring: sessions with stated threads and provider, checked before they are used.
+
+A model of kdedge takes ``pixels`` (uint8 ``[N, S, S, 3]``, RGB) and returns ``logits`` (float32 ``[N, C]``).
+Everything else, and every file that onnxruntime cannot read, is an `InputError` that says what was expected.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge.errors import InputError, StageError
+from kdedge.files import parse_json
+from kdedge.machine import images_at_once
+
+__all__ = [
+    "CPU",
+    "CUDA",
+    "Model",
+    "batch_size",
+    "check_fits",
+    "import_onnxruntime",
+    "onnxruntime_errors",
+    "open_model",
+    "run_model",
+    "session_options",
+]
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+_DEVICES = {CPU: "cpu", CUDA: "cuda"}
+_EXPORT = "export it with `kdedge export` and `kdedge quantize`"
+_DAMAGED = f"the model is damaged: copy it again from its source, or {_EXPORT}"
+
+
+@dataclass(frozen=True)
+class Model:
+    """An open model.
+
+    Attributes:
+        path: The file.
+        session: The onnxruntime session.
+        provider: The execution provider asked for (nodes that it lacks still run on the CPU).
+        threads: Intra-op threads.
+        image_size: Side length S of the images in pixels.
+        classes: Number of classes C.
+        class_names: Names from the file's metadata, or None if it has none.
+        load_ms: Time to read the file, optimise the graph and allocate, in milliseconds.
+    """
+
+    path: Path
+    session: Any
+    provider: str
+    threads: int
+    image_size: int
+    classes: int
+    class_names: tuple[str, ...] | None
+    load_ms: float
+
+    def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Run the model: uint8 ``[N, S, S, 3]`` to finite float32 ``[N, C]``.
+
+        Raises:
+            StageError: onnxruntime fails, or returns another number of logits, or logits that are not finite.
+        """
+        try:
+            result: npt.NDArray[np.float32] = self.session.run(["logits"], {"pixels": pixels})[0]
+        except onnxruntime_errors() as error:
+            raise StageError(f"{self.path} loads but does not run: {_first_line(error)}", _DAMAGED) from error
+        shape = (len(pixels), self.classes)
+        if result.shape != shape:
+            raise StageError(f"{self.path} returns logits {list(result.shape)}, expected {list(shape)}", _DAMAGED)
+        if not np.isfinite(result).all():
+            raise StageError(f"{self.path} returns logits that are NaN or infinite", _DAMAGED)
+        return result
+
+    def caller(self, pixels: npt.NDArray[np.uint8]) -> Callable[[], object]:
+        """Return the bare call on fixed ``pixels``, with nothing around ``session.run`` to be measured."""
+        run, names, feed = self.session.run, ["logits"], {"pixels": pixels}
+        return lambda: run(names, feed)
+
+    def device_caller(self, pixels: npt.NDArray[np.uint8]) -> Callable[[], object]:
+        """Return the call with ``pixels`` and logits on the provider's device: copies are not in it.
+
+        The tests run it on the CPU provider, whose device is the host. On CUDA onnxruntime waits at the end of the run
+        for the GPU.
+        """
+        device = _DEVICES[self.provider]
+        binding = self.session.io_binding()
+        value = import_onnxruntime().OrtValue.ortvalue_from_numpy(pixels, device, 0)
+        binding.bind_ortvalue_input("pixels", value)
+        binding.bind_output("logits", device, 0)
+        run = self.session.run_with_iobinding
+        return lambda: run(binding)
+
+
+def import_onnxruntime() -> Any:
+    """Import onnxruntime.
+
+    Raises:
+        InputError: It is not installed, or its installation is broken.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(
+            f"onnxruntime cannot be imported: {error}",
+            "pip install onnxruntime  (or onnxruntime-gpu on a machine with an NVIDIA GPU)",
+        ) from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        # What is left of the package after one of onnxruntime and onnxruntime-gpu was uninstalled over the other.
+        raise InputError(
+            "the installation of onnxruntime is broken: the module is there but empty",
+            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime",
+        )
+    return onnxruntime
+
+
+def session_options(threads: int, *, spinning: bool = False) -> Any:
+    """Return session options: ``threads`` intra-op threads that sleep while they wait, and no log beside exceptions.
+
+    Spinning threads look faster on an idle machine and stall on a busy one: with 2 threads p90 went from
+    0.8 to 5 ms.
+    """
+    options = import_onnxruntime().SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    options.log_severity_level = 4
+    return options
+
+
+def open_model(path: Path, *, provider: str = CPU, threads: int = 1, options: Any = None) -> Model:
+    """Open an ONNX model and check that it speaks kdedge's format.
+
+    Args:
+        path: The model file.
+        provider: Execution provider to run on.
+        threads: Intra-op threads, at least 1.
+        options: Session options instead of `session_options`.
+
+    Raises:
+        InputError: The file is missing, truncated, no ONNX model, or has other inputs or outputs.
+        StageError: The execution provider could not be started.
+    """
+    ort = import_onnxruntime()
+    if not path.is_file():
+        raise InputError(f"no model at {path}", _EXPORT)
+    if provider not in ort.get_available_providers():
+        raise StageError(f"onnxruntime {ort.__version__} as installed has no {provider}", "see `kdedge doctor`")
+    if provider == CUDA and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()
+    start = time.perf_counter_ns()
+    try:
+        session = ort.InferenceSession(
+            path, options or session_options(threads), providers=[provider] if provider == CPU else [provider, CPU]
+        )
+    except onnxruntime_errors() as error:
+        raise InputError(
+            f"{path} ({path.stat().st_size:,} bytes) is not a usable ONNX model: {_first_line(error)}",
+            f"the file is truncated or altered, or needs a newer onnxruntime than {ort.__version__}; {_EXPORT}",
+        ) from error
+    load_ms = (time.perf_counter_ns() - start) / 1e6
+    if provider not in session.get_providers():
+        raise StageError(f"onnxruntime fell back from {provider} to {', '.join(session.get_providers())}")
+    image_size, classes = _check_signature(path, session)
+    return Model(path, session, provider, threads, image_size, classes, _class_names(path, session), load_ms)
+
+
+def run_model(model: Model, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Return the logits of all images.
+
+    Args:
+        model: From `kdedge.benchmarks.session.open_model`.
+        pixels: ``[N, S, S, 3] uint8`` RGB, N at least 1.
+
+    Returns:
+        Logits, ``[N, C] float32``.
+    """
+    batch = batch_size(model.image_size)
+    parts: list[Any] = [model.logits(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]
+    return np.concatenate(parts)
+
+
+def batch_size(image_size: int) -> int:
+    """Return how many images of side ``image_size`` pixels go into a batch, so that activations stay small."""
+    return images_at_once(image_size, 64, 32)
+
+
+def check_fits(model: Model, class_names: Sequence[str], image_size: int) -> None:
+    """Check that a model and a data set belong together.
+
+    Raises:
+        InputError: They differ in the classes or in the image size.
+    """
+    hint = "benchmark with the data set that the model was trained on (--data, --image-size)"
+    if model.classes != len(class_names):
+        raise InputError(f"{model.path} knows {model.classes} classes, the data set has {len(class_names)}", hint)
+    if model.class_names is not None and model.class_names != tuple(class_names):
+        index = next(i for i, name in enumerate(class_names) if model.class_names[i] != name)
+        raise InputError(
+            f"{model.path} calls class {index} {model.class_names[index]!r}, the data set {class_names[index]!r}", hint
+        )
+    if model.image_size != image_size:
+        raise InputError(
+            f"{model.path} takes images of {model.image_size}x{model.image_size} pixels, "
+            f"the data set gives {image_size}x{image_size}",
+            hint,
+        )
+
+
+def _check_signature(path: Path, session: Any) -> tuple[int, int]:
+    """Return image size and class count of a session whose inputs and outputs are kdedge's."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    found = f"{path} takes {_describe(inputs)} and returns {_describe(outputs)}"
+    wanted = "expected pixels uint8 [N, S, S, 3] and logits float [N, C]"
+    fits = (
+        len(inputs) == len(outputs) == 1
+        and inputs[0].name == "pixels"
+        and inputs[0].type == "tensor(uint8)"
+        and len(inputs[0].shape) == 4
+        and outputs[0].name == "logits"
+        and outputs[0].type == "tensor(float)"
+        and len(outputs[0].shape) == 2
+    )
+    if fits:
+        batch, height, width, channels = inputs[0].shape
+        classes = outputs[0].shape[1]
+        # A dynamic axis is a name or None.
+        if isinstance(height, int) and height == width and channels == 3 and isinstance(classes, int):
+            if isinstance(batch, int):
+                raise InputError(f"{path} has the fixed batch {batch}; {wanted} with a dynamic N", _EXPORT)
+            return height, classes
+    raise InputError(f"{found}; {wanted}", _EXPORT)
+
+
+def _class_names(path: Path, session: Any) -> tuple[str, ...] | None:
+    """Read the class names from the metadata of a model."""
+    text = session.get_modelmeta().custom_metadata_map.get("kdedge.classes")
+    if text is None:
+        return None
+    try:
+        names = parse_json(text)
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or len(names) != session.get_outputs()[0].shape[1]:
+        raise InputError(f"{path}: the metadata kdedge.classes is no JSON list with one name per class", _EXPORT)
+    return tuple(str(name) for name in names)
+
+
+def _describe(values: Sequence[Any]) -> str:
+    return ", ".join(f"{v.name} {v.type.removeprefix('tensor(').removesuffix(')')} {v.shape}" for v in values)
+
+
+def _first_line(error: BaseException) -> str:
+    """Return onnxruntime's message without its prefix and source location."""
+    text = str(error).splitlines()[0]
+    return text.split(" : ", 3)[-1].strip()
+
+
+def onnxruntime_errors() -> tuple[type[Exception], ...]:
+    """Return what onnxruntime raises where it cannot load or run a model; they share no base below Exception."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return (
+        state.EPFail,
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NotImplemented,
+        state.RuntimeException,
+    )

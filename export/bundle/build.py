@@ -1,0 +1,220 @@
+"""The bundle: everything that a device needs, in one flat folder, behind the gate.
+
+The folder runs with numpy and onnxruntime alone (``predict.py``) and can be checked anywhere (``kdedge verify``): it
+holds golden inputs with the logits that both models must give, and the stage adds a manifest with
+the SHA-256 of every file. The golden inputs are validation images, never test images.
+"""
+
+import io
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge.benchmarks.report.content import warnings
+from kdedge.benchmarks.report.facts import starts_from
+from kdedge.benchmarks.session import check_fits, open_model, run_model
+from kdedge.errors import GateError
+from kdedge.export.bundle.contents import COPIED, GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS
+from kdedge.files import load_json, write_atomic, write_json
+from kdedge.images import preprocessing
+from kdedge.manifest import load_manifest
+from kdedge.progress import log, warn
+
+__all__ = ["GOLDEN_IMAGES", "build_bundle", "check_gate"]
+
+GOLDEN_IMAGES = 16
+_CLASSES_SHOWN = 20
+# What of a candidate of the search holds whatever the ladder did to it then.
+_FORMAT = ("name", "activations", "weights", "per_channel", "reduce_range", "calibrator", "calibration_images")
+
+
+def build_bundle(
+    report: Mapping[str, Any],
+    golden: npt.NDArray[np.uint8],
+    classes: list[str],
+    inputs: Mapping[str, Path],
+    out_dir: Path,
+) -> dict[str, Any]:
+    """Build the bundle in ``out_dir`` from the results of the earlier stages.
+
+    Args:
+        report: The content of ``report.json``; its gate was checked with `check_gate`.
+        golden: Images whose logits are recorded, ``[N, S, S, 3] uint8``.
+        classes: The class names, in the order of the logits.
+        inputs: The directory of each earlier stage.
+        out_dir: The folder to fill.
+
+    Returns:
+        Facts for the manifest: ``passed``, ``needs`` (the oldest onnxruntime that runs both models, their opset and IR
+        version) and ``history`` (teacher, student, method, data hashes, quantization, gate).
+
+    Raises:
+        InputError: A model is damaged or does not fit the classes and the images.
+    """
+    from kdedge.export.graph import lowest_runtime
+
+    passed = report["gate"]["verdict"] == "passed"
+    for name, stage in COPIED.items():
+        shutil.copyfile(inputs[stage] / name, out_dir / name)
+    shutil.copyfile(Path(__file__).with_name("standalone.py"), out_dir / "predict.py")
+
+    _save_array(out_dir / GOLDEN_INPUTS, golden)
+    size = golden.shape[1]
+    for kind, name in MODELS.items():
+        model = open_model(out_dir / name)
+        check_fits(model, classes, size)
+        _save_array(out_dir / GOLDEN_LOGITS[kind], run_model(model, golden))
+    write_atomic(out_dir / "labels.txt", ("\n".join(classes) + "\n").encode())
+    write_json(out_dir / "preprocessing.json", preprocessing(size))
+    candidates = load_json(
+        inputs["quantize"] / "candidates.json",
+        ("chosen", "candidates", "calibration_images", "target", "rungs", "scored_images"),
+    )
+    history = _history(report, candidates, inputs)
+    needs = lowest_runtime(out_dir / name for name in MODELS.values())
+    card = _model_card(report, candidates, needs, classes, size)
+    write_atomic(out_dir / "MODEL_CARD.md", card.encode(errors="replace"))
+    if not passed:
+        warn(f"the bundle is marked as not passed: {report['gate'].get('reason', 'the gate is undecided')}")
+    log(f"bundle: {sum(path.stat().st_size for path in out_dir.iterdir() if path.is_file()) / 1e6:.1f} MB")
+    return {"passed": passed, "needs": needs, "history": history}
+
+
+def check_gate(report: Mapping[str, Any], *, allow_undecided: bool) -> None:
+    """Let a report through whose gate passed, or is undecided where that is allowed.
+
+    Raises:
+        GateError: It is not let through; the message has the reason of the gate.
+    """
+    gate = report["gate"]
+    verdict = gate["verdict"]
+    if verdict == "passed" or (verdict == "undecided" and allow_undecided):
+        return
+    if verdict == "undecided":
+        raise GateError(
+            f"the gate is undecided: {gate['reason']}",
+            "give more test images, accept a larger loss (--limit-pp), or ship it as not passed with --allow-undecided",
+        )
+    raise GateError(
+        f"the gate failed: {gate['reason']}", "see candidates.json of the quantize stage for what was tried"
+    )
+
+
+def _history(report: Mapping[str, Any], candidates: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """Collect where the bundle comes from."""
+    hashes: dict[str, str] = {}
+    for directory in inputs.values():
+        hashes |= load_manifest(directory)["inputs"]
+    chosen = next(item for item in candidates["candidates"] if item["name"] == candidates["chosen"])
+    return {
+        "run": report["run"],
+        "teacher": report["teacher"],
+        "student": report["student"],
+        "data": {key: value for key, value in hashes.items() if key.startswith("data/")},
+        "weights": {key: value for key, value in hashes.items() if key.endswith(".safetensors")},
+        # Loss and SQNR are those of the model that is shipped, on validation images; the search's choice had others.
+        "quantization": {
+            **{key: chosen[key] for key in _FORMAT},
+            "target": candidates["target"],
+            **candidates["rungs"][-1],
+            "validation_images": candidates["scored_images"],
+            "bytes": (inputs["quantize"] / MODELS["int8"]).stat().st_size,
+        },
+        "gate": report["gate"],
+    }
+
+
+def _model_card(
+    report: Mapping[str, Any], candidates: Mapping[str, Any], needs: Mapping[str, Any], classes: list[str], size: int
+) -> str:
+    """Write the model card from the numbers of the report."""
+    accuracy, gate, sizes, student, host = (report[key] for key in ("accuracy", "gate", "size", "student", "host"))
+    fp32, int8 = accuracy["onnx_fp32_top1_pct"], accuracy["onnx_int8_top1_pct"]
+    status = "passed" if gate["verdict"] == "passed" else f"**{gate['verdict']}: shipped although not passed**"
+    fp32_ci, int8_ci = (accuracy[f"onnx_{kind}_ci95_pct"] for kind in ("fp32", "int8"))
+    rung = candidates["rungs"][-1]["rung"]
+    improved = "" if rung == "search" else f", then {rung}"
+    begun = starts_from(student)
+    start = f"; starts from: {begun}; epochs in this run: {student['epochs']}" if begun else ""
+    batch = min(row["batch"] for row in report["latency"])
+    images = "one image" if batch == 1 else f"a batch of {batch} images"
+    rows = [
+        f"| {row['model']} | {row['provider']} | {row['threads']} | {_ms(row['p50_ms'])} "
+        f"| {_ms(row['p99_ms'])} | {row['trust']['verdict']} |"
+        for row in report["latency"]
+        if row["batch"] == batch
+    ]
+    warning = "".join(f"\n**{warning}.**\n" for warning in warnings(report))
+    shown = ", ".join(classes[:20]) + (f", … ({len(classes)} in all, see labels.txt)" if len(classes) > 20 else "")
+    return f"""# Model card
+
+{student["arch"]}: an image classifier with {student["params"]:,} parameters and {student["macs"] / 1e6:.1f} million
+multiply-accumulates per image, distilled from {report["teacher"]["arch"]} (method `{student["method"]}`{start})
+and quantized to INT8 for the target `{candidates["target"]}` (`{candidates["chosen"]}`,
+{candidates["calibration_images"]} calibration images{improved}).
+
+- Input: `pixels`, uint8 RGB, `[N, {size}, {size}, 3]`, as a decoder gives them. Output: `logits`, float32.
+- Needs onnxruntime {needs["onnxruntime"]} or newer (opset {needs["opset"]}, IR version {needs["ir_version"]}).
+- Classes: {shown}
+- Trained on: {report["run"]["data"]}, seed {report["run"]["seed"]}
+
+## Numbers
+
+| | FP32 | INT8 |
+|---|---|---|
+| top-1 on {accuracy["n"]:,} test images | {fp32:.2f} % | {int8:.2f} % |
+| 95 % interval | {fp32_ci[0]:.2f} to {fp32_ci[1]:.2f} | {int8_ci[0]:.2f} to {int8_ci[1]:.2f} |
+| file | {sizes["fp32_bytes"]:,} bytes | {sizes["int8_bytes"]:,} bytes ({sizes["ratio"]:.2f} times smaller) |
+
+Gate: {status}; passed: {str(gate["verdict"] == "passed").lower()}. INT8 loses {gate["loss_pp"]:.2f} pp, at most
+{gate["loss_upper95_pp"]:.2f} pp with 95 % confidence; the limit is {gate["limit_pp"]:g} pp.
+{warning}{_per_class(report)}
+Latency of {images} on {host["cpu"]} ({host["cores"]} cores, onnxruntime {host["onnxruntime"]}):
+
+| model | provider | threads | p50 ms | p99 ms | trust |
+|---|---|---|---|---|---|
+{chr(10).join(rows)}
+
+## Use
+
+    python predict.py photo.jpg        # numpy and onnxruntime; Pillow for images, none for .npy
+    kdedge verify .                    # checks every file and recomputes the golden outputs
+
+## Limitations
+
+- It always answers with one of its classes, also for images that show none of them.
+- Accuracy holds for images like those it was trained and tested on, resized to {size} x {size}; no test of fairness,
+  of robustness to noise, or of another camera was made.
+- Latency holds for the host above. `report.json` has every number and how it was measured.
+- `{GOLDEN_INPUTS}` holds {GOLDEN_IMAGES} images (at most) of the training data, for checking.
+"""
+
+
+def _per_class(report: Mapping[str, Any]) -> str:
+    """Write a table of the classes that INT8 recognises worst; empty for a report without them."""
+    rows = [row for row in report.get("per_class") or () if row["n"]]
+    if not rows:
+        return ""
+    worst = sorted(rows, key=lambda row: row["int8_top1_pct"])[:_CLASSES_SHOWN]
+    which = "every class" if len(worst) == len(rows) else f"the {len(worst)} worst of {len(rows)} classes"
+    lines = [f"Recall of {which}, in percent:", "", "| class | test images | FP32 | INT8 |", "|---|---|---|---|"]
+    for row in worst:
+        name = row["class"].replace("|", "&#124;")
+        lines.append(f"| {name} | {row['n']:,} | {row['fp32_top1_pct']:.2f} | {row['int8_top1_pct']:.2f} |")
+    return "\n".join(["", *lines, ""])
+
+
+def _ms(value: float | None) -> str:
+    """Format milliseconds; None where too few samples support a percentile."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _save_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write an array as ``.npy`` without pickles."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_atomic(path, buffer.getvalue())

@@ -1,0 +1,260 @@
+"""Classify a user's images with a bundle.
+
+    kdedge predict BUNDLE IMAGE…              # images of any size and mode, folders of them, .npy files of uint8 pixels
+    find . -name '*.jpg' | kdedge predict BUNDLE - --json
+
+Needs numpy, onnxruntime and Pillow. Images are decoded and resized exactly as the training images were, on threads that
+run ahead of the model. Paths that come on standard input one by one are answered one by one.
+"""
+
+import itertools
+import os
+import stat
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge.benchmarks.session import open_model, run_model
+from kdedge.errors import InputError
+from kdedge.export.bundle.standalone import Classifier
+from kdedge.files import read_json
+from kdedge.images import EXTENSIONS, read_image
+from kdedge.machine import usable_cores
+
+__all__ = ["LoadedBundle", "open_bundle", "predict"]
+
+_SUFFIXES = EXTENSIONS | {".npy"}
+_BATCH = 32
+_AHEAD = 2 * _BATCH  # files that are decoded or waiting to be
+_STDIN = Path("-")
+_CHUNK = 1 << 20  # bytes of paths that are read from standard input at a time, where so many are there
+_Image = tuple[str, npt.NDArray[np.uint8]]
+
+
+def predict(
+    bundle: Path,
+    paths: Iterable[Path],
+    *,
+    top_k: int = 1,
+    fp32: bool = False,
+    failed: Callable[[InputError], None] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Classify images, yielding answers in order while later images are still unread.
+
+    Args:
+        bundle: Folder that ``kdedge bundle`` wrote.
+        paths: Image files, ``.npy`` files of uint8 ``[S, S, 3]`` or ``[N, S, S, 3]``, folders of these, and ``-`` for
+            paths on standard input, one a line; no answer waits for the next line.
+        top_k: How many classes to return per image, best first.
+        fp32: Use the FP32 model instead of INT8.
+        failed: Is called for every bad file in its turn, and the rest is answered; without it the first one is raised.
+
+    Yields:
+        ``file`` (``name[i]`` for image i of several in a ``.npy``), ``label``, ``index`` (of the class),
+        ``probability``, and ``top``, a list of ``top_k`` such triples, if ``top_k`` is more than 1.
+
+    Raises:
+        InputError: The bundle or a file is missing or unreadable, or a folder holds no images.
+        StageError: The model fails on the images.
+    """
+    labels, size = _read_bundle(bundle)
+    if not 1 <= top_k <= len(labels):
+        raise InputError(
+            f"--top {top_k} is out of range: this model has {len(labels)} classes", f"give --top 1 to {len(labels)}"
+        )
+    model = open_model(bundle / ("student.onnx" if fp32 else "student.int8.onnx"))
+    if (model.image_size, model.classes) != (size, len(labels)):
+        raise InputError(
+            f"the model in {bundle} takes images of {model.image_size} pixels and knows {model.classes} classes; "
+            f"preprocessing.json says {size} pixels and labels.txt {len(labels)} classes",
+            f"run `kdedge verify {bundle}`",
+        )
+    for batch in _batches(_images(paths, size)):
+        if isinstance(batch, InputError):
+            if failed is None:
+                raise batch
+            failed(batch)
+        else:
+            names, images = zip(*batch, strict=True)
+            yield from _answers(names, run_model(model, np.stack(images)), labels, top_k)
+
+
+class LoadedBundle(Classifier):
+    """The model of a bundle, opened once; `labels` are its class names, `size` the side of its images in pixels."""
+
+    def predict(self, frames: Any) -> Any:
+        """Return label, class index and probability of a frame, uint8 RGB ``[H, W, 3]``; of several, a list.
+
+        Raises:
+            ValueError: A frame has another type or shape, or the model returns logits that are not finite.
+        """
+        return self(frames)
+
+
+def open_bundle(bundle: Path, *, fp32: bool = False) -> LoadedBundle:
+    """Open the model of a bundle to classify frames in a program.
+
+    Raises:
+        InputError: There is no bundle, or it is damaged.
+    """
+    _read_bundle(bundle)
+    model = "student.onnx" if fp32 else "student.int8.onnx"
+    open_model(bundle / model)  # raises what onnxruntime would say in its own words
+    return LoadedBundle(bundle, model)
+
+
+def _read_bundle(bundle: Path) -> tuple[list[str], int]:
+    """Return the labels and the image size of a bundle."""
+    try:
+        labels = (bundle / "labels.txt").read_text(encoding="utf-8").splitlines()
+        size = int(read_json(bundle / "preprocessing.json")["size"])
+    except OSError as error:
+        raise InputError(
+            f"{bundle} is not a bundle: cannot read {error.filename}: {error.strerror}",
+            "give the folder that `kdedge bundle` wrote",
+        ) from error
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise InputError(
+            f"labels.txt or preprocessing.json in {bundle} is damaged", f"run `kdedge verify {bundle}`"
+        ) from error
+    if not labels:
+        raise InputError(f"labels.txt in {bundle} is empty", f"run `kdedge verify {bundle}`")
+    return labels, size
+
+
+def _images(paths: Iterable[Path], size: int) -> Iterator[_Image | InputError | None]:
+    """Yield name and pixels ``[size, size, 3] uint8`` of every image in order, and the None of `_files`; decode ahead.
+
+    In the place of a bad file stands its error. The last item is None.
+    """
+    waiting: deque[tuple[Path, Future[npt.NDArray[np.uint8]]]] = deque()
+    # Pillow releases the interpreter lock while it decodes and resizes, onnxruntime while it runs.
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:
+        try:
+            for path in itertools.chain(_files(paths), [None]):
+                if path is not None:
+                    waiting.append((path, pool.submit(_load, path, size)))
+                while waiting and (path is None or len(waiting) >= _AHEAD):
+                    yield from _named(*waiting.popleft())
+                if path is None:
+                    yield None
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _named(path: Path, loaded: "Future[npt.NDArray[np.uint8]]") -> Iterator[_Image | InputError]:
+    """Yield the images of one file with their names, or its error."""
+    try:
+        pixels = loaded.result()
+    except InputError as error:
+        yield error
+        return
+    for number, image in enumerate(pixels):
+        yield str(path) if len(pixels) == 1 else f"{path}[{number}]", image
+
+
+def _batches(images: Iterable[_Image | InputError | None]) -> Iterator[list[_Image] | InputError]:
+    """Group images; those before a None, or before an error, are yielded before what follows is asked for."""
+    batch: list[_Image] = []
+    for image in images:
+        if isinstance(image, tuple):
+            batch.append(image)
+        if batch and (not isinstance(image, tuple) or len(batch) == _BATCH):
+            yield batch
+            batch = []
+        if isinstance(image, InputError):
+            yield image
+
+
+def _files(paths: Iterable[Path]) -> Iterator[Path | None]:
+    """Yield the files, those of folders sorted by name; what is no file is left to `_load`.
+
+    None stands where the next file may be long in coming: what came before is to be answered first.
+    """
+    for path in paths:
+        if path == _STDIN:
+            yield from _files_of_stdin()
+        elif os.path.isdir(path):  # unlike that of a Path, it is False for what the system refuses
+            found = sorted(item for item in path.rglob("*") if item.suffix.lower() in _SUFFIXES and item.is_file())
+            yield from found or [path]
+        else:
+            yield path
+
+
+def _files_of_stdin() -> Iterator[Path | None]:
+    """Yield the files that standard input names, one a line, with None before every wait for more."""
+    stdin: Any = sys.stdin.buffer  # typed without the read1 that it has
+    named, rest = False, b""
+    while True:
+        yield None
+        chunk = stdin.read1(_CHUNK)  # what is there; it waits only if that is nothing
+        text = rest + chunk
+        end = text.rfind(b"\n") + 1 if chunk else len(text)
+        names, rest = [name for name in text[:end].splitlines() if name], text[end:]
+        named = named or bool(names)
+        yield from _files(Path(os.fsdecode(name)) for name in names)
+        if not chunk:
+            break
+    if not named:
+        yield _STDIN
+
+
+def _load(path: Path, size: int) -> npt.NDArray[np.uint8]:
+    """Load the images of one file, ``[N, size, size, 3] uint8``."""
+    if path == _STDIN:
+        raise InputError("standard input names no images", "give one path a line, or the paths as arguments")
+    if os.path.isdir(path):
+        raise InputError(f"{path} holds no images", f"expected files ending in {' '.join(sorted(_SUFFIXES))}")
+    try:
+        kind = os.stat(path).st_mode
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        reason = getattr(error, "strerror", None) or str(error)
+        missing = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({reason})"
+        raise InputError(f"{path} {missing}; expected an image, a .npy file or a folder", "check the path") from error
+    if not stat.S_ISREG(kind):
+        raise InputError(f"{path} is not a regular file; expected an image, a .npy file or a folder", "check the path")
+    return _load_npy(path, size) if path.suffix.lower() == ".npy" else read_image(path, size)[None]
+
+
+def _load_npy(path: Path, size: int) -> npt.NDArray[np.uint8]:
+    """Load pixels ``[N, size, size, 3] uint8``."""
+    hint = "save RGB pixels with numpy.save"
+    try:
+        # Mapped, so that a header that claims terabytes allocates nothing; it reads neither pickles nor archives.
+        with np.errstate(over="ignore"):
+            pixels: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, EOFError, OverflowError) as error:
+        raise InputError(f"{path} is not a readable .npy file: {error}", hint) from error
+    if pixels.ndim == 3:
+        pixels = pixels[None]
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):
+        raise InputError(
+            f"{path} holds {pixels.dtype} {list(pixels.shape)}; expected uint8 [{size}, {size}, 3] or "
+            f"[N, {size}, {size}, 3]",
+            hint,
+        )
+    if not len(pixels):
+        raise InputError(f"{path} holds no images: its shape is {list(pixels.shape)}", hint)
+    return pixels
+
+
+def _answers(
+    names: Sequence[str], logits: npt.NDArray[np.float32], labels: list[str], top_k: int
+) -> Iterator[dict[str, Any]]:
+    """Turn logits ``[N, C]`` into one answer per image."""
+    exps = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = exps / exps.sum(axis=1, keepdims=True)
+    for name, row in zip(names, probabilities, strict=True):
+        order = np.argsort(-row, kind="stable")[:top_k]
+        top = [{"label": labels[i], "index": int(i), "probability": round(float(row[i]), 6)} for i in order]
+        answer: dict[str, Any] = {"file": name, **top[0]}
+        if top_k > 1:
+            answer["top"] = top
+        yield answer

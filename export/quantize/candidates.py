@@ -1,0 +1,162 @@
+"""The candidates of the quantization search, their scores, and the rule that chooses among them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge.benchmarks.interval import tango_interval
+from kdedge.export.quantize.calibrate import CALIBRATORS
+
+__all__ = ["RULE", "Candidate", "Score", "calibrators", "choose", "formats", "keeps_more", "score", "sizes"]
+
+SIMPLER_COSTS_DB = 1.0
+RULE = (
+    "Number formats are tried first, then calibrators for the best format, then calibration sizes for the best of "
+    "those. Out: what the target does not admit, what onnxruntime leaves in float, and, where the target is one kind "
+    "of CPU and this host is of it, formats whose fastest candidate takes over 1.15 times as long as the fastest of "
+    "all. Counted are the validation images that FP32 gets right and the candidate, too: an answer that INT8 gains is "
+    "chance. Of those left that are not shown to keep fewer than the one that keeps most (95 % interval of the paired "
+    f"difference), the first tried whose logit SQNR is within {SIMPLER_COSTS_DB:g} dB of the highest among them."
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to quantize.
+
+    Attributes:
+        activations: Type of the activations, ``u8`` or ``s8``.
+        weights: Type of the weights, ``u8`` or ``s8``.
+        per_channel: One weight scale per output channel instead of one per tensor.
+        reduce_range: Weights in 7 bits, so that no CPU's 16-bit sums overflow.
+        calibrator: A key of `kdedge.export.quantize.calibrate.CALIBRATORS`.
+        calibration_images: Training images that the ranges are measured on.
+    """
+
+    activations: str = "u8"
+    weights: str = "s8"
+    per_channel: bool = True
+    reduce_range: bool = True
+    calibrator: str = "minmax"
+    calibration_images: int = 512
+
+    @property
+    def format(self) -> str:
+        """Types, granularity and range of the weights, for example ``u8s8-channel-rr``."""
+        granularity = "channel" if self.per_channel else "tensor"
+        return f"{self.activations}{self.weights}-{granularity}{'-rr' * self.reduce_range}"
+
+    @property
+    def name(self) -> str:
+        """Return a name that says everything, for example ``u8s8-channel-rr-minmax-512``."""
+        return f"{self.format}-{self.calibrator}-{self.calibration_images}"
+
+    @property
+    def overflows(self) -> bool:
+        """Whether x86 CPUs without VNNI may compute it wrongly."""
+        return self.weights == "s8" and not self.reduce_range
+
+
+def formats(calibration_images: int) -> list[Candidate]:
+    """Return a candidate per number format, from the simplest and most portable."""
+    kinds = [("u8", "s8", True), ("s8", "s8", True), ("u8", "u8", False), ("u8", "s8", False), ("s8", "s8", False)]
+    return [
+        Candidate(activations, weights, per_channel, reduce_range, "minmax", calibration_images)
+        for activations, weights, reduce_range in kinds
+        for per_channel in (False, True)
+    ]
+
+
+def calibrators(best: Candidate) -> list[Candidate]:
+    """Return ``best`` with every other calibrator."""
+    return [replace(best, calibrator=name) for name in CALIBRATORS if name != best.calibrator]
+
+
+def sizes(best: Candidate, available: int) -> list[Candidate]:
+    """Return ``best`` with a quarter and four times the calibration images, as far as there are so many."""
+    counts = (best.calibration_images // 4, best.calibration_images * 4)
+    return [replace(best, calibration_images=count) for count in counts if 16 <= count <= available]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a candidate does on the scored validation images, against the FP32 model on the same images.
+
+    Attributes:
+        top1_pct: Right answers in percent.
+        loss_pp: FP32 top-1 minus this top-1, in percentage points.
+        fp32_only_right: Images that only the FP32 model gets right.
+        int8_only_right: Images that only this model gets right.
+        flips: Images with another prediction than FP32, right or wrong.
+        sqnr_db: Signal to quantization noise of the logits: 10 log10(sum fp32^2 / sum (fp32 - int8)^2).
+        max_abs_error: Largest difference of a logit.
+        right: Which images it gets right, ``[N] bool``.
+        kept: Which images both it and the FP32 model get right, ``[N] bool``.
+    """
+
+    top1_pct: float
+    loss_pp: float
+    fp32_only_right: int
+    int8_only_right: int
+    flips: int
+    sqnr_db: float
+    max_abs_error: float
+    right: npt.NDArray[np.bool_]
+    kept: npt.NDArray[np.bool_]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the numbers, rounded, without the per-image answers."""
+        return {
+            "top1_pct": round(self.top1_pct, 3),
+            "loss_pp": round(self.loss_pp, 3),
+            "fp32_only_right": self.fp32_only_right,
+            "int8_only_right": self.int8_only_right,
+            "flips": self.flips,
+            "sqnr_db": round(self.sqnr_db, 2),
+            "max_abs_error": round(self.max_abs_error, 4),
+        }
+
+
+def score(fp32: npt.NDArray[np.float32], int8: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> Score:
+    """Compare INT8 with FP32 logits (both ``[N, C] float32``) of images with these labels (``[N] int64``)."""
+    fp32_right, int8_right = fp32.argmax(1) == labels, int8.argmax(1) == labels
+    error = fp32.astype(np.float64) - int8
+    signal, noise = float(np.square(fp32, dtype=np.float64).sum()), float(np.square(error).sum())
+    return Score(
+        top1_pct=float(int8_right.mean() * 100),
+        loss_pp=float((fp32_right.mean() - int8_right.mean()) * 100),
+        fp32_only_right=int((fp32_right & ~int8_right).sum()),
+        int8_only_right=int((~fp32_right & int8_right).sum()),
+        flips=int((fp32.argmax(1) != int8.argmax(1)).sum()),
+        # 200 dB stands for "no noise at all": JSON has no infinity.
+        sqnr_db=min(200.0, 10 * math.log10(signal / noise)) if noise > 0 and signal > 0 else 200.0,
+        max_abs_error=float(np.abs(error).max()),
+        right=int8_right,
+        kept=fp32_right & int8_right,
+    )
+
+
+def keeps_more(one: Score, other: Score) -> bool:
+    """Return whether one model is shown to keep more of FP32's right answers than another on the same images."""
+    only_one, only_other = int((one.kept & ~other.kept).sum()), int((other.kept & ~one.kept).sum())
+    return tango_interval(len(one.kept), only_one, only_other)[0] > 0
+
+
+def choose(scores: Sequence[Score]) -> int:
+    """Return the index of the candidate to take, by the last two sentences of `RULE`.
+
+    Accuracy decides only where a difference is shown. The SQNR of the logits is a far sharper measure on few images,
+    so it decides the rest, and the order of the candidates decides what is left. The same scores always give the same
+    choice.
+
+    Args:
+        scores: In the order of the candidates, from the simplest; at least one.
+    """
+    best = max(scores, key=lambda item: (item.kept.sum(), item.sqnr_db))
+    pool = [index for index, item in enumerate(scores) if not keeps_more(best, item)]
+    highest_db = max(scores[index].sqnr_db for index in pool)
+    return next(index for index in pool if scores[index].sqnr_db >= highest_db - SIMPLER_COSTS_DB)

@@ -1,0 +1,130 @@
+"""The FP32 model as an INT8 model that is right on the CPUs it is for.
+
+Searches over number formats, calibrators and calibration sizes (`kdedge.export.quantize.search`), tries repairs if
+the gate would not pass (`kdedge.export.quantize.repair`), and measures each layer's sensitivity. Calibrates on training
+images, chooses on validation images. Writes ``student.int8.onnx``, ``candidates.json``, ``sensitivity.json`` and a
+figure of each.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from kdedge.benchmarks.host import host_kind
+from kdedge.benchmarks.report.figures import draw_figures
+from kdedge.benchmarks.sampling import stratified_sample
+from kdedge.dataset import Split
+from kdedge.export.graph import read_model
+from kdedge.export.options import QuantizeConfig
+from kdedge.export.quantize.candidates import RULE
+from kdedge.export.quantize.quantizer import Quantizer
+from kdedge.export.quantize.repair import Rung, climb
+from kdedge.export.quantize.search import Validation, search
+from kdedge.export.quantize.sensitivity import measure_sensitivity
+from kdedge.export.quantize.targets import TARGETS
+from kdedge.files import write_atomic, write_json
+from kdedge.progress import log, warn
+
+__all__ = ["INT8_NAME", "quantize_model"]
+
+INT8_NAME = "student.int8.onnx"
+SCORED_IMAGES = 5000
+_LARGER = 4  # the largest calibration size that is tried, in multiples of the one asked for
+
+
+def quantize_model(
+    path: Path, train: Split, val: Split, settings: QuantizeConfig, out_dir: Path, *, limit_pp: float, seed: int
+) -> dict[str, Any]:
+    """Quantize an FP32 model into ``out_dir/student.int8.onnx``.
+
+    Args:
+        path: ``student.onnx``.
+        train: Training images, for calibration (and for fine-tuning with ``settings.qat``).
+        val: Validation images, by which everything is chosen.
+        settings: Options of the quantization.
+        out_dir: The folder to write to.
+        limit_pp: The accuracy drop that the gate accepts, in percentage points; more makes repair steps run.
+        seed: Of the samples of calibration and validation images.
+
+    Returns:
+        Facts for the manifest: the chosen candidate, the rung of the ladder, its validation numbers and its proof of
+        integers.
+
+    Raises:
+        InputError: The model is damaged or foreign.
+        StageError: A part of every INT8 model would run in float.
+    """
+    model = read_model(path)
+    wanted = settings.calibration_images
+    if wanted > len(train.labels):
+        log(f"quantize: only {len(train.labels)} training images are there; calibrating on all of them, not {wanted}")
+    picked = stratified_sample(train.labels, _LARGER * wanted if settings.compare_formats else wanted, seed)
+    scored = stratified_sample(val.labels, SCORED_IMAGES, seed)
+    validation = Validation(path, val.images[scored], val.labels[scored], limit_pp)
+    quantizer = Quantizer.from_model(model, train.images[picked])
+
+    chosen, trials, fp32_ms = search(
+        quantizer, validation, settings.target, min(wanted, len(picked)), compare=settings.compare_formats
+    )
+    rungs = climb(quantizer, chosen, validation, train_images=train.images if settings.qat else None)
+    final = rungs[-1]
+    sensitivity = measure_sensitivity(final.quantizer, chosen.candidate, validation)
+    write_atomic(out_dir / INT8_NAME, _labelled(final, settings.target, len(scored)))
+    write_json(out_dir / "sensitivity.json", sensitivity)
+    record = {
+        "rule": RULE,
+        "target": settings.target,
+        "host": host_kind(),
+        "chosen": chosen.candidate.name,
+        "rung": final.name,
+        "float_layers": list(final.trial.float_layers),
+        "calibration_images": chosen.candidate.calibration_images,
+        "validation_images": len(val.labels),
+        "scored_images": len(scored),
+        "fp32_top1_pct": round(validation.fp32_top1_pct, 3),
+        "fp32_p50_ms": fp32_ms,
+        "candidates": [trial.as_json() for trial in trials],
+        "rungs": [rung.as_json() for rung in rungs],
+    }
+    write_json(out_dir / "candidates.json", record)
+    draw_figures({"latency": [], "quantization": {**record, "sensitivity": sensitivity}}, out_dir / "figures")
+    if final.gate["verdict"] == "failed":
+        warn(f"the INT8 model loses {final.gate['loss_pp']:.2f} pp on validation images; the gate would fail there")
+    result = final.trial.score
+    log(
+        f"quantize: {chosen.candidate.name}{'' if final is rungs[0] else f' + {final.name}'}: validation top-1 "
+        f"{result.top1_pct:.2f} % (FP32 {validation.fp32_top1_pct:.2f} %), logit SQNR {result.sqnr_db:.1f} dB, "
+        f"{final.trial.proof['integer_convs']} integer convolutions; most sensitive: "
+        f"{', '.join(sensitivity['dominant']) or 'none stands out'}"
+    )
+    return {
+        "candidate": asdict(chosen.candidate) | {"name": chosen.candidate.name},
+        "target": settings.target,
+        "rung": final.name,
+        "float_layers": list(final.trial.float_layers),
+        "validation": {"images": len(scored), **result.as_json()},
+        "calibration_images": chosen.candidate.calibration_images,
+        "bytes": len(final.trial.model),
+        "proof": final.trial.proof,
+    }
+
+
+def _labelled(final: Rung, target: str, images: int) -> bytes:
+    """Write into the model's metadata what it was made for and how."""
+    model = onnx.load_model_from_string(final.trial.model)
+    metadata = {item.key: item.value for item in model.metadata_props}
+    verdict = {key: final.gate[key] for key in ("verdict", "loss_pp", "loss_upper95_pp", "limit_pp")}
+    metadata |= {
+        "kdedge.target": target,
+        "kdedge.target_note": TARGETS[target].note,
+        "kdedge.rung": final.name,
+        # The gate's own verdict comes later, on test images, and stands in the bundle.
+        "kdedge.validation_gate": json.dumps({"images": images, **verdict}),
+    }
+    if final.trial.float_layers:
+        metadata["kdedge.float_layers"] = json.dumps(final.trial.float_layers)
+    onnx.helper.set_model_props(model, metadata)
+    return bytes(model.SerializeToString(deterministic=True))

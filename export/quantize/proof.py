@@ -1,0 +1,135 @@
+"""Proof that a quantized model runs as integers: what onnxruntime made of it, node by node.
+
+onnxruntime fuses DequantizeLinear → Conv → QuantizeLinear into one integer kernel, or leaves it in float without a
+word. `integer_proof` saves the optimised graph that a session on this host would run and reads the answer from it.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import TensorProto, helper
+
+from kdedge.benchmarks.session import CPU, import_onnxruntime, session_options
+from kdedge.files import scratch_dir
+
+__all__ = ["integer_proof", "why_not_integer"]
+
+_INTEGER_CONVS = {"QLinearConv", "ConvInteger"}
+_FLOAT_CONVS = {"Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose"}
+_INTEGER_GEMMS = {"QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
+_FLOAT_GEMMS = {"Gemm", "MatMul", "FusedGemm", "FusedMatMul", "TransposeMatMul"}
+_QGEMM_OUTPUT_ZERO_POINT = 8  # without this input QGemm returns float
+
+
+def integer_proof(model: bytes) -> dict[str, Any]:
+    """Optimise a model as onnxruntime does on this host and count what became integer.
+
+    Args:
+        model: Bytes of a quantized ONNX model.
+
+    Returns:
+        ``integer_convs`` and ``integer_gemms`` (counts), ``float_convs``, ``float_gemms`` and ``float_ops`` (names
+        with types; ``float_ops`` are all other operators that work on float tensors), ``before_first_conv`` (types
+        of the operators between the pixels and the first convolution), ``ops_by_type``.
+    """
+    levels = import_onnxruntime().GraphOptimizationLevel
+    proof = _read_optimised(_optimise(model, levels.ORT_ENABLE_ALL))
+    names = ("float_convs", "float_gemms", "float_ops")
+    if any(proof[key] for key in names):
+        # The last level only changes memory layouts, but renames float nodes on the way.
+        named = _read_optimised(_optimise(model, levels.ORT_ENABLE_EXTENDED))
+        proof |= {key: named[key] for key in names}
+    return proof
+
+
+def why_not_integer(proof: Mapping[str, Any], allowed: Collection[str] = ()) -> str:
+    """Say what of a model is left in float, by name, apart from the arithmetic of the final logits.
+
+    Args:
+        proof: From `integer_proof`.
+        allowed: Names of layers that were left in float on purpose. What stands beside one (a ReLU, a pool) may then
+            be in float too.
+
+    Returns:
+        A sentence, or an empty string if everything is integer.
+    """
+    kinds = [("float_convs", "convolutions"), ("float_gemms", "matrix products")]
+    for key, what in kinds if allowed else [*kinds, ("float_ops", "operators")]:
+        if left := [label for label in proof[key] if label.split(" (")[0] not in allowed]:
+            return f"onnxruntime runs these {what} of the INT8 model in float: {', '.join(left)}"
+    if proof["integer_convs"] and proof["before_first_conv"] and not allowed:
+        return (
+            f"the first integer convolution is preceded by {', '.join(proof['before_first_conv'])}; "
+            "expected the pixels to enter it directly"
+        )
+    return ""
+
+
+def _optimise(model: bytes, level: Any) -> onnx.GraphProto:
+    """Return the graph that a session of this host runs at an optimisation level."""
+    options = session_options(1)
+    options.graph_optimization_level = level
+    with scratch_dir() as folder:
+        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+        import_onnxruntime().InferenceSession(model, options, providers=[CPU])
+        return onnx.load(options.optimized_model_filepath).graph
+
+
+def _read_optimised(graph: onnx.GraphProto) -> dict[str, Any]:
+    """Read the proof from an optimised graph, whose nodes are in topological order."""
+    convs, gemms = [], []
+    float_convs: list[str] = []
+    float_gemms: list[str] = []
+    float_ops: list[str] = []
+    floats = {value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    for node in graph.node:
+        label = f"{node.name or node.output[0]} ({node.op_type})"
+        kind = node.op_type
+        gives_float = False
+        if kind in _INTEGER_CONVS:
+            convs.append(node)
+        elif kind in _INTEGER_GEMMS:
+            gemms.append(node)
+            gives_float = kind in ("MatMulIntegerToFloat", "DynamicQuantizeMatMul") or (
+                kind == "QGemm" and not any(node.input[_QGEMM_OUTPUT_ZERO_POINT:])
+            )
+        elif kind in _FLOAT_CONVS:
+            float_convs.append(label)
+            gives_float = True
+        elif kind in _FLOAT_GEMMS:
+            float_gemms.append(label)
+            gives_float = True
+        elif kind == "DequantizeLinear":
+            gives_float = True
+        elif kind == "Cast":
+            gives_float = helper.get_node_attr_value(node, "to") == TensorProto.FLOAT
+            if gives_float:
+                float_ops.append(label)
+        elif kind != "QuantizeLinear" and not kind.startswith("QLinear") and floats.intersection(node.input):
+            float_ops.append(label)
+            gives_float = True
+        if gives_float:
+            floats.update(node.output)
+    return {
+        "integer_convs": len(convs),
+        "float_convs": float_convs,
+        "integer_gemms": len(gemms),
+        "float_gemms": float_gemms,
+        "float_ops": float_ops,
+        "before_first_conv": _path_to_input(graph, convs[0].input[0]) if convs else [],
+        "ops_by_type": dict(sorted(Counter(node.op_type for node in graph.node).items())),
+    }
+
+
+def _path_to_input(graph: onnx.GraphProto, tensor: str) -> list[str]:
+    """Return the types of the operators that lead from the graph input to ``tensor``, first to last."""
+    producers = {name: node for node in graph.node for name in node.output}
+    found: list[str] = []
+    while tensor in producers:
+        node = producers[tensor]
+        found.insert(0, node.op_type)
+        tensor = node.input[0]
+    return found

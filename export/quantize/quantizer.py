@@ -1,0 +1,165 @@
+"""Builds INT8 models: the float core, the ranges of its tensors, onnxruntime's QDQ quantizer, the pixel front.
+
+quantizer = Quantizer.from_model(read_model(path), images)    # [N, S, S, 3] uint8, for calibration
+data = quantizer.build(Candidate())                           # bytes of the deployed model
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+from kdedge.errors import StageError
+from kdedge.export.graph import add_pixel_front, cut_pixel_front, keep_float
+from kdedge.export.quantize.calibrate import TensorStatistics
+from kdedge.export.quantize.candidates import Candidate
+from kdedge.files import scratch_dir
+
+__all__ = ["Quantizer"]
+
+_OP_TYPES = (
+    "Conv", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Add", "Concat", "Reshape", "Flatten",
+    "Squeeze", "Transpose", "Gemm", "MatMul",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """Builds INT8 models from one float core and one pool of calibration images.
+
+    Attributes:
+        core: The float network behind the pixels, batch norm folded; takes ``image`` float32 ``[N, 3, S, S]`` in 0..1.
+        original: The core whose tensors are the aim, when ``core`` has weights that were repaired.
+        images: ``[N, S, S, 3] uint8``; a candidate is calibrated on the first of them, as many as it asks for.
+        metadata: Metadata of the deployed model.
+        ir_version: ONNX IR version of the deployed model.
+        statistics: What was seen of the tensors, by number of images; measured when first needed.
+    """
+
+    core: onnx.ModelProto
+    original: onnx.ModelProto
+    images: npt.NDArray[np.uint8]
+    metadata: Mapping[str, str]
+    ir_version: int
+    statistics: dict[int, TensorStatistics] = field(default_factory=dict)
+
+    @classmethod
+    def from_model(cls, model: onnx.ModelProto, images: npt.NDArray[np.uint8]) -> "Quantizer":
+        """Take the core out of an exported FP32 model, which is not modified.
+
+        Raises:
+            InputError: The model does not begin with the pixel front of an exported student.
+            StageError: A batch norm could not be folded.
+        """
+        metadata = {item.key: item.value for item in model.metadata_props}
+        core = _preprocess(cut_pixel_front(model))
+        return cls(core, core, images, metadata, model.ir_version)
+
+    def equivalent(self, core: onnx.ModelProto) -> "Quantizer":
+        """Return a quantizer of another core that computes the same through other tensors; it measures them anew."""
+        return dataclasses.replace(self, core=core, original=core, statistics={})
+
+    def repaired(self, core: onnx.ModelProto) -> "Quantizer":
+        """Return a quantizer of a core with other weights, whose tensors keep the ranges of the original."""
+        return dataclasses.replace(self, core=core)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the nodes that have weights (Conv, Gemm, MatMul), in the order of the graph."""
+        constants = {item.name for item in self.core.graph.initializer}
+        kinds = ("Conv", "Gemm", "MatMul")
+        return tuple(n.name for n in self.core.graph.node if n.op_type in kinds and n.input[1] in constants)
+
+    def build(self, candidate: Candidate, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> bytes:
+        """Return the deployed model of a candidate: uint8 pixels in, integer arithmetic, float logits out.
+
+        Args:
+            candidate: How to quantize.
+            only: Names of the nodes to quantize; empty: all.
+            exclude: Names of nodes that stay in float.
+        """
+        from onnxruntime.quantization import CalibrationMethod, QuantType
+        from onnxruntime.quantization.calibrate import TensorsData
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+        core = onnx.ModelProto()
+        core.CopyFrom(self.core)
+        types = {"u8": QuantType.QUInt8, "s8": QuantType.QInt8}
+        ranges = {
+            name: (np.array(low, np.float32), np.array(high, np.float32))
+            for name, (low, high) in self.ranges(candidate).items()
+        }
+        quantizer = QDQQuantizer(
+            core,
+            candidate.per_channel,
+            candidate.reduce_range,
+            types[candidate.weights],
+            types[candidate.activations],
+            TensorsData(CalibrationMethod.MinMax, ranges),
+            list(only),
+            list(exclude),
+            _OP_TYPES,
+            # The last matrix product returns float logits straight from its 32-bit sums: rounding them to 8 bits
+            # would only lose accuracy and add two operators.
+            {"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+        model = quantizer.model.model
+        add_pixel_front(model)
+        keep_float(model)
+        quantizer.model.topological_sort()
+        _finish(model, {**self.metadata, "kdedge.quantization": candidate.name}, self.ir_version)
+        return bytes(model.SerializeToString(deterministic=True))
+
+    def ranges(self, candidate: Candidate) -> dict[str, tuple[float, float]]:
+        """Return the (lowest, highest) of every tensor that a candidate quantizes between."""
+        count = min(candidate.calibration_images, len(self.images))
+        if count not in self.statistics:
+            self.statistics[count] = TensorStatistics.measure(self.original, self.images[:count])
+        return self.statistics[count].ranges(candidate.calibrator)
+
+
+def _preprocess(core: onnx.ModelProto) -> onnx.ModelProto:
+    """Fold and infer shapes with onnxruntime's ``quant_pre_process``."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    _pool_instead_of_mean(core)
+    with scratch_dir() as folder:
+        source, target = Path(folder) / "core.onnx", Path(folder) / "processed.onnx"
+        onnx.save(core, source)
+        # As a file: given the model itself, onnxruntime 1.32 moves its weights into a file that it then loses.
+        # Symbolic shape inference needs sympy and adds nothing for a convolutional network.
+        quant_pre_process(source, target, skip_symbolic_shape=True)
+        processed = onnx.load(target)
+    # A failure of its optimizer is only logged, so the result is checked.
+    if left := [node.name for node in processed.graph.node if node.op_type == "BatchNormalization"]:
+        raise StageError(f"batch norm could not be folded into a convolution: {', '.join(left)}")
+    return processed
+
+
+def _pool_instead_of_mean(core: onnx.ModelProto) -> None:
+    """Write a mean over height and width as GlobalAveragePool: ReduceMean has no integer kernel."""
+    constants = {item.name: numpy_helper.to_array(item) for item in core.graph.initializer}
+    for index, node in enumerate(core.graph.node):
+        if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in constants:
+            continue
+        keepdims = next((item.i for item in node.attribute if item.name == "keepdims"), 1)
+        if keepdims and sorted(axis % 4 for axis in constants[node.input[1]].tolist()) == [2, 3]:
+            pool = helper.make_node("GlobalAveragePool", [node.input[0]], list(node.output), name=node.name)
+            core.graph.node[index].CopyFrom(pool)
+
+
+def _finish(model: onnx.ModelProto, metadata: Mapping[str, str], ir_version: int) -> None:
+    """Set metadata, drop what onnxruntime's tools left behind, and check the model."""
+    for item in [item for item in model.opset_import if item.domain]:
+        model.opset_import.remove(item)
+    model.ir_version = ir_version
+    model.doc_string = model.graph.doc_string = ""
+    helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model, full_check=True)

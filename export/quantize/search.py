@@ -1,0 +1,188 @@
+"""The quantization search: build, prove, score and time candidates, and choose one for a target."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge.benchmarks.gate import judge
+from kdedge.benchmarks.host import host_kind
+from kdedge.benchmarks.latency import measure_latency
+from kdedge.benchmarks.session import open_model, run_model
+from kdedge.errors import StageError
+from kdedge.export.quantize.candidates import Candidate, Score, calibrators, choose, formats, score, sizes
+from kdedge.export.quantize.proof import integer_proof, why_not_integer
+from kdedge.export.quantize.quantizer import Quantizer
+from kdedge.export.quantize.targets import TARGETS
+from kdedge.files import scratch_dir
+from kdedge.machine import usable_cores
+from kdedge.progress import track
+
+__all__ = ["Trial", "Validation", "search"]
+
+_SLOWER = 1.15
+_LATENCY_SECONDS = 0.4
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate that was built and scored.
+
+    Attributes:
+        candidate: How it was quantized.
+        model: The deployed model.
+        proof: From `kdedge.export.quantize.proof.integer_proof`.
+        score: Against FP32 on the validation images.
+        refused: Why it cannot be chosen for the target; empty: it can.
+        float_layers: Names of the layers left in float on purpose.
+        p50_ms: Median latency at batch 1 on one thread of this host (None: not measured).
+    """
+
+    candidate: Candidate
+    model: bytes
+    proof: Mapping[str, Any]
+    score: Score
+    refused: str = ""
+    float_layers: tuple[str, ...] = ()
+    p50_ms: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything but the model and the per-image answers."""
+        return {
+            "name": self.candidate.name,
+            **asdict(self.candidate),
+            **self.score.as_json(),
+            "p50_ms": self.p50_ms,
+            "bytes": len(self.model),
+            "refused": self.refused or None,
+        }
+
+
+class Validation:
+    """The validation images with what the FP32 model says of them.
+
+    Args:
+        fp32_path: The exported FP32 model.
+        images: ``[N, S, S, 3] uint8``.
+        labels: ``[N] int64``.
+        limit_pp: The limit of the gate in percentage points.
+    """
+
+    def __init__(
+        self, fp32_path: Path, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], limit_pp: float
+    ) -> None:
+        self.fp32_path, self.images, self.labels, self.limit_pp = fp32_path, images, labels, limit_pp
+        self.fp32 = run_model(open_model(fp32_path, threads=usable_cores()), images)
+
+    @property
+    def fp32_top1_pct(self) -> float:
+        """Right answers of the FP32 model in percent."""
+        return float((self.fp32.argmax(1) == self.labels).mean() * 100)
+
+    def score(self, model: bytes, count: int | None = None) -> Score:
+        """Score a model on the first ``count`` images (None: all)."""
+        with scratch_dir() as folder:
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(model)
+            logits = run_model(open_model(path, threads=usable_cores()), self.images[:count])
+        return score(self.fp32[:count], logits, self.labels[:count])
+
+    def gate(self, result: Score) -> dict[str, Any]:
+        """Return what the gate would say on these images (see `kdedge.benchmarks.gate.judge`)."""
+        return judge(self.fp32.argmax(1) == self.labels, result.right, self.limit_pp, changed=result.flips)
+
+    def try_out(self, quantizer: Quantizer, candidate: Candidate, float_layers: Sequence[str] = ()) -> Trial:
+        """Build a candidate, prove it and score it."""
+        model = quantizer.build(candidate, exclude=float_layers)
+        proof = integer_proof(model)
+        refused = why_not_integer(proof, float_layers)
+        return Trial(candidate, model, proof, self.score(model), refused, tuple(float_layers))
+
+    def latencies(self, trials: Sequence[Trial]) -> tuple[float, list[float]]:
+        """Measure FP32 and the trials in turn on one thread at batch 1; return the medians in milliseconds."""
+        with scratch_dir() as folder:
+            paths = {"fp32": self.fp32_path}
+            for index, trial in enumerate(trials):
+                paths[str(index)] = Path(folder) / f"{index}.onnx"
+                paths[str(index)].write_bytes(trial.model)
+            rows, _ = measure_latency(paths, seconds=_LATENCY_SECONDS)
+        fp32, *others = (row["p50_ms"] for row in rows)
+        return fp32, others
+
+
+def search(
+    quantizer: Quantizer, validation: Validation, target: str, calibration_images: int, *, compare: bool
+) -> tuple[Trial, list[Trial], float]:
+    """Try number formats, then calibrators, then calibration sizes.
+
+    Args:
+        quantizer: Of the float model.
+        validation: What candidates are scored on.
+        target: A key of `kdedge.export.quantize.targets.TARGETS`.
+        calibration_images: Calibration images of the first two stages.
+        compare: Also try formats that the target refuses, and other calibration sizes.
+
+    Returns:
+        The chosen trial, all trials in the order they were tried, and the latency of FP32 in milliseconds.
+
+    Raises:
+        StageError: No candidate is admitted by the target and integer throughout.
+    """
+    host = host_kind()
+    refuses = TARGETS[target].refuses
+
+    def refused(candidate: Candidate) -> str:
+        if reason := refuses(candidate):
+            return reason
+        # Its score would be that of the overflow.
+        return "it overflows on this host and cannot be judged here" if _overflows(candidate, host) else ""
+
+    trials: list[Trial] = []
+    fp32_ms = 0.0
+
+    def stage(name: str, candidates: Sequence[Candidate]) -> None:
+        nonlocal fp32_ms
+        fresh = []
+        with track(f"quantize: {name}", len(candidates)) as progress:
+            for candidate in candidates:
+                trial = validation.try_out(quantizer, candidate)
+                fresh.append(replace(trial, refused=refused(candidate) or trial.refused))
+                progress.advance(note=candidate.name)
+        fp32_ms, times = validation.latencies(fresh)
+        trials.extend(replace(trial, p50_ms=ms) for trial, ms in zip(fresh, times, strict=True))
+
+    stage("formats", [item for item in formats(calibration_images) if compare or not refused(item)])
+    pick = _picker(trials, by_latency=bool(host) and TARGETS[target].host == host)
+    stage("calibrators", calibrators(pick().candidate))
+    if compare:
+        stage("calibration sizes", sizes(pick().candidate, len(quantizer.images)))
+    return pick(), trials, fp32_ms
+
+
+def _overflows(candidate: Candidate, host: str) -> bool:
+    return candidate.overflows and host == "x64-avx2"
+
+
+def _picker(trials: Sequence[Trial], *, by_latency: bool) -> Callable[[], Trial]:
+    """Return a function that picks the best of the trials so far, by `kdedge.export.quantize.candidates.RULE`."""
+
+    def pick() -> Trial:
+        pool = [trial for trial in trials if not trial.refused]
+        if not pool:
+            reasons = "; ".join(dict.fromkeys(trial.refused for trial in trials))
+            raise StageError(
+                f"no INT8 candidate can be shipped: {reasons}",
+                "the artifact would be called INT8 but run as float; report this with the model",
+            )
+        if by_latency:
+            fastest: dict[str, float] = {}
+            for trial in pool:
+                fastest[trial.candidate.format] = min(trial.p50_ms or 0.0, fastest.get(trial.candidate.format, 1e9))
+            bound = _SLOWER * min(fastest.values())
+            pool = [trial for trial in pool if fastest[trial.candidate.format] <= bound]
+        return pool[choose([trial.score for trial in pool])]
+
+    return pick

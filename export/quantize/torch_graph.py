@@ -1,0 +1,158 @@
+"""A quantized ONNX graph as a PyTorch module that can be trained: rounding passes gradients straight through.
+
+QuantizeLinear rounds and clips to its fixed range, DequantizeLinear scales back (straight-through estimator, Y. Bengio
+et al., arXiv:1308.3432; B. Jacob et al., arXiv:1712.05877, sec. 3). Weights are kept in float and quantized in every
+step with the scale that the quantizer would give them.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kdedge.errors import StageError
+from kdedge.export.quantize.layers import Weights, quantized_layer
+
+__all__ = ["TorchGraph", "convolve"]
+
+
+class TorchGraph(nn.Module):
+    """Runs a quantized model with float weights behind it.
+
+    Args:
+        model: The deployed QDQ model, taking ``pixels``.
+        weights: The layers of the float core that it was built from; their weights become parameters.
+        reduce_range: Whether weights have 7 bits.
+
+    Raises:
+        StageError: The graph has an operator that cannot be trained here.
+    """
+
+    def __init__(self, model: onnx.ModelProto, weights: Weights, *, reduce_range: bool) -> None:
+        super().__init__()
+        self._nodes = list(model.graph.node)
+        if unknown := {node.op_type for node in self._nodes} - _OPERATORS.keys() - {"QuantizeLinear"}:
+            raise StageError(
+                f"the model cannot be trained in INT8: no {', '.join(sorted(unknown))} here", "leave out --qat"
+            )
+        self._attributes = [
+            {item.name: helper.get_attribute_value(item) for item in node.attribute} for node in self._nodes
+        ]
+        self._constants = {item.name: torch.from_numpy(np.array(numpy_helper.to_array(item))) for item in
+                           model.graph.initializer}  # fmt: skip
+        self._largest = 64.0 if reduce_range else 127.0
+        self.weight, self.bias = nn.ParameterDict(), nn.ParameterDict()
+        self._per_channel: dict[str, int | None] = {}
+        for layer in weights.layers:
+            key = _key(layer.name)
+            _, scale = quantized_layer(model, layer.name)
+            self.weight[key] = nn.Parameter(torch.from_numpy(weights.weight(layer)))
+            # A MatMul has none and nowhere to keep one.
+            has_bias = layer.node.op_type != "MatMul"
+            self.bias[key] = nn.Parameter(torch.from_numpy(weights.bias(layer)), requires_grad=has_bias)
+            if scale is not None:
+                self._per_channel[key] = layer.output_axis if scale.ndim else None
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map ``[N, S, S, 3] uint8`` to logits ``[N, C]``."""
+        values: dict[str, Tensor] = {**self._constants, "pixels": pixels}
+        for node, attributes in zip(self._nodes, self._attributes, strict=True):
+            inputs = [values[name] if name else None for name in node.input]
+            key = _key(node.name)
+            if node.op_type == "QuantizeLinear":
+                result = _quantize(values[node.input[0]], values[node.input[1]], values[node.input[2]])
+            else:
+                if key in self.weight:
+                    inputs[1:] = [self._quantized_weight(key), self.bias[key]]
+                result = _OPERATORS[node.op_type](attributes, *inputs)
+            values[node.output[0]] = result
+        return values["logits"]
+
+    def _quantized_weight(self, key: str) -> Tensor:
+        """Round a layer's weights to its integers, the scale following the largest of them."""
+        weight: Tensor = self.weight[key]
+        if key not in self._per_channel:
+            return weight
+        axis = self._per_channel[key]
+        others = [index for index in range(weight.ndim) if index != axis]
+        largest = weight.detach().abs().amax(others, keepdim=True).clamp_min(1e-12)
+        scale = largest / self._largest
+        rounded: Tensor = _round(weight / scale) * scale
+        return rounded
+
+
+def convolve(attributes: Mapping[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute an ONNX Conv."""
+    pads = list(attributes.get("pads", [0, 0, 0, 0]))
+    strides, dilations = list(attributes.get("strides", [1, 1])), list(attributes.get("dilations", [1, 1]))
+    x = functional.pad(x, (pads[1], pads[3], pads[0], pads[2]))
+    return functional.conv2d(x, weight, bias, strides, 0, dilations, int(attributes.get("group", 1)))
+
+
+def _key(name: str) -> str:
+    """Parameter names have no dots."""
+    return name.replace(".", "/")
+
+
+def _round(x: Tensor) -> Tensor:
+    return x + (x.round() - x).detach()
+
+
+def _quantize(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    limits = torch.iinfo(zero.dtype)
+    return torch.clamp(_round(x / scale) + zero, limits.min, limits.max)
+
+
+def _dequantize(attributes: Mapping[str, Any], q: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    axis = int(attributes.get("axis", 1)) if scale.ndim else 0
+    shape = [-1 if index == axis else 1 for index in range(q.ndim)] if scale.ndim else []
+    offset = 0 if zero is None else zero.reshape(shape).float()
+    return (q.float() - offset) * scale.reshape(shape)
+
+
+def _window(attributes: Mapping[str, Any], x: Tensor, fill: float) -> tuple[Tensor, list[int], list[int]]:
+    """Pad for a pool; return the padded input, kernel and strides."""
+    pads, kernel = list(attributes.get("pads", [0, 0, 0, 0])), list(attributes["kernel_shape"])
+    padded = functional.pad(x, (pads[1], pads[3], pads[0], pads[2]), value=fill) if any(pads) else x
+    return padded, kernel, list(attributes.get("strides", [1, 1]))
+
+
+def _max_pool(attributes: Mapping[str, Any], x: Tensor) -> Tensor:
+    return functional.max_pool2d(*_window(attributes, x, -torch.inf))
+
+
+def _average_pool(attributes: Mapping[str, Any], x: Tensor) -> Tensor:
+    return functional.avg_pool2d(*_window(attributes, x, 0.0))
+
+
+def _gemm(attributes: Mapping[str, Any], x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return x @ (weight.T if attributes.get("transB") else weight) + bias
+
+
+def _reshape(attributes: Mapping[str, Any], x: Tensor, shape: Tensor) -> Tensor:
+    sizes = [x.shape[axis] if size == 0 else size for axis, size in enumerate(shape.tolist())]
+    return x.reshape(sizes)
+
+
+_OPERATORS: dict[str, Callable[..., Tensor]] = {
+    "DequantizeLinear": _dequantize,
+    "Conv": convolve,
+    "Gemm": _gemm,
+    "MatMul": lambda attributes, x, weight, bias: x @ weight + bias,
+    "Relu": lambda attributes, x: functional.relu(x),
+    "Clip": lambda attributes, x, low=None, high=None: torch.clamp(x, low, high),
+    "Add": lambda attributes, x, y: x + y,
+    "MaxPool": _max_pool,
+    "AveragePool": _average_pool,
+    "GlobalAveragePool": lambda attributes, x: x.mean((2, 3), keepdim=True),
+    "Concat": lambda attributes, *parts: torch.cat(parts, int(attributes["axis"])),
+    "Flatten": lambda attributes, x: x.flatten(int(attributes.get("axis", 1))),
+    "Reshape": _reshape,
+    "Squeeze": lambda attributes, x, axes: x.squeeze(tuple(axes.tolist())),
+    "Transpose": lambda attributes, x: x.permute(*attributes["perm"]),
+}

@@ -1,0 +1,195 @@
+"""What every data set is, and how its training images are divided into train and validation."""
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdedge.errors import InputError
+
+__all__ = ["Dataset", "Split", "hold_out", "keep_used", "split_train_val"]
+
+# Of the two kinds of split, which are not to draw the same permutations.
+TEST_SEED = (0, 1)
+VAL_SEED = (0, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Decoded images with their labels.
+
+    Attributes:
+        images: Pixels as decoded, [N, S, S, 3] uint8 RGB.
+        labels: Class of each image, an index into the class names, [N] int64.
+        class_names: Names of the classes, for messages; empty where only the numbers are known.
+        taken_from: Where the images stood in the part of the data set that they were taken from, [N] int64; None:
+            they are the whole part.
+        validation: Which images are set aside for validation, [N] bool; None: `split_train_val` chooses.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...] = ()
+    taken_from: NDArray[np.int64] | None = None
+    validation: NDArray[np.bool_] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """Place of each image in the whole part of the data set, [N] int64: the same in every split of it."""
+        return np.arange(len(self.labels)) if self.taken_from is None else self.taken_from
+
+
+class Dataset(Protocol):
+    """A data set whose files were found and checked."""
+
+    @property
+    def name(self) -> str:
+        """Short name for reports, such as ``cifar10``."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels."""
+        ...
+
+    @property
+    def image_size(self) -> int:
+        """Side length S of the images in pixels."""
+        ...
+
+    def train(self) -> Split:
+        """Decode the training images that are used, before they are divided into train and validation.
+
+        With ``--train-size`` these are the subset and all validation images, otherwise all.
+        """
+        ...
+
+    def test(self) -> Split:
+        """Decode the test images. Only the benchmark may call this."""
+        ...
+
+    def train_sha256(self) -> str:
+        """Return the SHA-256 that identifies what `train` returns, as 64 hexadecimal digits."""
+        ...
+
+    def test_counts(self) -> list[int]:
+        """Return the number of test images of each class, without reading them."""
+        ...
+
+    def test_sha256(self) -> str:
+        """Return the SHA-256 that identifies what `test` returns, as 64 hexadecimal digits.
+
+        Called before anything is trained, so it also finds files that `test` could not read.
+        """
+        ...
+
+
+def split_train_val(split: Split, val_fraction: float, train_size: int = 0) -> tuple[Split, Split]:
+    """Divide training images into train and validation, stratified by class.
+
+    Images that the user set aside for validation (``split.validation``) are the validation part. Otherwise the result
+    depends on the labels and the arguments alone, not on the seed of a run: whatever seed a student has, its validation
+    images are those that its teacher never saw. Both parts keep the order of ``split``. The validation part is the same
+    for every ``train_size``.
+
+    Args:
+        split: All training images.
+        val_fraction: Share of the images of each class that is held out for validation, 0..1.
+        train_size: Keep only a stratified subset of so many training images (0: all).
+
+    Returns:
+        The training and the validation part; each has at least one image of every class, but a validation part that
+        the user set aside may lack some.
+
+    Raises:
+        InputError: A class has fewer than two images, or ``train_size`` is more than there is or leaves a class
+            without an image.
+    """
+    train, val = _divide(split, val_fraction, train_size)
+    return _take(split, train), _take(split, val)
+
+
+def keep_used(split: Split, val_fraction: float, train_size: int) -> Split:
+    """Leave out the training images that `split_train_val` with the same arguments leaves out.
+
+    Raises:
+        InputError: As `split_train_val`.
+    """
+    if not train_size:
+        return split
+    train, val = _divide(split, val_fraction, train_size)
+    used = np.sort(np.concatenate([train, val]))
+    return replace(_take(split, used), validation=np.isin(used, val))
+
+
+def _divide(split: Split, val_fraction: float, train_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the indices of the training and of the validation part, both ascending."""
+    rng = np.random.default_rng(VAL_SEED)
+    if split.validation is None:
+        train, val = hold_out(split.labels, val_fraction, rng)
+    else:
+        train, val = np.flatnonzero(~split.validation), np.flatnonzero(split.validation)
+    return (_subset(split, train, train_size, rng) if train_size else train), val
+
+
+def hold_out(
+    labels: NDArray[np.int64], fraction: float, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Hold out a share of every class.
+
+    Args:
+        labels: Class of each image, [N] int64.
+        fraction: Share to hold out, rounded per class, but at least one image and never all.
+        rng: Source of the permutations, one per class in ascending order.
+
+    Returns:
+        Indices that are kept and indices that are held out, both ascending int64.
+
+    Raises:
+        InputError: A class has fewer than two images.
+    """
+    kept, held = [], []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        if len(members) < 2:
+            raise InputError(
+                f"class number {label} has 1 image, expected at least 2 to divide", "add images of that class"
+            )
+        count = min(max(round(len(members) * fraction), 1), len(members) - 1)
+        held.append(members[:count])
+        kept.append(members[count:])
+    return np.sort(np.concatenate(kept)), np.sort(np.concatenate(held))
+
+
+def _subset(split: Split, indices: NDArray[np.int64], size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw exactly ``size`` of the indices, each class in proportion (largest remainder), ascending."""
+    labels, total = split.labels, len(indices)
+    if size > total:
+        raise InputError(
+            f"--train-size {size} is more than the {total} training images left after the validation split",
+            f"give at most --train-size {total}, or 0 for all",
+        )
+    classes, counts = np.unique(labels[indices], return_counts=True)
+    quotas, remainders = np.divmod(counts * size, total)
+    most_wanting = np.argsort(-remainders, kind="stable")[: size - int(quotas.sum())]
+    quotas[most_wanting] += 1
+    if quotas.min() == 0:
+        enough = -(-total // int(counts.min()))
+        label = int(classes[quotas.argmin()])
+        name = f"the class {split.class_names[label]}" if split.class_names else f"class number {label}"
+        raise InputError(
+            f"--train-size {size} leaves {name} without an image",
+            f"give at least --train-size {enough}, or 0 for all",
+        )
+    parts = [
+        rng.permutation(indices[labels[indices] == label])[:quota] for label, quota in zip(classes, quotas, strict=True)
+    ]
+    return np.sort(np.concatenate(parts))
+
+
+def _take(split: Split, indices: NDArray[np.int64]) -> Split:
+    return Split(split.images[indices], split.labels[indices], split.class_names, split.places[indices])

@@ -1,0 +1,98 @@
+"""Downloads a file whose hash is known: checked at every use, written whole or not at all, with progress.
+
+A server that stops sending, or sends almost nothing, is given up after `STALL_S` seconds.
+"""
+
+import hashlib
+import time
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+from filelock import FileLock
+
+from kdedge import __version__
+from kdedge.errors import StageError
+from kdedge.files import file_sha256
+from kdedge.progress import log, track, warn
+
+__all__ = ["fetch"]
+
+STALL_S = 30.0
+_SLOWEST_BYTES_PER_S = 10_000
+_MB = 1_000_000
+_CHUNK = 1 << 16
+
+
+def fetch(url: str, path: Path, sha256_prefix: str) -> None:
+    """Make sure that ``path`` holds the file with this hash, downloading it if necessary.
+
+    Args:
+        url: Where to download it.
+        path: Where it is kept. A file with another hash there is replaced.
+        sha256_prefix: First digits of its SHA-256, in lower case.
+
+    Raises:
+        StageError: The download failed, has another hash, or cannot be written.
+    """
+    try:
+        if _matches(path, sha256_prefix):
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            if _matches(path, sha256_prefix):
+                return  # another process downloaded it while this one waited for the lock
+            if path.is_file():
+                warn(
+                    f"{path} is damaged: its SHA-256 begins with {file_sha256(path)[: len(sha256_prefix)]}, "
+                    f"expected {sha256_prefix}; downloading it again"
+                )
+            _download(url, path, sha256_prefix)
+    except (OSError, HTTPException, ValueError) as error:
+        reason = error.reason if type(error) is URLError else error
+        raise StageError(f"cannot download {url} to {path}: {reason or type(error).__name__}") from error
+
+
+def _matches(path: Path, sha256_prefix: str) -> bool:
+    return path.is_file() and file_sha256(path).startswith(sha256_prefix)
+
+
+def _download(url: str, path: Path, sha256_prefix: str) -> None:
+    log(f"downloading {url} to {path}")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        digest = _receive(url, partial)
+        if not digest.startswith(sha256_prefix):
+            size = partial.stat().st_size
+            raise OSError(f"got {size:,} bytes with SHA-256 {digest}, expected a SHA-256 of {sha256_prefix}…")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _receive(url: str, path: Path) -> str:
+    """Write what the server sends to ``path`` and return its SHA-256.
+
+    Raises:
+        OSError: The connection failed, ended early or is too slow.
+    """
+    digest, received = hashlib.sha256(), 0
+    request = Request(url, headers={"User-Agent": f"kdedge/{__version__}"})
+    with urlopen(request, timeout=STALL_S) as response, path.open("wb") as file:
+        total = int(response.headers.get("Content-Length") or 0)
+        with track(f"downloading {path.name[1:].removesuffix('.partial')} (MB)", -(-total // _MB)) as progress:
+            window_start, window_bytes = time.monotonic(), 0
+            while chunk := response.read1(_CHUNK):
+                file.write(chunk)
+                digest.update(chunk)
+                progress.advance((received + len(chunk)) // _MB - received // _MB)
+                received, window_bytes = received + len(chunk), window_bytes + len(chunk)
+                window_s = time.monotonic() - window_start
+                if window_s > STALL_S:
+                    if window_bytes < _SLOWEST_BYTES_PER_S * window_s:
+                        raise TimeoutError(f"the server sent only {window_bytes:,} bytes in {window_s:.0f} s")
+                    window_start, window_bytes = time.monotonic(), 0
+    if received < total:
+        raise OSError(f"the connection ended after {received:,} of {total:,} bytes")
+    return digest.hexdigest()

@@ -1,0 +1,324 @@
+"""From an image file of any kind to RGB pixels of one size, on all cores.
+
+The one place that defines how images are converted: the EXIF orientation is applied, transparency is composited on
+white, grey, palette and CMYK become RGB, 16-bit keeps the high byte, and a bilinear (antialiased) resize squeezes the
+whole image into a square.
+"""
+
+import logging
+import os
+import struct
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+
+from kdedge.errors import InputError
+from kdedge.image_memory import empty_images
+from kdedge.progress import track, warn
+
+__all__ = [
+    "EXTENSIONS",
+    "UnreadableImageError",
+    "check_image",
+    "check_pixels",
+    "fill_images",
+    "for_each",
+    "image_dimensions",
+    "preprocessing",
+    "read_image",
+    "resize_images",
+    "unreadable",
+]
+
+# Pillow reads AVIF from version 11.3 on, where it was built with it.
+_AVIF = find_spec("PIL._avif") is not None
+
+EXTENSIONS = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
+    | ({".avif"} if _AVIF else set())
+)
+
+# Named so that a renamed file never reaches decoders which run other programs (EPS calls Ghostscript).
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", *(["AVIF"] if _AVIF else []))
+
+# How many pixels are decoded: 400 MB as Pillow holds them, three times that where transparency is composited. A larger
+# JPEG is decoded at a half, a quarter or an eighth of its side; any other larger image is refused.
+_MAX_PIXELS = 100_000_000
+# From here on images are decoded one at a time, whatever the number of threads.
+_LARGE_PIXELS = 16_000_000
+_large = threading.Lock()
+
+# What Pillow has to say of a file is an error or does not matter, and it cannot name the file. Set once for the
+# process, because threads share the filters.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+_ORIENTATION = 0x0112
+# For the orientations 2 to 8.
+_UPRIGHT = (
+    Image.Transpose.FLIP_LEFT_RIGHT,
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
+_metadata_warned = threading.Event()
+
+# Small enough for a smooth progress bar, large enough to hide the cost of handing work to a thread.
+_CHUNK = 32
+
+
+def preprocessing(size: int) -> dict[str, Any]:
+    """Say what a deployed model expects and what `read_image` does, for those who have the model alone.
+
+    Args:
+        size: Side length S of the images in pixels.
+    """
+    return {
+        "input": "pixels",
+        "layout": "NHWC",
+        "dtype": "uint8",
+        "color": "RGB",
+        "range": [0, 255],
+        "size": size,
+        "resize": "bilinear",
+        "antialias": True,
+        "keep_aspect": False,
+        "exif_orientation": "applied",
+        "transparency": "on white",
+        "output": "logits",
+    }
+
+
+class UnreadableImageError(InputError):
+    """A file that is no usable image.
+
+    Attributes:
+        path: The file.
+        reason: Why it cannot be used.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"cannot read the image {path}: {reason}", "replace or remove that file")
+        self.path, self.reason = path, reason
+
+
+def unreadable(errors: Sequence[UnreadableImageError]) -> InputError:
+    """Return one error for all files that cannot be read (at least one); it names the first ten."""
+    if len(errors) == 1:
+        return errors[0]
+    named = "; ".join(f"{error.path}: {error.reason}" for error in errors[:10])
+    return InputError(
+        f"cannot read the image {named}{'; …' if len(errors) > 10 else ''} ({len(errors)} images in all)",
+        "replace or remove these files",
+    )
+
+
+def check_image(path: Path) -> None:
+    """Check the header (for PNG: every checksum) of an image file without decoding it.
+
+    Raises:
+        UnreadableImageError: The file is missing, unreadable, too large or no image of a known format.
+    """
+    with _opened(path) as image:
+        image.verify()
+
+
+def image_dimensions(path: Path) -> tuple[int, int]:
+    """Return width and height in pixels as the header of an image file states them (JPEG over the limit: fewer).
+
+    Raises:
+        UnreadableImageError: As `check_image`.
+    """
+    with _opened(path) as image:
+        return image.size
+
+
+def check_pixels(path: Path) -> None:
+    """Check that `read_image` can read a file, and drop the pixels.
+
+    Raises:
+        UnreadableImageError: As `read_image`.
+    """
+    with _opened(path) as image, _turn(image):
+        image.draft(None, (1, 1))  # JPEG only: the whole file is decoded, but to an eighth of its side
+        _to_rgb(image, path)
+
+
+def read_image(path: Path, size: int) -> NDArray[np.uint8]:
+    """Decode an image file and resize it.
+
+    Args:
+        path: The file.
+        size: Side length S of the result in pixels.
+
+    Returns:
+        Pixels, [S, S, 3] uint8 RGB.
+
+    Raises:
+        UnreadableImageError: The file is missing, truncated, damaged, too large or no image of a known format.
+    """
+    with _opened(path) as image, _turn(image):
+        return _resize(_to_rgb(image, path), size)
+
+
+def resize_images(images: NDArray[np.uint8], size: int, copies: int = 1) -> NDArray[np.uint8]:
+    """Resize decoded images as `read_image` would.
+
+    Args:
+        images: [N, H, W, 3] uint8 RGB.
+        size: Side length S of the result in pixels.
+        copies: How many copies of the result there are to be at a time.
+
+    Returns:
+        [N, S, S, 3] uint8 RGB; ``images`` itself if they have that size.
+
+    Raises:
+        InputError: The result needs more memory than is available.
+    """
+    if images.shape[1:3] == (size, size):
+        return images
+    resized = empty_images(len(images), size, copies)
+    fill_images(resized, lambda index: _resize(Image.fromarray(images[index]), size), "resizing images")
+    return resized
+
+
+def fill_images(target: NDArray[np.uint8], make: Callable[[int], NDArray[np.uint8]], title: str) -> None:
+    """Set ``target[index] = make(index)`` for every index on a thread pool, showing the progress."""
+
+    def work(index: int) -> None:
+        target[index] = make(index)
+
+    for_each(len(target), work, title)
+
+
+def for_each(count: int, work: Callable[[int], None], title: str) -> None:
+    """Call ``work(index)`` for every index below ``count`` on a thread pool, showing the progress.
+
+    The first error in the order of the indices is raised and cancels what has not begun.
+    """
+
+    def chunk(start: int) -> int:
+        stop = min(start + _CHUNK, count)
+        for index in range(start, stop):
+            work(index)
+        return stop - start
+
+    # Pillow releases the interpreter lock while it decodes and resizes, so threads are enough.
+    workers = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool, track(title, count) as progress:
+        for done in pool.map(chunk, range(0, count, _CHUNK)):
+            progress.advance(done)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image file without decoding it; what goes wrong in the block is raised as an `UnreadableImageError`."""
+    try:
+        with _open(path) as image:
+            width, height = image.size
+            factor = next((factor for factor in (1, 2, 4, 8) if width * height <= _MAX_PIXELS * factor**2), 8)
+            if factor > 1 and not image.draft(None, (width // factor, height // factor)):
+                raise ValueError(
+                    f"{width * height / 1e6:.0f} megapixels, the limit is {_MAX_PIXELS / 1e6:.0f} (JPEG: none)"
+                )
+            yield image
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError(path, f"not an image in a known format ({', '.join(_FORMATS)})") from error
+    except Exception as error:  # of damaged files, decoders raise almost anything
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UnreadableImageError(path, " ".join(reason.split())) from error
+
+
+class _Jpeg(JpegImageFile):
+    """Pillow looks for a resolution in the EXIF block when it opens a JPEG, and some damage there makes it fail."""
+
+    def getexif(self) -> Image.Exif:
+        return Image.Exif()
+
+
+def _open(path: Path) -> Image.Image:
+    with path.open("rb") as file:
+        if file.read(3) == b"\xff\xd8\xff":
+            return _Jpeg(path)
+    return Image.open(path, formats=_FORMATS)
+
+
+def _turn(image: Image.Image) -> AbstractContextManager[object]:
+    """Let one large image be decoded at a time, small ones at once."""
+    return _large if image.size[0] * image.size[1] > _LARGE_PIXELS else nullcontext()
+
+
+def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    """Return an image of any mode as upright 8-bit RGB."""
+    image = _upright(image, path)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range, expected 8 or 16 bits")
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > 0xFFFF:
+            raise ValueError(f"32-bit pixels from {low} to {high} have no known range, expected 0 to 255 or 0 to 65535")
+        # Pillow's own conversion clips at 255, which turns 16-bit images white. Values that fit in 8 bits are taken as
+        # such, whatever holds them: their high byte is black.
+        image = Image.fromarray((values >> (8 if high > 0xFF else 0)).astype(np.uint8))
+    if image.has_transparency_data:
+        overlay = image if image.mode == "RGBA" else image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), overlay)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _upright(image: Image.Image, path: Path) -> Image.Image:
+    """Decode an image and turn it as its EXIF orientation says; nothing else in its metadata is looked at."""
+    tags = getattr(image, "tag_v2", None)  # of TIFF, where they are gone after decoding
+    image.getexif = Image.Exif  # type: ignore[method-assign]  # decoding TIFF parses all metadata and fails on damage
+    try:
+        orientation = 1 if tags is None else int(tags.get(_ORIENTATION, 1))
+    except Exception:
+        orientation = 0
+    image.load()
+    if tags is None:
+        orientation = _orientation(image.info)
+    if orientation == 0 and not _metadata_warned.is_set():
+        _metadata_warned.set()
+        warn(f"the EXIF metadata of {path} are damaged and ignored; other such files are not named")
+    return image.transpose(_UPRIGHT[orientation - 2]) if 2 <= orientation <= 8 else image
+
+
+def _orientation(info: dict[Any, Any]) -> int:
+    """Return the orientation that the EXIF block of an image states: 1 to 8, 1 if none, 0 if the block is damaged."""
+    try:
+        # ImageMagick writes the block as hexadecimal text into a PNG.
+        exif = info.get("exif") or bytes.fromhex("".join(info.get("Raw profile type exif", "").split("\n")[3:]))
+        if not exif:
+            return 1
+        while exif.startswith(b"Exif\0\0"):
+            exif = exif[6:]
+        order = {b"II": "<", b"MM": ">"}[exif[:2]]
+        (first,) = struct.unpack_from(f"{order}L", exif, 4)
+        (count,) = struct.unpack_from(f"{order}H", exif, first)
+        for entry in range(first + 2, first + 2 + 12 * count, 12):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHLH", exif, entry)
+            if tag == _ORIENTATION:
+                return int(value) if kind == 3 and 1 <= value <= 8 else 0
+    except (KeyError, ValueError, struct.error):
+        return 0
+    return 1
+
+
+def _resize(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image)

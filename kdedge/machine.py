@@ -1,0 +1,73 @@
+"""What this machine offers: cores, CPU quota, instruction set, and how many images fit in a batch."""
+
+import math
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+__all__ = ["cpu_info", "cpu_isa", "cpu_quota", "images_at_once", "usable_cores"]
+
+# From the most to the least capable; the first that the CPU has names its instruction set.
+_ISA_LEVELS = ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "sve", "bf16", "asimd", "neon")
+
+
+def images_at_once(image_size: int, most: int, full_size: int) -> int:
+    """Return how many images of a side length take the memory of ``most`` of ``full_size`` pixels: 1 to ``most``.
+
+    Args:
+        image_size: Side length in pixels.
+        most: How many there are at most.
+        full_size: Side length in pixels up to which there are that many.
+    """
+    return max(1, most * full_size**2 // max(full_size, image_size) ** 2)
+
+
+def usable_cores() -> int:
+    """Return how many logical CPUs this process may keep busy: those of its affinity, at most its quota rounded up."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return min(allowed, math.ceil(cpu_quota() or allowed))
+
+
+def cpu_quota(cgroups: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Return how many CPUs' time the control groups of this process may use (0.5: half of one); None: no limit.
+
+    Args:
+        cgroups: The file that names the groups: ``0::/PATH`` (version 2) or ``NUMBER:cpu,cpuacct:/PATH`` (version 1).
+        mounts: Where the kernel shows them. In a container PATH may be missing there; what is above it counts as well.
+    """
+    quotas = []
+    for line in _lines(cgroups):
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        group = mounts / controllers / path.lstrip("/")
+        for folder in (group, *group.parents[: len(group.parts) - len(mounts.parts)]):
+            limit = [*_lines(folder / "cpu.max"), *_lines(folder / "cpu.cfs_quota_us"), ""][0].split()
+            period = [*limit[1:], *_lines(folder / "cpu.cfs_period_us")]
+            if limit and limit[0].isdecimal() and period:  # neither "max" (version 2) nor "-1" (version 1)
+                quotas.append(int(limit[0]) / int(period[0]))
+    return min(quotas, default=None)
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a file of the kernel; none if it cannot be read."""
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+@cache
+def cpu_info() -> dict[str, Any]:
+    """Ask py-cpuinfo, which takes about a second, once per process."""
+    import cpuinfo
+
+    info: dict[str, Any] = cpuinfo.get_cpu_info()
+    return info
+
+
+def cpu_isa() -> str:
+    """Return the name of the most capable instruction set of this CPU that matters for training."""
+    flags = set(cpu_info().get("flags", ()))
+    return next((level for level in _ISA_LEVELS if level in flags), "baseline")

@@ -1,0 +1,29 @@
+"""Declare the options of a section once: default, help, flag, range. The command line and TOML files follow from it."""
+
+from collections.abc import Callable
+from dataclasses import field
+from typing import Any
+
+__all__ = ["option"]
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    flag: str,
+    least: float | None = None,
+    most: float | None = None,
+    choices: tuple[str, ...] = (),
+    parse: Callable[[str, str], object] | None = None,
+    auto: str = "",
+) -> Any:
+    """Declare a field: help text, flag, and the inclusive range, the choices or the parser of its value.
+
+    ``auto`` describes what the default stands for, where it is chosen by the data. A default of None is a bool that is
+    chosen so.
+    """
+    kind = bool if default is None else type(default)
+    meta: dict[str, Any] = {"help": help, "flag": flag, "least": least, "most": most, "choices": choices}
+    meta |= {"parse": parse, "kind": kind, "auto": auto}
+    return field(default=default, metadata=meta)

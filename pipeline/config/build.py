@@ -1,0 +1,112 @@
+"""From presets, recipes and layers of options to one checked `Config`."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from kdedge.errors import InputError
+from kdedge.parsing import closest
+from kdedge.pipeline.config import SECTIONS, Config
+from kdedge.pipeline.config.checks import RUN_FLAGS, Flags, check_value, conflicts
+from kdedge.pipeline.data.options import DataConfig
+from kdedge.pipeline.distill.options import DistillConfig
+
+__all__ = ["PRESETS", "RECIPES", "build_config"]
+
+# `sample` is taken for --data sample when no preset is named: a few minutes for a few thousand images.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {},
+    "sample": {
+        "teacher": {"epochs": 3, "batch_size": 64},
+        "distill": {"epochs": 6, "batch_size": 64},
+        "quantize": {"compare_formats": False},
+        "benchmark": {"seconds": 1.0},
+    },
+    "reference": {"teacher": {"epochs": 30}, "distill": {"epochs": 40}},
+}
+
+# A layer over the preset and under everything that is named: `source` is what the source of the method states (no
+# augmentation, no schedule, hints as plain MSE), on a start and an optimizer as PyTorch gives them.
+RECIPES: dict[str, dict[str, Any]] = {
+    "source": {
+        "batch_size": 64,
+        "optimizer": "adam",
+        "schedule": "constant",
+        "lr": 1e-3,
+        "weight_decay": 0.0,
+        "init": "random",
+        "norm_bias_lr": 1.0,
+        "refresh_norms": False,
+        "drop_hints": False,
+        "temperature": 4.0,
+        "beta": 250.0,
+        "hint_loss": "raw",
+        "shift": 0,
+        "flip": False,
+    },
+}
+RECIPES["kdedge"] = {
+    item.name: item.default for item in dataclasses.fields(DistillConfig) if item.name in RECIPES["source"]
+}
+
+
+def build_config(*layers: Mapping[str, Any], preset: str = "", flags: Flags = RUN_FLAGS) -> Config:
+    """Merge configuration layers over the preset, later layers winning.
+
+    A layer that names another recipe than the layers below it takes over that recipe's values, under its own.
+
+    Args:
+        layers: Nested mappings ``{section: {key: value}}``; a layer may name its ``preset``.
+        preset: Name of the preset; empty: the last layer that names one, else ``sample`` for the shipped sample
+            and ``default`` for everything else.
+        flags: What the command calls its options.
+
+    Raises:
+        InputError: Unknown sections, keys or choices, wrong types, values out of range: all in one message.
+    """
+    problems: list[str] = []
+    for layer in reversed(layers):
+        preset = preset or str(layer.get("preset", ""))
+    if not preset:
+        sources = [layer["data"].get("source") for layer in layers if isinstance(layer.get("data"), Mapping)]
+        preset = "sample" if [source for source in sources if source][-1:] == ["sample"] else "default"
+    if preset not in PRESETS:
+        raise InputError(f"unknown preset {preset!r}{closest(preset, PRESETS)}", f"presets: {', '.join(PRESETS)}")
+    merged: dict[str, dict[str, Any]] = {"distill": {"recipe": DistillConfig.recipe}}
+    for layer in (PRESETS[preset], *layers):
+        for section, values in layer.items():
+            if section == "preset":
+                continue
+            if section not in SECTIONS:
+                problems.append(
+                    f"unknown section [{section}]{closest(section, SECTIONS)}: expected one of {', '.join(SECTIONS)}"
+                )
+            elif not isinstance(values, Mapping):
+                problems.append(f"{section} = {values!r}: expected a table [{section}]")
+            else:
+                into = merged.setdefault(section, {})
+                if section == "distill" and values.get("recipe", into["recipe"]) != into["recipe"]:
+                    into.update(RECIPES.get(str(values["recipe"]), {}))
+                into.update(values)
+    sections = {section: _build_section(section, values, problems) for section, values in merged.items()}
+    problems = problems or conflicts(
+        sections.get("data", DataConfig()), sections.get("distill", DistillConfig()), flags
+    )
+    if problems:
+        text = problems[0] if len(problems) == 1 else "\n".join(["several problems:", *(f"  - {p}" for p in problems)])
+        raise InputError(text, "see `kdedge run-all --help-all` for every option and its range")
+    return Config(preset=preset, **sections)
+
+
+def _build_section(section: str, values: Mapping[str, Any], problems: list[str]) -> Any:
+    """Build one section's dataclass; append what is wrong with its values to ``problems``."""
+    known = {item.name: item for item in dataclasses.fields(SECTIONS[section])}
+    clean = {}
+    for key, value in values.items():
+        if key in known:
+            clean[key] = check_value(section, known[key], value, problems)
+        else:
+            problems.append(
+                f"unknown key {key!r} in [{section}]{closest(key, known)}: expected one of {', '.join(known)}"
+            )
+    return SECTIONS[section](**clean)

@@ -1,0 +1,80 @@
+"""What is wrong with the values of a configuration: each on its own, and in combination."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kdedge.errors import InputError
+from kdedge.parsing import closest
+from kdedge.pipeline.distill.methods import METHODS
+
+if TYPE_CHECKING:
+    from kdedge.pipeline.data.options import DataConfig
+    from kdedge.pipeline.distill.options import DistillConfig
+
+__all__ = ["ABLATE_FLAGS", "COMPARE_FLAGS", "RUN_FLAGS", "Flags", "check_value", "conflicts"]
+
+
+class Flags(NamedTuple):
+    """What a command calls its options where another calls them otherwise."""
+
+    epochs: str = "--distill-epochs"
+    method: str = "--method"
+
+
+RUN_FLAGS = Flags()
+COMPARE_FLAGS = Flags("--epochs", "--methods")
+ABLATE_FLAGS = Flags("--epochs")
+
+
+def check_value(section: str, item: "dataclasses.Field[Any]", value: Any, problems: list[str]) -> Any:
+    """Return ``value`` in the type of the field; append what is wrong with it to ``problems``."""
+    name = f"{item.metadata['flag'] or item.name} ([{section}] {item.name})"
+    wanted = item.metadata["kind"]
+    if value is None and item.default is None:
+        return value
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not wanted:
+        problems.append(f"{name} = {value!r}: expected {wanted.__name__}")
+        return value
+    least, most, choices = (item.metadata[key] for key in ("least", "most", "choices"))
+    if item.metadata["parse"]:
+        try:
+            item.metadata["parse"](value, item.metadata["flag"])
+        except InputError as error:
+            problems.append(str(error))
+    if choices and value not in choices:
+        problems.append(f"{name} = {value!r}{closest(str(value), choices)}: expected one of {', '.join(choices)}")
+    # Written so that NaN fails too.
+    if (least is not None and not value >= least) or (most is not None and not value <= most):
+        bounds = f"at least {least}" if most is None else f"between {least} and {most}"
+        problems.append(f"{name} = {value!r} is out of range: expected {bounds}")
+    return value
+
+
+def conflicts(data: "DataConfig", distill: "DistillConfig", flags: Flags = RUN_FLAGS) -> list[str]:
+    """Return what is wrong with options taken together, each alone being right."""
+    found = []
+    if data.dir and data.source != "cifar10":
+        found.append(f"--data-dir ([data] dir) is for --data cifar10; --data {data.source} does not read it")
+    if not distill.epochs:
+        if not distill.weights:
+            found.append(f"{flags.epochs} 0 takes trained weights as they are: name them with --student-weights")
+        return found
+    method, hint_only = METHODS[distill.method], distill.hint_only_epochs
+    if method.blocks and hint_only >= distill.epochs > 0:
+        found.append(
+            f"{hint_only} hint-only epochs (--hint-epochs) leave none of {distill.epochs} ({flags.epochs}): "
+            f"lower the one, raise the other, or leave out the method {distill.method}"
+        )
+    if method.dynamic and distill.rechoose_epochs >= distill.epochs > 0:
+        found.append(
+            f"{flags.method} {distill.method} would never choose again: --rechoose-epochs {distill.rechoose_epochs} "
+            f"is not below {distill.epochs} ({flags.epochs}): lower the one, raise the other, or "
+            "leave out that method"
+        )
+    if method.blocks and not distill.beta:
+        found.append(
+            f"{flags.method} {distill.method} learns from hints, and --beta 0 takes them away: use {flags.method} kd"
+        )
+    return found

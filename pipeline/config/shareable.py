@@ -1,0 +1,63 @@
+"""Command lines as others may read them: short, and without what only this machine has."""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from kdedge.pipeline.config import SECTIONS, Config
+from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.distill.options import DistillConfig
+
+__all__ = ["as_flags", "cuts_paths", "shareable"]
+
+_PATH = re.compile(r"((?:--[\w-]+=)?(?:folder:)?)(.*)", re.DOTALL)  # matches every word
+
+
+def as_flags(config: Config) -> list[str]:
+    """Return the shortest command line that gives a configuration: what differs from its preset and recipe.
+
+    What only this machine has is not in it; see `shareable`.
+    """
+    return shareable(_flags(config))
+
+
+def cuts_paths(config: Config) -> bool:
+    """Return whether the command line of `as_flags` lacks paths that the configuration has."""
+    words = _flags(config)
+    return shareable(words) != words
+
+
+def _flags(config: Config) -> list[str]:
+    """Return the options that differ from the preset and recipe of a configuration."""
+    recipe = config.distill.recipe
+    base = build_config({"distill": {"recipe": recipe}}, preset=config.preset)
+    implied = "sample" if config.data.source == "sample" else "default"
+    words = [] if config.preset == implied else ["--preset", config.preset]
+    words += [] if recipe == DistillConfig().recipe else ["--recipe", recipe]
+    for section, kind in SECTIONS.items():
+        for item in dataclasses.fields(kind):
+            flag, value = item.metadata["flag"], getattr(getattr(config, section), item.name)
+            if not flag or value == getattr(getattr(base, section), item.name):
+                continue
+            if isinstance(value, bool):
+                words.append(flag if value else f"--no-{flag[2:]}")
+            else:
+                words += [flag, str(value)]
+    return words
+
+
+def shareable(words: Iterable[str]) -> list[str]:
+    """Return a command line as others may read it, with absolute paths cut to their last part.
+
+    Without ``--data-dir`` and ``--beside``: where files lie changes no result of a run, and is nobody else's business.
+    """
+    shown = []
+    rest = iter(words)
+    for word in rest:
+        if word in ("--data-dir", "--beside"):
+            next(rest, None)
+        elif not word.startswith(("--data-dir=", "--beside=")):
+            before, path = _PATH.fullmatch(word).groups()  # type: ignore[union-attr]
+            shown.append(before + (Path(path).name or path if Path(path).is_absolute() else path))
+    return shown

@@ -1,0 +1,95 @@
+"""Images and labels: CIFAR-10, the sample of it that is shipped, or the user's own class folders.
+
+`open_dataset` finds the files, fetches them if need be and checks them; pixels are handed out only by `Dataset.train`
+and `Dataset.test`, and only the benchmark calls the latter. Everything that chooses works on the two parts
+that `split_train_val` returns. `opened` and `data_sha256` remember what took a while: listing and reading the files of
+a large data set. Run ``kdedge data --data sample`` to see what a source holds.
+"""
+
+import difflib
+from functools import cache
+from pathlib import Path
+
+from kdedge.dataset import Dataset
+from kdedge.errors import InputError
+from kdedge.pipeline.data.options import DataConfig
+
+__all__ = ["data_sha256", "open_dataset", "opened"]
+
+_SOURCES = ("cifar10", "sample", "folder:PATH")
+
+
+def _user_path(text: str) -> Path:
+    """Return the path that a user wrote, ``~`` expanded.
+
+    Raises:
+        InputError: There is no such user, or the operating system refuses such a path.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"the path {text[:80]!r} cannot be used: {error}", "give the path of a folder") from error
+    return path
+
+
+def open_dataset(config: DataConfig) -> Dataset:
+    """Open the data set that ``config.source`` names and check its files, without decoding an image.
+
+    Args:
+        config: Source, folder, image size and share of test images.
+
+    Raises:
+        InputError: Unknown source; a file or folder is missing, damaged or not as expected.
+        StageError: CIFAR-10 could not be fetched or not be written to the cache.
+    """
+    source, colon, path = config.source.partition(":")
+    if config.source == "cifar10":
+        from kdedge.pipeline.data.cifar10 import open_cifar10
+        from kdedge.pipeline.data.cifar10_fetch import fetch_cifar10
+
+        folder = _user_path(config.dir) if config.dir else fetch_cifar10()
+        return open_cifar10(folder, config.image_size, config.val_fraction, config.train_size)
+    if config.source == "sample":
+        from kdedge.pipeline.data.sample import open_sample
+
+        return open_sample(config.image_size, config.val_fraction, config.train_size)
+    if source == "folder" and colon:
+        from kdedge.pipeline.data.folder import open_folder
+
+        if not path:
+            raise InputError("--data folder: names no folder", "give its path, as in `--data folder:my_images`")
+        return open_folder(config, _user_path(path))
+    match = difflib.get_close_matches(source, [name.partition(":")[0] for name in _SOURCES], n=1)
+    suggestion = f" (did you mean {match[0]!r}?)" if match else ""
+    raise InputError(f"unknown data set --data {config.source}{suggestion}", f"expected one of {', '.join(_SOURCES)}")
+
+
+def opened(data: DataConfig) -> Dataset:
+    """Return the data set that `kdedge.pipeline.data.open_dataset` opens; the same for the same options.
+
+    Raises:
+        InputError: A file or folder is missing, damaged or not as expected.
+        StageError: CIFAR-10 could not be fetched or not be written to the cache.
+    """
+    return _opened(data, Path.cwd())
+
+
+def data_sha256(data: DataConfig, part: str) -> str:
+    """Return the SHA-256 of the ``train`` or the ``test`` part, as 64 hexadecimal digits.
+
+    Raises:
+        InputError: An image cannot be read.
+    """
+    return _hashed(data, part, Path.cwd())
+
+
+@cache
+def _opened(data: DataConfig, _: Path) -> Dataset:
+    return open_dataset(data)
+
+
+@cache
+def _hashed(data: DataConfig, part: str, _: Path) -> str:
+    dataset = opened(data)
+    return dataset.train_sha256() if part == "train" else dataset.test_sha256()

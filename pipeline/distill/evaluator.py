@@ -1,0 +1,116 @@
+"""Measures a student on the validation images against what the teacher said of them."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kdedge.dataset import Split
+from kdedge.machine import images_at_once
+from kdedge.pipeline.config import Config
+from kdedge.pipeline.distill.hints import HintPair, measure_similarity
+from kdedge.pipeline.distill.losses import kd_loss
+from kdedge.pipeline.models.student import Student
+from kdedge.pipeline.models.teacher import FeatureTap, Teacher
+from kdedge.pipeline.training.device import autocast
+from kdedge.pipeline.training.loop import predict_logits, to_pixels
+
+__all__ = ["Judge"]
+
+_SIMILARITY_IMAGES = 256  # to fit the adapters on, and as many to score, fewer above 64 pixels; 65,000 rows at 16 x 16
+
+
+class Judge:
+    """Measures a student; the teacher is asked once.
+
+    Args:
+        config: As of `kdedge.pipeline.distill.trainer.Trainer`.
+        teacher: In eval mode.
+        student: The attribute of this name may be replaced by another of the same architecture.
+        pairs: Feature similarity is reported of these: the same for every method.
+        candidates: Further pairs that `unexplained` is asked of.
+        train: Training images, to fit adapters on.
+        val: Validation images.
+        device: Where the models are.
+
+    Attributes:
+        teacher_top1_pct: Share of the validation images that the teacher answers right, in percent.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        teacher: Teacher,
+        student: Student,
+        pairs: tuple[HintPair, ...],
+        candidates: tuple[HintPair, ...] = (),
+        *,
+        train: Split,
+        val: Split,
+        device: torch.device,
+    ) -> None:
+        self.student = student
+        self._config, self._pairs, self._candidates, self._val, self._device = config, pairs, candidates, val, device
+        self._labels = torch.from_numpy(val.labels)
+        count = images_at_once(val.images.shape[1], _SIMILARITY_IMAGES, 64)
+        self._pixels = [
+            to_pixels(torch.from_numpy(split.images[:: -(-len(split.labels) // count)].copy()), device)
+            for split in (train, val)
+        ]
+        self._teacher_maps = []
+        tap = FeatureTap(teacher, tuple({pair.teacher_block: None for pair in (*pairs, *candidates)}))
+        with torch.no_grad(), autocast(config.runtime):
+            self._teacher_logits = predict_logits(teacher, val.images, device)
+            self.teacher_top1_pct = self._top1_pct(self._teacher_logits)
+            for pixels in self._pixels:
+                with tap:
+                    teacher(pixels)
+                    self._teacher_maps.append(dict(tap.maps))
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Return top-1 in percent, KD and CE loss, unexplained variance and cosine similarity of the features."""
+        self.student.eval()
+        with autocast(self._config.runtime):
+            logits = predict_logits(self.student, self._val.images, self._device)
+        # Without pairs (the teacher has no blocks that hints can aim at) there is nothing to compare.
+        similarities = self._similarities(self._pairs) or [(math.nan, math.nan)]
+        unexplained, cosine = (sum(values) / len(values) for values in zip(*similarities, strict=True))
+        return {
+            "val_top1_pct": self._top1_pct(logits),
+            "val_kd": kd_loss(logits, self._teacher_logits, self._config.distill.temperature).item(),
+            "val_ce": functional.cross_entropy(logits, self._labels).item(),
+            "val_hint": unexplained,
+            "cosine_similarity": cosine,
+        }
+
+    @torch.no_grad()
+    def right(self) -> npt.NDArray[np.bool_]:
+        """Return whether the student answers each validation image right, ``[N] bool``."""
+        self.student.eval()
+        with autocast(self._config.runtime):
+            logits = predict_logits(self.student, self._val.images, self._device)
+        right: npt.NDArray[np.bool_] = (logits.argmax(1) == self._labels).numpy()
+        return right
+
+    @torch.no_grad()
+    def unexplained(self) -> dict[str, float]:
+        """Return the share of the variance of each candidate block that the student leaves unexplained."""
+        self.student.eval()
+        similarities = self._similarities(self._candidates)
+        return {pair.teacher_block: share for pair, (share, _) in zip(self._candidates, similarities, strict=True)}
+
+    def _top1_pct(self, logits: Tensor) -> float:
+        """Return the share of the validation images that logits ``[N, C]`` answer right, in percent."""
+        return round(100 * (logits.argmax(1) == self._labels).float().mean().item(), 4)
+
+    def _similarities(self, pairs: Sequence[HintPair]) -> list[tuple[float, float]]:
+        """Return (share unexplained, cosine similarity) of each pair."""
+        with autocast(self._config.runtime):
+            student_maps = [self.student.features(pixels) for pixels in self._pixels]
+        fit, score = zip(student_maps, self._teacher_maps, strict=True)
+        return [measure_similarity(pair, fit, score) for pair in pairs]

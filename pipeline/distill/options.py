@@ -1,0 +1,145 @@
+"""Options of the student and its distillation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdedge.options import option
+from kdedge.parsing import parse_paths
+from kdedge.pipeline.distill.beta import BETA_UNIT
+from kdedge.pipeline.distill.methods import METHODS
+from kdedge.pipeline.models.registry import STUDENTS
+
+__all__ = ["DistillConfig"]
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """The student and how it learns: loss = alpha * KD + beta * hint + gamma * CE."""
+
+    student: str = option(
+        "lite",
+        "Student: " + "; ".join(f"{name}, {spec.note}" for name, spec in STUDENTS.items()) + ".",
+        flag="--student",
+        choices=tuple(STUDENTS),
+    )
+    method: str = option(
+        "selective",
+        "How the student learns: " + "; ".join(f"{name}, {method.note}" for name, method in METHODS.items()) + ".",
+        flag="--method",
+        choices=tuple(METHODS),
+    )
+    recipe: str = option(
+        "kdedge",
+        "Training recipe, refined by other options: kdedge (the defaults) or source (that of the method's source).",
+        flag="--recipe",
+        choices=("kdedge", "source"),
+    )
+    epochs: int = option(
+        -1,
+        "Epochs of distillation (0 = use --student-weights unchanged).",
+        flag="--distill-epochs",
+        least=-1,
+        auto="20 for 45,000 images, more for fewer",
+    )
+    batch_size: int = option(
+        0,
+        "Images per step.",
+        flag="--distill-batch-size",
+        least=0,
+        most=4096,
+        auto="128, fewer for less than 6,400 images",
+    )
+    optimizer: str = option("sgd", "Optimizer.", flag="--optimizer", choices=("sgd", "adam"))
+    schedule: str = option("one-cycle", "Learning-rate schedule.", flag="--schedule", choices=("one-cycle", "constant"))
+    lr: float = option(
+        0.0,
+        "Peak learning rate.",
+        flag="--lr",
+        least=0,
+        most=10,
+        auto="0.1 at 128 images per step, in proportion for others",
+    )
+    weight_decay: float = option(5e-4, "Weight decay.", flag="--weight-decay", least=0, most=1)
+    init: str = option(
+        "whitening",
+        "Initial weights: whitening (first convolution whitens patches, the others start as identities) or random.",
+        flag="--init",
+        choices=("whitening", "random"),
+    )
+    weights: str = option(
+        "",
+        "Initial weights from student.safetensors of a run with the same --student and classes. Several files, "
+        "comma-separated, are averaged.",
+        flag="--student-weights",
+        parse=parse_paths,
+    )
+    norm_bias_lr: float = option(
+        64.0, "Learning rate of batch-norm biases, in multiples of --lr.", flag="--norm-bias-lr", least=0.01, most=1000
+    )
+    refresh_norms: bool = option(
+        True, "Recompute batch-norm statistics after each epoch, on training images.",
+        flag="--refresh-norms",
+    )  # fmt: skip
+    temperature: float = option(4.0, "Softmax temperature T of the KD term.", flag="--temperature", least=0.1, most=100)
+    alpha: float = option(1.0, "Weight of the KD term.", flag="--alpha", least=0, most=1000)
+    beta: float = option(
+        10 * BETA_UNIT,
+        f"Initial weight of the hint term. With {BETA_UNIT:g}, normalised hints start as large as the cross-entropy.",
+        flag="--beta",
+        least=0,
+        most=1e6,
+    )
+    gamma: float = option(1.0, "Weight of the cross-entropy term.", flag="--gamma", least=0, most=1000)
+    beta_patience: int = option(
+        2, "Epochs without a better validation KD loss before beta is halved.", flag="--beta-patience", least=1
+    )
+    drop_hints: bool = option(
+        True,
+        "Reduce or drop the hints of a weak teacher, and end hints and KD once the student is better than the teacher.",
+        flag="--drop-hints",
+    )
+    hint_loss: str = option(
+        "normalised",
+        f"Hint loss: normalised (unexplained variance, beta relative to {BETA_UNIT:g}) or raw (MSE, beta as given).",
+        flag="--hint-loss",
+        choices=("normalised", "raw"),
+    )
+    hint_layers: int = option(
+        3,
+        "Number of teacher blocks with hints. The methods static and adaptive use the stage ends, all uses all blocks.",
+        flag="--hint-layers",
+        least=1,
+        most=8,
+    )
+    hint_epochs: int = option(
+        -1, "Hint-only epochs at the start (-1 = 5 for static, 0 for other methods).", flag="--hint-epochs", least=-1
+    )
+    rechoose_epochs: int = option(
+        5, "Interval in epochs at which the method dynamic chooses blocks again.", flag="--rechoose-epochs", least=1
+    )
+    scan_batches: int = option(
+        10, "Batches for the activation-variance scan and for --refresh-norms.", flag="--scan-batches", least=1
+    )
+    shift: int = option(2, "Random shift of the student's images in pixels.", flag="--shift", least=0, most=16)
+    flip: bool | None = option(
+        None,
+        "Mirror half of the student's images.",
+        flag="--flip",
+        auto="yes, unless mirrored images look like another class",
+    )
+
+    def peak_lr(self, images_per_step: int, *, loaded: bool) -> float:
+        """Return the peak learning rate; the same for loaded and for random initial weights."""
+        return self.lr or 0.1 * images_per_step / 128
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The files of the initial weights, if there are any."""
+        return parse_paths(self.weights, "--student-weights")
+
+    @property
+    def hint_only_epochs(self) -> int:
+        """Epochs at the start that train only the hint term."""
+        if self.hint_epochs >= 0:
+            return self.hint_epochs
+        return METHODS[self.method].hint_epochs

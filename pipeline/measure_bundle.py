@@ -1,0 +1,124 @@
+"""Measure a bundle on this host with a data set of the same classes. Needs no PyTorch.
+
+kdedge benchmark BUNDLE --data folder:test_images
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdedge.benchmarks.measure import run_benchmark
+from kdedge.benchmarks.report.file import REPORT, load_report
+from kdedge.benchmarks.report.pages import OTHER_FILES
+from kdedge.benchmarks.session import check_fits, open_model
+from kdedge.dataset import Dataset
+from kdedge.errors import InputError
+from kdedge.export.bundle.verify import read_manifest, verify_bundle
+from kdedge.files import disk_errors, load_json
+from kdedge.manifest import load_manifest
+from kdedge.ownership import holds_nothing, is_stage, not_ours
+from kdedge.pipeline.config import Config
+from kdedge.pipeline.data.folder import Folder, check_outside
+from kdedge.pipeline.data.sources import open_dataset
+from kdedge.pipeline.stages.measurable import check_measurable, emulation, sample
+from kdedge.pipeline.stages.registry import STAGES
+from kdedge.progress import warn
+
+__all__ = ["benchmark_bundle", "check_benchmark", "sample_test_images"]
+
+# What a report says of the making of its run, and would be false of another host or other images.
+_OF_THE_MAKER = ("commit", "data", "versions", "wall_s", "stage_wall_s", "peak_rss_mb", "runtime")
+
+
+def check_benchmark(config: Config, bundle: Path, out_dir: Path) -> None:
+    """Check what can be known before a bundle is measured; write and create nothing.
+
+    Raises:
+        InputError: ``bundle`` is no bundle, ``out_dir`` is in it or holds files that no benchmark wrote, or an option
+            does not fit this machine.
+        StageError: A CPU cannot be emulated here, or the bundle is damaged.
+    """
+    read_manifest(bundle)
+    if out_dir.resolve().is_relative_to(bundle.resolve()):
+        raise InputError(f"--out {out_dir} is inside the bundle, whose files are fixed", "give another --out")
+    if any(is_stage(out_dir, stage) for stage in STAGES):
+        raise InputError(f"--out {out_dir} is a finished stage, whose files are fixed", "give another --out")
+    if holds_nothing(out_dir / REPORT):
+        # It is written before the others.
+        for path in (out_dir / name for name in OTHER_FILES):
+            if not holds_nothing(path):
+                raise not_ours(path, f"there is no {REPORT} of kdedge next to it")
+    else:
+        try:
+            load_report(out_dir / REPORT)
+        except InputError as error:
+            raise not_ours(out_dir / REPORT, str(error)) from error
+    check_measurable(config.benchmark)
+    check_outside(_open_for(bundle, config), out_dir)
+
+
+def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, Any]:
+    """Verify a bundle, measure it on this host and write the report to ``out_dir``; return the report.
+
+    Needs no PyTorch.
+
+    Raises:
+        InputError: This is no bundle, or its data set is not to be had.
+        StageError: The bundle was altered, or computes other results here; a CPU cannot be emulated; or ``out_dir``
+            cannot be written.
+    """
+    emulate = emulation(config.benchmark)
+    verify_bundle(bundle)
+    known = load_json(bundle / "report.json", ("run", "teacher", "student"))
+    # The report is about this host and these images: what was measured where the bundle was made stays in the bundle.
+    run = {key: value for key, value in known["run"].items() if key not in _OF_THE_MAKER}
+    facts = {"run": run, **{key: known.get(key) for key in ("teacher", "student", "training", "quantization")}}
+    dataset = _open_for(bundle, config)
+    images_sha256 = dataset.test_sha256()
+    judged_on = load_manifest(bundle)["facts"].get("history", {}).get("data", {}).get("data/test")
+    if judged_on:
+        run["same_test_images"] = judged_on == images_sha256
+        if not run["same_test_images"]:
+            warn(f"these are not the test images ({dataset.name}) that the bundle was judged on: compare no accuracies")
+    if not run.get("same_test_images"):
+        facts["teacher"] = {**known["teacher"], "test_top1_pct": None}
+    with disk_errors(out_dir):
+        return run_benchmark(
+            config.benchmark,
+            bundle / "student.onnx",
+            bundle / "student.int8.onnx",
+            dataset,
+            images_sha256=images_sha256,
+            run_facts=facts,
+            torch_top1=None,
+            emulate=emulate,
+            out_dir=out_dir,
+        )
+
+
+def sample_test_images(config: Config, bundle: Path, count: int) -> tuple[list[int], npt.NDArray[np.uint8]]:
+    """Return ``count`` test images, stratified by class, with their numbers in the data set.
+
+    For `kdedge.export.bundle.verify.emulate_bundle`, which chooses nothing by them.
+
+    Raises:
+        InputError: The data set is not to be had, has fewer test images, or is not what the model was trained on.
+        StageError: CIFAR-10 could not be fetched.
+    """
+    dataset = _open_for(bundle, config)
+    check_fits(open_model(bundle / "student.int8.onnx"), dataset.class_names, dataset.image_size)
+    test = dataset.test()
+    if count > len(test):
+        raise InputError(f"{dataset.name} has {len(test)} test images, {count} were asked for", "ask for fewer")
+    numbers = sample(test, count)
+    return numbers, test.images[numbers]
+
+
+def _open_for(bundle: Path, config: Config) -> Dataset:
+    """Open the data set that a bundle is to be measured on; of a folder the test images are enough."""
+    dataset = open_dataset(config.data)
+    if not isinstance(dataset, Folder):
+        return dataset
+    return dataset.labelled_as(tuple((bundle / "labels.txt").read_text(encoding="utf-8").splitlines()))

@@ -1,0 +1,49 @@
+"""Load the teacher or the student of a finished stage."""
+
+from pathlib import Path
+
+from kdedge.files import load_json
+from kdedge.pipeline.models.student import Student, build_student
+from kdedge.pipeline.models.teacher import Teacher, build_teacher
+from kdedge.pipeline.models.weights import load_module
+
+__all__ = [
+    "STUDENT_DESCRIPTION",
+    "STUDENT_WEIGHTS",
+    "TEACHER_DESCRIPTION",
+    "TEACHER_WEIGHTS",
+    "load_student",
+    "load_teacher",
+]
+
+TEACHER_WEIGHTS = "teacher.safetensors"
+TEACHER_DESCRIPTION = "teacher.json"
+STUDENT_WEIGHTS = "student.safetensors"
+STUDENT_DESCRIPTION = "student.json"
+
+
+def load_teacher(teacher_dir: Path) -> Teacher:
+    """Load the teacher of a finished stage, in eval mode.
+
+    Raises:
+        InputError: The directory or a file in it is missing or damaged.
+    """
+    description = load_json(teacher_dir / TEACHER_DESCRIPTION, ("arch", "stem", "num_classes"))
+    teacher = build_teacher(description["arch"], description["num_classes"], description["stem"])
+    load_module(
+        teacher, teacher_dir / TEACHER_WEIGHTS, f"a {description['arch']} with {description['num_classes']} classes"
+    )
+    return teacher.eval()
+
+
+def load_student(distill_dir: Path) -> Student:
+    """Load the student of a finished stage, in eval mode.
+
+    Raises:
+        InputError: The directory or a file in it is missing, damaged, or of another architecture or class count.
+    """
+    description = load_json(distill_dir / STUDENT_DESCRIPTION, ("arch", "image_size", "classes"))
+    classes = len(description["classes"])
+    student = build_student(description["arch"], classes, description["image_size"])
+    load_module(student, distill_dir / STUDENT_WEIGHTS, f"a {description['arch']!r} student with {classes} classes")
+    return student.eval()

@@ -1,0 +1,159 @@
+"""Run stages in a run directory: check everything that can be known before, run what is not up to date, record how.
+
+run_stages(("teacher", "distill"), config, Path("artifacts/run"))
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from kdedge.errors import GateError, InputError
+from kdedge.files import read_json, write_json
+from kdedge.manifest import check_finished
+from kdedge.ownership import check_owned, is_stage, not_ours
+from kdedge.pipeline.config import Config
+from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.data.folder import check_outside
+from kdedge.pipeline.data.sources import opened
+from kdedge.pipeline.run_dir import clean_up, run_stage, unfinished_config, why_rerun
+from kdedge.pipeline.stages import bundle
+from kdedge.pipeline.stages.registry import STAGES, TRAINING_STAGES
+
+__all__ = ["check_stages", "recorded_config", "recorded_runtime", "run_stages"]
+
+CONFIG = "config.json"
+# Of which stages a section of the configuration holds options.
+_OPTIONS = {
+    "teacher": ("preset", "data", "teacher", "runtime"),
+    "distill": ("data", "distill", "runtime"),
+    "export": ("export",),
+    "quantize": ("data", "quantize"),
+    "benchmark": ("data", "benchmark"),
+    "bundle": ("data", "bundle"),
+}
+
+
+def check_stages(names: tuple[str, ...], config: Config, run_dir: Path) -> None:
+    """Check what can be known before stages run, the cheap first; write, create and time nothing.
+
+    Raises:
+        InputError: A file or folder in the way is not kdedge's; a stage that is read is missing; an option does not
+            fit this machine, the images or the other options; the data set or another file is bad.
+        StageError: A CPU cannot be emulated here, or the data set cannot be fetched.
+    """
+    check_owned(run_dir, names)
+    bundle.check_previous(run_dir)
+    recorded = recorded_config(run_dir)
+    stages = [STAGES[name] for name in names]
+    for stage in stages:
+        for before in stage.reads:
+            if before not in names:
+                check_finished(run_dir / before)
+    if not TRAINING_STAGES.isdisjoint(names):
+        from kdedge.pipeline.training.device import check_threads
+
+        check_threads(config.runtime.threads, recorded.get("runtime"))
+    for stage in stages:
+        if stage.check:
+            stage.check(config, run_dir)
+    for stage in stages:
+        stage.data(config)
+    check_outside(opened(config.data), run_dir)
+    for stage in stages:
+        if stage.check_data:
+            stage.check_data(config, run_dir, names)
+
+
+def run_stages(
+    names: tuple[str, ...],
+    config: Config,
+    run_dir: Path,
+    *,
+    force: bool = False,
+    refresh: bool = False,
+    checked: bool = False,
+) -> bool:
+    """Run stages in order in a locked run directory.
+
+    Args:
+        names: Names of the stages.
+        config: The configuration.
+        run_dir: The run directory.
+        force: Run them again even if they are up to date.
+        refresh: Run those again that were made with other versions of the stage or of a package that decides a result.
+        checked: Whether `check_stages` was called already.
+
+    Returns:
+        Whether any of them ran.
+
+    Raises:
+        KdedgeError: A check of `check_stages` fails, or a stage.
+    """
+    if not checked:
+        check_stages(names, config, run_dir)
+    if not TRAINING_STAGES.isdisjoint(names):
+        from kdedge.pipeline.training.device import resolve
+
+        config = dataclasses.replace(config, runtime=resolve(config.runtime, recorded_runtime(run_dir)))
+        if config.runtime.device == "cuda":
+            _check_gpu(names, config, run_dir, force=force)
+    clean_up(run_dir, STAGES)
+    any_ran = False
+    try:
+        for name in names:
+            any_ran |= run_stage(STAGES[name], config, run_dir, force=force, refresh=refresh)
+            _record(config, run_dir, name)
+        if "benchmark" in names:
+            bundle.follow_gate(config, run_dir)
+    except GateError:
+        bundle.set_aside(run_dir)
+        raise
+    return any_ran
+
+
+def _check_gpu(names: tuple[str, ...], config: Config, run_dir: Path, *, force: bool) -> None:
+    """Refuse to train on a GPU that is not there."""
+    from kdedge.pipeline.training.device import check_cuda
+
+    if any(force or why_rerun(STAGES[name], config, run_dir) for name in names if name in TRAINING_STAGES):
+        check_cuda()
+
+
+def recorded_config(run_dir: Path) -> dict[str, Any]:
+    """Return the configuration with which the stages of a run directory were made (empty: none is recorded).
+
+    Raises:
+        InputError: The file is damaged, or not kdedge's.
+    """
+    path = run_dir / CONFIG
+    if not path.exists() and not path.is_symlink():
+        return {}
+    try:
+        config = read_json(path)
+        build_config(config)
+    except (AttributeError, InputError, OSError, TypeError, ValueError) as error:
+        raise not_ours(path, f"it is not a kdedge configuration ({str(error).splitlines()[0]})") from error
+    if not config:
+        raise not_ours(path, "it is an empty object")
+    recorded: dict[str, Any] = config
+    return recorded
+
+
+def recorded_runtime(run_dir: Path) -> dict[str, Any] | None:
+    """Return the resolved runtime of the finished stages, else of unfinished work, which goes on as it began."""
+    for begun in (recorded_config(run_dir), *(unfinished_config(run_dir, name) for name in sorted(TRAINING_STAGES))):
+        if "runtime" in begun:
+            runtime: dict[str, Any] = begun["runtime"]
+            return runtime
+    return None
+
+
+def _record(config: Config, run_dir: Path, made: str) -> None:
+    """Record the options with which a stage was made; those of other finished stages stay as they are."""
+    recorded, values = recorded_config(run_dir), dataclasses.asdict(config)
+    for section in values.keys() & recorded.keys():
+        decided = [name for name, sections in _OPTIONS.items() if section in sections]
+        if made not in decided and any(is_stage(run_dir / name, name) for name in decided):
+            values[section] = recorded[section]
+    if values != recorded:
+        write_json(run_dir / CONFIG, values)

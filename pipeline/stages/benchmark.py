@@ -1,0 +1,172 @@
+"""The benchmark stage of a run: hands the models, and what earlier stages know, to `kdedge.benchmarks.measure`.
+
+`benchmarks` imports no PyTorch; where PyTorch is installed this module scores the PyTorch models on the same images.
+
+    kdedge benchmark --out artifacts/run
+"""
+
+import importlib.util
+import shlex
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from kdedge.benchmarks.host import host_record
+from kdedge.benchmarks.measure import run_benchmark
+from kdedge.benchmarks.report.beside import check_beside, load_beside
+from kdedge.benchmarks.report.file import find_report
+from kdedge.dataset import Split
+from kdedge.errors import InputError
+from kdedge.files import load_json
+from kdedge.manifest import load_manifest
+from kdedge.pipeline.config import Config
+from kdedge.pipeline.config.shareable import as_flags, cuts_paths
+from kdedge.pipeline.data.folder import Folder
+from kdedge.pipeline.data.sources import data_sha256, opened
+from kdedge.pipeline.stages.measurable import check_measurable, emulation
+from kdedge.pipeline.stages.registry import STAGES
+from kdedge.pipeline.training.log import read_log
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["check", "check_data", "run"]
+
+
+def check(config: Config, run_dir: Path) -> None:
+    """Refuse what cannot be measured on this machine; see `check_measurable`."""
+    check_measurable(config.benchmark)
+
+
+def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
+    """Warn of test images that are no test; refuse reports that cannot be compared with that of this run.
+
+    Raises:
+        InputError: A report of ``--beside`` is missing, of this run, of another host or of other test images.
+    """
+    dataset = opened(config.data)
+    if isinstance(dataset, Folder):
+        dataset.warn_duplicates()  # the hashes of all files are known
+    if config.benchmark.beside:
+        _check_beside(config, run_dir)
+
+
+def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
+    """Measure accuracy and latency and write the report; see `kdedge.pipeline.run_dir.StageSpec`.
+
+    The only stage that reads test images.
+    """
+    facts = _run_facts(config, inputs)
+    if _made_with(config, inputs):
+        facts["run"]["commands"] = [shlex.join(["kdedge", "run-all", *as_flags(config)])]
+        facts["run"]["commands_lack_paths"] = cuts_paths(config)
+    images_sha256 = data_sha256(config.data, "test")
+    report = run_benchmark(
+        config.benchmark,
+        inputs["export"] / "student.onnx",
+        inputs["quantize"] / "student.int8.onnx",
+        opened(config.data),
+        images_sha256=images_sha256,
+        run_facts=facts,
+        torch_top1=_TorchScores(inputs, images_sha256) if importlib.util.find_spec("torch") else None,
+        emulate=emulation(config.benchmark),
+        out_dir=out_dir,
+    )
+    return {key: report[key] for key in ("accuracy", "gate", "size")}
+
+
+def _run_facts(config: Config, inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """Collect what the report says of the earlier stages."""
+    manifests = {stage: load_manifest(directory) for stage, directory in inputs.items()}
+    teacher, student, exported = (manifests[stage]["facts"] for stage in ("teacher", "distill", "export"))
+    return {
+        "run": {
+            "preset": config.preset,
+            "wall_s": round(sum(manifest["wall_s"] for manifest in manifests.values()), 1),
+            "stage_wall_s": {stage: manifest["wall_s"] for stage, manifest in manifests.items()},
+            "peak_rss_mb": max(manifest.get("peak_rss_mb") or 0 for manifest in manifests.values()) or None,
+            "stage_commits": {stage: manifest["commit"] for stage, manifest in manifests.items()},
+            "runtime": manifests["distill"]["config"]["runtime"],
+            "seed": manifests["distill"]["config"]["runtime"]["seed"],
+        },
+        "teacher": {key: teacher[key] for key in ("arch", "stem", "params", "weights", "epochs", "val_top1_pct")},
+        "student": {
+            **{key: student[key] for key in ("arch", "params", "method", "epochs", "val_top1_pct")},
+            "weights_sha256": student.get("weights_sha256"),
+            "macs": exported["macs"],
+            "train_images": student["train_images"],
+            "hint_pairs": student["hint_pairs"],
+            "block_variances": student["block_variances"],
+        },
+        "training": read_log(inputs["distill"] / f"training_log_{student['method']}.csv"),
+        "quantization": {
+            **load_json(inputs["quantize"] / "candidates.json", ("candidates", "chosen", "target", "rung")),
+            "sensitivity": load_json(inputs["quantize"] / "sensitivity.json", ("layers",)),
+        },
+    }
+
+
+def _made_with(config: Config, inputs: Mapping[str, Path]) -> bool:
+    """Return whether every earlier stage was made with this configuration, so that it would make the run again.
+
+    A student may have another seed than its teacher, as in a study, or be older than the last options.
+    """
+    return all(load_manifest(folder)["config"] == STAGES[stage].key(config) for stage, folder in inputs.items())
+
+
+def _check_beside(config: Config, run_dir: Path) -> None:
+    """Refuse reports that cannot be shown beside that of this run."""
+    others = load_beside(config.benchmark.beside)
+    for name in others:
+        # Its own report is another one after every benchmark, which would never be up to date.
+        if find_report(Path(name)).resolve().parent.parent == run_dir.resolve():
+            raise InputError(f"--beside {name} is this run itself", "name only the others")
+    images = {
+        "images_sha256": data_sha256(config.data, "test"),
+        "image_size": config.data.image_size,
+    }
+    check_beside(others, host_record(), opened(config.data).name, images)
+
+
+class _TorchScores:
+    """Scores the PyTorch teacher and student on a split.
+
+    A study asks for the same teacher with every cell: it is scored once per process.
+
+    Args:
+        inputs: Directories of the earlier stages.
+        images_sha256: Of the images of the split.
+    """
+
+    _teachers: ClassVar[dict[tuple[str, ...], float]] = {}
+
+    def __init__(self, inputs: Mapping[str, Path], images_sha256: str) -> None:
+        self._inputs, self._images_sha256 = inputs, images_sha256
+
+    def __call__(self, split: Split) -> dict[str, float | None]:
+        """Return the top-1 accuracies in percent."""
+        from kdedge.pipeline.models.load import load_student, load_teacher
+
+        key = (*load_manifest(self._inputs["teacher"])["outputs"].values(), self._images_sha256)
+        if key not in self._teachers:
+            self._teachers[key] = _top1_pct(load_teacher(self._inputs["teacher"]), split)
+        return {
+            "teacher_test_top1_pct": self._teachers[key],
+            "torch_fp32_top1_pct": _top1_pct(load_student(self._inputs["distill"]), split),
+        }
+
+
+def _top1_pct(model: "torch.nn.Module", split: Split) -> float:
+    """Return the share of a split that a model answers right, in percent.
+
+    Args:
+        model: In eval mode; float32 ``[N, 3, S, S]`` in 0..1 to logits ``[N, C]``.
+        split: The images and their labels.
+    """
+    import torch
+
+    from kdedge.pipeline.training.loop import place, predict_logits
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    right = predict_logits(place(model, device), split.images, device).argmax(1).numpy() == split.labels
+    return round(100 * float(right.mean()), 4)

@@ -1,0 +1,98 @@
+"""The bundle stage: golden images and the results of the earlier stages, handed to `kdedge.export.bundle.build`.
+
+    kdedge bundle --out RUN        # reads RUN/export, RUN/quantize and RUN/benchmark, writes RUN/bundle
+
+A bundle never stays next to a report whose gate refuses the model: it is moved aside.
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdedge.benchmarks.report.file import read_report
+from kdedge.benchmarks.sampling import stratified_sample
+from kdedge.dataset import split_train_val
+from kdedge.errors import GateError
+from kdedge.export.bundle.build import GOLDEN_IMAGES, build_bundle, check_gate
+from kdedge.files import file_sha256, load_json
+from kdedge.manifest import load_manifest
+from kdedge.ownership import MANIFEST, holds_nothing, is_stage, not_ours, remove_marked
+from kdedge.pipeline.config import Config
+from kdedge.pipeline.data.sources import opened
+from kdedge.pipeline.stages.same_images import check_same_images
+from kdedge.progress import warn
+
+__all__ = ["check_data", "check_previous", "follow_gate", "run", "set_aside"]
+
+PREVIOUS_BUNDLE = "bundle.previous"
+
+
+def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
+    """Refuse golden images that the student was not trained on; see `check_same_images`."""
+    check_same_images(config, run_dir, names)
+
+
+def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
+    """Build the bundle if the gate of ``inputs["benchmark"]/report.json`` allows it.
+
+    Raises:
+        GateError: The gate failed, or is undecided and that was not allowed.
+        InputError: The report or a model is damaged, or a model does not fit the data set.
+    """
+    report = read_report(inputs["benchmark"] / "report.json")
+    check_gate(report, allow_undecided=config.bundle.allow_undecided)
+    dataset = opened(config.data)
+    _, val = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
+    golden = val.images[stratified_sample(val.labels, GOLDEN_IMAGES, config.runtime.seed)]
+    return build_bundle(report, np.ascontiguousarray(golden), list(dataset.class_names), inputs, out_dir)
+
+
+def check_previous(run_dir: Path) -> None:
+    """Refuse to put a bundle in the place of a folder that is not kdedge's."""
+    previous = run_dir / PREVIOUS_BUNDLE
+    if not holds_nothing(previous) and not is_stage(previous, "bundle"):
+        raise not_ours(previous, f"it has no {MANIFEST} of the stage bundle")
+
+
+def follow_gate(config: Config, run_dir: Path) -> None:
+    """Set a bundle of an earlier run aside if the gate of this report lets no bundle through.
+
+    Raises:
+        InputError: The report is damaged.
+    """
+    bundle, report = run_dir / "bundle", run_dir / "benchmark" / "report.json"
+    if not is_stage(bundle, "bundle"):
+        return
+    if load_manifest(bundle)["inputs"].get("benchmark/report.json") == file_sha256(report):
+        return
+    try:
+        check_gate(load_json(report, ("accuracy", "gate")), allow_undecided=config.bundle.allow_undecided)
+    except GateError:
+        set_aside(run_dir)
+
+
+def set_aside(run_dir: Path) -> None:
+    """Move the bundle of an earlier run away from a report that refuses this run's model.
+
+    One that passed its gate is not replaced by one that did not.
+    """
+    bundle, previous = run_dir / "bundle", run_dir / PREVIOUS_BUNDLE
+    if not is_stage(bundle, "bundle"):
+        return
+    found = f"{bundle} is of an earlier run, not of the model that was refused"
+    if is_stage(previous, "bundle"):
+        if _passed(previous) and not _passed(bundle):
+            remove_marked(bundle, MANIFEST)
+            warn(f"{found}: removed; the last one that passed its gate is in {previous}")
+            return
+        remove_marked(previous, MANIFEST)
+    elif previous.exists():
+        previous.rmdir()
+    bundle.rename(previous)
+    warn(f"{found}: moved to {previous}")
+
+
+def _passed(bundle: Path) -> bool:
+    return load_manifest(bundle)["facts"].get("passed") is True

@@ -1,0 +1,307 @@
+"""The distillation stage: train the student on alpha * KD + beta * hint + gamma * CE.
+
+Reads the training images (not the test images) and the teacher; writes ``student.safetensors``, ``student.json``
+(what is needed to build it again) and ``training_log_<method>.csv`` (one row per epoch).
+
+    kdedge distill --out artifacts/run --method selective --distill-epochs 20
+
+`kdedge.pipeline.distill.methods` says what each method is.
+"""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdedge.benchmarks.chance import check_learned, majority_baseline
+from kdedge.dataset import Split, split_train_val
+from kdedge.errors import InputError
+from kdedge.files import cache_dir, file_sha256, load_json, write_json
+from kdedge.machine import cpu_info
+from kdedge.parsing import parse_paths
+from kdedge.pipeline.config import Config
+from kdedge.pipeline.config.checks import conflicts
+from kdedge.pipeline.data.sources import open_dataset
+from kdedge.pipeline.distill.beta import hint_share
+from kdedge.pipeline.distill.blocks import JUDGED_BLOCKS, TeacherBlock, highest
+from kdedge.pipeline.distill.dynamic import DynamicChoice
+from kdedge.pipeline.distill.evaluator import Judge
+from kdedge.pipeline.distill.hints import HintPair, pair_blocks, probe_shapes, scan_variance
+from kdedge.pipeline.distill.methods import METHODS
+from kdedge.pipeline.distill.options import DistillConfig
+from kdedge.pipeline.distill.teacher_logits import CachedTeacher, LogitsFile, cache_name
+from kdedge.pipeline.distill.trainer import Trainer, first_batches
+from kdedge.pipeline.models.initial import initialise
+from kdedge.pipeline.models.load import (
+    STUDENT_DESCRIPTION,
+    STUDENT_WEIGHTS,
+    TEACHER_DESCRIPTION,
+    TEACHER_WEIGHTS,
+    load_student,
+    load_teacher,
+)
+from kdedge.pipeline.models.student import Student, build_student
+from kdedge.pipeline.models.teacher import Teacher, fold_batch_norms
+from kdedge.pipeline.models.weights import load_mean, load_weights, save_module
+from kdedge.pipeline.training.device import autocast, prepare
+from kdedge.pipeline.training.length import fit_to_images
+from kdedge.pipeline.training.loop import Batches, EpochLoop, place, refresh_batch_norms, to_pixels
+from kdedge.progress import log, warn
+
+__all__ = ["DROWNED_PCT", "check", "run"]
+
+Shapes = tuple[dict[str, tuple[int, int]], list[tuple[int, int]]]
+DROWNED_PCT = 90.0  # a hint term that supplies more of the gradient leaves the others without a say
+_HINT = (
+    "train for longer (--distill-epochs), lower --lr, or try without the teacher (--method ce) and from random weights "
+    "(--init random)"
+)
+
+
+def check(config: Config, run_dir: Path) -> None:
+    """Refuse files of initial weights that cannot be loaded.
+
+    Raises:
+        InputError: One is missing or damaged.
+    """
+    for path in config.distill.weight_files:
+        load_weights(path)
+
+
+def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
+    """Train the student; see `kdedge.pipeline.run_dir.StageSpec`.
+
+    Raises:
+        InputError: Bad data, a teacher of other classes, or initial weights that do not fit.
+        StageError: The loss diverges, or the student has learned nothing.
+    """
+    method = METHODS[config.distill.method]
+    device = prepare(config.runtime)
+    dataset = open_dataset(config.data)
+    classes = dataset.class_names
+    student = build_student(config.distill.student, len(classes), dataset.image_size)
+    teacher = load_teacher(inputs["teacher"])
+    _check_classes(inputs["teacher"], classes)
+    train, val = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
+    teacher = _frozen(fold_batch_norms(teacher, dataset.image_size), config, device)
+    config = _fitted(config, train)
+    settings = config.distill
+    batches = Batches(train, settings.batch_size, config.runtime.seed, settings.shift, device, bool(settings.flip))
+    weights = _start(student, config, train, batches)
+
+    variances, scan_s = _scan(config, teacher, batches)
+    if not variances and method.blocks:
+        raise InputError(
+            f"hints need a ResNet or a teacher with a .features stack, and {config.teacher.arch} is neither",
+            "use --method kd, or another --teacher",
+        )
+    shapes = _shapes(config, teacher, student, train, device)
+    judged = _pairs(highest(variances, JUDGED_BLOCKS), shapes)
+    blocks = {name: TeacherBlock(variance, shapes[0][name][1]) for name, variance in variances.items()}
+    chosen = method.blocks(blocks, settings.hint_layers, config.runtime.seed) if method.blocks else ()
+    pairs = _pairs(tuple(variances) if method.dynamic else chosen, shapes)
+    cache = LogitsFile(
+        _logits_path(inputs["teacher"], dataset.train_sha256(), config),
+        classes=len(classes),
+        views=(int(train.places[-1]) + 1) * batches.views_per_image,
+    )
+    cached = CachedTeacher(teacher, config.runtime, cache)
+    judge = Judge(
+        config, teacher, student, judged, pairs if method.dynamic else (), train=train, val=val, device=device
+    )
+    share = _hint_share(judge.teacher_top1_pct, val, config)
+    trainer = Trainer(config, cached, student, pairs=pairs, chosen=chosen, batches=batches, hint_share=share)
+    choice = None
+    if method.dynamic:
+        every = settings.rechoose_epochs
+        choice = DynamicChoice(trainer.adapters, settings.hint_layers, every=every, epochs=settings.epochs)
+
+    def finish_epoch(epoch: int) -> dict[str, float]:
+        trainer.refresh_norms(epoch)
+        row = {"lr": trainer.optimizer.param_groups[0]["lr"], **judge.measure()}
+        row |= {"beta": trainer.beta.beta} if pairs else {}
+        row |= {f"grad_{name}_pct": share for name, share in trainer.shares.items()}
+        row |= {"logits_computed": cached.take_computed()} if method.kd else {}
+        trainer.update_reliance(epoch, row, judge.teacher_top1_pct)
+        if choice and trainer.beta.beta:
+            choice.update(epoch, judge.unexplained)
+        return row
+
+    loop = EpochLoop(
+        title=f"distill ({settings.method})",
+        model=student,
+        epochs=settings.epochs,
+        batches=batches,
+        val_labels=val.labels,
+        state={
+            "student": student,
+            "adapters": trainer.adapters,
+            "optimizer": trainer.optimizer,
+            "beta": trainer.beta,
+            "kd": trainer.kd,
+            **({"choice": choice} if choice else {}),
+        },
+        step=trainer.step,
+        finish_epoch=finish_epoch,
+        out_dir=out_dir,
+        csv_name=f"training_log_{settings.method}.csv",
+        schedule=settings.schedule,
+        unlabelled_epochs=settings.hint_only_epochs if pairs else 0,
+    )
+    with closing(cache):
+        rows, earlier_s = loop.run()
+    save_module(student, out_dir / STUDENT_WEIGHTS)
+    description = {"arch": settings.student, "image_size": dataset.image_size, "classes": list(classes)}
+    write_json(out_dir / STUDENT_DESCRIPTION, description)
+    judge.student = place(load_student(out_dir), device)
+    check_learned("the student", judge.right(), val.labels, classes, _HINT)
+    measured = judge.measure()
+    hinted = [pair for pair in pairs if pair.teacher_block in trainer.adapters.chosen]
+    return {
+        **description,
+        "params": sum(parameter.numel() for parameter in student.parameters()),
+        "weights_sha256": weights,
+        "method": settings.method,
+        "epochs": len(rows),
+        "batch_size": settings.batch_size,
+        "flip": settings.flip,
+        "train_images": len(train.labels),
+        "val_images": len(val.labels),
+        "val_top1_pct": measured["val_top1_pct"],
+        "val_ce": measured["val_ce"],
+        "teacher_val_top1_pct": judge.teacher_top1_pct,
+        "block_variances": variances,
+        "hint_pairs": [[pair.teacher_block, pair.student_block] for pair in hinted],
+        "hint_choices": choice.history if choice else [],
+        "hint_weight_at_start": trainer.hint_weight(share * settings.beta) if pairs else 0.0,
+        "hint_map_bytes": max(
+            _map_bytes(blocks, shapes[0], batches.size, config.runtime.precision)
+            for blocks in ([entry["chosen"] for entry in choice.history] if choice else [chosen])
+        ),
+        "drowned_epochs": _drowned_epochs(rows, settings),
+        "adapter_params": sum(parameter.numel() for parameter in trainer.adapters.parameters()),
+        "scan_s": round(scan_s, 2),
+        "logits_computed": _logits_computed(rows),
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_info().get("brand_raw"),
+        "earlier_s": earlier_s,
+    }
+
+
+def _fitted(config: Config, train: Split) -> Config:
+    """Return the configuration with what the training images decide."""
+    settings = fit_to_images(config.distill, train, f"distill ({config.distill.method})", bool(config.distill.weights))
+    for problem in conflicts(config.data, settings):
+        raise InputError(problem, "give another number of epochs with --distill-epochs")
+    return dataclasses.replace(config, distill=settings)
+
+
+def _start(student: Student, config: Config, train: Split, batches: Batches) -> list[str]:
+    """Put a student on its device with its initial weights; return the SHA-256 of the files that these are from."""
+    settings = config.distill
+    paths = parse_paths(settings.weights, "--student-weights")
+    if paths:
+        load_mean(student, paths, f"a {settings.student!r} student with {student.classifier.out_features} classes")
+    elif settings.init == "whitening":
+        initialise(student, train.images)
+    place(student, batches.device)
+    if len(paths) > 1:
+        # The mean of networks has other statistics than each of them (Izmailov et al., arXiv:1803.05407, sec. 3.2).
+        with autocast(config.runtime):
+            refresh_batch_norms(student, [batch.pixels for batch in first_batches(batches, settings.scan_batches)])
+    return [file_sha256(path) for path in paths]
+
+
+def _check_classes(teacher_dir: Path, classes: tuple[str, ...]) -> None:
+    """Refuse a teacher of other classes; those of earlier versions have no names, and their number counts."""
+    description = load_json(teacher_dir / TEACHER_DESCRIPTION, ("num_classes",))
+    hint = "train the teacher on the same --data"
+    if description["num_classes"] != len(classes):
+        found = f"knows {description['num_classes']} classes, the data set has {len(classes)}"
+        raise InputError(f"the teacher in {teacher_dir} {found}", hint)
+    for index, (known, name) in enumerate(zip(description.get("classes", classes), classes, strict=True)):
+        if known != name:
+            raise InputError(f"the teacher in {teacher_dir} calls class {index} {known!r}, the data set {name!r}", hint)
+
+
+def _scan(config: Config, teacher: Teacher, batches: Batches) -> tuple[dict[str, float], float]:
+    """Return the activation variance of the teacher's blocks on the first batches of epoch 0, and how long it took."""
+    start, early = time.monotonic(), first_batches(batches, config.distill.scan_batches)
+    with autocast(config.runtime):
+        variances = scan_variance(teacher, (batch.pixels for batch in early))
+    return variances, time.monotonic() - start
+
+
+def _frozen(teacher: Teacher, config: Config, device: torch.device) -> Teacher:
+    """Put a teacher on its device.
+
+    On a GPU the weights of its convolutions and linear layers get the precision that autocast would give them anew on
+    every batch, which takes a kernel each; on a CPU, where that costs nothing, they stay, and with them the bits of
+    earlier runs.
+    """
+    if device.type == "cuda" and config.runtime.precision == "bf16":
+        for module in teacher.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.to(torch.bfloat16)
+    return place(teacher, device).requires_grad_(False)
+
+
+def _shapes(config: Config, teacher: Teacher, student: Student, train: Split, device: torch.device) -> Shapes:
+    """Return (channels, side length) of every teacher block by name, and of every student block."""
+    student.eval()
+    with autocast(config.runtime):
+        return probe_shapes(teacher, student.features, to_pixels(torch.from_numpy(train.images[:2]), device))
+
+
+def _pairs(blocks: tuple[str, ...], shapes: Shapes) -> tuple[HintPair, ...]:
+    return pair_blocks({name: shapes[0][name] for name in blocks}, shapes[1])
+
+
+def _hint_share(teacher_top1_pct: float, val: Split, config: Config) -> float:
+    """Return the share of beta that the teacher's hints deserve, and log it where that is not all."""
+    settings = config.distill
+    if not (METHODS[settings.method].adaptive_beta and settings.drop_hints):
+        return 1.0
+    share = hint_share(teacher_top1_pct, majority_baseline(val.labels).top1_pct)
+    if share < 1:
+        weight = f"{100 * share:.0f} % of their weight" if share else f"no weight: {settings.method} trains as kd"
+        log(f"distill ({settings.method}): teacher {teacher_top1_pct:.2f} % on validation images; hints get {weight}")
+    return share
+
+
+def _map_bytes(
+    blocks: Sequence[str], teacher_shapes: dict[str, tuple[int, int]], batch_size: int, precision: str
+) -> int:
+    """Return what the teacher's maps that hints aim at take in one batch, in bytes."""
+    values = sum(channels * side * side for channels, side in (teacher_shapes[block] for block in blocks))
+    return batch_size * values * (2 if precision == "bf16" else 4)
+
+
+def _drowned_epochs(rows: list[dict[str, float]], settings: DistillConfig) -> int:
+    """Count the epochs on whose first batch hints left the other terms without a say; warn if there are any."""
+    drowned = sum(row.get("grad_hint_pct", 0.0) > DROWNED_PCT for row in rows[settings.hint_only_epochs :])
+    if drowned:
+        warn(
+            f"distill ({settings.method}): on the first batch of {drowned} of {len(rows)} epochs hints supplied more "
+            f"than {DROWNED_PCT:.0f} % of the student's gradient and drowned the other terms; lower --beta, or use "
+            "--hint-loss normalised"
+        )
+    return drowned
+
+
+def _logits_computed(rows: list[dict[str, float]]) -> int:
+    """Count the logits of the teacher that were not in the cache; say how many."""
+    counts = [int(row["logits_computed"]) for row in rows if "logits_computed" in row]
+    if counts:
+        log(f"teacher logits: {sum(counts):,} computed, the others were in the cache")
+    return sum(counts)
+
+
+def _logits_path(teacher_dir: Path, data_sha256: str, config: Config) -> Path:
+    weights, description = (file_sha256(teacher_dir / name) for name in (TEACHER_WEIGHTS, TEACHER_DESCRIPTION))
+    name = cache_name((weights, description), data_sha256, config.distill.shift, config.runtime)
+    return cache_dir() / "teacher-logits" / name

@@ -1,0 +1,38 @@
+"""The export stage: the trained student as ``student.onnx``, with a check that it computes the same.
+
+kdedge export --out RUN        # reads RUN/distill, writes RUN/export/student.onnx
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdedge.export.onnx_export import MODEL_NAME, check_parity, export_student
+from kdedge.files import load_json
+from kdedge.pipeline.config import Config
+from kdedge.pipeline.models.load import STUDENT_DESCRIPTION, load_student
+from kdedge.progress import log
+
+__all__ = ["run"]
+
+
+def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
+    """Export the distilled student to ``out_dir/student.onnx`` and prove that it computes the same.
+
+    Returns:
+        Facts for the manifest: ``params``, ``macs``, ``conv_nodes``, ``parity_max_abs_diff``, …
+
+    Raises:
+        InputError: The student's files are missing, damaged, or of another architecture or class count.
+        StageError: The exporter failed, or the exported model computes something else.
+    """
+    module = load_student(inputs["distill"])
+    student = load_json(inputs["distill"] / STUDENT_DESCRIPTION, ("image_size", "classes"))
+    path = out_dir / MODEL_NAME
+    facts = export_student(module, student["image_size"], student["classes"], path, opset=config.export.opset)
+    facts |= check_parity(module, path)
+    log(
+        f"export: {facts['params']:,} parameters, {facts['macs'] / 1e6:.1f} MMAC, {facts['conv_nodes']} convolutions, "
+        f"largest logit difference {facts['parity_max_abs_diff']:.1e}"
+    )
+    return facts

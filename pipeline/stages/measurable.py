@@ -1,0 +1,54 @@
+"""What the benchmark of a run and that of a bundle share: what this machine can measure, and on which images."""
+
+from pathlib import Path
+from typing import Any
+
+from kdedge.benchmarks.affinity import check_cpus
+from kdedge.benchmarks.emulate.cpus import parse_emulated
+from kdedge.benchmarks.emulate.emulator import check_emulators, emulate
+from kdedge.benchmarks.measure import Emulate
+from kdedge.benchmarks.memory import check_limit
+from kdedge.benchmarks.options import BenchmarkConfig
+from kdedge.benchmarks.sampling import stratified_sample
+from kdedge.dataset import Split
+from kdedge.parsing import parse_cpus
+
+__all__ = ["check_measurable", "emulation", "sample"]
+
+
+def check_measurable(settings: BenchmarkConfig) -> None:
+    """Refuse what cannot be measured on this machine.
+
+    Raises:
+        InputError: This process may not use the CPUs of ``--affinity``, or the system cannot limit memory.
+        StageError: A CPU cannot be emulated here.
+    """
+    check_cpus(parse_cpus(settings.affinity, "--affinity"))
+    check_limit(settings.memory_limit)
+    if emulated := parse_emulated(settings.emulate, "--emulate"):
+        check_emulators(emulated)
+
+
+def emulation(settings: BenchmarkConfig) -> Emulate | None:
+    """Return what runs a model on the CPUs that are to be emulated, after checking that they can be; None: on none."""
+    cpus = parse_emulated(settings.emulate, "--emulate")
+    if not cpus:
+        return None
+    check_emulators(cpus)
+
+    def run_on_all(model: Path, test: Split) -> list[dict[str, Any]]:
+        numbers = sample(test, settings.emulate_images)
+        rows = [emulate(model, test.images[numbers], cpu).as_dict() for cpu in cpus]
+        for row in rows:
+            row["flipped"] = [{**flip, "image": numbers[flip["image"]]} for flip in row["flipped"]]
+        return rows
+
+    return run_on_all
+
+
+def sample(test: Split, count: int) -> list[int]:
+    """Return the numbers of ``count`` test images (all if there are fewer), stratified by class, ascending.
+
+    Every run and bundle of a data set draws the same ones, whatever its seed.
+    """
+    return sorted(stratified_sample(test.labels, count, seed=0).tolist())

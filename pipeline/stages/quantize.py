@@ -1,0 +1,37 @@
+"""The quantize stage: the exported student as INT8, chosen on the student's validation images.
+
+kdedge quantize --out RUN [--target portable]        # reads RUN/export, writes RUN/quantize
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from kdedge.benchmarks.session import check_fits, open_model
+from kdedge.dataset import split_train_val
+from kdedge.export.quantize.model import quantize_model
+from kdedge.pipeline.config import Config
+from kdedge.pipeline.data.sources import opened
+from kdedge.pipeline.stages.same_images import check_same_images
+
+__all__ = ["check_data", "run"]
+
+
+def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
+    """Refuse calibration images that the student was not trained on; see `check_same_images`."""
+    check_same_images(config, run_dir, names)
+
+
+def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
+    """Quantize ``inputs["export"]/student.onnx``; see `kdedge.export.quantize.model.quantize_model`.
+
+    Raises:
+        InputError: The model is damaged, foreign, or has other classes or another image size than the data set.
+        StageError: A part of every INT8 model would run in float.
+    """
+    path, dataset = inputs["export"] / "student.onnx", opened(config.data)
+    check_fits(open_model(path), dataset.class_names, dataset.image_size)
+    train, val = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
+    return quantize_model(
+        path, train, val, config.quantize, out_dir, limit_pp=config.benchmark.limit_pp, seed=config.runtime.seed
+    )

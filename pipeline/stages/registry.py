@@ -1,0 +1,101 @@
+"""The stages in their order: what each reads, and what decides its result.
+
+    data -> teacher -> distill -> export -> quantize -> benchmark -> bundle
+
+A stage's module is imported when it is checked or runs, so that looking at a finished run needs no PyTorch.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from kdedge.pipeline.config import Config
+from kdedge.pipeline.data.sources import data_sha256
+from kdedge.pipeline.run_dir import StageSpec
+from kdedge.pipeline.stages.fingerprint import of_benchmark, of_quantization, of_sections, of_training
+
+__all__ = ["STAGES", "TRAINING_STAGES"]
+
+TRAINING_STAGES = frozenset({"teacher", "distill"})
+_ONNX = ("onnx", "onnxruntime")
+
+
+def _lazy(target: str) -> Callable[..., Any]:
+    """Return a function of a stage that is imported on its first call; ``target`` is ``stage.function``."""
+    module, _, function = target.partition(".")
+
+    def call(*arguments: Any) -> Any:
+        return getattr(importlib.import_module(f"kdedge.pipeline.stages.{module}"), function)(*arguments)
+
+    return call
+
+
+def _data(*parts: str) -> Callable[[Config], dict[str, str]]:
+    return lambda config: {part: data_sha256(config.data, part) for part in parts}
+
+
+# The version of a stage is raised when the same options and inputs give another result than before.
+STAGES = {
+    spec.name: spec
+    for spec in (
+        StageSpec(
+            "teacher",
+            work="fine-tune the teacher on the training images",
+            reads=(),
+            check=_lazy("teacher.check"),
+            check_data=_lazy("teacher.check_data"),
+            run=_lazy("teacher.run"),
+            key=of_training("teacher"),
+            data=_data("train"),
+            packages=("torch",),
+        ),
+        StageSpec(
+            "distill",
+            work="train the student with the teacher",
+            reads=("teacher",),
+            check=_lazy("distill.check"),
+            run=_lazy("distill.run"),
+            key=of_training("distill"),
+            data=_data("train"),
+            packages=("torch",),
+        ),
+        StageSpec(
+            "export",
+            work="write ONNX and compare it with PyTorch",
+            reads=("distill",),
+            run=_lazy("export.run"),
+            key=of_sections("export"),
+            data=_data(),
+            packages=_ONNX,
+        ),
+        StageSpec(
+            "quantize",
+            work="search for an INT8 format",
+            reads=("export",),
+            check_data=_lazy("quantize.check_data"),
+            run=_lazy("quantize.run"),
+            key=of_quantization,
+            data=_data("train"),
+            packages=_ONNX,
+        ),
+        StageSpec(
+            "benchmark",
+            work="measure accuracy, latency and memory, and decide the gate",
+            reads=("teacher", "distill", "export", "quantize"),
+            check=_lazy("benchmark.check"),
+            check_data=_lazy("benchmark.check_data"),
+            run=_lazy("benchmark.run"),
+            key=of_benchmark,
+            data=_data("test"),
+        ),
+        StageSpec(
+            "bundle",
+            work="write the folder to ship, if the gate passed",
+            reads=("teacher", "distill", "export", "quantize", "benchmark"),
+            check_data=_lazy("bundle.check_data"),
+            run=_lazy("bundle.run"),
+            key=of_sections("bundle", "all data", "seed"),
+            data=_data("train"),
+        ),
+    )
+}

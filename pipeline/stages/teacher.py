@@ -1,0 +1,181 @@
+"""The teacher stage: fine-tune a torchvision classifier on the training images.
+
+Reads the training images (not the test images), writes ``teacher.safetensors`` (fp32), ``teacher.json`` (what is
+needed to build it again) and ``metrics.csv`` (one row per epoch).
+
+    kdedge teacher --out artifacts/run --teacher-epochs 7
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kdedge.benchmarks.chance import check_learned
+from kdedge.dataset import Split, split_train_val
+from kdedge.errors import InputError
+from kdedge.files import write_json
+from kdedge.manifest import load_manifest
+from kdedge.ownership import is_stage
+from kdedge.pipeline.config import Config
+from kdedge.pipeline.data.sources import open_dataset, opened
+from kdedge.pipeline.models.initial_weights import Start, check_start, start_teacher
+from kdedge.pipeline.models.load import TEACHER_DESCRIPTION, TEACHER_WEIGHTS, load_teacher
+from kdedge.pipeline.models.teacher import Teacher, check_arch
+from kdedge.pipeline.models.weights import save_module
+from kdedge.pipeline.training.augmentations import blank_squares
+from kdedge.pipeline.training.device import autocast, prepare
+from kdedge.pipeline.training.length import fit_to_images
+from kdedge.pipeline.training.loop import Batch, Batches, EpochLoop, place, predict_logits
+from kdedge.progress import log
+
+__all__ = ["check", "check_data", "run"]
+
+_HINT = (
+    "check that the labels belong to the images, train for longer (--teacher-epochs), try another --teacher-lr, or "
+    "start from pretrained weights (--teacher-weights)"
+)
+
+
+def check(config: Config, run_dir: Path) -> None:
+    """Refuse a teacher that cannot be built, or whose images would be blank.
+
+    Raises:
+        InputError: The architecture is unknown, or ``--teacher-cutout`` is larger than the images.
+    """
+    settings, size = config.teacher, config.data.image_size
+    if settings.cutout > size:
+        raise InputError(
+            f"--teacher-cutout {settings.cutout} is larger than the images, which have {size} x {size} pixels",
+            "give a smaller one; 8 or 16 are usual for images of 32 pixels",
+        )
+    finished = is_stage(run_dir / "teacher", "teacher") and load_manifest(run_dir / "teacher")["config"]
+    if not finished or finished["teacher"]["arch"] != settings.arch:  # importing torchvision takes seconds
+        check_arch(settings.arch)
+
+
+def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
+    """Refuse initial weights that cannot be loaded.
+
+    Raises:
+        InputError: The file is missing, damaged or does not fit.
+    """
+    check_start(config, len(opened(config.data).class_names))
+
+
+def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
+    """Fine-tune the teacher; see `kdedge.pipeline.run_dir.StageSpec`.
+
+    Raises:
+        InputError: Bad weights, architecture or data.
+        StageError: The loss diverges, weights cannot be downloaded, or the teacher has learned nothing.
+    """
+    settings = config.teacher
+    device = prepare(config.runtime)
+    dataset = open_dataset(config.data)
+    start = start_teacher(settings, len(dataset.class_names), dataset.image_size, config.runtime.device)
+    teacher, stem, origin = start.teacher, start.stem, _Origin(start.origin)
+    _log_start(start, settings.arch)
+    train, val = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
+    place(teacher, device)
+    settings = fit_to_images(settings, train, "teacher", start.origin != "none")
+    batches = Batches(train, settings.batch_size, config.runtime.seed, shift=2, device=device, flip=bool(settings.flip))
+    optimizer = torch.optim.SGD(
+        teacher.parameters(), lr=settings.lr, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay
+    )
+
+    def step(batch: Batch, epoch: int, rate: float) -> dict[str, Tensor]:
+        peak = config.teacher.peak_lr(settings.batch_size, loaded=origin.weights != "none")
+        for group in optimizer.param_groups:
+            group["lr"] = rate * peak
+        teacher.train()
+        pixels = blank_squares(batch.pixels, batch.views, epoch=epoch, side=settings.cutout)
+        with autocast(config.runtime):
+            logits = teacher(pixels)
+        loss = functional.cross_entropy(logits.float(), batch.labels, label_smoothing=settings.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return {"loss": loss, "ce": loss}
+
+    def validate(epoch: int) -> dict[str, float]:
+        return {"val_top1_pct": round(100 * float(_right(teacher, val, config, device).mean()), 4)}
+
+    loop = EpochLoop(
+        title="teacher",
+        model=teacher,
+        epochs=settings.epochs,
+        batches=batches,
+        val_labels=val.labels,
+        state={"model": teacher, "optimizer": optimizer, "origin": origin},
+        step=step,
+        finish_epoch=validate,
+        out_dir=out_dir,
+        csv_name="metrics.csv",
+    )
+    rows, earlier_s = loop.run()
+    save_module(teacher, out_dir / TEACHER_WEIGHTS)
+    classes = list(dataset.class_names)
+    description = {"arch": settings.arch, "stem": stem, "num_classes": len(classes), "classes": classes}
+    write_json(out_dir / TEACHER_DESCRIPTION, {**description, "weights": origin.weights})
+    reloaded = place(load_teacher(out_dir), device)
+    right = _right(reloaded, val, config, device)
+    if settings.epochs:  # without training it is what the user gave
+        check_learned("the teacher", right, val.labels, classes, _HINT)
+    return {
+        "arch": settings.arch,
+        "stem": stem,
+        "params": sum(parameter.numel() for parameter in teacher.parameters()),
+        "weights": origin.weights,
+        "epochs": len(rows),
+        "batch_size": settings.batch_size,
+        "flip": settings.flip,
+        "train_images": len(train.labels),
+        "val_images": len(val.labels),
+        "val_top1_pct": round(100 * float(right.mean()), 4),
+        "earlier_s": earlier_s,
+    }
+
+
+@dataclass
+class _Origin:
+    """Where the initial weights came from; see `kdedge.pipeline.models.initial_weights.Start`.
+
+    Part of a checkpoint: with ``auto`` an attempt that goes on with earlier work may find a network that the first one
+    had not, or none.
+    """
+
+    weights: str
+
+    def state_dict(self) -> dict[str, str]:
+        return {"weights": self.weights}
+
+    def load_state_dict(self, state: Mapping[str, str]) -> None:
+        if state["weights"] != self.weights:
+            log(f"teacher: the interrupted attempt began with weights {state['weights']}; it continues with their rate")
+        self.weights = state["weights"]
+
+
+def _log_start(start: Start, arch: str) -> None:
+    why = f" ({start.stem_note})" if start.stem_note else ""
+    log(f"teacher: {arch} from {start.title}, stem {start.stem}{why}")
+    if start.random:
+        log(f"teacher: not loaded, so random: {'; '.join(start.random)}")
+    if start.ignored:
+        more = f" and {len(start.ignored) - 3} more" if len(start.ignored) > 3 else ""
+        log(f"teacher: ignored in {start.title}: {', '.join(start.ignored[:3])}{more}")
+
+
+def _right(teacher: Teacher, split: Split, config: Config, device: torch.device) -> npt.NDArray[np.bool_]:
+    """Return whether the teacher answers each image of a split right, ``[N] bool``."""
+    teacher.eval()
+    with autocast(config.runtime):
+        logits = predict_logits(teacher, split.images, device)
+    right: npt.NDArray[np.bool_] = logits.argmax(1).numpy() == split.labels
+    return right

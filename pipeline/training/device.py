@@ -1,0 +1,169 @@
+"""Where training computes: device, threads, precision, instruction set; resolved once and written to the run.
+
+All four change the bits of the trained weights. `resolve` fills in the ``auto`` values; what a run resolved earlier
+on the same kind of CPU is kept, so that an interrupted run goes on as it began.
+"""
+
+import ctypes
+import dataclasses
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kdedge.errors import InputError
+from kdedge.machine import cpu_isa, usable_cores
+from kdedge.pipeline.training.options import RuntimeConfig
+from kdedge.progress import log
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "autocast",
+    "check_cuda",
+    "check_threads",
+    "prepare",
+    "resolve",
+]
+
+_MOST_THREADS_PER_CORE = 8
+
+
+def resolve(wanted: RuntimeConfig, earlier: Mapping[str, Any] | None, *, jobs: int = 1) -> RuntimeConfig:
+    """Replace ``auto`` and 0 by what this machine has.
+
+    The CPU beside a GPU decides no bits: what was trained there can be quantized and measured on any host. So what was
+    resolved to ``cuda`` before stays what it is; the device is asked for when a stage is to be trained.
+
+    Args:
+        wanted: As the user gave it, or as it was resolved before.
+        earlier: The ``runtime`` table that the same run resolved before, if any.
+        jobs: Processes that share the cores.
+
+    Raises:
+        InputError: ``cuda`` was asked for and is not there.
+    """
+    isa = cpu_isa()
+    known = earlier if earlier and earlier.get("isa") == isa else {}
+    if earlier and earlier.get("device") == "cuda" and wanted.device != "cpu":
+        known, isa = earlier, earlier["isa"]
+    elif wanted.device == "cuda" and wanted.isa != "auto":
+        isa = wanted.isa
+    device = wanted.device if wanted.device != "auto" else known.get("device", "")
+    if not device:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif wanted.device == "cuda" and wanted.isa == "auto":
+        check_cuda()
+    check_threads(wanted.threads, earlier)
+    threads = wanted.threads or known.get("threads", 0) or max(1, usable_cores() // jobs)
+    precision = wanted.precision if wanted.precision != "auto" else known.get("precision", "")
+    if not precision or (device != known.get("device", device) and wanted.precision == "auto"):
+        precision = _cuda_precision() if device == "cuda" else _faster_precision(threads)
+    return dataclasses.replace(wanted, device=device, threads=threads, precision=precision, isa=isa)
+
+
+def check_threads(threads: int, earlier: Mapping[str, Any] | None) -> None:
+    """Refuse to train with far more threads than this process may use cores: it would hardly move.
+
+    Args:
+        threads: As the user gave them (0: all cores).
+        earlier: As for `resolve`; work that was made with as many threads stays what it is.
+
+    Raises:
+        InputError: There are more than `_MOST_THREADS_PER_CORE` for each.
+    """
+    cores = usable_cores()
+    if threads > _MOST_THREADS_PER_CORE * cores and threads != (earlier or {}).get("threads"):
+        raise InputError(
+            f"--threads {threads} is far above the {cores} usable cores, and slower than {cores} threads",
+            f"give at most {cores}, or leave it out",
+        )
+
+
+def prepare(runtime: RuntimeConfig) -> "torch.device":
+    """Set up PyTorch for a training stage: threads, deterministic kernels, the allocator, the seed.
+
+    Raises:
+        InputError: It is to be trained on a GPU, and there is none.
+    """
+    import torch
+
+    if runtime.device == "cuda":
+        check_cuda()
+    torch.set_num_threads(runtime.threads)
+    torch.manual_seed(runtime.seed)
+    torch.use_deterministic_algorithms(True, warn_only=runtime.device == "cuda")
+    # With deterministic algorithms PyTorch fills every new buffer with NaN, to show reads of what nothing wrote; that
+    # costs 20 % of a student step and changes no result.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if runtime.device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it matrix products are not deterministic
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = runtime.precision != "fp32"  # by default fp32 convolutions round to 10 bits
+    if sys.platform == "linux" and runtime.device == "cpu":
+        # glibc returns big buffers to the kernel after every step and faults them in again (-3: M_MMAP_THRESHOLD,
+        # -1: M_TRIM_THRESHOLD); keeping them is worth 25 % of the training speed. musl has no mallopt.
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(-3, 1 << 30)
+            mallopt(-1, (1 << 31) - 1)
+    return torch.device(runtime.device)
+
+
+def autocast(runtime: RuntimeConfig) -> "torch.autocast":
+    """Return the autocast context of a training step."""
+    import torch
+
+    return torch.autocast(runtime.device, torch.bfloat16, enabled=runtime.precision == "bf16")
+
+
+def check_cuda() -> None:
+    """Check that there is a GPU to train on.
+
+    Raises:
+        InputError: This PyTorch sees none.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError(
+            "training on cuda: this PyTorch sees no CUDA device",
+            "see `kdedge doctor`; --device cpu trains on the CPU, all stages anew if a GPU made the first ones",
+        )
+
+
+def _cuda_precision() -> str:
+    """Return bf16 if this GPU has the instructions; emulated, it is slower than fp32."""
+    import torch
+
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+def _faster_precision(threads: int) -> str:
+    """Time a convolution's training step in both precisions on this CPU.
+
+    The CPU's flags do not tell: some that have the bf16 instructions run them at half the fp32 rate.
+    """
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(threads)
+    conv = nn.Conv2d(128, 128, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
+    x = torch.rand(32, 128, 16, 16).to(memory_format=torch.channels_last).requires_grad_()
+    best_s = {"fp32": math.inf, "bf16": math.inf}
+    for _ in range(15):  # by turns, so that what else the cores do meets both; the first rounds warm up the primitives
+        for precision, best in best_s.items():
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                out = conv(x)
+            out.float().sum().backward()
+            best_s[precision] = min(best, time.perf_counter() - start)
+    choice = min(best_s, key=lambda name: best_s[name])
+    fp32_ms, bf16_ms = (1e3 * best_s[precision] for precision in ("fp32", "bf16"))
+    log(f"precision: {choice} (one convolution: {fp32_ms:.1f} ms in fp32, {bf16_ms:.1f} ms in bf16)")
+    return choice

@@ -1,0 +1,85 @@
+"""Options of the teacher's training, and of where and how exactly every training computes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdedge.options import option
+
+__all__ = ["RuntimeConfig", "TeacherConfig"]
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The teacher network and its fine-tuning."""
+
+    arch: str = option("resnet18", "Name of a torchvision classifier.", flag="--teacher")
+    weights: str = option(
+        "auto",
+        "Initial weights: auto (ImageNet weights if available, otherwise random), imagenet, none, or the path of a "
+        ".safetensors, .pth or .ckpt file.",
+        flag="--teacher-weights",
+    )
+    stem: str = option(
+        "auto",
+        "ResNet stem: imagenet (7x7/2 + pool), cifar (3x3), cifar-pool (3x3 + 2x2 pool), or auto.",
+        flag="--teacher-stem",
+        choices=("auto", "imagenet", "cifar", "cifar-pool"),
+    )
+    epochs: int = option(
+        -1,
+        "Epochs of fine-tuning (0 = use the weights unchanged).",
+        flag="--teacher-epochs",
+        least=-1,
+        auto="7 for 45,000 images, more for fewer",
+    )
+    batch_size: int = option(
+        0, "Images per step.", flag="--teacher-batch-size", least=0, most=4096,
+        auto="128, fewer for less than 6,400 images",
+    )  # fmt: skip
+    lr: float = option(
+        0.0, "Peak learning rate (SGD, one cycle).", flag="--teacher-lr", least=0, most=10,
+        auto="0.1 for random and 0.01 for loaded initial weights at 128 images per step, in proportion for others",
+    )  # fmt: skip
+    weight_decay: float = option(5e-4, "Weight decay.", flag="--teacher-weight-decay", least=0, most=1)
+    label_smoothing: float = option(0.1, "Label smoothing.", flag="--teacher-label-smoothing", least=0, most=0.9)
+    flip: bool | None = option(
+        None,
+        "Mirror half of the teacher's images.",
+        flag="--teacher-flip",
+        auto="yes, unless mirrored images look like another class",
+    )
+    cutout: int = option(
+        0, "Side of the square that is blanked in each image of the teacher, in pixels (0 = none).",
+        flag="--teacher-cutout", least=0, most=512,
+    )  # fmt: skip
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The file of the initial weights, if they are in one."""
+        return [] if self.weights in ("auto", "imagenet", "none") else [Path(self.weights)]
+
+    def peak_lr(self, images_per_step: int, *, loaded: bool) -> float:
+        """Return the peak learning rate for loaded or for random initial weights."""
+        return self.lr or (0.01 if loaded else 0.1) * images_per_step / 128
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Where and how exactly to compute. These decide the bits of the trained weights."""
+
+    seed: int = option(
+        0,
+        "Seed of weights, batches and samples. The data split does not depend on it.",
+        flag="--seed",
+        least=0,
+        most=2**31 - 1,
+    )
+    device: str = option("auto", "Training device.", flag="--device", choices=("auto", "cpu", "cuda"))
+    threads: int = option(
+        0, "CPU threads for training (0 = all cores of this process).", flag="--threads", least=0, most=1024
+    )
+    precision: str = option(
+        "auto", "Training precision: fp32, bf16 (autocast) or auto (the faster one).", flag="--precision",
+        choices=("auto", "fp32", "bf16"),
+    )  # fmt: skip
+    isa: str = option("auto", "Instruction set of the CPU that trains (recorded, not chosen).", flag="")
