@@ -77,9 +77,15 @@ class Tracker(Protocol):
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Count ``steps`` as done; ``note`` replaces the text at the end of the line."""
 
+    def shorten(self, steps: int) -> None:
+        """Expect fewer steps than before."""
+
 
 class _Silent:
     def advance(self, steps: int = 1, note: str = "") -> None:
+        pass
+
+    def shorten(self, steps: int) -> None:
         pass
 
 
@@ -92,11 +98,18 @@ class _Bar:
             self._progress.update(self._task, note=textwrap.shorten(note, self._note_width, placeholder=" …"))
         self._progress.advance(self._task, steps)
 
+    def shorten(self, steps: int) -> None:
+        task = self._progress.tasks[0]
+        self._progress.update(self._task, total=(task.total or 0) - steps)
+
 
 class _Lines:
     def __init__(self, title: str, total: int) -> None:
         self._title, self._total, self._done = title, total, 0
         self._start = self._last = time.monotonic()
+
+    def shorten(self, steps: int) -> None:
+        self._total -= steps
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         self._done += steps

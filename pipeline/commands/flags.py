@@ -18,8 +18,9 @@ from kdedge.errors import InputError
 from kdedge.files import read_json, read_toml
 from kdedge.pipeline.commands.failures import reported
 from kdedge.pipeline.config import SECTIONS, Config
-from kdedge.pipeline.config.build import PRESETS, build_config
+from kdedge.pipeline.config.build import PRESETS, RENAMED, build_config
 from kdedge.pipeline.config.checks import RUN_FLAGS, Flags
+from kdedge.progress import warn
 
 __all__ = [
     "BEGINNING",
@@ -200,6 +201,11 @@ def _section_options(sections: tuple[str, ...], short: Mapping[str, str], *, in_
                 metavar="" if kind is bool else kind.__name__,
             )
             options[key] = (Annotated[kind | None, declared], None)
+        for old, new in RENAMED.get(section, {}).items():  # all of them are switches
+            flag = old.replace("_", "-")
+            note = f"Old name of --{new.replace('_', '-')}."
+            declared = typer.Option(f"--{flag}/--no-{flag}", help=note, rich_help_panel=section, metavar="")
+            options[f"{section}__{old}"] = (Annotated[bool | None, declared], None)
     return options
 
 
@@ -219,6 +225,9 @@ def _fields(arguments: dict[str, Any]) -> Fields:
     for key, value in arguments.items():
         if value is not None:
             section, _, name = key.partition("__")
+            if new := RENAMED.get(section, {}).get(name):
+                was, now = (part.replace("_", "-") for part in (name, new))
+                warn(f"--[no-]{was} is now --[no-]{now}; the old name goes with the next release")
             fields.setdefault(section, {})[name] = value
     return fields
 

@@ -11,7 +11,10 @@ from kdedge.pipeline.config.checks import RUN_FLAGS, Flags, check_value, conflic
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.distill.options import DistillConfig
 
-__all__ = ["PRESETS", "RECIPES", "build_config"]
+__all__ = ["PRESETS", "RECIPES", "RENAMED", "build_config"]
+
+# Options of earlier versions by section, and their names now.
+RENAMED: dict[str, dict[str, str]] = {"distill": {"drop_hints": "adapt_to_teacher"}}
 
 # `sample` is taken for --data sample when no preset is named: a few minutes for a few thousand images.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -37,7 +40,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "init": "random",
         "norm_bias_lr": 1.0,
         "refresh_norms": False,
-        "drop_hints": False,
+        "adapt_to_teacher": False,
         "temperature": 4.0,
         "beta": 250.0,
         "hint_loss": "raw",
@@ -87,7 +90,7 @@ def build_config(*layers: Mapping[str, Any], preset: str = "", flags: Flags = RU
                 into = merged.setdefault(section, {})
                 if section == "distill" and values.get("recipe", into["recipe"]) != into["recipe"]:
                     into.update(RECIPES.get(str(values["recipe"]), {}))
-                into.update(values)
+                into.update(_renamed(section, values))
     sections = {section: _build_section(section, values, problems) for section, values in merged.items()}
     problems = problems or conflicts(
         sections.get("data", DataConfig()), sections.get("distill", DistillConfig()), flags
@@ -96,6 +99,12 @@ def build_config(*layers: Mapping[str, Any], preset: str = "", flags: Flags = RU
         text = problems[0] if len(problems) == 1 else "\n".join(["several problems:", *(f"  - {p}" for p in problems)])
         raise InputError(text, "see `kdedge run-all --help-all` for every option and its range")
     return Config(preset=preset, **sections)
+
+
+def _renamed(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a section by the names that their options have now."""
+    names = RENAMED.get(section, {})
+    return {names.get(key, key): value for key, value in values.items()}
 
 
 def _build_section(section: str, values: Mapping[str, Any], problems: list[str]) -> Any:

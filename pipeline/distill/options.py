@@ -47,7 +47,7 @@ class DistillConfig:
         flag="--distill-batch-size",
         least=0,
         most=4096,
-        auto="128, fewer for less than 6,400 images",
+        auto="128, fewer for less than 6,400 images or above 128 pixels",
     )
     optimizer: str = option("sgd", "Optimizer.", flag="--optimizer", choices=("sgd", "adam"))
     schedule: str = option("one-cycle", "Learning-rate schedule.", flag="--schedule", choices=("one-cycle", "constant"))
@@ -93,10 +93,10 @@ class DistillConfig:
     beta_patience: int = option(
         2, "Epochs without a better validation KD loss before beta is halved.", flag="--beta-patience", least=1
     )
-    drop_hints: bool = option(
+    adapt_to_teacher: bool = option(
         True,
         "Reduce or drop the hints of a weak teacher, and end hints and KD once the student is better than the teacher.",
-        flag="--drop-hints",
+        flag="--adapt-to-teacher",
     )
     hint_loss: str = option(
         "normalised",

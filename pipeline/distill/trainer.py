@@ -18,7 +18,7 @@ from kdedge.pipeline.distill.optimizer import build_optimizer, set_learning_rate
 from kdedge.pipeline.distill.teacher_logits import CachedTeacher
 from kdedge.pipeline.models.student import Student
 from kdedge.pipeline.training.device import autocast
-from kdedge.pipeline.training.loop import Batch, Batches, place, refresh_batch_norms
+from kdedge.pipeline.training.loop import Batch, Batches, place, refresh_batch_norms, top1_pct
 from kdedge.progress import log
 
 __all__ = ["Trainer", "first_batches"]
@@ -77,9 +77,9 @@ class Trainer:
             patience=settings.beta_patience,
             warmup_epochs=self._hint_epochs,
             adaptive=self.method.adaptive_beta,
-            drop=settings.drop_hints,
+            drop=settings.adapt_to_teacher,
         )
-        self.kd = KdSchedule(drop=settings.drop_hints)
+        self.kd = KdSchedule(drop=settings.adapt_to_teacher)
         self.optimizer = build_optimizer(settings, student, self.adapters)
         self.shares: dict[str, float] = {}
         self._shares_epoch = -1
@@ -105,7 +105,7 @@ class Trainer:
             "hint": self.hint_weight(self.beta.beta),
             "ce": self._settings.gamma if self.method.kd else 1.0,
         }
-        trained = {name: weights[name] * losses[name] for name in losses if getattr(terms, name)}
+        trained = {name: weights[name] * losses[name] for name in weights if getattr(terms, name)}
         if epoch != self._shares_epoch:
             self.shares, self._shares_epoch = gradient_shares(trained, list(self._student.parameters())), epoch
         loss = torch.stack(list(trained.values())).sum()
@@ -137,7 +137,7 @@ class Trainer:
                 refresh_batch_norms(self._student, [batch.pixels for batch in early])
 
     def _losses(self, student: Student, adapters: HintAdapters, batch: Batch, terms: _Terms) -> dict[str, Tensor]:
-        """Return the losses of a batch; cross-entropy always, the teacher's terms where they are trained."""
+        """Return the losses of a batch, the teacher's terms where they are trained, and its correct predictions."""
         losses = {}
         with autocast(self._config.runtime):
             maps = student.features(batch.pixels)
@@ -149,6 +149,7 @@ class Trainer:
             if terms.hint:
                 losses["hint"] = adapters(maps, teacher_maps)
         losses["ce"] = functional.cross_entropy(logits, batch.labels)
+        losses["top1_pct"] = top1_pct(logits, batch.labels)
         return losses
 
     @torch.no_grad()

@@ -80,7 +80,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         InputError: Bad data, a teacher of other classes, or initial weights that do not fit.
         StageError: The loss diverges, or the student has learned nothing.
     """
-    method = METHODS[config.distill.method]
+    method, adaptive = METHODS[config.distill.method], config.distill.epochs < 0
     device = prepare(config.runtime)
     dataset = open_dataset(config.data)
     classes = dataset.class_names
@@ -152,6 +152,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         csv_name=f"training_log_{settings.method}.csv",
         schedule=settings.schedule,
         unlabelled_epochs=settings.hint_only_epochs if pairs else 0,
+        adaptive=adaptive and settings.schedule == "one-cycle",
     )
     with closing(cache):
         rows, earlier_s = loop.run()
@@ -264,7 +265,7 @@ def _pairs(blocks: tuple[str, ...], shapes: Shapes) -> tuple[HintPair, ...]:
 def _hint_share(teacher_top1_pct: float, val: Split, config: Config) -> float:
     """Return the share of beta that the teacher's hints deserve, and log it where that is not all."""
     settings = config.distill
-    if not (METHODS[settings.method].adaptive_beta and settings.drop_hints):
+    if not (METHODS[settings.method].adaptive_beta and settings.adapt_to_teacher):
         return 1.0
     share = hint_share(teacher_top1_pct, majority_baseline(val.labels).top1_pct)
     if share < 1:

@@ -39,7 +39,8 @@ def _section(config: Config, name: str) -> dict[str, Any]:
     if name == "distill":
         # An option that the method has no use for counts as its default, or a control would be trained once for each.
         default = {key: getattr(DistillConfig, key) for key in METHODS[config.distill.method].unused}
-        return dataclasses.asdict(config.distill) | default
+        known = dataclasses.asdict(config.distill) | default
+        return known | {"drop_hints": known.pop("adapt_to_teacher")}  # as manifests have recorded it from the start
     return dataclasses.asdict(getattr(config, name))
 
 

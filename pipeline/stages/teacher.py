@@ -32,7 +32,7 @@ from kdedge.pipeline.models.weights import save_module
 from kdedge.pipeline.training.augmentations import blank_squares
 from kdedge.pipeline.training.device import autocast, prepare
 from kdedge.pipeline.training.length import fit_to_images
-from kdedge.pipeline.training.loop import Batch, Batches, EpochLoop, place, predict_logits
+from kdedge.pipeline.training.loop import Batch, Batches, EpochLoop, place, predict_logits, top1_pct
 from kdedge.progress import log
 
 __all__ = ["check", "check_data", "run"]
@@ -102,7 +102,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        return {"loss": loss, "ce": loss}
+        return {"loss": loss, "ce": loss, "top1_pct": top1_pct(logits, batch.labels)}
 
     def validate(epoch: int) -> dict[str, float]:
         return {"val_top1_pct": round(100 * float(_right(teacher, val, config, device).mean()), 4)}
@@ -118,6 +118,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         finish_epoch=validate,
         out_dir=out_dir,
         csv_name="metrics.csv",
+        adaptive=config.teacher.epochs < 0,
     )
     rows, earlier_s = loop.run()
     save_module(teacher, out_dir / TEACHER_WEIGHTS)

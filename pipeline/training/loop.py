@@ -39,6 +39,7 @@ __all__ = [
     "predict_logits",
     "refresh_batch_norms",
     "to_pixels",
+    "top1_pct",
 ]
 
 CHECKPOINT = ".checkpoint.pt"  # a working file: it goes when the whole stage is complete
@@ -47,6 +48,8 @@ CHECKPOINT_VERSION = 3
 _FEWEST_STEPS = 100  # after which a training must have learned something
 RESTARTS = 2  # how often a training that learns nothing starts again, each time at a quarter of the rate
 _WARM_UP = 0.2  # share of a training in which the one-cycle schedule rises
+# Training images that are right, in percent of an epoch, from which on there is little left to learn from them.
+_LEARNED_PCT = 99.0
 _DIGEST_BYTES = 32  # the SHA-256 of a checkpoint is at its end
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -148,6 +151,11 @@ def learning_rate(progress: float, peak: float, schedule: str) -> float:
     return peak * (1 - progress) / (1 - _WARM_UP)
 
 
+def top1_pct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the correct predictions of a batch in percent, a scalar."""
+    return 100 * (logits.argmax(1) == labels).float().mean()
+
+
 @torch.no_grad()
 def predict_logits(model: Callable[[Tensor], Tensor], images: NDArray[np.uint8], device: torch.device) -> Tensor:
     """Return float32 logits ``[N, C]`` on the CPU for uint8 images ``[N, S, S, 3]``; the model must be in eval mode."""
@@ -210,13 +218,22 @@ class _Best(NamedTuple):
     weights: dict[str, Tensor]
 
 
+class _Fall(NamedTuple):
+    """Epochs after which the rate falls to zero early, and after which the training ends."""
+
+    start: int
+    end: int
+
+
 @dataclass
 class EpochLoop:
     """Runs epochs with a checkpoint after each; resumes where an interrupted run stopped.
 
     A training that diverges, or whose first epochs learn nothing, starts again at a quarter of the learning rate. It
-    ends early when a third of its epochs have brought no better validation accuracy. The weights of its last epoch are
-    kept, unless those of an earlier one are better by more than the standard error.
+    ends early when a third of its epochs have brought no better validation accuracy. With ``adaptive`` its rate also
+    falls to zero early, over half as many epochs as it took, once the model predicts 99 % of the training images
+    correctly. The weights of its last epoch are kept, unless those of an earlier one are better by more than two
+    standard errors.
 
     Attributes:
         title: What is trained, for the progress bar.
@@ -226,13 +243,15 @@ class EpochLoop:
         val_labels: Labels of the validation images, int64 ``[V]``.
         state: Everything that a checkpoint holds, by name.
         step: ``step(batch, epoch, rate)`` trains on one batch and returns its named losses (scalars); ``loss`` and
-            ``ce`` must be among them. ``rate`` in 0..1 is the share of the peak learning rate.
+            ``ce`` must be among them, with ``adaptive`` also ``top1_pct``, the correct predictions in percent.
+            ``rate`` in 0..1 is the share of the peak learning rate.
         finish_epoch: ``finish_epoch(epoch)`` evaluates and returns more columns for the epoch's row, among them
             ``val_top1_pct``.
         out_dir: Where the checkpoint and the CSV go.
         csv_name: Name of the CSV with one row per epoch.
         schedule: As for `learning_rate`.
         unlabelled_epochs: Epochs at the start that do not train on labels.
+        adaptive: Whether the training is shorter where the training images are learned early.
     """
 
     title: str
@@ -247,6 +266,7 @@ class EpochLoop:
     csv_name: str
     schedule: str = "one-cycle"
     unlabelled_epochs: int = 0
+    adaptive: bool = False
 
     def __post_init__(self) -> None:
         self._restarts = 0
@@ -276,7 +296,7 @@ class EpochLoop:
                 self._start_again(str(error))
             rows.clear()
         self._write_csv(rows)
-        if rows and self._best.top1_pct - rows[-1]["val_top1_pct"] > 100 * self._standard_error(self._best.top1_pct):
+        if rows and self._best.top1_pct - rows[-1]["val_top1_pct"] > 200 * self._standard_error(self._best.top1_pct):
             log(f"{self.title}: the weights of epoch {self._best.epoch} are kept ({self._best.top1_pct:.2f} %)")
             self.model.load_state_dict(self._best.weights)
         return rows, earlier_s
@@ -284,15 +304,24 @@ class EpochLoop:
     def _train(self, rows: list[dict[str, float]], before_s: float) -> None:
         """Add a row per epoch until the training is complete; ``before_s`` plus the clock is the time spent."""
         steps = len(self.batches)
-        with track(self.title, (self.epochs - len(rows)) * steps) as tracker:
+        end = self._fall(rows).end
+        with track(self.title, (end - len(rows)) * steps) as tracker:
             patience = max(10, self.epochs // 3)
-            for epoch in range(len(rows), self.epochs):
+            while len(rows) < (fall := self._fall(rows)).end:
+                epoch = len(rows)
+                if fall.end < end:
+                    log(
+                        f"{self.title}: {_LEARNED_PCT:.0f} % of the training images are correct after epoch "
+                        f"{fall.start}; the training ends after epoch {fall.end} instead of {end}"
+                    )
+                    tracker.shorten((end - fall.end) * steps)
+                    end = fall.end
                 # Before the epoch, so that a training that was interrupted right after its last one ends there, too.
                 if epoch - self._best.epoch >= patience:
                     log(f"{self.title}: no better validation accuracy in {patience} epochs, ended early")
                     break
                 epoch_start = time.monotonic()
-                means = self._train_epoch(epoch, steps, tracker)
+                means = self._train_epoch(epoch, fall, tracker)
                 row = {"epoch": epoch + 1, **{f"train_{name}": value for name, value in means.items()}}
                 self._check_divergence(row, epoch)
                 self._check_weights(epoch)
@@ -304,18 +333,29 @@ class EpochLoop:
                     weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
                     self._best = _Best(row["val_top1_pct"], epoch + 1, weights)
                 self._save(rows, before_s + time.monotonic())
-                left_s = row["seconds"] * (self.epochs - epoch - 1)
+                left_s = row["seconds"] * (self._fall(rows).end - epoch - 1)
                 left = f", {format_duration(left_s)} left" if left_s else ""
-                log(f"{self.title}: epoch {epoch + 1}/{self.epochs} {_summary(row)}{left}")
+                log(f"{self.title}: epoch {epoch + 1}/{end} {_summary(row)}{left}")
 
-    def _train_epoch(self, epoch: int, steps: int, tracker: Tracker) -> dict[str, float]:
+    def _fall(self, rows: list[dict[str, float]]) -> _Fall:
+        """Return when the rate falls early, by the epochs so far."""
+        learned = [row["epoch"] for row in rows if self.adaptive and row["train_top1_pct"] >= _LEARNED_PCT]
+        start = int(min(learned, default=self.epochs))
+        end = start + math.ceil(start / 2)
+        return _Fall(start, end) if end < self.epochs else _Fall(self.epochs, self.epochs)
+
+    def _train_epoch(self, epoch: int, fall: _Fall, tracker: Tracker) -> dict[str, float]:
         # Dropout draws from the generator of PyTorch, whose state no checkpoint holds.
         torch.manual_seed(int(np.random.SeedSequence([self.batches.seed, epoch]).generate_state(1)[0]))
         means = StepMeans()
-        peak = 0.25**self._restarts
+        peak, steps = 0.25**self._restarts, len(self.batches)
+        start, end = fall.start / self.epochs, fall.end / self.epochs
         for index, batch in enumerate(self.batches.epoch(epoch)):
             progress = (epoch * steps + index) / (self.epochs * steps)
-            losses = self.step(batch, epoch, learning_rate(progress, peak, self.schedule))
+            rate = learning_rate(min(progress, start), peak, self.schedule)
+            if progress > start:
+                rate *= (end - progress) / (end - start)
+            losses = self.step(batch, epoch, rate)
             means.add(losses)
             tracker.advance(1)
             # Reading a loss waits for the GPU, so it is done now and then; the epoch's mean catches the rest.

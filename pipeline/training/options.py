@@ -34,7 +34,7 @@ class TeacherConfig:
     )
     batch_size: int = option(
         0, "Images per step.", flag="--teacher-batch-size", least=0, most=4096,
-        auto="128, fewer for less than 6,400 images",
+        auto="128, fewer for less than 6,400 images or above 128 pixels",
     )  # fmt: skip
     lr: float = option(
         0.0, "Peak learning rate (SGD, one cycle).", flag="--teacher-lr", least=0, most=10,

@@ -105,6 +105,13 @@ def test_help_shows_no_type_for_a_flag_that_takes_no_value(command):
     assert not [line for line in lines if "bool" in line.lower()]
 
 
+def test_an_old_name_of_an_option_still_works_and_says_the_new_one(tmp_path):
+    result = invoke("distill", "--out", tmp_path, "--no-drop-hints")
+    assert result.exit_code == 2
+    assert "--[no-]drop-hints is now --[no-]adapt-to-teacher" in result.output
+    assert "No such option" not in result.output
+
+
 def test_data_offers_nothing_that_has_no_effect_on_it():
     text = invoke("data", "--help").output
     assert not [flag for flag in ("--out", "--force", "--preset") if flag in text]

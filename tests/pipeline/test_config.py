@@ -93,6 +93,11 @@ def test_options_that_contradict_each_other_are_refused(distill, message):
         build_config({"distill": distill})
 
 
+def test_an_option_of_an_earlier_version_is_read_by_its_old_name():
+    old = build_config({"distill": {"drop_hints": False}})
+    assert old == build_config({"distill": {"adapt_to_teacher": False}}) != build_config()
+
+
 def test_an_unknown_preset_is_refused_with_the_closest():
     with pytest.raises(InputError, match="did you mean 'reference'"):
         build_config(preset="refrence")

@@ -223,7 +223,7 @@ def test_hints_end_when_the_student_has_passed_its_teacher(distill, capsys, monk
     trained = [row["train_hint"] is not None for row in read_log(tmp_path / "dropped" / "training_log_selective.csv")]
     assert trained == [True, True, False, False]
     teacher_pct.clear()
-    kept, _ = distill("kept", method="selective", drop_hints=False)
+    kept, _ = distill("kept", method="selective", adapt_to_teacher=False)
     assert "hints" not in capsys.readouterr().err
     assert dropped != kept
 
@@ -244,7 +244,7 @@ def test_a_weak_teacher_gives_weaker_hints_or_none(distill, capsys, monkeypatch,
     assert "train_hint" not in none
     assert none["train_kd"] > 0
     assert "hints get no weight: selective trains as kd" in message
-    assert logged("as given", 0.0, drop_hints=False)[0]["beta"] == whole["beta"]
+    assert logged("as given", 0.0, adapt_to_teacher=False)[0]["beta"] == whole["beta"]
 
 
 def test_kd_ends_when_the_student_makes_clearly_fewer_errors_than_its_teacher(distill, capsys, monkeypatch, tmp_path):

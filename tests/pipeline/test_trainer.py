@@ -53,7 +53,7 @@ def test_a_step_minimises_alpha_kd_plus_beta_hint_plus_gamma_ce(method):
     kd = kd_loss(logits, teacher(batch.pixels).detach().half().float(), 2.5)
     ce = functional.cross_entropy(logits, batch.labels)
     if method == "ce":
-        assert losses.keys() == {"loss", "ce"}
+        assert losses.keys() == {"loss", "ce", "top1_pct"}
         assert losses["loss"].item() == losses["ce"].item() == pytest.approx(ce.item(), rel=1e-5)
         return
     assert losses["kd"].item() == pytest.approx(kd.item(), rel=1e-5)
@@ -81,7 +81,7 @@ def test_hint_only_epochs_minimise_the_hint_alone():
     trainer, _, _, batch = make(hint_epochs=1, hint_loss="raw", beta=7.0)
     losses = trainer.step(batch, 0, 1.0)
     assert losses["loss"].item() == pytest.approx(7 * losses["hint"].item(), rel=1e-6)
-    assert losses.keys() == {"loss", "hint", "ce"}
+    assert losses.keys() == {"loss", "hint", "ce", "top1_pct"}
 
 
 def test_normalised_hints_start_as_large_as_the_cross_entropy_at_beta_250_and_by_default_ten_times_as_large():

@@ -245,8 +245,8 @@ def test_an_interrupted_restart_resumes_at_its_rate(tmp_path):
     assert again._best.epoch == 4
 
 
-def test_an_earlier_epoch_is_kept_only_if_it_is_better_by_more_than_the_standard_error(tmp_path):
-    for name, top1, kept in (("noise", (60.0, 62.0, 61.0), 2), ("worse", (60.0, 70.0, 61.0), 1)):
+def test_an_earlier_epoch_is_kept_only_if_it_is_better_by_more_than_two_standard_errors(tmp_path):
+    for name, top1, kept in (("noise", (60.0, 66.0, 61.0), 2), ("worse", (60.0, 70.0, 61.0), 1)):
         (tmp_path / name).mkdir()
         model, loop = make_loop(tmp_path / name, epochs=3, top1=top1.__getitem__)
         seen = []
@@ -264,6 +264,48 @@ def test_a_training_ends_early_after_a_third_of_its_epochs_without_a_better_accu
     assert "no better validation accuracy in 12 epochs" in capsys.readouterr().err
     _, resumed = make_loop(tmp_path, epochs=36)
     assert len(resumed.run()[0]) == 16, "an interruption after the last epoch adds none"
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_an_adaptive_training_ends_over_half_as_many_epochs_as_it_took_to_learn_the_training_images(
+    tmp_path, capsys, interrupted
+):
+    rates = []
+
+    def step(batch, epoch, rate):
+        if interrupted and (epoch, len(rates)) == (7, 21):
+            raise KeyboardInterrupt
+        rates.append(rate)
+        return {name: torch.tensor(1.0) for name in ("loss", "ce")} | {"top1_pct": torch.tensor(93.0 + epoch)}
+
+    _, loop = make_loop(tmp_path, epochs=20)
+    loop.step, loop.adaptive = step, True
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run()
+        interrupted = False
+        _, loop = make_loop(tmp_path, epochs=20)
+        loop.step, loop.adaptive = step, True
+    rows, _ = loop.run()
+    assert [row["epoch"] for row in rows] == list(range(1, 12)), "99 % are correct in the seventh epoch"
+    assert rates[:21] == [learning_rate(done / 60, 1, "one-cycle") for done in range(21)]
+    falling = rates[20:]
+    assert falling == sorted(falling, reverse=True)
+    assert falling[1] == pytest.approx(learning_rate(7 / 20, 1, "one-cycle"))
+    assert falling[-1] == pytest.approx(falling[1] / 12)
+    assert "after epoch 7; the training ends after epoch 11 instead of 20" in capsys.readouterr().err
+
+
+def test_an_adaptive_training_that_learns_late_keeps_its_schedule(tmp_path):
+    rates = []
+    _, loop = make_loop(tmp_path, epochs=6)
+    loop.adaptive = True
+    loop.step = lambda batch, epoch, rate: (
+        rates.append(rate)
+        or {name: torch.tensor(1.0) for name in ("loss", "ce")} | {"top1_pct": torch.tensor(95.0 + epoch)}
+    )
+    assert len(loop.run()[0]) == 6
+    assert rates == [learning_rate(done / 18, 1, "one-cycle") for done in range(18)]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

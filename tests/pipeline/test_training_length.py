@@ -11,8 +11,16 @@ from kdedge.pipeline.training.options import TeacherConfig
 
 
 def test_small_sets_get_more_epochs_in_smaller_batches_and_cifar_10_the_numbers_that_were_measured():
-    assert [epochs(images, 20) for images in (1_000, 5_000, 45_000, 1_000_000, 10**9)] == [134, 60, 20, 4, 1]
-    assert [batch_size(images) for images in (50, 1_000, 1_600, 6_399, 6_400, 10**6)] == [16, 16, 32, 64, 128, 128]
+    assert [epochs(images, 20) for images in (1_000, 5_000, 45_000, 1_000_000, 10**9)] == [71, 42, 20, 7, 1]
+    sizes = {50: 32, 1_000: 32, 3_199: 32, 3_200: 64, 6_399: 64, 6_400: 128, 10**6: 128}
+    assert {images: batch_size(images, 32) for images in sizes} == sizes
+
+
+def test_a_batch_of_large_images_is_limited_by_its_pixels():
+    sizes = {16: 128, 128: 128, 129: 64, 224: 32, 256: 32, 384: 8, 512: 8}
+    assert {size: batch_size(10**6, size) for size in sizes} == sizes
+    assert batch_size(22, 512) == 8
+    assert max(size**2 * batch_size(10**6, size) for size in range(16, 513)) <= 2**21
 
 
 def strokes(count, *, mirrored):
@@ -42,8 +50,8 @@ def test_images_are_mirrored_only_where_that_keeps_their_class():
 def test_what_is_given_stays_and_the_rest_follows_from_the_images():
     train = strokes(1_000, mirrored=True)
     settings = fit_to_images(DistillConfig(), train, "distill", False)
-    assert (settings.epochs, settings.batch_size, settings.flip) == (134, 16, False)
-    assert settings.lr == pytest.approx(0.1 * 16 / 128)
+    assert (settings.epochs, settings.batch_size, settings.flip) == (71, 32, False)
+    assert settings.lr == pytest.approx(0.1 * 32 / 128)
     given = dataclasses.replace(TeacherConfig(), epochs=3, batch_size=100, lr=0.05, flip=True)
     assert fit_to_images(given, train, "teacher", False) == given
-    assert fit_to_images(TeacherConfig(), train, "teacher", False).epochs == 47
+    assert fit_to_images(TeacherConfig(), train, "teacher", False).epochs == 25

@@ -1,0 +1,151 @@
+"""One row per data set: what kdedge reaches with its defaults, next to simpler models in the same time.
+
+    python experiments/own_data_sets.py digits --out SETS
+    python experiments/own_data.py SETS/digits --out RUNS --csv own_data.csv
+
+A data set is a folder with ``train/CLASS/*.png`` and ``test/CLASS/*.png``. All accuracies are of test images, except
+that of the teacher, which kdedge measures on validation images. A run that exists is continued. The logistic regression
+needs scikit-learn; without it its column is empty.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional
+
+SIZE = 32  # pixels, the default of kdedge
+BATCH = 64
+Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+
+def read(folder: Path, classes: list[str]) -> Images:
+    """Return the images, uint8 ``[N, S, S, 3]``, and labels of class folders."""
+    images, labels = [], []
+    for label, name in enumerate(classes):
+        for path in sorted((folder / name).iterdir()):
+            with Image.open(path) as opened:
+                rgba = opened.convert("RGBA")
+            white = Image.new("RGBA", rgba.size, "white")
+            picture = Image.alpha_composite(white, rgba).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+            images.append(np.asarray(picture))
+            labels.append(label)
+    return np.stack(images), np.array(labels)
+
+
+def logistic_regression(train: Images, test: Images) -> float | None:
+    """Return the test accuracy in percent of a logistic regression on pixels; None without scikit-learn."""
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError:
+        return None
+    pixels, other_pixels = (images.reshape(len(images), -1) / 255 for images, _ in (train, test))
+    model = LogisticRegression(C=0.01, max_iter=200).fit(pixels, train[1])
+    return 100 * float(model.score(other_pixels, test[1]))
+
+
+def plain_resnet18(train: Images, test: Images, classes: int, seconds: float) -> float:
+    """Return the test accuracy in percent of torchvision's ResNet-18, trained from random weights for a time.
+
+    AdamW at 1e-3, falling linearly to zero over the time; random crops of images padded by 4 pixels.
+    """
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=classes).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    crop = torchvision.transforms.v2.RandomCrop(SIZE, padding=4, padding_mode="edge")
+    images, other_images = (
+        torch.from_numpy(part).permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.25) for part, _ in (train, test)
+    )
+    labels, start = torch.from_numpy(train[1]), time.monotonic()
+    while (left := 1 - (time.monotonic() - start) / seconds) > 0:
+        optimizer.param_groups[0]["lr"] = 1e-3 * left
+        chosen = torch.randint(len(labels), (BATCH,))
+        pixels = torch.stack([crop(image) for image in images[chosen]])
+        loss = functional.cross_entropy(model(pixels), labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        answers = torch.cat([model(part).argmax(1) for part in other_images.split(250)]).numpy()
+    return 100 * float(np.mean(answers == test[1]))
+
+
+def kdedge(data: Path, out: Path, *options: str) -> dict[str, object]:
+    """Run kdedge with its defaults and these options; return facts of its report and stages."""
+    command = ["kdedge", "run-all", "--data", f"folder:{data}", "--out", str(out), "--allow-undecided", "--quiet"]
+    status = subprocess.run([*command, *options], check=False, stdout=subprocess.DEVNULL).returncode
+    stages = {path.parent.name: json.loads(path.read_text()) for path in out.glob("*/manifest.json")}
+    path = out / "benchmark" / "report.json"
+    report = json.loads(path.read_text()) if path.exists() else {}
+    accuracy = report.get("accuracy", {})
+    return {
+        "status": status,
+        "teacher_val_pct": stages.get("teacher", {}).get("facts", {}).get("val_top1_pct"),
+        "fp32_pct": accuracy.get("onnx_fp32_top1_pct"),
+        "int8_pct": accuracy.get("onnx_int8_top1_pct"),
+        "majority_pct": accuracy.get("majority_pct"),
+        "gate": report.get("gate", {}).get("verdict"),
+        "training_s": sum(stages[name]["wall_s"] for name in ("teacher", "distill") if name in stages),
+        "wall_s": sum(stage["wall_s"] for stage in stages.values()),
+    }
+
+
+def row(data: Path, out: Path) -> dict[str, object]:
+    """Return the row of one data set."""
+    classes = sorted(path.name for path in (data / "train").iterdir())
+    train, test = (read(data / part, classes) for part in ("train", "test"))
+    default = kdedge(data, out / data.name)
+    teacher = out / data.name / "teacher" / "teacher.safetensors"
+    ce = kdedge(
+        data, out / f"{data.name}-ce", "--method", "ce", "--teacher-weights", str(teacher), "--teacher-epochs", "0"
+    )
+    training_s = float(str(default["training_s"]))
+    return {
+        "data": data.name,
+        "train_images": len(train[1]),
+        "test_images": len(test[1]),
+        "majority_pct": default["majority_pct"],
+        "logistic_pct": logistic_regression(train, test),
+        "resnet18_pct": plain_resnet18(train, test, len(classes), training_s),
+        "teacher_val_pct": default["teacher_val_pct"],
+        "ce_fp32_pct": ce["fp32_pct"],
+        "fp32_pct": default["fp32_pct"],
+        "int8_pct": default["int8_pct"],
+        "gate": default["gate"],
+        "training_s": training_s,
+        "wall_s": default["wall_s"],
+    }
+
+
+def main() -> None:
+    """Add a row per data set to a CSV file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="+", help="folders with train/ and test/")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--csv", type=Path, required=True)
+    arguments = parser.parse_args()
+    for data in arguments.data:
+        values = row(data, arguments.out)
+        new = not arguments.csv.exists()
+        with arguments.csv.open("a", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(values), lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerow(
+                {key: f"{value:.2f}" if isinstance(value, float) else value for key, value in values.items()}
+            )
+        print(json.dumps(values), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
