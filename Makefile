@@ -1,6 +1,7 @@
 # The commands of the README. `make demo` and `make test` set up everything they need.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full check docs docs-generate clean
 
@@ -10,11 +11,11 @@ help:  ## show this list
 demo: .venv/installed  ## install, run the whole pipeline on the shipped sample, show the report
 	$(BIN)/kdedge run-all --data sample --out artifacts/demo --allow-undecided
 
-test: .venv/installed  ## run the tests that need nothing but pip
-	$(BIN)/pytest -m "not browser and not npm and not qemu and not wheels"
+test: .venv/installed  ## run the tests that need minutes and nothing but pip
+	$(PYTEST) -m "not slow and not browser and not npm and not qemu and not wheels"
 
 test-full: .venv/installed  ## run every test; needs chromium, npm and qemu-user
-	$(BIN)/pytest
+	$(PYTEST)
 
 check: .venv/installed  ## lint, check the format, the types and the spelling
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from PIL import Image
 OPTIONS = {
     "--image-size": "16",
     "--val-fraction": "0.2",
+    "--teacher": "tiny_resnet",
     "--teacher-weights": "none",
     "--teacher-epochs": "2",
     "--teacher-batch-size": "16",

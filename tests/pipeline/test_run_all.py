@@ -1,13 +1,11 @@
 """The whole pipeline on a tiny data set: reuse, single stages, test-image discipline, kill and resume."""
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from PIL import Image
@@ -20,8 +18,18 @@ from kdedge.pipeline.cli import app
 from kdedge.pipeline.data.folder import Folder
 from kdedge.pipeline.distill.methods import METHODS
 
+pytestmark = pytest.mark.usefixtures("no_report_figures", "brief_search")
 STAGES = ("teacher", "distill", "export", "quantize", "benchmark", "bundle")
-TRAINED = {"teacher": "teacher.safetensors", "distill": "student.safetensors"}
+
+
+def some(*flags):
+    """Return flags with their values."""
+    return [part for flag in flags for part in (flag, OPTIONS[flag])]
+
+
+ALL_STAGES = some("--image-size", "--val-fraction", "--threads", "--precision", "--device")
+TEACHER = some("--teacher", "--teacher-epochs", "--teacher-batch-size", "--teacher-weights", "--teacher-lr")
+DISTILL = some("--distill-epochs", "--distill-batch-size", "--lr", "--student", "--scan-batches")
 
 
 def kdedge(*arguments, code=0):
@@ -42,15 +50,14 @@ def model_hashes(run_dir):
     return hashes
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, folder_data):
-    run_dir = tmp_path_factory.mktemp("runs") / "whole"
-    result = kdedge("run-all", "--data", f"folder:{folder_data}", *TINY, "--out", run_dir, "--allow-undecided")
-    return run_dir, result
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A finished run to change, or to look at while others do."""
+    return shutil.copytree(finished, tmp_path / "run", symlinks=True)
 
 
-def test_run_all_leaves_every_stage_with_exactly_its_files(finished):
-    run_dir, result = finished
+def test_run_all_leaves_every_stage_with_exactly_its_files(finished, copied):
+    run_dir, stdout = finished, (finished.parent / "stdout.txt").read_text()
     files = {
         "teacher": {"teacher.safetensors", "teacher.json", "metrics.csv"},
         "distill": {"student.safetensors", "student.json", "training_log_selective.csv"},
@@ -62,8 +69,8 @@ def test_run_all_leaves_every_stage_with_exactly_its_files(finished):
     assert not [path for path in run_dir.iterdir() if path.name.startswith(".") and path.name != ".lock"]
     bundle = run_dir / "bundle"
     sha256 = file_sha256(bundle / "manifest.json")
-    assert f"kdedge verify --sha256 {sha256} {bundle}" in result.stdout
-    assert sha256 in kdedge("bundle", "--out", run_dir).stderr
+    assert f"kdedge verify --sha256 {sha256} {bundle}" in stdout
+    assert sha256 in kdedge("bundle", "--out", copied).stderr
     run = json.loads((run_dir / "benchmark" / "report.json").read_text())["run"]
     (command,) = run["commands"]
     assert command.startswith("kdedge run-all --data folder:images")
@@ -71,23 +78,22 @@ def test_run_all_leaves_every_stage_with_exactly_its_files(finished):
 
 
 def test_the_log_of_a_distillation_has_every_term(finished):
-    header = (finished[0] / "distill" / "training_log_selective.csv").read_text().splitlines()
+    header = (finished / "distill" / "training_log_selective.csv").read_text().splitlines()
     assert len(header) == 4
     columns = set(header[0].split(","))
     assert {"epoch", "train_kd", "train_hint", "train_ce", "beta", "cosine_similarity", "val_top1_pct"} <= columns
 
 
-def test_a_second_run_does_nothing_and_says_so(finished, folder_data):
-    run_dir, _ = finished
+def test_a_second_run_does_nothing_and_says_so(copied, folder_data):
+    run_dir = copied
     before = {path: path.stat().st_mtime_ns for stage in STAGES for path in (run_dir / stage).rglob("*")}
     result = kdedge("run-all", "--data", f"folder:{folder_data}", *TINY, "--out", run_dir, "--allow-undecided")
     assert "nothing to do" in result.stderr
     assert before == {path: path.stat().st_mtime_ns for stage in STAGES for path in (run_dir / stage).rglob("*")}
 
 
-def test_changing_one_option_reruns_that_stage_and_what_follows(finished, folder_data, tmp_path):
-    run_dir = tmp_path / "run"
-    shutil.copytree(finished[0], run_dir)
+def test_changing_one_option_reruns_that_stage_and_what_follows(copied, folder_data):
+    run_dir = copied
     options = ["--calibration-images", "40", "--out", run_dir, "--allow-undecided"]
     log = kdedge("run-all", "--data", f"folder:{folder_data}", *TINY, *options).stderr
     for stage in ("teacher", "distill", "export"):
@@ -97,28 +103,17 @@ def test_changing_one_option_reruns_that_stage_and_what_follows(finished, folder
     assert "bundle: running (changed: inputs" in log
 
 
-def test_stages_one_by_one_give_the_same_hashes_as_run_all(finished, tiny_options, tmp_path):
+def test_stages_one_by_one_give_the_same_hashes_as_run_all(finished, folder_data, tmp_path):
     run_dir = tmp_path / "single"
-
-    def some(*flags):
-        return [part for flag in flags for part in (flag, OPTIONS[flag])]
-
-    shared = [*tiny_options[:2], *some("--image-size", "--val-fraction", "--threads", "--precision", "--device")]
-    teacher = some("--teacher-epochs", "--teacher-batch-size", "--teacher-weights", "--teacher-lr")
-    kdedge("teacher", "--out", run_dir, *shared, *teacher)
-    kdedge(
-        "distill",
-        "--out",
-        run_dir,
-        *some("--distill-epochs", "--distill-batch-size", "--lr", "--student", "--scan-batches"),
-    )
+    kdedge("teacher", "--data", f"folder:{folder_data}", "--out", run_dir, *ALL_STAGES, *TEACHER)
+    kdedge("distill", "--out", run_dir, *DISTILL)
     kdedge("export", "--out", run_dir)
     kdedge("quantize", "--out", run_dir, *some("--calibration-images"), "--no-compare-formats")
     benchmark = kdedge(
         "benchmark", "--out", run_dir, *some("--latency-seconds", "--latency-batches"), "--allow-undecided"
     )
     kdedge("bundle", "--out", run_dir, "--allow-undecided")
-    assert model_hashes(run_dir) == model_hashes(finished[0])
+    assert model_hashes(run_dir) == model_hashes(finished)
     assert json.loads(benchmark.stdout.splitlines()[-1])["gate"]["verdict"] == "undecided"
 
 
@@ -126,10 +121,10 @@ def test_only_the_benchmark_reads_test_images(tiny_options, tmp_path, monkeypatc
     readers = []
     monkeypatch.setattr(Folder, "test", lambda self: readers.append("test") or pytest.fail("test images read"))
     run_dir = tmp_path / "run"
-    kdedge("teacher", *tiny_options[:2], "--image-size", 16, "--teacher-epochs", 1, "--out", run_dir, "--threads", 1)
+    kdedge("teacher", *tiny_options[:2], *ALL_STAGES, *TEACHER, "--out", run_dir)
     kdedge("distill", "--distill-epochs", 1, "--student", "lite-xs", "--out", run_dir)
     kdedge("export", "--out", run_dir)
-    kdedge("quantize", "--calibration-images", 16, "--out", run_dir)
+    kdedge("quantize", "--calibration-images", 16, "--no-compare-formats", "--out", run_dir)
     assert readers == []
 
 
@@ -152,12 +147,11 @@ def test_other_test_images_change_nothing_that_was_chosen(finished, tmp_path):
     run_dir = tmp_path / "run"
     # One image under three labels: every model is at chance there.
     kdedge("run-all", "--data", f"folder:{data}", *TINY, "--out", run_dir, "--allow-undecided", code=3)
-    assert model_hashes(run_dir) == model_hashes(finished[0])
+    assert model_hashes(run_dir) == model_hashes(finished)
 
 
-def test_an_undecided_gate_ends_with_3_leaves_a_report_and_no_bundle(finished, folder_data, tmp_path):
-    run_dir = tmp_path / "run"
-    shutil.copytree(finished[0], run_dir)
+def test_an_undecided_gate_ends_with_3_leaves_a_report_and_no_bundle(copied, folder_data):
+    run_dir = copied
     result = kdedge("run-all", "--data", f"folder:{folder_data}", *TINY, "--out", run_dir, code=3)
     assert "--allow-undecided" in result.stderr
     assert (run_dir / "benchmark" / "report.json").exists()
@@ -165,7 +159,7 @@ def test_an_undecided_gate_ends_with_3_leaves_a_report_and_no_bundle(finished, f
 
 
 def test_the_bundle_verifies_predicts_and_can_be_measured_alone(finished, folder_data, tmp_path):
-    bundle = finished[0] / "bundle"
+    bundle = finished / "bundle"
     assert "verified" in kdedge("verify", bundle).stdout
     image = next((folder_data / "test" / "red").iterdir())
     row = json.loads(kdedge("predict", bundle, image, "--json").stdout)
@@ -181,9 +175,8 @@ def test_the_bundle_verifies_predicts_and_can_be_measured_alone(finished, folder
 
 
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"selective"}))
-def test_every_method_trains(finished, method, tmp_path):
-    run_dir = tmp_path / "run"
-    shutil.copytree(finished[0], run_dir)
+def test_every_method_trains(copied, method):
+    run_dir = copied
     kdedge("distill", "--method", method, "--hint-epochs", "1", "--rechoose-epochs", "1", "--out", run_dir)
     log = (run_dir / "distill" / f"training_log_{method}.csv").read_text().splitlines()
     columns = log[0].split(",")
@@ -192,22 +185,43 @@ def test_every_method_trains(finished, method, tmp_path):
     assert {"val_kd", "val_hint", "cosine_similarity"} <= set(columns)
 
 
-@pytest.mark.parametrize("stage", ["teacher", "distill"])
-def test_kill_9_then_the_same_command_ends_in_the_same_weights(finished, folder_data, tmp_path, stage):
-    run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "kdedge", "run-all", "--data", f"folder:{folder_data}", *TINY]
-    command += ["--out", str(run_dir), "--allow-undecided"]
-    checkpoint = run_dir / f".{stage}.partial" / ".checkpoint.pt"
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "COLUMNS": "80"})
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (run_dir / stage).exists(), "the stage was over before it could be killed"
-    result = kdedge(*command[3:])
-    assert f"{stage}: running" in result.stderr
-    assert model_hashes(run_dir) == model_hashes(finished[0])
+# A command that gets a signal in its second epoch. A parent that ignores Ctrl-C passes that on, as a shell does to what
+# it runs in the background.
+STOPPED = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from kdedge.pipeline.training import loop as training
+from kdedge.pipeline.cli import app
+whole = training.Batches.epoch
+def epoch(batches, number):
+    for batch in whole(batches, number):
+        yield batch
+        if number == 1:
+            os.kill(os.getpid(), int(sys.argv.pop()))
+training.Batches.epoch = epoch
+app(sys.argv[1:-1])
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "ending"), [("teacher", signal.SIGKILL), ("distill", signal.SIGKILL), ("distill", signal.SIGINT)]
+)
+def test_a_stage_that_was_stopped_ends_in_the_same_weights(finished, copied, folder_data, stage, ending):
+    shutil.rmtree(copied / stage)
+    options = [*ALL_STAGES, *(TEACHER if stage == "teacher" else DISTILL)]
+    command = [stage, "--data", f"folder:{folder_data}", *options, "--out", str(copied)]
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED, *command, str(int(ending))],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert not (copied / stage).exists(), "the stage was over before it could be stopped"
+    assert (copied / f".{stage}.partial" / ".checkpoint.pt").exists()
+    if ending == signal.SIGINT:
+        assert done.returncode == 130
+        assert done.stderr.splitlines()[-1] == "interrupted; run the same command again to resume"
+        assert "Traceback" not in done.stderr
+    assert "resumed" in kdedge(*command).stderr
+    assert model_hashes(copied) == model_hashes(finished)
 
 
 def test_a_teacher_without_blocks_gives_no_hints_but_can_teach_a_torchvision_student(tiny_options, tmp_path):
@@ -223,26 +237,6 @@ def test_a_teacher_without_blocks_gives_no_hints_but_can_teach_a_torchvision_stu
     assert (facts["arch"], facts["method"], facts["hint_pairs"]) == ("mobilenet_v2", "kd", [])
 
 
-def test_ctrl_c_is_one_line_and_the_same_command_ends_in_the_same_weights(finished, folder_data, tmp_path):
-    run_dir = tmp_path / "run"
-    options = ["run-all", "--data", f"folder:{folder_data}", *TINY, "--out", str(run_dir), "--allow-undecided"]
-    # A parent that ignores the signal, as a shell does for what it runs in the background, passes that on.
-    code = "import signal as s; s.signal(s.SIGINT, s.default_int_handler); from kdedge.pipeline.cli import app; app()"
-    process = subprocess.Popen([sys.executable, "-c", code, *options], stderr=subprocess.PIPE, text=True)
-    checkpoint = run_dir / ".teacher.partial" / ".checkpoint.pt"
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    _, log = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert log.splitlines()[-1] == "interrupted; run the same command again to resume"
-    assert "Traceback" not in log
-    assert not (run_dir / "teacher").exists(), "the stage was over before it could be interrupted"
-    kdedge(*options)
-    assert model_hashes(run_dir) == model_hashes(finished[0])
-
-
 def test_a_truncated_test_image_stops_the_run_before_it_trains(tmp_path):
     data = make_folder(tmp_path / "data", train=3, test=1)
     picture = data / "test" / "red" / "000.jpg"
@@ -256,7 +250,7 @@ def test_a_truncated_test_image_stops_the_run_before_it_trains(tmp_path):
 def test_a_bundle_measured_on_other_test_images_says_so(finished, tmp_path):
     data = make_folder(tmp_path / "data", train=3, test=2)
     options = ["--latency-seconds", "0.1", "--latency-batches", "1", "--allow-undecided", "--out", tmp_path / "b"]
-    result = kdedge("benchmark", finished[0] / "bundle", "--data", f"folder:{data}", *options)
+    result = kdedge("benchmark", finished / "bundle", "--data", f"folder:{data}", *options)
     assert "warning: these are not the test images" in result.stderr
     run = json.loads((tmp_path / "b" / "report.json").read_text())["run"]
     assert run["data"] == "folder:data"
@@ -267,7 +261,7 @@ def test_a_bundle_measured_on_other_test_images_says_so(finished, tmp_path):
 def test_a_device_needs_the_test_images_alone(finished, folder_data, tmp_path):
     shutil.copytree(folder_data / "test", tmp_path / "photos" / "test")
     options = ["--latency-seconds", "0.1", "--latency-batches", "1", "--allow-undecided", "--out", tmp_path / "b"]
-    result = kdedge("benchmark", finished[0] / "bundle", "--data", f"folder:{tmp_path / 'photos'}", *options)
+    result = kdedge("benchmark", finished / "bundle", "--data", f"folder:{tmp_path / 'photos'}", *options)
     assert "warning" not in result.stderr
     assert json.loads((tmp_path / "b" / "report.json").read_text())["run"]["same_test_images"] is True
     result = kdedge("teacher", "--data", f"folder:{tmp_path / 'photos'}", "--out", tmp_path / "run", code=2)
@@ -281,25 +275,23 @@ def test_two_runs_cannot_share_a_directory(tiny_options, tmp_path):
         assert "in use by another kdedge" in kdedge("teacher", *tiny_options[:2], "--out", tmp_path, code=2).stderr
 
 
-def test_the_config_file_is_the_same_as_flags(finished, folder_data, tmp_path):
+def test_the_config_file_is_the_same_as_flags(finished, copied, folder_data, tmp_path):
     config = tmp_path / "c.toml"
     config.write_text(f'[data]\nsource = "folder:{folder_data}"\n[distill]\nepochs = 3\nstudent = "lite-xs"\n')
-    run_dir = tmp_path / "run"
-    shutil.copytree(finished[0], run_dir)
+    run_dir = copied
     kdedge("distill", "--config", config, "--out", run_dir)
-    assert model_hashes(run_dir) == model_hashes(finished[0])
+    assert model_hashes(run_dir) == model_hashes(finished)
     assert json.loads((run_dir / "config.json").read_text())["distill"]["epochs"] == 3
 
 
 def test_resolved_configuration_is_written_to_the_run(finished):
-    runtime = json.loads((finished[0] / "config.json").read_text())["runtime"]
+    runtime = json.loads((finished / "config.json").read_text())["runtime"]
     assert (runtime["threads"], runtime["precision"]) == (1, "fp32")
     assert runtime["isa"] not in ("", "auto")
 
 
-def test_a_stage_of_another_class_count_is_refused(finished, tmp_path):
-    run_dir = tmp_path / "run"
-    shutil.copytree(finished[0], run_dir)
+def test_a_stage_of_another_class_count_is_refused(copied, tmp_path):
+    run_dir = copied
     data = make_folder(tmp_path / "data")
     for part in ("train", "test"):
         shutil.copytree(data / part / "red", data / part / "pink")
@@ -311,10 +303,9 @@ def test_a_stage_of_another_class_count_is_refused(finished, tmp_path):
     assert "calls class 2 'red', the data set 'pink'" in " ".join(result.stderr.split())
 
 
-def test_what_is_shown_beside_a_run_reruns_its_benchmark_alone(finished, folder_data, tmp_path):
-    run_dir, other = tmp_path / "run", tmp_path / "other"
-    shutil.copytree(finished[0], run_dir)
-    shutil.copytree(finished[0] / "benchmark", other)
+def test_what_is_shown_beside_a_run_reruns_its_benchmark_alone(finished, copied, folder_data, tmp_path):
+    run_dir, other = copied, tmp_path / "other"
+    shutil.copytree(finished / "benchmark", other)
     command = ["run-all", "--data", f"folder:{folder_data}", *TINY, "--out", run_dir, "--allow-undecided"]
     log = kdedge(*command, "--beside", other).stderr
     for stage in ("teacher", "distill", "export", "quantize"):
@@ -329,14 +320,14 @@ def test_what_is_shown_beside_a_run_reruns_its_benchmark_alone(finished, folder_
     assert "benchmark: running (changed: config beside)" in kdedge("benchmark", "--out", run_dir).stderr
 
 
-def test_what_cannot_stand_beside_a_run_stops_it_before_it_trains(finished, folder_data, tmp_path):
+def test_what_cannot_stand_beside_a_run_stops_it_before_it_trains(finished, copied, folder_data, tmp_path):
     command = ["run-all", "--data", f"folder:{folder_data}", *TINY, "--out", tmp_path / "run"]
     assert "does not exist" in kdedge(*command, "--beside", tmp_path / "no", code=2).stderr
-    report = json.loads((finished[0] / "benchmark" / "report.json").read_text())
+    report = json.loads((finished / "benchmark" / "report.json").read_text())
     report["host"]["cpu"] = "another"
     (tmp_path / "report.json").write_text(json.dumps(report))
     log = kdedge(*command, "--beside", tmp_path, code=2).stderr
     assert "latencies of different hosts" in log
     assert "running" not in log
-    log = kdedge("benchmark", "--out", finished[0], "--beside", f"{finished[0]}/bundle", code=2).stderr
+    log = kdedge("benchmark", "--out", copied, "--beside", f"{copied}/bundle", code=2).stderr
     assert "is this run itself" in " ".join(log.split())

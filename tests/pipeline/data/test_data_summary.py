@@ -9,6 +9,7 @@ from image_folders import make_tree
 from tiny import TINY
 from typer.testing import CliRunner
 
+from kdedge.pipeline import run as stages
 from kdedge.pipeline.cli import app
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.summary import print_summary, summarise
@@ -57,6 +58,14 @@ def test_table_of_many_classes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "4,950" in out
 
 
-def test_copies_are_told_before_anything_is_measured(tree: Path, tmp_path: Path) -> None:
+def test_copies_are_told_before_anything_is_measured(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "run_stage", interrupt)
     done = CliRunner().invoke(app, ["run-all", "--data", f"folder:{tree}", "--out", str(tmp_path / "run"), *TINY])
     assert "2 images have copies in another class" in " ".join(done.stderr.split())
+    assert done.exit_code == 130
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt

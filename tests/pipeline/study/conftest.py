@@ -12,6 +12,11 @@ OPTIONS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def quick(plain_figures, brief_search):
+    """What a study draws and how long it times candidates is tested elsewhere."""
+
+
 @pytest.fixture(scope="package")
 def study(tmp_path_factory, folder_data):
     out = tmp_path_factory.mktemp("study") / "compare"

@@ -47,7 +47,7 @@ def test_the_page_says_what_the_numbers_are(study, compared, folder_data):
         assert text in page
     assert str(folder_data.parent) not in page
     assert "The teacher held out" not in page  # the split is the same for every seed
-    assert "Teacher: resnet18, trained on 96 images, " in page
+    assert "Teacher: tiny_resnet, trained on 96 images, " in page
     assert "it alone has seen" not in page
     scanned = read(study[0] / "block_variances.csv")
     chosen = [
@@ -296,8 +296,8 @@ def test_a_teacher_directory_must_hold_a_teacher_and_excludes_options_of_its_tra
     command = [tmp_path if part == out else part for part in command]
     result = kdedge(*command, "--teacher-dir", out / "teacher", code=2)
     assert (
-        "--teacher-dir names a finished teacher, which --teacher-weights, --teacher-epochs, --teacher-batch-size, "
-        "--teacher-lr would not change" in result.stderr
+        "--teacher-dir names a finished teacher, which --teacher, --teacher-weights, --teacher-epochs, "
+        "--teacher-batch-size, --teacher-lr would not change" in result.stderr
     )
     command = without_teacher_options(command)
     result = kdedge(*command, "--teacher-dir", "/does/not/exist", code=2)

@@ -25,27 +25,25 @@ def student(out, method):
     return (out / "e2" / "seed0" / method / "distill" / "student.safetensors").read_bytes()
 
 
-def test_runs_at_once_give_the_students_of_runs_one_after_the_other(study, compared, tmp_path):
-    result = kdedge(*small(study, tmp_path, "--jobs", 2, methods="selective,ce,kd"))
+def test_a_run_that_fails_ends_the_study_and_runs_at_once_give_the_students_of_runs_one_after_the_other(
+    study, compared, tmp_path
+):
+    with lock_run(tmp_path / "e2" / "seed0" / "kd"):
+        result = kdedge(*small(study, tmp_path, "--jobs", 2, methods="ce,kd"), code=2)
+    assert "is in use by another" in result.stderr
+    kdedge(*small(study, tmp_path, "--jobs", 2, methods="selective,ce,kd"))
     assert [row["method"] for row in read(tmp_path / "evaluation_results.csv")] == ["ce", "kd", "selective"]
     for method in ("ce", "kd", "selective"):
         assert student(tmp_path, method) == student(study[0], method)
-    assert "ce, 2 epochs, seed 0: " in result.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_recorded_and_those_beside_it_go_on(study, compared, tmp_path):
     result = kdedge(*small(study, tmp_path, "--jobs", 2, "--lr", 10, "--alpha", 1000, methods="ce,kd"))
     status = {row["method"]: row["status"] for row in read(tmp_path / "evaluation_results.csv")}
     assert status["kd"] == "diverged"
     assert "warning: kd, 2 epochs, seed 0: stage distill: " in result.stderr
-
-
-def test_a_run_that_fails_ends_the_study_with_its_error(study, compared, tmp_path):
-    with lock_run(tmp_path / "e2" / "seed0" / "kd"):
-        result = kdedge(*small(study, tmp_path, "--jobs", 2, methods="ce,kd"), code=2)
-    assert "is in use by another" in result.stderr
-    kdedge(*small(study, tmp_path, "--jobs", 2, methods="ce,kd"))
-    assert student(tmp_path, "kd") == student(study[0], "kd")
+    assert "ce, 2 epochs, seed 0: " in result.stderr
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -93,6 +91,7 @@ def test_a_process_that_is_killed_is_named(study, compared, tmp_path, monkeypatc
     assert "fewer --jobs" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
 def test_processes_end_with_the_study(study, compared, tmp_path, ending):
