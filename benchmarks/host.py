@@ -79,16 +79,14 @@ def host_record() -> dict[str, Any]:
     import psutil
 
     ort = import_onnxruntime()
-    info = cpu_info()
-    flags = set(info.get("flags", ()))
-    problem = cuda_problem()
+    cpu = cpu_info()
     return {
-        "cpu": info.get("brand_raw") or platform.processor() or platform.machine(),
+        "cpu": cpu.name or platform.processor() or platform.machine(),
         "board": _read("/proc/device-tree/model"),
         "cores": usable_cores(),
         "cpu_quota": cpu_quota(),
         "physical_cores": psutil.cpu_count(logical=False),
-        "isa": [name for name, aliases in _ISA.items() if flags.intersection(aliases)],
+        "isa": [name for name, aliases in _ISA.items() if cpu.flags.intersection(aliases)],
         "memory_bytes": psutil.virtual_memory().total,
         "os": _os_name(),
         "python": platform.python_version(),
@@ -96,7 +94,7 @@ def host_record() -> dict[str, Any]:
         "gpu": _gpu(),
         "onnxruntime": ort.__version__,
         "providers": list(ort.get_available_providers()),
-        "cuda_problem": problem,
+        "cuda_problem": cuda_problem(),
         "tensorrt_problem": tensorrt_problem(),
     }
 
@@ -107,8 +105,7 @@ def host_kind() -> str:
     if machine in ("aarch64", "arm64"):
         return "arm64"
     if machine in ("x86_64", "amd64"):
-        flags = set(cpu_info().get("flags", ()))
-        return "x64-vnni" if flags.intersection(_ISA["avx512_vnni"] + _ISA["avx_vnni"]) else "x64-avx2"
+        return "x64-vnni" if cpu_info().flags.intersection(_ISA["avx512_vnni"] + _ISA["avx_vnni"]) else "x64-avx2"
     return ""
 
 

@@ -2,11 +2,13 @@
 
 import math
 import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-__all__ = ["cpu_info", "cpu_isa", "cpu_quota", "images_at_once", "usable_cores"]
+__all__ = ["Cpu", "cpu_info", "cpu_isa", "cpu_quota", "images_at_once", "usable_cores"]
 
 # From the most to the least capable; the first that the CPU has names its instruction set.
 _ISA_LEVELS = ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "sve", "bf16", "asimd", "neon")
@@ -58,16 +60,47 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-@cache
-def cpu_info() -> dict[str, Any]:
-    """Ask py-cpuinfo, which takes about a second, once per process."""
-    import cpuinfo
+class Cpu(NamedTuple):
+    """Name of the CPU (empty if unknown) and its features as Linux or cpuid names them."""
 
-    info: dict[str, Any] = cpuinfo.get_cpu_info()
-    return info
+    name: str
+    flags: frozenset[str]
+
+
+@cache
+def cpu_info() -> Cpu:
+    """Return the CPU of this machine."""
+    if sys.platform == "linux":
+        return linux_cpu(_lines(Path("/proc/cpuinfo")))
+    import cpuinfo  # takes about a second
+
+    info = cpuinfo.get_cpu_info()
+    return Cpu(info.get("brand_raw", ""), frozenset(info.get("flags", ())))
+
+
+def linux_cpu(lines: list[str]) -> Cpu:
+    """Return the CPU that the lines of ``/proc/cpuinfo`` describe; arm64 kernels name it only through ``lscpu``."""
+    fields = _fields(lines)
+    flags = fields.get("flags") or fields.get("Features") or ""  # x86 or ARM
+    return Cpu(fields.get("model name") or _lscpu_name(), frozenset(flags.split()))
+
+
+def _lscpu_name() -> str:
+    try:
+        command = ["lscpu"]
+        environment = {**os.environ, "LC_ALL": "C"}
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False, env=environment)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return _fields(result.stdout.splitlines()).get("Model name", "")
+
+
+def _fields(lines: list[str]) -> dict[str, str]:
+    """Return the first value of every ``name: value``."""
+    pairs = [[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]
+    return dict(reversed(pairs))
 
 
 def cpu_isa() -> str:
-    """Return the name of the most capable instruction set of this CPU that matters for training."""
-    flags = set(cpu_info().get("flags", ()))
-    return next((level for level in _ISA_LEVELS if level in flags), "baseline")
+    """Return the most capable instruction set of this CPU that matters for training."""
+    return next((level for level in _ISA_LEVELS if level in cpu_info().flags), "baseline")

@@ -188,7 +188,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         "adapter_params": sum(parameter.numel() for parameter in trainer.adapters.parameters()),
         "scan_s": round(scan_s, 2),
         "logits_computed": _logits_computed(rows),
-        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_info().get("brand_raw"),
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_info().name or None,
         "earlier_s": earlier_s,
     }
 

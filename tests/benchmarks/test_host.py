@@ -7,6 +7,7 @@ import pytest
 
 from kdedge.benchmarks import host
 from kdedge.errors import InputError
+from kdedge.machine import Cpu
 
 
 class FakeRuntime:
@@ -35,8 +36,8 @@ def test_record_of_this_machine() -> None:
 
 
 def test_instruction_sets_have_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = ["asimd", "asimddp", "i8mm", "avx512vnni", "sse2"]
-    monkeypatch.setattr(host, "cpu_info", lambda: {"brand_raw": "Made-up", "flags": flags})
+    flags = frozenset({"asimd", "asimddp", "i8mm", "avx512vnni", "sse2"})
+    monkeypatch.setattr(host, "cpu_info", lambda: Cpu("Made-up", flags))
     record = host.host_record()
     assert record["cpu"] == "Made-up"
     assert record["isa"] == ["avx512_vnni", "neon", "dotprod", "i8mm"]
@@ -130,7 +131,7 @@ def test_a_mixture_that_does_not_even_import_is_told(monkeypatch: pytest.MonkeyP
 
 
 def test_a_cpu_without_dot_products_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "cpu_info", lambda: {"brand_raw": "Haswell", "flags": ["avx2"]})
+    monkeypatch.setattr(host, "cpu_info", lambda: Cpu("Haswell", frozenset({"avx2"})))
     checks = {check["name"]: check for check in host.doctor()["checks"]}
     assert checks["INT8 instructions"]["status"] == "missing"
     assert "saturate on AVX2" in checks["INT8 instructions"]["detail"]
@@ -143,7 +144,7 @@ def test_a_cpu_without_dot_products_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 )  # fmt: skip
 def test_kind_of_host(monkeypatch: pytest.MonkeyPatch, machine: str, flags: set[str], expected: str) -> None:
     monkeypatch.setattr(host.platform, "machine", lambda: machine)
-    monkeypatch.setattr(host, "cpu_info", lambda: {"flags": sorted(flags)})
+    monkeypatch.setattr(host, "cpu_info", lambda: Cpu("", frozenset(flags)))
     assert host.host_kind() == expected
 
 

@@ -2,14 +2,17 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from kdedge import machine
 from kdedge.errors import InputError
-from kdedge.machine import cpu_quota, images_at_once, usable_cores
+from kdedge.machine import cpu_info, cpu_quota, images_at_once, linux_cpu, usable_cores
 from kdedge.pipeline.training.device import prepare, resolve
 from kdedge.pipeline.training.options import RuntimeConfig
 
@@ -124,3 +127,31 @@ def test_no_more_cores_are_usable_than_the_quota_keeps_busy(monkeypatch):
     for quota, cores in ((None, 4), (0.3, 1), (1.0, 1), (2.5, 3), (9.0, 4)):
         monkeypatch.setattr(machine, "cpu_quota", lambda quota=quota: quota)
         assert usable_cores() == cores
+
+
+LSCPU = SimpleNamespace(stdout="Architecture: aarch64\nModel name:          Cortex-A76\n")
+
+
+@pytest.mark.parametrize(
+    ("lines", "cpu"),
+    [
+        (["processor\t: 0", "model name\t: AMD EPYC: 9", "flags\t\t: fpu avx2", "processor\t: 1", "flags\t: fpu"],
+         ("AMD EPYC: 9", {"fpu", "avx2"})),
+        (["processor\t: 0", "Features\t: asimd asimddp", "CPU part\t: 0xd0b"], ("Cortex-A76", {"asimd", "asimddp"})),
+        ([], ("Cortex-A76", set())),
+    ],
+)  # fmt: skip
+def test_name_and_flags_of_a_cpu_on_linux(lines, cpu, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: LSCPU)
+    assert linux_cpu(lines) == cpu
+
+
+def test_a_machine_without_lscpu_has_no_name(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert linux_cpu(["Features: asimd"]) == ("", {"asimd"})
+
+
+def test_the_cpu_is_read_without_py_cpuinfo(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cpuinfo", None)
+    cpu_info.cache_clear()
+    assert cpu_info().flags
