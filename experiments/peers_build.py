@@ -66,7 +66,7 @@ def litert(folder: Path, images: Any) -> None:
 
 
 def _as_torch(path: Path) -> Any:
-    """Return the student behind its pixel front as a PyTorch module: a chain of layers, batch norm already folded."""
+    """Return the student behind its input adapter as a PyTorch module: a chain of layers, batch norm already folded."""
     import onnx
     from onnx import numpy_helper
     from torch import from_numpy, nn
@@ -77,7 +77,7 @@ def _as_torch(path: Path) -> Any:
     for node in graph.node:
         attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
         if node.op_type in ("Cast", "Mul", "Transpose"):
-            continue  # the pixel front
+            continue  # the input adapter
         if node.op_type in ("Conv", "Gemm"):
             weight, bias = constants[node.input[1]], constants[node.input[2]]
             outputs, inputs = weight.shape[:2]

@@ -1,7 +1,7 @@
-"""Reading and changing the ONNX graphs: checks, the pixel front, multiply-accumulate counts.
+"""Reading and changing the ONNX graphs: checks, the input adapter, multiply-accumulate counts.
 
-The FP32 graph begins ``pixels uint8 NHWC → Cast → Mul(1/255) → Transpose → core``. `cut_pixel_front` gives the core
-with a float NCHW input, `add_pixel_front` puts ``pixels → DequantizeLinear(1/255, 0) → Transpose`` in front of a
+The FP32 graph begins ``pixels uint8 NHWC → Cast → Mul(1/255) → Transpose → core``. `cut_input_adapter` gives the core
+with a float NCHW input, `add_input_adapter` puts ``pixels → DequantizeLinear(1/255, 0) → Transpose`` in front of a
 quantized core. Needs the package onnx.
 """
 
@@ -18,9 +18,9 @@ from kdedge.errors import InputError
 
 __all__ = [
     "CORE_INPUT",
-    "add_pixel_front",
+    "add_input_adapter",
     "count_macs",
-    "cut_pixel_front",
+    "cut_input_adapter",
     "keep_float",
     "lowest_runtime",
     "read_model",
@@ -59,7 +59,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     return model
 
 
-def cut_pixel_front(model: onnx.ModelProto) -> onnx.ModelProto:
+def cut_input_adapter(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy without ``Cast → Mul(1/255) → Transpose``, taking ``image`` float32 ``[N, 3, S, S]`` in 0..1.
 
     Raises:
@@ -99,7 +99,7 @@ def cut_pixel_front(model: onnx.ModelProto) -> onnx.ModelProto:
     return core
 
 
-def add_pixel_front(core: onnx.ModelProto) -> None:
+def add_input_adapter(core: onnx.ModelProto) -> None:
     """Let a core take uint8 NHWC pixels: ``pixels → DequantizeLinear(1/255, 0) → Transpose`` in front.
 
     Where the core's input is quantized to uint8, its Quantize and Dequantize go: the pixels are themselves that

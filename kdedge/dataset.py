@@ -23,24 +23,24 @@ class Split:
         images: Pixels as decoded, [N, S, S, 3] uint8 RGB.
         labels: Class of each image, an index into the class names, [N] int64.
         class_names: Names of the classes, for messages; empty where only the numbers are known.
-        taken_from: Where the images stood in the part of the data set that they were taken from, [N] int64; None:
-            they are the whole part.
+        subset_indices: Index of each image in the whole part of the data set, [N] int64; None: the split is the whole
+            part.
         validation: Which images are set aside for validation, [N] bool; None: `split_train_val` chooses.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     class_names: tuple[str, ...] = ()
-    taken_from: NDArray[np.int64] | None = None
+    subset_indices: NDArray[np.int64] | None = None
     validation: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
-    def places(self) -> NDArray[np.int64]:
-        """Place of each image in the whole part of the data set, [N] int64: the same in every split of it."""
-        return np.arange(len(self.labels)) if self.taken_from is None else self.taken_from
+    def dataset_indices(self) -> NDArray[np.int64]:
+        """Index of each image in the whole part of the data set, [N] int64: the same in every split of it."""
+        return np.arange(len(self.labels)) if self.subset_indices is None else self.subset_indices
 
 
 class Dataset(Protocol):
@@ -192,4 +192,4 @@ def _subset(split: Split, indices: NDArray[np.int64], size: int, rng: np.random.
 
 
 def _take(split: Split, indices: NDArray[np.int64]) -> Split:
-    return Split(split.images[indices], split.labels[indices], split.class_names, split.places[indices])
+    return Split(split.images[indices], split.labels[indices], split.class_names, split.dataset_indices[indices])

@@ -67,9 +67,9 @@ class StageSpec:
         name: Name of the stage and of its directory inside the run directory.
         reads: Names of the stages whose directories it reads.
         run: ``run(config, inputs, out_dir)``: reads ``inputs[stage]``, writes into ``out_dir``, returns the
-            facts worth keeping (accuracies, chosen layers …) as a JSON-ready mapping; ``earlier_s`` among
+            metrics worth keeping (accuracies, chosen layers …) as a JSON-ready mapping; ``earlier_s`` among
             them is the time in seconds that interrupted attempts had spent.
-        key: ``key(config)``: the part of the configuration that decides the result, JSON-ready.
+        fingerprint: ``fingerprint(config)``: the part of the configuration that decides the result, JSON-ready.
         data: ``data(config)``: SHA-256 of each part of the data set that the stage reads.
         check: ``check(config, run_dir)``: refuses what cannot work, before any image is read; None: there is nothing.
         check_data: The same, after the images were hashed; ``names`` of the stages that run is its third argument.
@@ -81,7 +81,7 @@ class StageSpec:
     name: str
     reads: tuple[str, ...]
     run: Callable[[Any, Mapping[str, Path], Path], dict[str, Any]]
-    key: Callable[[Any], dict[str, Any]]
+    fingerprint: Callable[[Any], dict[str, Any]]
     data: Callable[[Any], dict[str, str]]
     check: Callable[[Any, Path], None] | None = None
     check_data: Callable[[Any, Path, Collection[str]], None] | None = None
@@ -149,7 +149,7 @@ def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = Fals
     partial = partial_dir(run_dir, spec.name)
     _recover(target)
     inputs = {name: run_dir / name for name in spec.reads}
-    wanted: dict[str, Any] = {"config": spec.key(config), "inputs": _input_hashes(spec, config, run_dir)}
+    wanted: dict[str, Any] = {"config": spec.fingerprint(config), "inputs": _input_hashes(spec, config, run_dir)}
     reason = "--force was given" if force else _why_rerun(target, wanted)
     if not reason:
         other = _made_with_other_versions(spec, load_manifest(target))
@@ -167,11 +167,11 @@ def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = Fals
     rss_before_kb = _reset_peak()
     try:
         with disk_errors(partial):
-            facts = spec.run(config, inputs, partial)
+            metrics = spec.run(config, inputs, partial)
     except KdedgeError as error:
         error.args = (f"stage {spec.name}: {error}",)
         raise
-    elapsed_s = time.monotonic() - start + facts.pop("earlier_s", 0.0)
+    elapsed_s = time.monotonic() - start + metrics.pop("earlier_s", 0.0)
     outputs = {
         path.relative_to(partial).as_posix(): file_sha256(path)
         for path in sorted(partial.rglob("*"))
@@ -182,7 +182,7 @@ def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = Fals
         "stage": spec.name,
         **wanted,
         "outputs": outputs,
-        "facts": facts,
+        "facts": metrics,
         "commit": ", ".join(dict.fromkeys(attempt.commit for attempt in attempts if attempt.commit)) or None,
         "versions": attempts[-1].versions,
         "wall_s": round(elapsed_s, 2),
@@ -206,7 +206,7 @@ def why_rerun(spec: StageSpec, config: Any, run_dir: Path, *, any_config: bool =
     Raises:
         InputError: A stage that it reads is missing or damaged, or its own input is bad.
     """
-    wanted = {} if any_config else {"config": spec.key(config)}
+    wanted = {} if any_config else {"config": spec.fingerprint(config)}
     return _why_rerun(run_dir / spec.name, {**wanted, "inputs": _input_hashes(spec, config, run_dir)})
 
 

@@ -21,7 +21,7 @@ from kdedge.export.graph import read_model
 from kdedge.export.options import QuantizeConfig
 from kdedge.export.quantize.candidates import RULE
 from kdedge.export.quantize.quantizer import Quantizer
-from kdedge.export.quantize.repair import Rung, climb
+from kdedge.export.quantize.repair import RepairStep, repair
 from kdedge.export.quantize.search import Validation, search
 from kdedge.export.quantize.sensitivity import measure_sensitivity
 from kdedge.export.quantize.targets import TARGETS
@@ -50,7 +50,7 @@ def quantize_model(
         seed: Of the samples of calibration and validation images.
 
     Returns:
-        Facts for the manifest: the chosen candidate, the rung of the ladder, its validation numbers and its proof of
+        Facts for the manifest: the chosen candidate, the step of the ladder, its validation numbers and its proof of
         integers.
 
     Raises:
@@ -69,8 +69,8 @@ def quantize_model(
     chosen, trials, fp32_ms = search(
         quantizer, validation, settings.target, min(wanted, len(picked)), compare=settings.compare_formats
     )
-    rungs = climb(quantizer, chosen, validation, train_images=train.images if settings.qat else None)
-    final = rungs[-1]
+    steps = repair(quantizer, chosen, validation, train_images=train.images if settings.qat else None)
+    final = steps[-1]
     sensitivity = measure_sensitivity(final.quantizer, chosen.candidate, validation)
     write_atomic(out_dir / INT8_NAME, _labelled(final, settings.target, len(scored)))
     write_json(out_dir / "sensitivity.json", sensitivity)
@@ -87,7 +87,7 @@ def quantize_model(
         "fp32_top1_pct": round(validation.fp32_top1_pct, 3),
         "fp32_p50_ms": fp32_ms,
         "candidates": [trial.as_json() for trial in trials],
-        "rungs": [rung.as_json() for rung in rungs],
+        "rungs": [step.as_json() for step in steps],
     }
     write_json(out_dir / "candidates.json", record)
     draw_figures({"latency": [], "quantization": {**record, "sensitivity": sensitivity}}, out_dir / "figures")
@@ -95,7 +95,7 @@ def quantize_model(
         warn(f"the INT8 model loses {final.gate['loss_pp']:.2f} pp on validation images; the gate would fail there")
     result = final.trial.score
     log(
-        f"quantize: {chosen.candidate.name}{'' if final is rungs[0] else f' + {final.name}'}: validation top-1 "
+        f"quantize: {chosen.candidate.name}{'' if final is steps[0] else f' + {final.name}'}: validation top-1 "
         f"{result.top1_pct:.2f} % (FP32 {validation.fp32_top1_pct:.2f} %), logit SQNR {result.sqnr_db:.1f} dB, "
         f"{final.trial.proof['integer_convs']} integer convolutions; most sensitive: "
         f"{', '.join(sensitivity['dominant']) or 'none stands out'}"
@@ -112,7 +112,7 @@ def quantize_model(
     }
 
 
-def _labelled(final: Rung, target: str, images: int) -> bytes:
+def _labelled(final: RepairStep, target: str, images: int) -> bytes:
     """Write into the model's metadata what it was made for and how."""
     model = onnx.load_model_from_string(final.trial.model)
     metadata = {item.key: item.value for item in model.metadata_props}

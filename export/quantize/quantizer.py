@@ -1,4 +1,4 @@
-"""Builds INT8 models: the float core, the ranges of its tensors, onnxruntime's QDQ quantizer, the pixel front.
+"""Builds INT8 models: the float core, the ranges of its tensors, onnxruntime's QDQ quantizer, the input adapter.
 
 quantizer = Quantizer.from_model(read_model(path), images)    # [N, S, S, 3] uint8, for calibration
 data = quantizer.build(Candidate())                           # bytes of the deployed model
@@ -15,7 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from kdedge.errors import StageError
-from kdedge.export.graph import add_pixel_front, cut_pixel_front, keep_float
+from kdedge.export.graph import add_input_adapter, cut_input_adapter, keep_float
 from kdedge.export.quantize.calibrate import TensorStatistics
 from kdedge.export.quantize.candidates import Candidate
 from kdedge.files import scratch_dir
@@ -53,11 +53,11 @@ class Quantizer:
         """Take the core out of an exported FP32 model, which is not modified.
 
         Raises:
-            InputError: The model does not begin with the pixel front of an exported student.
+            InputError: The model does not begin with the input adapter of an exported student.
             StageError: A batch norm could not be folded.
         """
         metadata = {item.key: item.value for item in model.metadata_props}
-        core = _preprocess(cut_pixel_front(model))
+        core = _preprocess(cut_input_adapter(model))
         return cls(core, core, images, metadata, model.ir_version)
 
     def equivalent(self, core: onnx.ModelProto) -> "Quantizer":
@@ -111,7 +111,7 @@ class Quantizer:
         quantizer.quantize_model()
         quantizer.model.topological_sort()
         model = quantizer.model.model
-        add_pixel_front(model)
+        add_input_adapter(model)
         keep_float(model)
         quantizer.model.topological_sort()
         _finish(model, {**self.metadata, "kdedge.quantization": candidate.name}, self.ir_version)

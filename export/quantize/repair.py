@@ -1,12 +1,11 @@
-"""The ladder: the repair steps after the search, from cheap to costly.
+"""Repair steps after the search, from cheap to costly.
 
-Batch norm is folded at export. Bias correction is tried on every model and kept where the rule of the search prefers
-it. If the gate would not pass on the validation images, further steps follow: cross-layer equalisation, adaptive
-rounding, the most sensitive layers in float (at most half of them), and with ``--qat`` a short fine-tuning. The first
-step that passes is taken, if it follows FP32 as closely as the best model before it: a logit SQNR that is more than
-1 dB lower counts against it unless it is shown to keep more of FP32's right answers. Layers go to float only where a
-fault is shown, because that costs speed. If no step passes, the rule of the search chooses among them. The test images
-judge only once, afterwards.
+Bias correction runs on every model and is kept if the rule of the search prefers it. If the gate fails on the
+validation images, further steps follow: cross-layer equalisation, adaptive rounding, the most sensitive layers in float
+(at most half of them), and with ``--qat`` a short fine-tuning. The first step that passes is taken if it follows FP32
+as closely as the best model before it: a logit SQNR more than 1 dB lower rejects it, unless it is shown to keep more of
+FP32's correct predictions. Layers go to float only if a loss is shown, because float costs speed. If no step passes,
+the rule of the search chooses among them. No step sees the test images.
 """
 
 import time
@@ -28,21 +27,21 @@ from kdedge.export.quantize.search import Trial, Validation
 from kdedge.export.quantize.sensitivity import measure_sensitivity
 from kdedge.progress import format_duration, log
 
-__all__ = ["Rung", "climb", "settled"]
+__all__ = ["RepairStep", "repair", "settled"]
 
-# A training step of PyTorch takes about as long as so many runs of onnxruntime over its batch.
+# Runs of onnxruntime over a batch that take about as long as a training step of PyTorch on it.
 _RUNS_PER_STEP = 8
 
 
 @dataclass(frozen=True)
-class Rung:
-    """A step of the ladder.
+class RepairStep:
+    """A model after a repair step.
 
     Attributes:
-        name: ``search`` for the ground, else what was done.
-        trial: The model that it gave.
-        gate: What the gate would say on the validation images.
-        quantizer: The quantizer that built it.
+        name: Name of the step; ``search`` for the model before any.
+        trial: The model.
+        gate: The gate's result on the validation images.
+        quantizer: The quantizer that built the model.
     """
 
     name: str
@@ -51,11 +50,11 @@ class Rung:
     quantizer: Quantizer
 
     def as_json(self) -> dict[str, Any]:
-        """Return name, verdict and numbers."""
+        """Return the entry of ``rungs`` in ``candidates.json``."""
         keys = ("loss_pp", "loss_lower95_pp", "loss_upper95_pp", "verdict")
         return {
             "rung": self.name,
-            "refused": self.trial.refused or None,
+            "refused": self.trial.rejection_reason or None,
             **{key: self.gate[key] for key in keys},
             "sqnr_db": round(self.trial.score.sqnr_db, 2),
             "float_layers": list(self.trial.float_layers),
@@ -63,114 +62,116 @@ class Rung:
 
 
 def settled(gate: Mapping[str, Any], images: int) -> bool:
-    """Return whether there is nothing to climb for.
+    """Return whether no repair is needed.
 
-    That is so if the gate passes, or if so few images could not pass even without a single difference and show no
-    fault either.
+    That is the case if the gate passes, or if it has not failed and this number of images could not pass it even
+    without a single difference.
     """
     too_few = 100 * tango_interval(images, 0, 0)[1] >= float(gate["limit_pp"])
     return bool(gate["verdict"] == "passed" or (too_few and gate["verdict"] != "failed"))
 
 
-def climb(
+def repair(
     quantizer: Quantizer,
     start: Trial,
     validation: Validation,
     *,
     train_images: npt.NDArray[np.uint8] | None = None,
-) -> list[Rung]:
-    """Correct the biases, then climb until the validation images would pass the gate.
+) -> list[RepairStep]:
+    """Correct the biases, then try repair steps until the gate passes on the validation images.
 
     Args:
         quantizer: The quantizer that built ``start``.
         start: The choice of the search.
-        validation: What every rung is judged on.
-        train_images: ``[N, S, S, 3] uint8``, for the fine-tuning; None: that rung is left out.
+        validation: Scores every step.
+        train_images: ``[N, S, S, 3] uint8``, for the fine-tuning; None: no fine-tuning.
 
     Returns:
-        The rungs in order, ``search`` first. The last is the one to ship, repeated if it is not the last that was
-        tried: the first that passes and follows FP32 closely, or if none does, the choice of the search's rule. A rung
-        that is partly in float without having chosen so is never it.
+        The steps in order, ``search`` first. The last is the one to ship, repeated if it is not the last that was
+        tried: the first that passes and follows FP32 closely, else the choice of the search's rule. A step with
+        layers that are unexpectedly in float is never shipped.
     """
     candidate = start.candidate
     images = len(validation.labels)
-    rungs = [Rung("search", start, validation.gate(start.score), quantizer)]
-    best, plain = rungs[0], quantizer
+    steps = [RepairStep("search", start, validation.gate(start.score), quantizer)]
+    best, plain = steps[0], quantizer
 
-    def attempt(name: str, built: Quantizer, float_layers: tuple[str, ...] = ()) -> Rung:
+    def attempt(name: str, built: Quantizer, float_layers: tuple[str, ...] = ()) -> RepairStep:
         trial = validation.try_out(built, candidate, float_layers)
-        rung = Rung(name, trial, validation.gate(trial.score), built)
-        rungs.append(rung)
-        log(f"quantize: {name}: {_numbers(rung)}{f'; not to be shipped: {trial.refused}' if trial.refused else ''}")
-        return rung
+        step = RepairStep(name, trial, validation.gate(trial.score), built)
+        steps.append(step)
+        rejected = f"; rejected: {trial.rejection_reason}" if trial.rejection_reason else ""
+        log(f"quantize: {name}: {_numbers(step)}{rejected}")
+        return step
 
-    def done(rung: Rung) -> bool:
-        return not rung.trial.refused and settled(rung.gate, images) and follows(rung)
+    def done(step: RepairStep) -> bool:
+        return not step.trial.rejection_reason and settled(step.gate, images) and follows(step)
 
-    def follows(rung: Rung) -> bool:
-        """Return whether a rung follows FP32 as closely as the best before it, or is shown to be more accurate."""
-        new, old = rung.trial.score, best.trial.score
+    def follows(step: RepairStep) -> bool:
+        """Return whether a step follows FP32 as closely as the best before it, or is shown to be more accurate."""
+        new, old = step.trial.score, best.trial.score
         return new.sqnr_db >= old.sqnr_db - SIMPLER_COSTS_DB or keeps_more(new, old)
 
-    def better(rung: Rung) -> bool:
-        """Return whether to go on from a rung: not if it made it worse, or is in float although nobody chose that."""
-        return not rung.trial.refused and choose([best.trial.score, rung.trial.score]) == 1
+    def better(step: RepairStep) -> bool:
+        """Return whether further steps start from this one: it is valid and the search's rule prefers it."""
+        return not step.trial.rejection_reason and choose([best.trial.score, step.trial.score]) == 1
 
     log(f"quantize: search: {_numbers(best)}")
-    rung = attempt("bias correction", correct_biases(plain, candidate))
-    if better(rung):
-        best = rung
+    step = attempt("bias correction", correct_biases(plain, candidate))
+    if better(step):
+        best = step
     if done(best):
-        _say_too_few(best.gate, images)
-        return rungs if best is rungs[-1] else [*rungs, best]
+        _log_too_few(best.gate, images)
+        return steps if best is steps[-1] else [*steps, best]
 
-    log("quantize: the gate would not pass on the validation images; trying repairs")
+    log("quantize: the gate does not pass on the validation images; trying repair steps")
     equalised = plain.equivalent(equalise(plain.core))
-    rung = attempt("cross-layer equalisation", correct_biases(equalised, candidate))
-    if done(rung):
-        return rungs
-    if better(rung):
-        best, plain = rung, equalised
-    _say_duration("adaptive rounding", quantizer, rounding.STEPS, rounding.BATCH)
-    rung = attempt("adaptive rounding", round_adaptively(best.quantizer, candidate))
-    if done(rung):
-        return rungs
-    if better(rung):
-        best = rung
+    step = attempt("cross-layer equalisation", correct_biases(equalised, candidate))
+    if done(step):
+        return steps
+    if better(step):
+        best, plain = step, equalised
+    _log_duration("adaptive rounding", quantizer, rounding.STEPS, rounding.BATCH)
+    step = attempt("adaptive rounding", round_adaptively(best.quantizer, candidate))
+    if done(step):
+        return steps
+    if better(step):
+        best = step
     if best.gate["loss_lower95_pp"] > 0 or best.gate["verdict"] == "failed":
-        # Not on rounded weights: they make up for the error of the very layer that goes back to float.
+        # Not on rounded weights: their rounding compensates for the error of the layer that goes back to float.
         rows = measure_sensitivity(plain, candidate, validation)["layers"]
         by_noise = [row["layer"] for row in sorted(rows, key=lambda row: -row["noise_share"])]
         for count in range(1, len(by_noise) // 2 + 1):
             in_float = tuple(by_noise[:count])
             corrected = correct_biases(plain, candidate, in_float)
             if done(attempt(f"{count} of {len(by_noise)} layers in float", corrected, in_float)):
-                return rungs
+                return steps
     else:
         log("quantize: no loss is shown on the validation images; no layer goes to float")
     if train_images is not None:
         from kdedge.export.quantize import qat
 
-        _say_duration("fine-tuning", quantizer, qat.STEPS, qat.BATCH)
+        _log_duration("fine-tuning", quantizer, qat.STEPS, qat.BATCH)
         trained = qat.fine_tune(best.quantizer, candidate, train_images)
         if done(attempt("fine-tuning", trained)):
-            return rungs
+            return steps
     shippable = [
-        rung
-        for rung in rungs
-        if not rung.trial.refused and (not rung.trial.float_layers or keeps_more(rung.trial.score, best.trial.score))
+        step
+        for step in steps
+        if not step.trial.rejection_reason
+        and (not step.trial.float_layers or keeps_more(step.trial.score, best.trial.score))
     ]
-    return [*rungs, shippable[choose([rung.trial.score for rung in shippable])]]
+    return [*steps, shippable[choose([step.trial.score for step in shippable])]]
 
 
-def _say_too_few(gate: Mapping[str, Any], images: int) -> None:
-    """Log why nothing more is tried although the gate would not pass."""
+def _log_too_few(gate: Mapping[str, Any], images: int) -> None:
+    """Log the reason why no repair follows a gate that is undecided."""
     if gate["verdict"] != "passed":
         log(f"quantize: {images:,} validation images are too few to show whether a repair helps; none is tried")
 
 
-def _say_duration(name: str, quantizer: Quantizer, steps: int, batch: int) -> None:
-    """Log about how long a repair by training takes, from one run over a batch."""
+def _log_duration(name: str, quantizer: Quantizer, steps: int, batch: int) -> None:
+    """Log the estimated duration of a repair step that trains, from one run over a batch."""
     images = quantizer.images[np.arange(batch) % len(quantizer.images)]
     run = tensor_runner(quantizer.original, ["logits"])
     run(images)
@@ -179,9 +180,9 @@ def _say_duration(name: str, quantizer: Quantizer, steps: int, batch: int) -> No
     log(f"quantize: {name}: about {format_duration(_RUNS_PER_STEP * steps * (time.perf_counter() - start))}")
 
 
-def _numbers(rung: Rung) -> str:
-    gate = rung.gate
+def _numbers(step: RepairStep) -> str:
+    gate = step.gate
     return (
         f"loss {gate['loss_pp']:.2f} pp, 95 % {gate['loss_lower95_pp']:+.2f} to {gate['loss_upper95_pp']:+.2f}, "
-        f"{rung.trial.score.sqnr_db:.1f} dB"
+        f"{step.trial.score.sqnr_db:.1f} dB"
     )

@@ -36,7 +36,7 @@ class Trial:
         model: The deployed model.
         proof: From `kdedge.export.quantize.proof.integer_proof`.
         score: Against FP32 on the validation images.
-        refused: Why it cannot be chosen for the target; empty: it can.
+        rejection_reason: Why it cannot be chosen for the target; empty: it can.
         float_layers: Names of the layers left in float on purpose.
         p50_ms: Median latency at batch 1 on one thread of this host (None: not measured).
     """
@@ -45,7 +45,7 @@ class Trial:
     model: bytes
     proof: Mapping[str, Any]
     score: Score
-    refused: str = ""
+    rejection_reason: str = ""
     float_layers: tuple[str, ...] = ()
     p50_ms: float | None = None
 
@@ -57,7 +57,7 @@ class Trial:
             **self.score.as_json(),
             "p50_ms": self.p50_ms,
             "bytes": len(self.model),
-            "refused": self.refused or None,
+            "refused": self.rejection_reason or None,
         }
 
 
@@ -149,7 +149,7 @@ def search(
         with track(f"quantize: {name}", len(candidates)) as progress:
             for candidate in candidates:
                 trial = validation.try_out(quantizer, candidate)
-                fresh.append(replace(trial, refused=refused(candidate) or trial.refused))
+                fresh.append(replace(trial, rejection_reason=refused(candidate) or trial.rejection_reason))
                 progress.advance(note=candidate.name)
         fp32_ms, times = validation.latencies(fresh)
         trials.extend(replace(trial, p50_ms=ms) for trial, ms in zip(fresh, times, strict=True))
@@ -170,9 +170,9 @@ def _picker(trials: Sequence[Trial], *, by_latency: bool) -> Callable[[], Trial]
     """Return a function that picks the best of the trials so far, by `kdedge.export.quantize.candidates.RULE`."""
 
     def pick() -> Trial:
-        pool = [trial for trial in trials if not trial.refused]
+        pool = [trial for trial in trials if not trial.rejection_reason]
         if not pool:
-            reasons = "; ".join(dict.fromkeys(trial.refused for trial in trials))
+            reasons = "; ".join(dict.fromkeys(trial.rejection_reason for trial in trials))
             raise StageError(
                 f"no INT8 candidate can be shipped: {reasons}",
                 "the artifact would be called INT8 but run as float; report this with the model",

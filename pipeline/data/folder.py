@@ -130,7 +130,7 @@ class Folder:
         validation = np.arange(len(items)) >= len(self.train_items) if self.val_items else None
         undecoded = Split(np.empty((len(items), 0, 0, 3), np.uint8), _labels(items), self.class_names, None, validation)
         used = keep_used(undecoded, self.val_fraction, self.train_size)
-        images = self._decode([items[place] for place in used.places], "reading training images", copies=2)
+        images = self._decode([items[index] for index in used.dataset_indices], "reading training images", copies=2)
         split = replace(used, images=images)
         _decoded.clear()
         if images.nbytes <= _MOST_KEPT_BYTES:

@@ -35,7 +35,7 @@ def summarise(config: DataConfig) -> dict[str, Any]:
     for (name, kind), count in left_out.items():
         of_class[name] += count
         of_kind[kind] += count
-    facts = {
+    summary = {
         "data": dataset.name,
         "classes": list(names),
         "image_size": dataset.image_size,
@@ -52,22 +52,22 @@ def summarise(config: DataConfig) -> dict[str, Any]:
     }
     if isinstance(dataset, Folder):
         dataset.warn_duplicates()
-        facts |= {"source_sizes": dataset.source_sizes(), "duplicates": dataset.duplicates()}
-    return facts
+        summary |= {"source_sizes": dataset.source_sizes(), "duplicates": dataset.duplicates()}
+    return summary
 
 
-def print_summary(facts: dict[str, Any]) -> None:
+def print_summary(summary: dict[str, Any]) -> None:
     """Print what `summarise` returned as a table."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    rows = facts["per_class"]
+    rows = summary["per_class"]
     shown = rows if len(rows) <= _MOST_ROWS else sorted(rows, key=lambda row: row["train"])[: _MOST_ROWS // 2]
     table = Table(box=None, pad_edge=False, show_footer=True)
     table.add_column("class", footer="all" if shown is rows else f"all {len(rows)}")
     for title, key in (("training", "train"), ("validation", "val"), ("test", "test"), ("left out", "left_out")):
-        total = sum(facts["left_out"].values()) if key == "left_out" else facts[key]
+        total = sum(summary["left_out"].values()) if key == "left_out" else summary[key]
         table.add_column(title, justify="right", footer=f"{total:,}")
     for row in shown:
         table.add_row(Text(row["class"]), *(f"{row[key]:,}" for key in ("train", "val", "test", "left_out")))
@@ -75,11 +75,11 @@ def print_summary(facts: dict[str, Any]) -> None:
     console.print(table)
     if shown is not rows:
         console.print(f"({len(shown)} of {len(rows)} classes, those with the fewest training images; --json has all)")
-    resized = f"resized to {facts['image_size']} x {facts['image_size']} pixels"
-    if sizes := facts.get("source_sizes"):
+    resized = f"resized to {summary['image_size']} x {summary['image_size']} pixels"
+    if sizes := summary.get("source_sizes"):
         small, median, large = (" x ".join(map(str, sizes[key])) for key in ("smallest", "median", "largest"))
         console.print(f"images: {small} to {large} pixels, median {median}; {resized}")
     else:
         console.print(f"images: {resized}")
-    if facts["left_out"]:
-        console.print("left out: " + ", ".join(f"{count} {kind}" for kind, count in facts["left_out"].items()))
+    if summary["left_out"]:
+        console.print("left out: " + ", ".join(f"{count} {kind}" for kind, count in summary["left_out"].items()))

@@ -111,7 +111,7 @@ def _made_with(config: Config, inputs: Mapping[str, Path]) -> bool:
 
     A student may have another seed than its teacher, as in a study, or be older than the last options.
     """
-    return all(load_manifest(folder)["config"] == STAGES[stage].key(config) for stage, folder in inputs.items())
+    return all(load_manifest(folder)["config"] == STAGES[stage].fingerprint(config) for stage, folder in inputs.items())
 
 
 def _check_beside(config: Config, run_dir: Path) -> None:

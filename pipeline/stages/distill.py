@@ -108,7 +108,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     cache = LogitsFile(
         _logits_path(inputs["teacher"], dataset.train_sha256(), config),
         classes=len(classes),
-        views=(int(train.places[-1]) + 1) * batches.views_per_image,
+        views=(int(train.dataset_indices[-1]) + 1) * batches.views_per_image,
     )
     cached = CachedTeacher(teacher, config.runtime, cache)
     judge = Judge(

@@ -29,10 +29,10 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     module = load_student(inputs["distill"])
     student = load_json(inputs["distill"] / STUDENT_DESCRIPTION, ("image_size", "classes"))
     path = out_dir / MODEL_NAME
-    facts = export_student(module, student["image_size"], student["classes"], path, opset=config.export.opset)
-    facts |= check_parity(module, path)
+    metrics = export_student(module, student["image_size"], student["classes"], path, opset=config.export.opset)
+    metrics |= check_parity(module, path)
     log(
-        f"export: {facts['params']:,} parameters, {facts['macs'] / 1e6:.1f} MMAC, {facts['conv_nodes']} convolutions, "
-        f"largest logit difference {facts['parity_max_abs_diff']:.1e}"
+        f"export: {metrics['params']:,} parameters, {metrics['macs'] / 1e6:.1f} MMAC, "
+        f"{metrics['conv_nodes']} convolutions, largest logit difference {metrics['parity_max_abs_diff']:.1e}"
     )
-    return facts
+    return metrics

@@ -18,10 +18,10 @@ __all__ = ["of_benchmark", "of_quantization", "of_sections", "of_training"]
 def of_sections(*sections: str) -> Callable[[Config], dict[str, Any]]:
     """Return a function that takes these sections of a configuration as plain data."""
 
-    def key(config: Config) -> dict[str, Any]:
+    def fingerprint(config: Config) -> dict[str, Any]:
         return {section: _section(config, section) for section in sections}
 
-    return key
+    return fingerprint
 
 
 def _section(config: Config, name: str) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def _section(config: Config, name: str) -> dict[str, Any]:
 def of_training(section: str) -> Callable[[Config], dict[str, Any]]:
     """Return the key function of a training stage: its options, with what files of initial weights hold for paths."""
 
-    def key(config: Config) -> dict[str, Any]:
+    def fingerprint(config: Config) -> dict[str, Any]:
         known = of_sections("data", section, "runtime")(config)
         if section == "teacher":
             known[section]["lr"] = _recorded_lr(config.teacher)
@@ -56,7 +56,7 @@ def of_training(section: str) -> Callable[[Config], dict[str, Any]]:
             return known
         return known | {section: known[section] | {"weights": "files"}, "weights_sha256": hashes}
 
-    return key
+    return fingerprint
 
 
 def _recorded_lr(teacher: TeacherConfig) -> float | str:

@@ -154,7 +154,7 @@ def _changes(
         inputs |= {f"teacher/{name}": digest for name, digest in teacher["outputs"].items()}
     else:
         recorded = {name: digest for name, digest in recorded.items() if name in inputs}
-    wanted = {"config": spec.key(config), "inputs": inputs}
+    wanted = {"config": spec.fingerprint(config), "inputs": inputs}
     return changed_keys({"config": manifest["config"], "inputs": recorded}, wanted)
 
 

@@ -129,7 +129,7 @@ class Batches:
         order = np.random.default_rng([self.seed, epoch]).permutation(len(labels))
         for start in range(0, len(self) * self.size, self.size):
             indices = order[start : start + self.size]
-            places = self.split.places[indices]
+            places = self.split.dataset_indices[indices]
             chosen = choose_views(places, epoch=epoch, shift=self.shift, flip=self.flip)
             taken = images[indices]
             if self.device.type == "cuda":

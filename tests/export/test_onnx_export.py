@@ -57,9 +57,9 @@ def test_no_path_of_this_machine_is_left_in_the_file(exported: Path) -> None:
 
 
 def test_parity_numbers(student: Any, exported: Path) -> None:
-    facts = onnx_export.check_parity(student, exported / "student.onnx")
-    assert facts["parity_batches"] == [1, 2, 64]
-    assert facts["parity_max_abs_diff"] < 1e-4 * facts["parity_logit_scale"]
+    metrics = onnx_export.check_parity(student, exported / "student.onnx")
+    assert metrics["parity_batches"] == [1, 2, 64]
+    assert metrics["parity_max_abs_diff"] < 1e-4 * metrics["parity_logit_scale"]
 
 
 def test_parity_failure_says_the_numbers(student: Any, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,15 +77,15 @@ def test_export_leaves_the_module_and_the_streams_alone(
     tiny: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     module = tiny(width=4).train()
-    facts = onnx_export.export_student(module, 16, list("abcd"), tmp_path / "m.onnx", opset=20)
+    metrics = onnx_export.export_student(module, 16, list("abcd"), tmp_path / "m.onnx", opset=20)
     assert module.training
     assert capfd.readouterr() == ("", "")
-    assert facts["params"] == sum(p.numel() for p in module.parameters())
+    assert metrics["params"] == sum(p.numel() for p in module.parameters())
     model = onnx.load(tmp_path / "m.onnx")
     assert (model.opset_import[0].version, model.ir_version) == (20, 8)
     # 3x3 kernels: 16x16 positions at 3->4, 8x8 at 4->4 and 4->8, 4x4 at 8->8 and 8->12; then 12->4.
     expected = 9 * (256 * 3 * 4 + 64 * (4 * 4 + 4 * 8) + 16 * (8 * 8 + 8 * 12)) + 12 * 4
-    assert facts["macs"] == count_macs(model) == expected
+    assert metrics["macs"] == count_macs(model) == expected
 
 
 def test_exporter_failure_is_one_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -102,11 +102,11 @@ def test_stage_writes_the_model_and_its_facts(
     distilled: Path, tmp_path_factory: pytest.TempPathFactory, config: Config
 ) -> None:
     out = tmp_path_factory.mktemp("out")
-    facts = export.run(config, {"distill": distilled}, out)
+    metrics = export.run(config, {"distill": distilled}, out)
     assert [path.name for path in out.iterdir()] == ["student.onnx"]
-    assert {"params", "macs", "conv_nodes", "parity_max_abs_diff"} <= facts.keys()
-    assert facts["conv_nodes"] == 5
-    json.dumps(facts)
+    assert {"params", "macs", "conv_nodes", "parity_max_abs_diff"} <= metrics.keys()
+    assert metrics["conv_nodes"] == 5
+    json.dumps(metrics)
     logits = open_model(out / "student.onnx").logits(np.zeros((3, 16, 16, 3), np.uint8))
     assert logits.shape == (3, 4)
 

@@ -15,7 +15,7 @@ from quantized import as_written_and_as_run
 from kdedge.benchmarks.providers import int8_proof
 from kdedge.benchmarks.session import open_model, run_model
 from kdedge.errors import InputError
-from kdedge.export.graph import add_pixel_front, cut_pixel_front, read_model
+from kdedge.export.graph import add_input_adapter, cut_input_adapter, read_model
 from kdedge.export.quantize import model as quantize
 from kdedge.export.quantize.candidates import RULE, Candidate, Score, choose, formats, score
 from kdedge.export.quantize.proof import integer_proof, why_not_integer
@@ -34,23 +34,23 @@ def quantizer(exported: Path) -> Quantizer:
 
 
 def test_stage(exported: Path, tmp_path: Path, config: Config, dataset: Any) -> None:
-    facts = stage.run(config, {"export": exported}, tmp_path)
+    metrics = stage.run(config, {"export": exported}, tmp_path)
     files = ["candidates.json", "figures", "sensitivity.json", "student.int8.onnx"]
     assert sorted(path.name for path in tmp_path.iterdir()) == files
     record = json.loads((tmp_path / "candidates.json").read_text())
-    assert record["chosen"] == facts["candidate"]["name"]
+    assert record["chosen"] == metrics["candidate"]["name"]
     assert (record["rule"], record["target"]) == (RULE, "portable")
-    assert [rung["rung"] for rung in record["rungs"][:2]] == ["search", "bias correction"]
-    assert record["rung"] == record["rungs"][-1]["rung"] == facts["rung"]
+    assert [step["rung"] for step in record["rungs"][:2]] == ["search", "bias correction"]
+    assert record["rung"] == record["rungs"][-1]["rung"] == metrics["rung"]
     assert (record["calibration_images"], record["scored_images"]) == (64, 80)
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["candidates.png", "sensitivity.png"]
     chosen = next(item for item in record["candidates"] if item["name"] == record["chosen"])
     assert chosen["refused"] is None
     assert chosen["p50_ms"] > 0
     assert {"top1_pct", "loss_pp", "flips", "sqnr_db", "bytes", "per_channel"} <= chosen.keys()
-    assert facts["proof"]["integer_convs"] == 5
-    assert facts["proof"]["integer_gemms"] == 1
-    json.dumps(facts)
+    assert metrics["proof"]["integer_convs"] == 5
+    assert metrics["proof"]["integer_gemms"] == 1
+    json.dumps(metrics)
 
 
 def test_int8_is_close_to_fp32(exported: Path, quantized: Path, dataset: Any) -> None:
@@ -181,18 +181,18 @@ def test_a_layer_left_in_float_stays_in_float(quantizer: Quantizer, exported: Pa
 
 
 @pytest.mark.parametrize("layers", [("0.conv",), ("2.conv", "7")], ids="+".join)
-def test_layers_that_the_ladder_left_in_float_are_in_the_model_and_in_the_proof_of_the_benchmark(
+def test_layers_that_a_repair_step_left_in_float_are_in_the_model_and_in_the_proof_of_the_benchmark(
     quantizer: Quantizer, tmp_path: Path, layers: tuple[str, ...]
 ) -> None:
-    from kdedge.export.quantize.repair import Rung
+    from kdedge.export.quantize.repair import RepairStep
     from kdedge.export.quantize.search import Trial
 
     model = quantizer.build(Candidate(), exclude=layers)
     trial = Trial(Candidate(), model, integer_proof(model), made([1], 30.0), "", layers)
     path = tmp_path / "student.int8.onnx"
     gate = {"verdict": "passed", "loss_pp": 0.0, "loss_upper95_pp": 0.1, "limit_pp": 0.5}
-    rung = Rung(f"{len(layers)} of 6 layers in float", trial, gate, quantizer)
-    path.write_bytes(quantize._labelled(rung, "portable", images=200))
+    step = RepairStep(f"{len(layers)} of 6 layers in float", trial, gate, quantizer)
+    path.write_bytes(quantize._labelled(step, "portable", images=200))
     proof = int8_proof(path)
     assert (proof["float_on_purpose"], proof["float_by_accident"]) == (list(layers), [])
     # The pixels of a first layer in float are scaled and transposed by the model itself.
@@ -325,10 +325,10 @@ def test_foreign_model(tmp_path: Path) -> None:
         read_model(tmp_path / "m.onnx")
 
 
-def test_a_model_without_the_pixel_front(tmp_path: Path) -> None:
+def test_a_model_without_the_input_adapter(tmp_path: Path) -> None:
     cast = helper.make_node("Cast", ["pixels"], ["logits"], to=TensorProto.FLOAT)
     with pytest.raises(InputError, match=r"begins with \['Cast'\]"):
-        cut_pixel_front(tiny_graph("pixels", [cast], {"kdedge.classes": "[]"}))
+        cut_input_adapter(tiny_graph("pixels", [cast], {"kdedge.classes": "[]"}))
 
 
 def test_the_pixel_front_needs_the_exact_scale(quantizer: Quantizer) -> None:
@@ -338,4 +338,4 @@ def test_the_pixel_front_needs_the_exact_scale(quantizer: Quantizer) -> None:
         [numpy_helper.from_array(np.float32(0.004), "s"), numpy_helper.from_array(np.uint8(0), "z")]
     )
     with pytest.raises(ValueError, match="expected 1/255 and 0 uint8"):
-        add_pixel_front(model)
+        add_input_adapter(model)

@@ -1,4 +1,4 @@
-"""Fan-out, depthwise convolutions and ReLU6: every rung of the ladder is right on them, or leaves them alone."""
+"""Fan-out, depthwise convolutions and ReLU6: every repair step is right on them, or leaves them unchanged."""
 
 from typing import Any
 

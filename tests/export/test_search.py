@@ -12,9 +12,9 @@ from kdedge.export.quantize.search import Trial, _picker
 from kdedge.export.quantize.targets import TARGETS
 
 
-def trial(candidate: Candidate, sqnr_db: float, p50_ms: float = 1.0, refused: str = "") -> Trial:
+def trial(candidate: Candidate, sqnr_db: float, p50_ms: float = 1.0, rejection_reason: str = "") -> Trial:
     score = Score(90.0, 0.0, 0, 0, 0, sqnr_db, 0.0, np.ones(100, bool), np.ones(100, bool))
-    return Trial(candidate, b"", {}, score, refused, p50_ms=p50_ms)
+    return Trial(candidate, b"", {}, score, rejection_reason, p50_ms=p50_ms)
 
 
 def test_names_are_unique() -> None:
@@ -39,14 +39,14 @@ def test_sizes_that_are_not_there_are_not_tried() -> None:
 
 
 def test_what_is_refused_is_not_chosen() -> None:
-    good, better = trial(Candidate(), 30), trial(Candidate(reduce_range=False), 40, refused="it overflows")
+    good, better = trial(Candidate(), 30), trial(Candidate(reduce_range=False), 40, rejection_reason="it overflows")
     assert _picker([better, good], by_latency=False)() is good
 
 
 def test_when_everything_is_refused_the_reasons_are_given() -> None:
+    trials = [trial(Candidate(), 1, rejection_reason=reason) for reason in ("it overflows", "it is float")]
     with pytest.raises(StageError, match="it overflows; it is float"):
-        _picker([trial(Candidate(), 1, refused="it overflows"), trial(Candidate(), 1, refused="it is float")],
-                by_latency=False)()  # fmt: skip
+        _picker(trials, by_latency=False)()
 
 
 def test_slow_formats_are_out_only_where_latency_counts() -> None:

@@ -1,4 +1,4 @@
-"""MobileNetV2 and ResNet-18 as students: from the export to the ladder, every convolution as integers."""
+"""MobileNetV2 and ResNet-18 as students: from the export to the repair steps, every convolution as integers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,13 @@ from kdedge.benchmarks.providers import int8_proof
 from kdedge.export.graph import read_model
 from kdedge.export.onnx_export import check_parity, export_student
 from kdedge.export.quantize import calibrate, rounding, search
-from kdedge.export.quantize import repair as ladder
+from kdedge.export.quantize import repair as repair_module
 from kdedge.export.quantize.candidates import Candidate
 from kdedge.export.quantize.equalise import equalise
 from kdedge.export.quantize.layers import Weights
 from kdedge.export.quantize.proof import integer_proof, why_not_integer
 from kdedge.export.quantize.quantizer import Quantizer
-from kdedge.export.quantize.repair import climb
+from kdedge.export.quantize.repair import repair
 from kdedge.export.quantize.search import Validation
 from kdedge.pipeline.models.student import build_student
 
@@ -88,7 +88,7 @@ def test_the_search_finds_integers_throughout(exported: Exported, monkeypatch: p
         monkeypatch.delitem(calibrate.CALIBRATORS, name)
     chosen, trials, _ = search.search(exported.quantizer, validation_of(exported), "portable", 64, compare=False)
     assert len(trials) == 3
-    assert not [trial.refused for trial in trials if trial.refused]
+    assert not [trial.rejection_reason for trial in trials if trial.rejection_reason]
     assert chosen.proof["integer_convs"] == CONVOLUTIONS[exported.arch]
     assert (chosen.proof["float_convs"], chosen.proof["float_ops"], chosen.proof["before_first_conv"]) == ([], [], [])
     assert chosen.proof["ops_by_type"]["QLinearAdd"] == ADDS[exported.arch]
@@ -126,29 +126,29 @@ def test_equalisation_changes_nothing_in_float(exported: Exported) -> None:
     assert changed == expected[exported.arch]
 
 
-def test_the_ladder_climbs(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No rung can pass here: 96 images are too few. What must hold is that each is built and proven."""
+def test_every_repair_step_is_built_and_proven(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step can pass here: 96 images are too few."""
     monkeypatch.setattr(rounding, "STEPS", 2)
     monkeypatch.setattr(rounding, "IMAGES", 16)
     monkeypatch.setattr(Quantizer, "layers", SOME_LAYERS[exported.arch])
-    monkeypatch.setattr(ladder, "settled", lambda *_: False)
+    monkeypatch.setattr(repair_module, "settled", lambda *_: False)
     validation = validation_of(exported)
     honest = validation.gate
     # Layers go to float only for a shown fault.
     monkeypatch.setattr(type(validation), "gate", lambda self, score: {**honest(score), "verdict": "failed"})
     start = validation.try_out(exported.quantizer, Candidate(calibration_images=64))
-    rungs = climb(exported.quantizer, start, validation)
-    assert [rung.name for rung in rungs[:-1]] == [
+    steps = repair(exported.quantizer, start, validation)
+    assert [step.name for step in steps[:-1]] == [
         "search", "bias correction", "cross-layer equalisation", "adaptive rounding", "1 of 3 layers in float",
     ]  # fmt: skip
-    for rung in rungs:
-        assert not rung.trial.refused
-        proof = rung.trial.proof
+    for step in steps:
+        assert not step.trial.rejection_reason
+        proof = step.trial.proof
         left = [label.split(" (")[0] for label in (*proof["float_convs"], *proof["float_gemms"])]
-        assert left == list(rung.trial.float_layers)
+        assert left == list(step.trial.float_layers)
         assert proof["integer_convs"] == CONVOLUTIONS[exported.arch] - len(proof["float_convs"])
-    best = max(rung.trial.score.sqnr_db for rung in rungs[1:4])
-    assert best > rungs[0].trial.score.sqnr_db
+    best = max(step.trial.score.sqnr_db for step in steps[1:4])
+    assert best > steps[0].trial.score.sqnr_db
 
 
 def test_the_trainable_graph_computes_what_onnxruntime_does(exported: Exported) -> None:

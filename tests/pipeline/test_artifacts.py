@@ -110,7 +110,7 @@ def test_a_failed_stage_leaves_the_old_result(tmp_path):
         (out_dir / "result.txt").write_text("half")
         raise StageError("it broke")
 
-    broken = StageSpec("first", (), fail, stage.spec.key, stage.spec.data)
+    broken = StageSpec("first", (), fail, stage.spec.fingerprint, stage.spec.data)
     with pytest.raises(StageError, match="stage first: it broke"):
         run_stage(broken, None, tmp_path, force=True)
     assert (tmp_path / "first" / "result.txt").read_text() == "result"
@@ -140,7 +140,7 @@ def interrupted(stage, run_dir, *writes):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_stage(StageSpec("first", (), stop, stage.spec.key, stage.spec.data), None, run_dir)
+        run_stage(StageSpec("first", (), stop, stage.spec.fingerprint, stage.spec.data), None, run_dir)
 
 
 def test_unfinished_work_is_kept_for_the_same_configuration(tmp_path):
@@ -152,7 +152,7 @@ def test_unfinished_work_is_kept_for_the_same_configuration(tmp_path):
         seen.append((out_dir / ".checkpoint").exists())
         return {}
 
-    run_stage(StageSpec("first", (), go_on, stage.spec.key, stage.spec.data), None, tmp_path)
+    run_stage(StageSpec("first", (), go_on, stage.spec.fingerprint, stage.spec.data), None, tmp_path)
     assert seen == [True]
     # A working file is no output, and goes when the stage is complete.
     assert {path.name for path in (tmp_path / "first").iterdir()} == {"manifest.json"}
@@ -254,7 +254,9 @@ def test_the_manifest_holds_what_decided_the_result(tmp_path):
 
 
 def versioned(stage, version=1):
-    return StageSpec("first", (), stage.run, stage.spec.key, stage.spec.data, packages=("torch",), version=version)
+    return StageSpec(
+        "first", (), stage.run, stage.spec.fingerprint, stage.spec.data, packages=("torch",), version=version
+    )
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def commands(tmp_path, monkeypatch):
     inputs = {stage: tmp_path / stage for stage in STAGES["benchmark"].reads}
     for stage, folder in inputs.items():
         folder.mkdir()
-        key = STAGES[stage].key(MADE)
+        key = STAGES[stage].fingerprint(MADE)
         write_json(folder / "manifest.json", {"schema": 1, "config": key, "inputs": {}, "outputs": {}, "facts": {}})
     given = {}
     monkeypatch.setattr(evaluate, "_run_facts", lambda config, inputs: {"run": {}})

@@ -75,7 +75,7 @@ def test_a_run_directory_does_not_become_a_class(no_work, tmp_path, monkeypatch)
     check_outside(open_dataset(DataConfig(source=f"folder:{data}")), data / "artifacts" / "run")
 
 
-STAGE_KEYS = {name: spec.key for name, spec in stages.STAGES.items()}
+FINGERPRINTS = {name: spec.fingerprint for name, spec in stages.STAGES.items()}
 
 
 def made(run_dir, name, config):
@@ -84,7 +84,7 @@ def made(run_dir, name, config):
     manifest = {
         "schema": 1,
         "stage": name,
-        "config": STAGE_KEYS[name](config),
+        "config": FINGERPRINTS[name](config),
         "inputs": {},
         "outputs": {},
         "facts": {},

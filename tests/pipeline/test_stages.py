@@ -18,17 +18,17 @@ def test_initial_weights_count_by_what_their_files_hold(stage, tmp_path):
     keys = []
     for content in (b"one", b"two", b"one"):
         file.write_bytes(content)
-        keys.append(STAGES[stage].key(config))
+        keys.append(STAGES[stage].fingerprint(config))
     assert keys[0] != keys[1]
     assert keys[0] == keys[2]
-    assert "weights_sha256" not in STAGES[stage].key(build_config())
+    assert "weights_sha256" not in STAGES[stage].fingerprint(build_config())
     moved = file.rename(tmp_path / "moved.safetensors")
-    assert STAGES[stage].key(build_config({stage: {"weights": str(moved)}})) == keys[0]
+    assert STAGES[stage].fingerprint(build_config({stage: {"weights": str(moved)}})) == keys[0]
 
 
 def test_files_called_like_a_kind_of_start_and_commas_in_paths_change_nothing(tmp_path, monkeypatch):
     def key(weights):
-        return STAGES["teacher"].key(build_config({"teacher": {"weights": weights}}))
+        return STAGES["teacher"].fingerprint(build_config({"teacher": {"weights": weights}}))
 
     monkeypatch.chdir(tmp_path)
     kinds = ("auto", "imagenet", "none")
@@ -42,7 +42,7 @@ def test_files_called_like_a_kind_of_start_and_commas_in_paths_change_nothing(tm
 
 def test_teachers_of_earlier_versions_stay_up_to_date_where_they_would_be_made_the_same():
     def recorded(**teacher):
-        return STAGES["teacher"].key(build_config({"teacher": teacher}))["teacher"]["lr"]
+        return STAGES["teacher"].fingerprint(build_config({"teacher": teacher}))["teacher"]["lr"]
 
     assert recorded(batch_size=128) == recorded(weights="none", lr=0.1) == 0.1  # the default of then
     assert recorded() != 0.1  # the images decide their number per step, and with it the rate
@@ -56,9 +56,9 @@ def test_teachers_of_earlier_versions_stay_up_to_date_where_they_would_be_made_t
 )
 def test_another_runtime_or_gpu_is_measured_anew(part, value, monkeypatch):
     host = host_record()
-    before = STAGES["benchmark"].key(build_config())
+    before = STAGES["benchmark"].fingerprint(build_config())
     monkeypatch.setattr("kdedge.benchmarks.host.host_record", lambda: {**host, part: value})
-    assert STAGES["benchmark"].key(build_config()) != before
+    assert STAGES["benchmark"].fingerprint(build_config()) != before
 
 
 def test_a_relative_path_is_another_folder_in_another_working_directory(tmp_path, monkeypatch):
@@ -75,7 +75,7 @@ def test_where_a_folder_of_images_lies_and_how_its_path_is_written_is_nothing_to
 ):
     def made_of(path):
         config = build_config({"data": {"source": f"folder:{path}"}})
-        return STAGES[stage].key(config), STAGES[stage].data(config)
+        return STAGES[stage].fingerprint(config), STAGES[stage].data(config)
 
     there = shutil.copytree(folder_data, tmp_path / folder_data.name)
     monkeypatch.chdir(there)
@@ -100,6 +100,6 @@ def test_where_a_folder_of_images_lies_and_how_its_path_is_written_is_nothing_to
 )
 def test_an_option_counts_where_the_method_uses_it(option, value, users):
     def key(method, **changed):
-        return STAGES["distill"].key(build_config({"distill": {"method": method, **changed}}))
+        return STAGES["distill"].fingerprint(build_config({"distill": {"method": method, **changed}}))
 
     assert {method for method in METHODS if key(method) != key(method, **{option: value})} == users

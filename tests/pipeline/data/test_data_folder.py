@@ -206,7 +206,7 @@ def test_parts_by_other_names(tmp_path: Path, names: tuple[str, str, str]) -> No
     whole = dataset.train()
     train, val = split_train_val(whole, 0.1)
     assert (len(whole), train.labels.tolist(), val.labels.tolist()) == (12, [0] * 4 + [1] * 4, [0, 0, 1, 1])
-    assert val.places.tolist() == [8, 9, 10, 11]
+    assert val.dataset_indices.tolist() == [8, 9, 10, 11]
     assert np.array_equal(val.images, whole.images[8:])
 
 
@@ -343,7 +343,7 @@ def test_only_what_is_used_is_decoded(tmp_path: Path, monkeypatch: pytest.Monkey
     for part, expected in zip(parts, whole, strict=True):
         assert np.array_equal(part.images, expected.images)
         assert np.array_equal(part.labels, expected.labels)
-        assert np.array_equal(part.places, expected.places)
+        assert np.array_equal(part.dataset_indices, expected.dataset_indices)
 
 
 def test_empty_class_folder_in_the_test_part(tmp_path: Path) -> None:

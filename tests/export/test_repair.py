@@ -1,4 +1,4 @@
-"""The ladder: each rung repairs a model that fails without it, and the climb stops where it should."""
+"""Repair steps: each repairs a model that fails without it, and the first that passes is the last."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,14 +11,14 @@ from onnx import TensorProto, helper, numpy_helper
 from quantized import trainable_graph_sqnr_db
 
 from kdedge.export.quantize import qat, rounding
-from kdedge.export.quantize import repair as ladder
+from kdedge.export.quantize import repair as repair_module
 from kdedge.export.quantize.calibrate import tensor_runner
 from kdedge.export.quantize.candidates import Candidate, Score, score
 from kdedge.export.quantize.equalise import equalise
 from kdedge.export.quantize.layers import Weights
 from kdedge.export.quantize.qat import fine_tune
 from kdedge.export.quantize.quantizer import Quantizer
-from kdedge.export.quantize.repair import climb, settled
+from kdedge.export.quantize.repair import repair, settled
 from kdedge.export.quantize.rounding import correct_biases, round_adaptively
 from kdedge.export.quantize.search import Trial, Validation
 from kdedge.export.quantize.sensitivity import measure_sensitivity
@@ -259,30 +259,30 @@ def test_biases_are_corrected_although_the_gate_would_pass() -> None:
     validation = FakeValidation(model, limit_pp=20.0)
     ground = start(quantizer, validation)
     assert validation.gate(ground.score)["verdict"] == "passed"
-    rungs = climb(quantizer, ground, validation)
-    assert [rung.name for rung in rungs] == ["search", "bias correction"]
-    assert rungs[1].trial.score.sqnr_db > rungs[0].trial.score.sqnr_db + 1
+    steps = repair(quantizer, ground, validation)
+    assert [step.name for step in steps] == ["search", "bias correction"]
+    assert steps[1].trial.score.sqnr_db > steps[0].trial.score.sqnr_db + 1
 
 
 def test_biases_stay_where_their_correction_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = core(spread=1)
     quantizer = quantizer_of(model)
     validation = FakeValidation(model, limit_pp=20.0)
-    monkeypatch.setattr(ladder, "correct_biases", lambda same, *_: same)
-    rungs = climb(quantizer, start(quantizer, validation), validation)
-    assert [rung.name for rung in rungs] == ["search", "bias correction", "search"]
-    assert rungs[-1] is rungs[0]
+    monkeypatch.setattr(repair_module, "correct_biases", lambda same, *_: same)
+    steps = repair(quantizer, start(quantizer, validation), validation)
+    assert [step.name for step in steps] == ["search", "bias correction", "search"]
+    assert steps[-1] is steps[0]
 
 
-def test_the_climb_stops_at_the_first_rung_that_passes() -> None:
+def test_the_first_repair_step_that_passes_is_the_last() -> None:
     model = core(spread=3, balanced=True)
     quantizer = quantizer_of(model)
     validation = FakeValidation(model, limit_pp=8.0)
     ground = start(quantizer, validation)
     assert validation.gate(ground.score)["verdict"] == "failed"
-    rungs = climb(quantizer, ground, validation)
-    assert [rung.name for rung in rungs] == ["search", "bias correction", "cross-layer equalisation"]
-    assert rungs[-1].gate["verdict"] == "passed"
+    steps = repair(quantizer, ground, validation)
+    assert [step.name for step in steps] == ["search", "bias correction", "cross-layer equalisation"]
+    assert steps[-1].gate["verdict"] == "passed"
 
 
 def test_layers_go_back_to_float_one_at_a_time_and_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,51 +296,51 @@ def test_layers_go_back_to_float_one_at_a_time_and_are_named(monkeypatch: pytest
     monkeypatch.setattr(rounding, "STEPS", 20)
     quantizer = quantizer_of(weights.core, blue=False)
     validation = FakeValidation(weights.core, limit_pp=0.9, blue=False)
-    rungs = climb(quantizer, start(quantizer, validation), validation)
-    assert [rung.name for rung in rungs] == [
+    steps = repair(quantizer, start(quantizer, validation), validation)
+    assert [step.name for step in steps] == [
         "search", "bias correction", "cross-layer equalisation", "adaptive rounding", "1 of 4 layers in float",
     ]  # fmt: skip
-    assert rungs[-1].trial.float_layers == ("conv1",)
-    assert [label.split(" (")[0] for label in rungs[-1].trial.proof["float_convs"]] == ["conv1"]
-    assert rungs[-1].gate["verdict"] == "passed"
+    assert steps[-1].trial.float_layers == ("conv1",)
+    assert [label.split(" (")[0] for label in steps[-1].trial.proof["float_convs"]] == ["conv1"]
+    assert steps[-1].gate["verdict"] == "passed"
 
 
 def test_the_best_is_taken_when_nothing_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     model = core(spread=3, balanced=True)
     quantizer = quantizer_of(model)
     validation = FakeValidation(model, count=200)
-    monkeypatch.setattr(ladder, "settled", lambda *_: False)
+    monkeypatch.setattr(repair_module, "settled", lambda *_: False)
     monkeypatch.setattr(rounding, "STEPS", 20)
     monkeypatch.setattr(qat, "STEPS", 20)
-    rungs = climb(quantizer, start(quantizer, validation), validation, train_images=images(64))
-    names = [rung.name for rung in rungs[:-1]]
+    steps = repair(quantizer, start(quantizer, validation), validation, train_images=images(64))
+    names = [step.name for step in steps[:-1]]
     assert names[-3:] == ["1 of 4 layers in float", "2 of 4 layers in float", "fine-tuning"]
-    assert any(rungs[-1] is rung for rung in rungs[:-1])
+    assert any(steps[-1] is step for step in steps[:-1])
     # Not the smallest loss: by the rule of the search, and a layer goes to float only where that is shown to help.
-    losses = {rung.name: rung.gate["loss_pp"] for rung in rungs}
+    losses = {step.name: step.gate["loss_pp"] for step in steps}
     assert losses["1 of 4 layers in float"] < losses["cross-layer equalisation"]
-    assert rungs[-1].name == "cross-layer equalisation"
+    assert steps[-1].name == "cross-layer equalisation"
 
 
-def test_a_rung_that_is_in_float_without_having_chosen_so_is_not_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repair_step_that_is_unexpectedly_in_float_is_not_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(FakeValidation):
         def try_out(self, quantizer: Quantizer, candidate: Candidate, float_layers: Any = ()) -> Trial:
             trial = super().try_out(quantizer, candidate, float_layers)
-            return replace(trial, refused="" if quantizer.core is model else "conv9 is in float")
+            return replace(trial, rejection_reason="" if quantizer.core is model else "conv9 is in float")
 
     model = core(spread=3, balanced=True)
     quantizer = quantizer_of(model)
     validation = Broken(model, count=2000, limit_pp=8.0)
     monkeypatch.setattr(rounding, "STEPS", 5)
-    rungs = climb(quantizer, start(quantizer, validation), validation)
-    assert [rung.name for rung in rungs[1:4]] == [
+    steps = repair(quantizer, start(quantizer, validation), validation)
+    assert [step.name for step in steps[1:4]] == [
         "bias correction", "cross-layer equalisation", "adaptive rounding",
     ]  # fmt: skip
     # It would have passed (see above), and is neither taken nor built upon.
-    assert rungs[2].gate["verdict"] == "passed"
-    assert rungs[2].as_json()["refused"] == "conv9 is in float"
-    assert rungs[3].quantizer.original is model
-    assert rungs[-1].quantizer.core is model
+    assert steps[2].gate["verdict"] == "passed"
+    assert steps[2].as_json()["refused"] == "conv9 is in float"
+    assert steps[3].quantizer.original is model
+    assert steps[-1].quantizer.core is model
 
 
 class Scripted(FakeValidation):
@@ -364,40 +364,40 @@ class Scripted(FakeValidation):
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that climbs over made-up scores: images lost, images gained, SQNR."""
-    monkeypatch.setattr(ladder, "correct_biases", lambda same, *_: same)
-    monkeypatch.setattr(ladder, "round_adaptively", lambda same, *_: same)
-    monkeypatch.setattr(ladder, "measure_sensitivity", lambda *_: pytest.fail("layers go to float"))
+    monkeypatch.setattr(repair_module, "correct_biases", lambda same, *_: same)
+    monkeypatch.setattr(repair_module, "round_adaptively", lambda same, *_: same)
+    monkeypatch.setattr(repair_module, "measure_sensitivity", lambda *_: pytest.fail("layers go to float"))
     model = core(spread=1)
     quantizer = quantizer_of(model)
 
     def run(count: int, *scores: tuple[int, int, float]) -> list[Any]:
         validation = Scripted(model, count, list(scores))
         validation.labels[::2] = (validation.labels[::2] + 1) % 4  # FP32 is wrong there
-        return climb(quantizer, start(quantizer, validation), validation)
+        return repair(quantizer, start(quantizer, validation), validation)
 
     return run
 
 
 def test_a_step_that_passes_by_chance_is_not_taken_for_a_much_lower_sqnr(scripted: Any) -> None:
     # Equalisation gains more than it loses on 1,134 images, which would pass, at 18.9 dB.
-    rungs = scripted(1134, (4, 2, 26.0), (3, 1, 29.0), (2, 7, 18.9), (1, 1, 32.2))
-    assert rungs[2].gate["verdict"] == "passed"
-    assert [rung.name for rung in rungs[2:]] == ["cross-layer equalisation", "adaptive rounding"]
+    steps = scripted(1134, (4, 2, 26.0), (3, 1, 29.0), (2, 7, 18.9), (1, 1, 32.2))
+    assert steps[2].gate["verdict"] == "passed"
+    assert [step.name for step in steps[2:]] == ["cross-layer equalisation", "adaptive rounding"]
 
 
 def test_no_layer_goes_to_float_without_a_shown_loss(scripted: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    rungs = scripted(1134, (4, 1, 26.0), (3, 1, 29.0), (6, 2, 18.9), (3, 1, 29.5))
-    assert all(rung.gate["verdict"] == "undecided" for rung in rungs)
-    assert (rungs[-1].name, len(rungs)) == ("bias correction", 5)
+    steps = scripted(1134, (4, 1, 26.0), (3, 1, 29.0), (6, 2, 18.9), (3, 1, 29.5))
+    assert all(step.gate["verdict"] == "undecided" for step in steps)
+    assert (steps[-1].name, len(steps)) == ("bias correction", 5)
     err = capsys.readouterr().err
     assert "adaptive rounding: about" in err
     assert "no loss is shown on the validation images; no layer goes to float" in err
-    assert "would not pass" in err
+    assert "the gate does not pass" in err
 
 
-def test_few_images_that_cannot_decide_end_the_climb(scripted: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    rungs = scripted(143, (1, 0, 26.0), (1, 0, 29.0))
-    assert [rung.name for rung in rungs] == ["search", "bias correction"]
+def test_few_images_that_cannot_decide_end_the_repair(scripted: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = scripted(143, (1, 0, 26.0), (1, 0, 29.0))
+    assert [step.name for step in steps] == ["search", "bias correction"]
     assert "143 validation images are too few to show whether a repair helps" in capsys.readouterr().err
 
 
@@ -406,6 +406,6 @@ def test_few_images_that_cannot_decide_end_the_climb(scripted: Any, capsys: pyte
     [("passed", 5000, True), ("undecided", 5000, False), ("failed", 5000, False), ("undecided", 400, True),
      ("failed", 400, False)],
 )  # fmt: skip
-def test_when_there_is_nothing_to_climb_for(verdict: str, count: int, expected: bool) -> None:
+def test_when_no_repair_is_needed(verdict: str, count: int, expected: bool) -> None:
     # 400 images cannot pass a limit of 0.5 pp: without one difference the upper end is 0.95 pp.
     assert settled({"verdict": verdict, "limit_pp": 0.5}, count) is expected
