@@ -83,6 +83,7 @@ def wheel(tmp_path_factory):
     return built
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_source_tree_and_nothing_else(wheel):
     packed = {entry for entry in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in entry}
     tree = {
@@ -114,6 +115,7 @@ def device(wheel, tmp_path_factory):
     return kdedge
 
 
+@pytest.mark.slow
 def test_a_device_needs_no_pytorch_and_little_space(device):
     site = next((device.root / "env").rglob("site-packages"))
     installed = {path.name for path in site.iterdir()}
@@ -122,6 +124,7 @@ def test_a_device_needs_no_pytorch_and_little_space(device):
     assert size <= 222e6  # of which the sample of CIFAR-10 takes 11 MB
 
 
+@pytest.mark.slow
 def test_a_device_can_verify_predict_and_measure(device):
     assert "run-all" in device("--help").stdout
     assert device("doctor", "--json").returncode == 0
@@ -134,6 +137,7 @@ def test_a_device_can_verify_predict_and_measure(device):
     assert json.loads(result.stdout.splitlines()[-1])["accuracy"]["n"] == 1000
 
 
+@pytest.mark.slow
 def test_a_device_says_which_extra_training_needs(device):
     result = device("teacher", "--data", "sample", code=2)
     assert ".whl[train]'" in result.stderr

@@ -9,6 +9,7 @@ OPTIONS = {
     "--image-size": "16",
     "--val-fraction": "0.2",
     "--teacher": "tiny_resnet",
+    "--teacher-stem": "cifar-pool",
     "--teacher-weights": "none",
     "--teacher-epochs": "2",
     "--teacher-batch-size": "16",

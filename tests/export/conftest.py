@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import MANIFEST_OF_BENCHMARK, REPORT
+from shared import made_once
 
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.build import build_config
@@ -108,10 +109,12 @@ def exported(student: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with student.onnx, made once (the exporter takes seconds)."""
     from kdedge.export.onnx_export import export_student
 
-    folder = tmp_path_factory.mktemp("export")
-    export_student(student, SIZE, CLASSES, folder / "student.onnx")
-    write_manifest(folder, "export", {"distill/student.safetensors": "ab" * 32})
-    return folder
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        export_student(student, SIZE, CLASSES, folder / "student.onnx")
+        write_manifest(folder, "export", {"distill/student.safetensors": "ab" * 32})
+
+    return made_once(tmp_path_factory, "export", make)
 
 
 @pytest.fixture
@@ -141,12 +144,15 @@ def quantized(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with student.int8.onnx and candidates.json, made once by the stage."""
     from kdedge.pipeline.stages.quantize import run
 
-    folder = tmp_path_factory.mktemp("quantize")
-    with pytest.MonkeyPatch.context() as patch:
-        use_dataset(patch, FakeDataset())
-        run(build_config({"quantize": {"calibration_images": 64}}), {"export": exported}, folder)
-    write_manifest(folder, "quantize", {"data/train": "cd" * 32})
-    return folder
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            use_dataset(patch, FakeDataset())
+            patch.setattr("kdedge.export.quantize.search._LATENCY_SECONDS", 0.01)
+            run(build_config({"quantize": {"calibration_images": 64}}), {"export": exported}, folder)
+        write_manifest(folder, "quantize", {"data/train": "cd" * 32})
+
+    return made_once(tmp_path_factory, "quantize", make)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import site
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from kdedge.benchmarks.emulate import arm64_root
 from kdedge.benchmarks.emulate import emulator as module
 from kdedge.benchmarks.emulate.cpus import CPUS
 from kdedge.benchmarks.emulate.emulator import check_emulators, emulate, emulation_checks
+from kdedge.benchmarks.host import host_record
 from kdedge.benchmarks.options import BenchmarkConfig
 from kdedge.benchmarks.sampling import stratified_sample
 from kdedge.dataset import Split
@@ -46,11 +48,12 @@ CRASH = VERSION + 'echo "qemu: uncaught target signal 11 (Segmentation fault)" >
 @pytest.fixture
 def tools(tmp_path, monkeypatch):
     """Replace the tools on the PATH by scripts, and claim nothing about the features of the CPU that runs them."""
+    host_record()  # asked for once per process, with the tools of this machine
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.setenv("KDEDGE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(module, "platform", SimpleNamespace(machine=lambda: "x86_64"))
     monkeypatch.setattr(module, "CPUS", {name: replace(cpu, has=(), lacks=()) for name, cpu in CPUS.items()})
 
     def install(name, script):
@@ -147,7 +150,7 @@ def test_a_missing_qemu_is_told_with_what_installs_it(tools):
 
 def test_x86_needs_an_x86_host(tools, monkeypatch):
     tools("qemu-x86_64", NATIVE)
-    monkeypatch.setattr(module.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(module, "platform", SimpleNamespace(machine=lambda: "aarch64"))
     with pytest.raises(StageError, match="needs an x86-64 host; this one is aarch64"):
         check_emulators(["haswell"])
 
@@ -190,7 +193,7 @@ def debian(tools, monkeypatch):
     tools("apt-get", APT)
     tools("dpkg-deb", DPKG)
     pip = tools("fake-pip", PIP)
-    monkeypatch.setattr(arm64_root.sys, "executable", str(pip))
+    monkeypatch.setattr(arm64_root, "sys", SimpleNamespace(executable=str(pip)))
     return tools
 
 

@@ -23,6 +23,7 @@ from kdedge.export.quantize.repair import repair
 from kdedge.export.quantize.search import Validation
 from kdedge.pipeline.models.student import build_student
 
+pytestmark = pytest.mark.slow
 SIZE = 16
 CLASSES = ("ant", "bee", "cat")
 CONVOLUTIONS = {"mobilenet_v2": 52, "resnet18": 20}

@@ -23,10 +23,18 @@ from kdedge.pipeline.training.log import read_log
 @pytest.fixture(scope="module")
 def config(folder_data):
     runtime = {"device": "cpu", "threads": 1, "precision": "fp32", "seed": 3}
+    teacher = {
+        "arch": "tiny_resnet",
+        "stem": "cifar-pool",
+        "weights": "none",
+        "epochs": 8,
+        "batch_size": 16,
+        "lr": 0.05,
+    }
     config = build_config(
         {
             "data": {"source": f"folder:{folder_data}", "image_size": 16, "val_fraction": 0.2},
-            "teacher": {"weights": "none", "epochs": 1, "batch_size": 16, "lr": 0.02},
+            "teacher": teacher,
             "distill": {"student": "lite-xs", "epochs": 4, "batch_size": 16, "lr": 0.05, "scan_batches": 2},
             "runtime": runtime,
         }
@@ -71,7 +79,7 @@ def test_dynamic_gives_the_same_weights_twice_and_after_an_interruption(distill,
 
     def measured(judge):
         count = next(turns)
-        return {pair.teacher_block: float((index - count) % 8) for index, pair in enumerate(judge._candidates)}
+        return {pair.teacher_block: float((index - count) % 4) for index, pair in enumerate(judge._candidates)}
 
     monkeypatch.setattr(stage.Judge, "unexplained", measured)
     settings = {"method": "dynamic", "rechoose_epochs": 1, "hint_layers": 2}
@@ -95,9 +103,8 @@ def test_dynamic_gives_the_same_weights_twice_and_after_an_interruption(distill,
     assert resumed == whole
     assert resumed_facts["hint_choices"] == facts["hint_choices"]
     assert resumed_facts["hint_pairs"] == facts["hint_pairs"]
-    # Batches of 16; two maps of a stage at 8, 4, 2 and 1 pixels, float32: what the largest choice takes.
-    sizes = {f"layer{stage}.{block}": 64 << stage - 1 for stage in range(1, 5) for block in (0, 1)}
-    maps = {name: channels * (16 >> int(name[5])) ** 2 for name, channels in sizes.items()}
+    # Batches of 16; a map per stage at 8, 4, 2 and 1 pixels, float32: what the largest choice takes.
+    maps = {f"layer{stage}.0": (8 << stage - 1) * (16 >> stage) ** 2 for stage in range(1, 5)}
     assert facts["hint_map_bytes"] == max(
         16 * 4 * sum(maps[name] for name in entry["chosen"]) for entry in facts["hint_choices"]
     )
@@ -197,13 +204,13 @@ def test_the_cache_is_closed_at_the_end_and_after_an_error(distill, monkeypatch)
 def test_all_has_an_adapter_per_block_and_says_what_its_maps_take(distill):
     _, facts = distill("all", method="all", epochs=1)
     pairs = facts["hint_pairs"]
-    assert [block for block, _ in pairs] == [f"layer{s}.{b}" for s in range(1, 5) for b in range(2)]
+    assert [block for block, _ in pairs] == [f"layer{s}.0" for s in range(1, 5)]
     students = [index for _, index in pairs]
     assert students == sorted(students)
-    # Batches of 16; ResNet-18 behind stem and pool at 8, 4, 2 and 1 pixels, two maps each, float32.
-    assert facts["hint_map_bytes"] == 16 * 4 * 2 * (64 * 8 * 8 + 128 * 4 * 4 + 256 * 2 * 2 + 512)
+    # Batches of 16; the teacher behind stem and pool at 8, 4, 2 and 1 pixels, float32.
+    assert facts["hint_map_bytes"] == 16 * 4 * (8 * 8 * 8 + 16 * 4 * 4 + 32 * 2 * 2 + 64)
     widths = (16, 32, 48, 64, 80)
-    channels = [64, 64, 128, 128, 256, 256, 512, 512]
+    channels = [8, 16, 32, 64]
     assert facts["adapter_params"] == sum(c * widths[i] + 2 * c for c, i in zip(channels, students, strict=True))
 
 

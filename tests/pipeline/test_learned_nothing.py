@@ -24,7 +24,7 @@ def config(tmp_path_factory):
     config = build_config(
         {
             "data": {"source": f"folder:{root}", "image_size": 16, "val_fraction": 0.5},
-            "teacher": {"weights": "none", "epochs": 1, "batch_size": 16, "lr": 0.02},
+            "teacher": {"arch": "tiny_resnet", "weights": "none", "epochs": 1, "batch_size": 16, "lr": 0.02},
             "distill": {"student": "lite-xs", "method": "ce", "epochs": 1, "batch_size": 16},
             "runtime": {"device": "cpu", "threads": 1, "precision": "fp32"},
         }

@@ -28,7 +28,7 @@ def some(*flags):
 
 
 ALL_STAGES = some("--image-size", "--val-fraction", "--threads", "--precision", "--device")
-TEACHER = some("--teacher", "--teacher-epochs", "--teacher-batch-size", "--teacher-weights", "--teacher-lr")
+TEACHER = [part for flag in OPTIONS if flag.startswith("--teacher") for part in some(flag)]
 DISTILL = some("--distill-epochs", "--distill-batch-size", "--lr", "--student", "--scan-batches")
 
 
@@ -226,7 +226,7 @@ def test_a_stage_that_was_stopped_ends_in_the_same_weights(finished, copied, fol
 
 def test_a_teacher_without_blocks_gives_no_hints_but_can_teach_a_torchvision_student(tiny_options, tmp_path):
     run_dir = tmp_path / "run"
-    teacher = ["--teacher", "shufflenet_v2_x0_5", "--teacher-epochs", "1"]
+    teacher = ["--teacher", "shufflenet_v2_x0_5", "--teacher-stem", "auto", "--teacher-epochs", "1"]
     result = kdedge("run-all", *tiny_options, *teacher, "--out", run_dir, code=2)
     error = " ".join(result.stderr.split())
     assert "hints need a ResNet or a teacher with a .features stack, and shufflenet_v2_x0_5 is neither" in error

@@ -1,6 +1,7 @@
 """What ``auto`` becomes on this machine."""
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -34,6 +35,8 @@ def measured_steps(monkeypatch):
         def __exit__(self, *error):
             pass
 
+    small = functools.partial(torch.nn.Conv2d, kernel_size=1, bias=False)  # the clock is made up
+    monkeypatch.setattr(torch.nn, "Conv2d", lambda inputs, outputs, *_, **__: small(inputs, 1))
     monkeypatch.setattr(torch, "autocast", Autocast)
     monkeypatch.setattr(time, "perf_counter", lambda: clock_s[0])
     return steps, busy

@@ -276,9 +276,9 @@ def test_a_cell_that_diverges_is_recorded_and_the_study_goes_on(study, compared,
         (["--beta", "0"], "--methods selective learns from hints, and --beta 0 takes them away: use --methods kd"),
         (["--method", "kd"], "--method"),
         (["--data", "folder:/no --method here"], "/no --method here"),
-        (["--teacher", "regnet_y_400mf"], "and regnet_y_400mf is neither"),
+        (["--teacher", "regnet_y_400mf", "--teacher-stem", "auto"], "and regnet_y_400mf is neither"),
         (
-            ["--teacher", "shufflenet_v2_x0_5"],
+            ["--teacher", "shufflenet_v2_x0_5", "--teacher-stem", "auto"],
             "hints need a ResNet or a teacher with a .features stack, and shufflenet_v2_x0_5 is neither\n"
             "  -> train without hints: `kdedge compare --methods ce,kd`, `kdedge ablate --method kd`; or take another",
         ),
@@ -296,8 +296,8 @@ def test_a_teacher_directory_must_hold_a_teacher_and_excludes_options_of_its_tra
     command = [tmp_path if part == out else part for part in command]
     result = kdedge(*command, "--teacher-dir", out / "teacher", code=2)
     assert (
-        "--teacher-dir names a finished teacher, which --teacher, --teacher-weights, --teacher-epochs, "
-        "--teacher-batch-size, --teacher-lr would not change" in result.stderr
+        "--teacher-dir names a finished teacher, which --teacher, --teacher-weights, --teacher-stem, "
+        "--teacher-epochs, --teacher-batch-size, --teacher-lr would not change" in result.stderr
     )
     command = without_teacher_options(command)
     result = kdedge(*command, "--teacher-dir", "/does/not/exist", code=2)
