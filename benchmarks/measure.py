@@ -30,7 +30,7 @@ from kdedge.benchmarks.latency import MOST_WINDOWS, measure_latency
 from kdedge.benchmarks.memory import check_limit, measure_memory
 from kdedge.benchmarks.options import BenchmarkConfig
 from kdedge.benchmarks.providers import int8_proof
-from kdedge.benchmarks.report.beside import beside_table, check_beside, load_beside
+from kdedge.benchmarks.report.compare import check_comparable, comparison_table, load_others
 from kdedge.benchmarks.report.pages import write_report
 from kdedge.benchmarks.session import CPU, CUDA, check_fits, onnxruntime_errors, open_model
 from kdedge.dataset import Dataset, Split
@@ -99,9 +99,9 @@ def run_benchmark(
     cpus = parse_cpus(settings.affinity, "--affinity")
     check_cpus(cpus)
     check_limit(settings.memory_limit)
-    host, others = host_record(), load_beside(settings.beside)
+    host, others = host_record(), load_others(settings.compare_with)
     images = {"images_sha256": images_sha256, "image_size": dataset.image_size}
-    check_beside(others, host, dataset.name, images)
+    check_comparable(others, host, dataset.name, images)
     paths = {"fp32": fp32_model, "int8": int8_model}
     models = {name: open_model(path, threads=usable_cores()) for name, path in paths.items()}
     for model in models.values():
@@ -118,7 +118,7 @@ def run_benchmark(
     test = dataset.test()
     if not len(test.labels):
         raise InputError("the data set has no test images", "add images to its test folder")
-    check_beside(others, host, dataset.name, {**images, "n": len(test.labels)})
+    check_comparable(others, host, dataset.name, {**images, "n": len(test.labels)})
     answers = {
         name: predict_logits(model, test.images, title=f"accuracy {name.upper()}").argmax(1)
         for name, model in models.items()
@@ -179,15 +179,15 @@ def run_benchmark(
         "unavailable": unavailable,
         "memory": memory,
         "portability": portability,
-        # Where the reports beside this one lie is nobody else's business; what they say follows.
-        "benchmark": {key: value for key, value in dataclasses.asdict(settings).items() if key != "beside"},
+        # The paths of other reports are private; their numbers follow.
+        "benchmark": {key: value for key, value in dataclasses.asdict(settings).items() if key != "compare_with"},
         "host": host,
         "per_class": per_class_table(test.labels, right["fp32"], right["int8"], dataset.class_names),
         "answer_changes": answer_changes(test.labels, answers["fp32"], answers["int8"], dataset.class_names),
         "quantization": run_facts.get("quantization"),
         "training": [dict(row) for row in run_facts.get("training") or []],
     }  # fmt: skip
-    report["beside"] = beside_table(report, others)
+    report["beside"] = comparison_table(report, others)
     out_dir.mkdir(parents=True, exist_ok=True)
     write_report(report, out_dir)
     # One line a case: the raw samples are many.

@@ -53,9 +53,9 @@ class BenchmarkConfig:
         parse=parse_emulated,
     )
     emulate_images: int = option(200, "Number of test images for each emulated CPU.", flag="--emulate-images", least=1)
-    beside: str = option(
+    compare_with: str = option(
         "",
         "Other runs, benchmarks or bundles to compare with this one in the report, comma-separated.",
-        flag="--beside",
+        flag="--compare-with",
         parse=parse_paths,
     )

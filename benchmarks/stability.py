@@ -28,8 +28,8 @@ __all__ = [
     "disturbances",
     "judge_windows",
     "spin_ms",
+    "stability_word",
     "throttle_count",
-    "trust_word",
     "worst_doubts",
 ]
 
@@ -322,7 +322,7 @@ def judge_windows(
     }
 
 
-def trust_word(verdict: str) -> str:
+def stability_word(verdict: str) -> str:
     """Return the word of a verdict in tables; reports of earlier versions have the same verdicts."""
     return "steady" if verdict == STEADY else "noisy"
 

@@ -1,116 +1,233 @@
-"""Compare two reports: what changed in accuracy, gate, size and latency, and may it be compared.
+"""Compare reports: differences between two, or a table of several with the dominated models marked.
 
     kdedge report artifacts/reference artifacts/benchmark        # a table; --markdown, or --json for scripts
+    kdedge report artifacts/lite artifacts/lite-s artifacts/lite-xs --figure students.png
+    kdedge benchmark --out artifacts/lite --compare-with artifacts/lite-s,artifacts/lite-xs
 
-`kdedge.benchmarks.report.file` finds and reads reports. `compare_reports` gives plain data; the table and the Markdown
-are made from that alone. Needs no onnxruntime. More than two: `kdedge.benchmarks.report.pareto`.
+Every function returns plain data or raises an error; `kdedge.benchmarks.report.compare_text` prints it and
+`kdedge.benchmarks.report.figures.draw_comparison` draws it. Needs no onnxruntime.
 """
 
+import itertools
 import math
+import string
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from kdedge.benchmarks.stability import trust_word
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from kdedge.benchmarks.report.file import find_report, load_report
+from kdedge.benchmarks.stability import STEADY
+from kdedge.errors import InputError
+from kdedge.files import file_sha256
+from kdedge.parsing import parse_paths
 
 __all__ = [
-    "OTHER_HOSTS",
+    "check_comparable",
+    "check_same_host",
     "compare_reports",
-    "comparison_markdown",
-    "comparison_notes",
-    "describe_origin",
-    "origin",
-    "print_comparison",
-    "same_host",
+    "comparison_table",
+    "host_name",
+    "is_noisy",
+    "load_others",
+    "others_sha256",
     "same_test_images",
+    "tabulate",
 ]
 
-OTHER_HOSTS = "other hosts: the latencies compare the hosts and the models together"
+Report = Mapping[str, Any]
+Row = dict[str, Any]
+
+_FLAG = "--compare-with"
+_THIS = "this run"
+_OTHER_HOSTS = "other hosts: the latencies compare the hosts and the models together"
+_LEFT_OUT = "other hosts: latencies and domination are left out"
 _CASE = ("provider", "model", "batch", "threads")
+_TABLE_CASE = {"provider": "CPUExecutionProvider", "batch": 1, "threads": 1}
 _TIMES = ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "throughput_ips")
+_VALUES = (
+    ("INT8 top-1", "%", "accuracy", "onnx_int8_top1_pct"),
+    ("FP32 top-1", "%", "accuracy", "onnx_fp32_top1_pct"),
+    ("teacher top-1", "%", "teacher", "test_top1_pct"),
+    ("loss by INT8", "pp", "gate", "loss_pp"),
+    ("loss by INT8, at most", "pp", "gate", "loss_upper95_pp"),
+    ("INT8 file", "bytes", "size", "int8_bytes"),
+    ("FP32 file", "bytes", "size", "fp32_bytes"),
+)
 
 
-def compare_reports(a: Mapping[str, Any], b: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def compare_reports(a: Report, b: Report, names: Sequence[str]) -> dict[str, Any]:
     """Compare two reports.
 
     Args:
-        a: The report that is compared with; see `kdedge.benchmarks.report.file.load_report`.
-        b: The other.
-        names: What to call them, usually their paths.
+        a: The baseline; see `kdedge.benchmarks.report.file.load_report`.
+        b: The other report.
+        names: Their names, usually their paths.
 
     Returns:
-        ``a`` and ``b`` (name, host and origin of each), ``notes`` (why numbers may not be comparable), ``values`` (rows
-        of ``name``, ``unit``, ``a``, ``b`` and ``difference``, B minus A; accuracies with ``difference_ci95``),
-        ``gate`` (both verdicts) and ``latency`` (rows of provider, model, batch, threads, the times of both, both
-        trust verdicts and ``ratio``, p50 of B over that of A; a case that only one has is null in the other).
+        ``a`` and ``b`` (name, host and origin of each), ``notes`` (limits of the comparison), ``values`` (rows of
+        ``name``, ``unit``, ``a``, ``b`` and ``difference``, B minus A; accuracies with ``difference_ci95``), ``gate``
+        (both verdicts) and ``latency`` (rows of provider, model, batch, threads, the times and stability verdicts
+        (``trust``) of both, and ``ratio``, p50 of B over that of A; a case of only one report is null in the other).
     """
+    values = []
+    for name, unit, section, key in _VALUES:
+        row = _value_row(name, unit, a[section][key], b[section][key])
+        if section == "accuracy":
+            row["difference_ci95"] = _difference_ci95(a, b, key)
+        values.append(row)
     return {
-        "a": origin(a, names[0]),
-        "b": origin(b, names[1]),
-        "notes": comparison_notes(a, b),
+        "a": _origin(a, names[0]),
+        "b": _origin(b, names[1]),
+        "notes": _notes(a, b),
         "gate": {"a": a["gate"]["verdict"], "b": b["gate"]["verdict"]},
-        "values": _values(a, b),
+        "values": values + _portability_rows(a, b),
         "latency": _latency(a["latency"], b["latency"]),
     }
 
 
-def print_comparison(comparison: Mapping[str, Any], console: "Console | None" = None) -> None:
-    """Print a comparison in 80 columns.
+def tabulate(reports: Sequence[Report], names: Sequence[str]) -> dict[str, Any]:
+    """Put two or more reports into one table.
 
     Args:
-        comparison: From `compare_reports`.
-        console: Where to print; by default standard output.
+        reports: See `kdedge.benchmarks.report.file.load_report`.
+        names: Their names, usually their paths.
+
+    Returns:
+        ``reports`` (name, host and origin by the letter of the run), ``notes`` (limits of the comparison) and ``rows``
+        for the FP32 and the INT8 model of every run, the fastest first, then those without a latency, the most
+        accurate first: ``run`` (its letter), ``label`` (its student; if several runs have the same one, also the name
+        of the run or its letter), ``student``, ``params``, ``macs``, ``train_images``, ``epochs``, ``method``,
+        ``model`` (fp32 or int8), ``top1_pct``, ``ci95_pct``, ``loss_pp`` and ``gate`` (int8 only), ``size_bytes``,
+        ``p50_ms`` and ``trust`` (its stability; CPU, batch 1, one thread) and ``dominated_by`` (``run`` and ``model``
+        of the fastest row that is at least as accurate and at least as fast, and better in one of them). Unknown
+        values are null. Reports of different hosts have no latencies.
+
+    Raises:
+        InputError: A report is named twice, or the reports are of different test images.
     """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = console or Console(width=80, highlight=False)
-    for key in ("a", "b"):
-        facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-        for label, text in zip((key.upper(), ""), describe_origin(comparison[key]), strict=True):
-            facts.add_row(label, Text(text, overflow="fold"))
-        console.print(facts)
-    for note in comparison["notes"]:
-        console.print(Text(f"mind: {note}", style="yellow"))
-    values, latency = _value_cells(comparison), _latency_cells(comparison)
-    for rows, text_columns in ((values, {0}), (latency, {0, 1, 7, 8})):
-        if len(rows) == 1:
-            continue
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        for index, title in enumerate(rows[0]):
-            table.add_column(title, justify="left" if index in text_columns else "right", overflow="fold")
-        for row in rows[1:]:
-            table.add_row(*(Text(cell, style="yellow" if cell == "noisy" else "") for cell in row))
-        console.print()
-        console.print(table)
-    if any("noisy" in row for row in latency):
-        console.print("noisy: do not quote")
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise InputError(f"{name} is named twice", "name every report once")
+    _check_same_test_images(reports, names)
+    one_host = all(_same_host(reports[0], other) for other in reports[1:])
+    notes = [note for other in reports[1:] for note in _notes(reports[0], other)]
+    runs = [_letter(index) for index in range(len(reports))]
+    rows = [
+        row
+        for run, label, report in zip(runs, _labels(reports, names), reports, strict=True)
+        for row in _rows(run, label, report, timed=one_host)
+    ]
+    if one_host and (untimed := [f"{row['run']} {row['model'].upper()}" for row in rows if row["p50_ms"] is None]):
+        notes.append(f"no latency on the CPU at batch 1 with one thread: {', '.join(untimed)}")
+    rows.sort(key=lambda row: (row["p50_ms"] is None, row["p50_ms"] or 0, -row["top1_pct"]))
+    for row in rows:
+        row["dominated_by"] = next(
+            ({key: other[key] for key in ("run", "model")} for other in rows if _dominates(other, row)), None
+        )
+    return {
+        "reports": {run: _origin(report, name) for run, report, name in zip(runs, reports, names, strict=True)},
+        "notes": list(dict.fromkeys(_LEFT_OUT if note == _OTHER_HOSTS else note for note in notes)),
+        "rows": rows,
+    }
 
 
-def comparison_markdown(comparison: Mapping[str, Any]) -> str:
-    """Return a comparison as Markdown, for a pull request."""
-    lines = []
-    for key in ("a", "b"):
-        name, facts = describe_origin(comparison[key])
-        lines.append(f"- **{key.upper()}**: {name}: {facts}")
-    lines += [f"- **Mind:** {note}" for note in comparison["notes"]]
-    for rows in (_value_cells(comparison), _latency_cells(comparison)):
-        if len(rows) == 1:
-            continue
-        cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-        lines += ["", *(f"| {' | '.join(row)} |" for row in cells)]
-        lines.insert(-len(cells) + 1, "|---|" + "---:|" * (len(cells[0]) - 1))
-    if any("noisy" in row for row in _latency_cells(comparison)):
-        lines += ["", "noisy: do not quote"]
-    return "\n".join(lines) + "\n"
+def load_others(text: str) -> dict[str, dict[str, Any]]:
+    """Return the reports that ``--compare-with`` names, by their paths.
+
+    Raises:
+        InputError: A report is missing or invalid.
+    """
+    return {str(path): load_report(path) for path in parse_paths(text, _FLAG)}
 
 
-def origin(report: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return what a report is of: its name, data, student and host."""
+def others_sha256(text: str) -> list[str]:
+    """Return the SHA-256 of every report that ``--compare-with`` names.
+
+    Raises:
+        InputError: A report is missing.
+    """
+    return [file_sha256(find_report(path)) for path in parse_paths(text, _FLAG)]
+
+
+def check_comparable(others: Mapping[str, Report], host: Report, data: str, images: Report) -> None:
+    """Check that reports can be compared with the run that is about to be measured.
+
+    Args:
+        others: From `load_others`.
+        host: From `kdedge.benchmarks.host.host_record`.
+        data: Name of the data set.
+        images: ``images_sha256`` and ``image_size`` of its test images, and ``n`` once it is known.
+
+    Raises:
+        InputError: A report is of another host or of other test images.
+    """
+    if not others:
+        return
+    reports = [{"run": {"data": data}, "accuracy": images, "host": host}, *others.values()]
+    if "n" not in images:
+        reports = [{**report, "accuracy": {**report["accuracy"], "n": None}} for report in reports]
+    try:
+        _check_same_test_images(reports, [_THIS, *others])
+        check_same_host(reports, [_THIS, *others])
+    except InputError as error:
+        error.args = (f"{_FLAG}: {error}",)
+        raise
+
+
+def comparison_table(report: Report, others: Mapping[str, Report]) -> dict[str, Any] | None:
+    """Return the table of a report and others as `tabulate` does, without paths of this machine; None if no others."""
+    if not others:
+        return None
+    table = tabulate([report, *others.values()], [_THIS, *others])
+    for row in table["rows"]:
+        if row["run"] == "A":
+            row["label"] = f"{row['student'] or 'student'} ({_THIS})"
+    for origin in table["reports"].values():
+        origin["report"] = _run_name(origin["report"])
+    return table
+
+
+def check_same_host(reports: Sequence[Report], names: Sequence[str]) -> None:
+    """Check that reports were measured on one host.
+
+    Args:
+        reports: Mappings with the section ``host``.
+        names: Their names.
+
+    Raises:
+        InputError: They were measured on different hosts.
+    """
+    if not all(_same_host(reports[0], other) for other in reports[1:]):
+        raise InputError(
+            "latencies of different hosts cannot be put into one picture: "
+            + "; ".join(f"{name}: {host_name(report['host'])}" for name, report in zip(names, reports, strict=True)),
+            "measure all on one host: `kdedge benchmark BUNDLE --out DIRECTORY`",
+        )
+
+
+def same_test_images(a: Report, b: Report) -> bool:
+    """Return whether the accuracies of two reports are of the same test images, as far as the reports record it."""
+    hashes, sizes = ([report["accuracy"].get(key) for report in (a, b)] for key in ("images_sha256", "image_size"))
+    # The hash is of the resized images; older reports have none.
+    if all(hashes) and sizes[0] == sizes[1]:
+        same = hashes[0] == hashes[1]
+    else:
+        same = all(a[part][key] == b[part][key] for part, key in (("run", "data"), ("accuracy", "n")))
+    return same and all(report["run"].get("same_test_images") is not False for report in (a, b))
+
+
+def is_noisy(row: Report) -> bool:
+    """Return whether a row of `tabulate` has a latency that must not be quoted."""
+    return row["trust"] is not None and row["trust"] != STEADY
+
+
+def host_name(host: Report) -> str:
+    """Return board or CPU, cores and GPU of a host."""
+    cores = f"{host['cores']} core{'s' * (host['cores'] != 1)}"
+    return ", ".join(filter(None, [host.get("board") or host["cpu"], cores, host.get("gpu")]))
+
+
+def _origin(report: Report, name: str) -> Row:
     host, run = report["host"], report["run"]
     return {
         "report": name,
@@ -122,27 +239,32 @@ def origin(report: Mapping[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def same_host(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Return whether two reports were measured on hosts that nothing tells apart."""
+def _same_host(a: Report, b: Report) -> bool:
     return all(a["host"].get(key) == b["host"].get(key) for key in ("cpu", "board", "cores", "gpu"))
 
 
-def same_test_images(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Return whether the accuracies of two reports are of the same task, as far as the reports know."""
-    hashes, sizes = ([report["accuracy"].get(key) for report in (a, b)] for key in ("images_sha256", "image_size"))
-    # The hash is of the images at the size in which a student sees them; older reports have none.
-    if all(hashes) and sizes[0] == sizes[1]:
-        same = hashes[0] == hashes[1]
-    else:
-        same = all(a[part][key] == b[part][key] for part, key in (("run", "data"), ("accuracy", "n")))
-    return same and all(report["run"].get("same_test_images") is not False for report in (a, b))
+def _check_same_test_images(reports: Sequence[Report], names: Sequence[str]) -> None:
+    """Check ``run`` and ``accuracy`` of reports; an ``n`` of None in all of them is not known yet."""
+    if not all(same_test_images(a, b) for a, b in itertools.combinations(reports, 2)):
+        raise InputError(
+            "accuracies on different test images cannot be put side by side: "
+            + "; ".join(f"{name}: {_test_images(report)}" for name, report in zip(names, reports, strict=True)),
+            "measure all on the same images (`kdedge benchmark BUNDLE --data DATA`), or leave out the other reports",
+        )
 
 
-def comparison_notes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Say what makes the numbers of two reports incomparable."""
+def _test_images(report: Report) -> str:
+    other = ", not those of its bundle" if report["run"].get("same_test_images") is False else ""
+    count, sha256 = report["accuracy"]["n"], report["accuracy"].get("images_sha256")
+    known = f" ({sha256[:8]})" if sha256 else ""
+    return f"{'' if count is None else f'{count:,} of '}{report['run']['data']}{known}{other}"
+
+
+def _notes(a: Report, b: Report) -> list[str]:
+    """Return why numbers of two reports are not comparable."""
     notes = []
-    if not same_host(a, b):
-        notes.append(OTHER_HOSTS)
+    if not _same_host(a, b):
+        notes.append(_OTHER_HOSTS)
     elif a["host"]["onnxruntime"] != b["host"]["onnxruntime"]:
         notes.append("another onnxruntime: the latencies compare the versions and the models together")
     setups = [{key: (r.get("benchmark") or {}).get(key) or None for key in ("affinity", "spinning")} for r in (a, b)]
@@ -155,122 +277,105 @@ def comparison_notes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _values(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of everything but latency."""
-    rows: list[dict[str, Any]] = []
-    for name, unit, section, key in (
-        ("INT8 top-1", "%", "accuracy", "onnx_int8_top1_pct"),
-        ("FP32 top-1", "%", "accuracy", "onnx_fp32_top1_pct"),
-        ("teacher top-1", "%", "teacher", "test_top1_pct"),
-        ("loss by INT8", "pp", "gate", "loss_pp"),
-        ("loss by INT8, at most", "pp", "gate", "loss_upper95_pp"),
-        ("INT8 file", "bytes", "size", "int8_bytes"),
-        ("FP32 file", "bytes", "size", "fp32_bytes"),
-    ):
-        before, after = a[section][key], b[section][key]
-        known = before is not None and after is not None
-        row = {
-            "name": name,
-            "unit": unit,
-            "a": before,
-            "b": after,
-            "difference": round(after - before, 4) if known else None,
-        }
-        if section == "accuracy":
-            row["difference_ci95"] = _difference_ci95(a, b, key)
-        rows.append(row)
-    return rows + _other_answers(a, b)
+def _value_row(name: str, unit: str, a: float | None, b: float | None) -> Row:
+    difference = None if a is None or b is None else round(b - a, 4)
+    return {"name": name, "unit": unit, "a": a, "b": b, "difference": difference}
 
 
-def _other_answers(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a row for every CPU that either report emulated: the share of answers that are not those of its host."""
+def _portability_rows(a: Report, b: Report) -> list[Row]:
+    """Return for every CPU that either report emulated the share of predictions that differ from its host, in %."""
     shares = []
     for report in (a, b):
         emulated = (report.get("portability") or {}).get("emulated") or []
         shares.append({row["cpu"]: round(100 * row["flips"] / row["images"], 4) for row in emulated})
-    rows = []
-    for cpu in dict.fromkeys((*shares[0], *shares[1])):
-        before, after = (side.get(cpu) for side in shares)
-        known = before is not None and after is not None
-        difference = round(after - before, 4) if known else None  # type: ignore[operator]
-        rows.append({"name": f"other answers on {cpu}", "unit": "%", "a": before, "b": after, "difference": difference})
-    return rows
+    cpus = dict.fromkeys((*shares[0], *shares[1]))
+    return [_value_row(f"other answers on {cpu}", "%", *(side.get(cpu) for side in shares)) for cpu in cpus]
 
 
-def _difference_ci95(a: Mapping[str, Any], b: Mapping[str, Any], key: str) -> list[float]:
+def _difference_ci95(a: Report, b: Report, key: str) -> list[float]:
     """Return Newcombe's 95 % interval of the difference of two accuracies in pp, from the Wilson interval of each.
 
-    Method 10 in Statistics in Medicine 17 (1998), 873-890. It is for independent samples: of two models on the same
-    images, which the reports cannot pair, the true interval is narrower.
+    Method 10 in Statistics in Medicine 17 (1998), 873-890. It assumes independent samples. Reports of the same images
+    cannot be paired image by image; the interval is then wider than necessary.
     """
     (low_a, high_a), (low_b, high_b) = (report["accuracy"][key.replace("top1", "ci95")] for report in (a, b))
-    share_a, share_b = a["accuracy"][key], b["accuracy"][key]
-    difference = share_b - share_a
-    below = math.hypot(share_b - low_b, high_a - share_a)
-    above = math.hypot(high_b - share_b, share_a - low_a)
+    top1_a, top1_b = a["accuracy"][key], b["accuracy"][key]
+    difference = top1_b - top1_a
+    below = math.hypot(top1_b - low_b, high_a - top1_a)
+    above = math.hypot(high_b - top1_b, top1_a - low_a)
     return [round(difference - below, 4), round(difference + above, 4)]
 
 
-def _latency(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _latency(before: Sequence[Report], after: Sequence[Report]) -> list[Row]:
     """Return a row for every case of either report, those of A first."""
     cases = [{tuple(row[key] for key in _CASE): row for row in rows} for rows in (before, after)]
     rows = []
     for case in dict.fromkeys((*cases[0], *cases[1])):
-        found = [side.get(case) for side in cases]
-        both = found[0] and found[1]
+        a, b = (side.get(case) for side in cases)
+        ratio = round(b["p50_ms"] / a["p50_ms"], 4) if a and b else None
+        rows.append({**dict(zip(_CASE, case, strict=True)), "a": _times(a), "b": _times(b), "ratio": ratio})
+    return rows
+
+
+def _times(row: Report | None) -> Row | None:
+    return None if row is None else {**{key: row.get(key) for key in _TIMES}, "trust": row["trust"]["verdict"]}
+
+
+def _rows(run: str, label: str, report: Report, *, timed: bool) -> list[Row]:
+    """Return the rows of one report, without the domination."""
+    student, accuracy, gate = report["student"], report["accuracy"], report["gate"]
+    rows = []
+    for model in ("fp32", "int8"):
+        case = {**_TABLE_CASE, "model": model}
+        time = next((row for row in report["latency"] if timed and case.items() <= row.items()), None)
         rows.append(
             {
-                **dict(zip(_CASE, case, strict=True)),
-                **{side: _times(row) for side, row in zip("ab", found, strict=True)},
-                "ratio": round(found[1]["p50_ms"] / found[0]["p50_ms"], 4) if both else None,  # type: ignore[index]
+                "run": run,
+                "label": label,
+                "student": student["arch"],
+                **{key: student.get(key) for key in ("params", "macs", "train_images", "epochs", "method")},
+                "model": model,
+                "top1_pct": accuracy[f"onnx_{model}_top1_pct"],
+                "ci95_pct": accuracy[f"onnx_{model}_ci95_pct"],
+                "loss_pp": gate["loss_pp"] if model == "int8" else None,
+                "gate": gate["verdict"] if model == "int8" else None,
+                "size_bytes": report["size"][f"{model}_bytes"],
+                "p50_ms": time and time["p50_ms"],
+                "trust": time and time["trust"]["verdict"],
             }
         )
     return rows
 
 
-def _times(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return None if row is None else {**{key: row.get(key) for key in _TIMES}, "trust": row["trust"]["verdict"]}
+def _dominates(other: Row, row: Row) -> bool:
+    """Return whether a row is at least as accurate and at least as fast as another, and better in one of them."""
+    if other["p50_ms"] is None or row["p50_ms"] is None:
+        return False
+    ours, theirs = (other["p50_ms"], -other["top1_pct"]), (row["p50_ms"], -row["top1_pct"])
+    return ours != theirs and ours[0] <= theirs[0] and ours[1] <= theirs[1]
 
 
-def describe_origin(origin: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the name of a report, and its host and origin in a line."""
-    host = origin["host"]
-    cores = f"{host['cores']} core{'s' * (host['cores'] != 1)}"
-    parts = [host["board"] or host["cpu"], cores, host["gpu"], f"onnxruntime {host['onnxruntime']}"]
-    made = [f"{origin['test_images']:,} test images of {origin['data']}"]
-    made += [f"commit {origin['commit']}"] if origin["commit"] else []
-    return origin["report"], ", ".join(filter(None, parts)) + "; " + ", ".join(made)
-
-
-def _value_cells(comparison: Mapping[str, Any]) -> list[list[str]]:
-    """Return the table of the values with its heading, as text."""
-    gate = comparison["gate"]
-    rows = [
-        ["", "A", "B", "B - A", "95 % of B - A"],
-        ["gate", gate["a"], gate["b"], "same" if gate["a"] == gate["b"] else "changed", ""],
+def _labels(reports: Sequence[Report], names: Sequence[str]) -> list[str]:
+    """Name each run by its student, and by its directory too if several have the same student."""
+    students = [str(report["student"]["arch"] or "student") for report in reports]
+    runs = [_run_name(name) for name in names]
+    if len(set(runs)) < len(runs):
+        runs = [_letter(index) for index in range(len(names))]
+    return [
+        student if students.count(student) == 1 else f"{student} ({run})"
+        for student, run in zip(students, runs, strict=True)
     ]
-    for row in comparison["values"]:
-        if row["a"] is None and row["b"] is None:
-            continue
-        form, signed = ("{:,.0f}", "{:+,.0f}") if row["unit"] == "bytes" else ("{:.2f}", "{:+.2f}")
-        cells = [_text(row[side], form) for side in "ab"] + [_text(row["difference"], signed)]
-        interval = row.get("difference_ci95")
-        cells.append(f"{interval[0]:+.2f} to {interval[1]:+.2f}" if interval else "")
-        rows.append([f"{row['name']}, {row['unit']}", *cells])
-    return rows
 
 
-def _latency_cells(comparison: Mapping[str, Any]) -> list[list[str]]:
-    """Return the table of the latencies with its heading, as text."""
-    rows = [["p50 in ms", "model", "batch", "threads", "A", "B", "B / A", "trust A", "trust B"]]
-    for row in comparison["latency"]:
-        sides = [row["a"], row["b"]]
-        times = [_text(side and side["p50_ms"], "{:.3f}") for side in sides]
-        trust = [trust_word(side["trust"]) if side else "–" for side in sides]
-        case = [row["provider"].removesuffix("ExecutionProvider"), row["model"], f"{row['batch']}", f"{row['threads']}"]
-        rows.append([*case, *times, _text(row["ratio"], "{:.3f}×"), *trust])
-    return rows
+def _run_name(name: str) -> str:
+    """Return the name of the run directory of a report, benchmark or bundle."""
+    path = Path(name).resolve()
+    while path.name in ("report.json", "benchmark", "bundle"):
+        path = path.parent
+    return path.name
 
 
-def _text(value: float | None, form: str) -> str:
-    return "–" if value is None else form.format(value)
+def _letter(index: int) -> str:
+    """Return A to Z, then A1 to Z1 and so on."""
+    letters = string.ascii_uppercase
+    return f"{letters[index % len(letters)]}{index // len(letters) or ''}"

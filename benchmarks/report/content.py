@@ -8,7 +8,7 @@ from typing import Any
 
 from kdedge.benchmarks.interval import wilson_interval_pct
 from kdedge.benchmarks.report.facts import fact_rows, quantization_sentence
-from kdedge.benchmarks.stability import STEADY, trust_word, worst_doubts
+from kdedge.benchmarks.stability import STEADY, stability_word, worst_doubts
 from kdedge.benchmarks.units import format_bytes, format_ms, format_pct, short_provider
 
 __all__ = ["context", "warnings"]
@@ -191,7 +191,7 @@ def _latency_row(row: Mapping[str, Any]) -> dict[str, Any]:
         "throughput": f"{row['throughput_ips']:,.0f}",
         "samples": f"{row['samples']:,}{'*' if row.get('earlier_windows') else ''}",
         "steady": row["trust"]["verdict"] == STEADY,
-        "trust": trust_word(row["trust"]["verdict"]),
+        "trust": stability_word(row["trust"]["verdict"]),
     }
 
 

@@ -16,12 +16,14 @@ from kdedge.benchmarks.report.pareto_figure import PICTURE_SIZE, paint_picture
 from kdedge.benchmarks.report.quantization_figures import paint_candidates, paint_sensitivity
 from kdedge.benchmarks.stability import STEADY
 from kdedge.benchmarks.units import number
-from kdedge.files import write_atomic
+from kdedge.errors import InputError
+from kdedge.files import disk_errors, write_atomic
+from kdedge.ownership import holds_nothing, not_ours
 from kdedge.progress import log
 
-__all__ = ["CREATOR", "Figure", "draw_figures", "render", "series"]
+__all__ = ["Figure", "draw_comparison", "draw_figures", "render", "series"]
 
-CREATOR = "kdedge figure"  # in the metadata of a file, so that one can tell who drew it
+_CREATOR = "kdedge figure"  # in the metadata of a file, so that one can tell who drew it
 
 _FP32, _INT8, _GREY, _NOISY = "#8a94a6", "#2f7ed8", "#888888", "#d0453e"
 _PALETTE = ("#2f7ed8", "#e07b39", "#3c9d6b", "#a25ddc", "#8a94a6")
@@ -123,6 +125,36 @@ def draw_figures(report: Mapping[str, Any], out_dir: Path) -> list[Figure]:
     return figures
 
 
+def draw_comparison(table: Mapping[str, Any], file: Path) -> None:
+    """Draw accuracy against latency of several runs.
+
+    Args:
+        table: From `kdedge.benchmarks.report.compare.tabulate`, of reports of one host.
+        file: A ``.png`` or ``.svg`` file; an earlier figure of kdedge is replaced.
+
+    Raises:
+        InputError: The suffix is another one, no report has a latency, matplotlib is missing, or the file is not a
+            figure of kdedge.
+        StageError: The file cannot be written.
+    """
+    kind = file.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg"):
+        raise InputError(f"cannot draw {file}: it ends neither with .png nor .svg", "for example --figure students.png")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("a figure needs matplotlib, which is not installed", "pip install matplotlib")
+    if all(row["p50_ms"] is None for row in table["rows"]):
+        raise InputError(
+            "no report has a latency on the CPU at batch 1 with one thread, so the figure would be empty",
+            "measure it: `kdedge benchmark --latency-batches 1 --latency-threads 1 --out RUN`",
+        )
+    if not holds_nothing(file) and not (file.is_file() and _CREATOR.encode() in file.read_bytes()):
+        raise not_ours(file, "it is not one of its figures", flag="--figure")
+    content = render(partial(paint_picture, table=table), PICTURE_SIZE, kind=kind)
+    with disk_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, content)
+
+
 def render(paint: Callable[[Any], None], size: tuple[float, float], theme: str = "light", kind: str = "png") -> bytes:
     """Draw one figure.
 
@@ -161,7 +193,7 @@ def render(paint: Callable[[Any], None], size: tuple[float, float], theme: str =
         canvas = Canvas(figsize=size, dpi=150, layout="constrained")
         paint(canvas.subplots())
         # No version, no date: the same data gives the same file.
-        metadata = {"Software": CREATOR} if kind == "png" else {"Date": None, "Creator": CREATOR}
+        metadata = {"Software": _CREATOR} if kind == "png" else {"Date": None, "Creator": _CREATOR}
         canvas.savefig(buffer, format=kind, metadata=metadata)
     return buffer.getvalue()
 

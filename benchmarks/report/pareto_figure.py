@@ -4,7 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["PICTURE_SIZE", "host_name", "is_noisy", "paint_picture"]
+from kdedge.benchmarks.report.compare import host_name, is_noisy
+
+__all__ = ["PICTURE_SIZE", "paint_picture"]
 
 PICTURE_SIZE = (7.2, 4.4)  # inches
 _COLOR, _DOMINATED, _GREY, _NOISY = "#2f7ed8", "#a9b1bc", "#7a8491", "#d0453e"
@@ -18,7 +20,7 @@ def paint_picture(axes: Any, table: Mapping[str, Any]) -> None:
 
     Args:
         axes: Matplotlib axes.
-        table: From `kdedge.benchmarks.report.pareto.tabulate`, of reports of one host.
+        table: From `kdedge.benchmarks.report.compare.tabulate`, of reports of one host.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -115,14 +117,3 @@ def _limits(axes: Any, rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]
 def _short_label(row: Mapping[str, Any]) -> str:
     label = str(row["label"])
     return label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…"
-
-
-def is_noisy(row: Mapping[str, Any]) -> bool:
-    """Return whether the latency of a row is known and not to be quoted."""
-    return row["trust"] is not None and row["trust"] != "steady"
-
-
-def host_name(host: Mapping[str, Any]) -> str:
-    """Return what tells a host apart, in a few words."""
-    cores = f"{host['cores']} core{'s' * (host['cores'] != 1)}"
-    return ", ".join(filter(None, [host.get("board") or host["cpu"], cores, host.get("gpu")]))

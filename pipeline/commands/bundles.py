@@ -127,8 +127,8 @@ def report(
     ] = None,
 ) -> None:
     """Print one report, what is different in another, or a table of several."""
-    from kdedge.benchmarks.report import pareto
-    from kdedge.benchmarks.report.compare import compare_reports, comparison_markdown, print_comparison
+    from kdedge.benchmarks.report.compare import check_same_host, compare_reports, tabulate
+    from kdedge.benchmarks.report.compare_text import comparison_markdown, print_comparison
     from kdedge.benchmarks.report.file import load_report
 
     if as_json and markdown:
@@ -141,20 +141,19 @@ def report(
 
         print(json.dumps(loaded[0]) if as_json else render_markdown(loaded[0], []))
         return
-    two = len(loaded) == 2
-    result = compare_reports(loaded[0], loaded[1], names) if two else pareto.tabulate(loaded, names)
+    result = compare_reports(loaded[0], loaded[1], names) if len(loaded) == 2 else tabulate(loaded, names)
     if figure:
-        pareto.check_same_host(loaded, names)
-        pareto.draw_picture(pareto.tabulate(loaded, names), figure)
+        from kdedge.benchmarks.report.figures import draw_comparison
+
+        check_same_host(loaded, names)
+        draw_comparison(tabulate(loaded, names), figure)
         log(f"figure: {figure}")
     if as_json:
         print(json.dumps(result))
     elif markdown:
-        print(comparison_markdown(result) if two else pareto.table_markdown(result), end="")
-    elif two:
-        print_comparison(result)
+        print(comparison_markdown(result), end="")
     else:
-        pareto.print_table(result)
+        print_comparison(result)
 
 
 @app.command(help="Show the capabilities of this host and whether a bundle fits it.")

@@ -201,11 +201,15 @@ def _section_options(sections: tuple[str, ...], short: Mapping[str, str], *, in_
                 metavar="" if kind is bool else kind.__name__,
             )
             options[key] = (Annotated[kind | None, declared], None)
-        for old, new in RENAMED.get(section, {}).items():  # all of them are switches
-            flag = old.replace("_", "-")
-            note = f"Old name of --{new.replace('_', '-')}."
-            declared = typer.Option(f"--{flag}/--no-{flag}", help=note, rich_help_panel=section, metavar="")
-            options[f"{section}__{old}"] = (Annotated[bool | None, declared], None)
+        for old, new in RENAMED.get(section, {}).items():
+            kind, flag = type(getattr(SECTIONS[section], new)), old.replace("_", "-")
+            declared = typer.Option(
+                f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}",
+                help=f"Old name of --{new.replace('_', '-')}.",
+                rich_help_panel=section,
+                metavar="" if kind is bool else kind.__name__,
+            )
+            options[f"{section}__{old}"] = (Annotated[kind | None, declared], None)
     return options
 
 
@@ -226,8 +230,9 @@ def _fields(arguments: dict[str, Any]) -> Fields:
         if value is not None:
             section, _, name = key.partition("__")
             if new := RENAMED.get(section, {}).get(name):
-                was, now = (part.replace("_", "-") for part in (name, new))
-                warn(f"--[no-]{was} is now --[no-]{now}; the old name goes with the next release")
+                no = "[no-]" if isinstance(value, bool) else ""
+                was, now = (f"--{no}{part.replace('_', '-')}" for part in (name, new))
+                warn(f"{was} is now {now}; the next release removes the old name")
             fields.setdefault(section, {})[name] = value
     return fields
 

@@ -14,7 +14,10 @@ from kdedge.pipeline.distill.options import DistillConfig
 __all__ = ["PRESETS", "RECIPES", "RENAMED", "build_config"]
 
 # Options of earlier versions by section, and their names now.
-RENAMED: dict[str, dict[str, str]] = {"distill": {"drop_hints": "adapt_to_teacher"}}
+RENAMED: dict[str, dict[str, str]] = {
+    "distill": {"drop_hints": "adapt_to_teacher"},
+    "benchmark": {"beside": "compare_with"},
+}
 
 # `sample` is taken for --data sample when no preset is named: a few minutes for a few thousand images.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

@@ -11,6 +11,7 @@ from kdedge.pipeline.distill.options import DistillConfig
 
 __all__ = ["as_flags", "cuts_paths", "shareable"]
 
+_PATHS = ("--data-dir", "--compare-with")
 _PATH = re.compile(r"((?:--[\w-]+=)?(?:folder:)?)(.*)", re.DOTALL)  # matches every word
 
 
@@ -50,14 +51,14 @@ def _flags(config: Config) -> list[str]:
 def shareable(words: Iterable[str]) -> list[str]:
     """Return a command line as others may read it, with absolute paths cut to their last part.
 
-    Without ``--data-dir`` and ``--beside``: where files lie changes no result of a run, and is nobody else's business.
+    Without ``--data-dir`` and ``--compare-with``: paths change no result of a run and are private.
     """
     shown = []
     rest = iter(words)
     for word in rest:
-        if word in ("--data-dir", "--beside"):
+        if word in _PATHS:
             next(rest, None)
-        elif not word.startswith(("--data-dir=", "--beside=")):
+        elif not word.startswith(tuple(f"{flag}=" for flag in _PATHS)):
             before, path = _PATH.fullmatch(word).groups()  # type: ignore[union-attr]
             shown.append(before + (Path(path).name or path if Path(path).is_absolute() else path))
     return shown

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdedge.benchmarks.host import host_record
 from kdedge.benchmarks.measure import run_benchmark
-from kdedge.benchmarks.report.beside import check_beside, load_beside
+from kdedge.benchmarks.report.compare import check_comparable, load_others
 from kdedge.benchmarks.report.file import find_report
 from kdedge.dataset import Split
 from kdedge.errors import InputError
@@ -42,13 +42,13 @@ def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
     """Warn of test images that are no test; refuse reports that cannot be compared with that of this run.
 
     Raises:
-        InputError: A report of ``--beside`` is missing, of this run, of another host or of other test images.
+        InputError: A report of ``--compare-with`` is missing, of this run, of another host or of other test images.
     """
     dataset = opened(config.data)
     if isinstance(dataset, Folder):
         dataset.warn_duplicates()  # the hashes of all files are known
-    if config.benchmark.beside:
-        _check_beside(config, run_dir)
+    if config.benchmark.compare_with:
+        _check_others(config, run_dir)
 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
@@ -114,18 +114,18 @@ def _made_with(config: Config, inputs: Mapping[str, Path]) -> bool:
     return all(load_manifest(folder)["config"] == STAGES[stage].fingerprint(config) for stage, folder in inputs.items())
 
 
-def _check_beside(config: Config, run_dir: Path) -> None:
-    """Refuse reports that cannot be shown beside that of this run."""
-    others = load_beside(config.benchmark.beside)
+def _check_others(config: Config, run_dir: Path) -> None:
+    """Refuse reports that cannot be compared with that of this run."""
+    others = load_others(config.benchmark.compare_with)
     for name in others:
         # Its own report is another one after every benchmark, which would never be up to date.
         if find_report(Path(name)).resolve().parent.parent == run_dir.resolve():
-            raise InputError(f"--beside {name} is this run itself", "name only the others")
+            raise InputError(f"--compare-with {name} is this run itself", "name only the others")
     images = {
         "images_sha256": data_sha256(config.data, "test"),
         "image_size": config.data.image_size,
     }
-    check_beside(others, host_record(), opened(config.data).name, images)
+    check_comparable(others, host_record(), opened(config.data).name, images)
 
 
 class _TorchScores:

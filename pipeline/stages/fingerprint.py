@@ -7,6 +7,7 @@ from typing import Any
 
 from kdedge.files import file_sha256
 from kdedge.pipeline.config import Config
+from kdedge.pipeline.config.build import RENAMED
 from kdedge.pipeline.data.folder import folder_name
 from kdedge.pipeline.distill.methods import METHODS
 from kdedge.pipeline.distill.options import DistillConfig
@@ -40,8 +41,11 @@ def _section(config: Config, name: str) -> dict[str, Any]:
         # An option that the method has no use for counts as its default, or a control would be trained once for each.
         default = {key: getattr(DistillConfig, key) for key in METHODS[config.distill.method].unused}
         known = dataclasses.asdict(config.distill) | default
-        return known | {"drop_hints": known.pop("adapt_to_teacher")}  # as manifests have recorded it from the start
-    return dataclasses.asdict(getattr(config, name))
+    else:
+        known = dataclasses.asdict(getattr(config, name))
+    # Manifests record options by their first names.
+    first = {new: old for old, new in RENAMED.get(name, {}).items()}
+    return {first.get(key, key): value for key, value in known.items()}
 
 
 def of_training(section: str) -> Callable[[Config], dict[str, Any]]:
@@ -78,11 +82,11 @@ def of_quantization(config: Config) -> dict[str, Any]:
 def of_benchmark(config: Config) -> dict[str, Any]:
     """Return the benchmark's key: its options and the machine that it measures."""
     from kdedge.benchmarks.host import host_record
-    from kdedge.benchmarks.report.beside import beside_sha256
+    from kdedge.benchmarks.report.compare import others_sha256
 
     host = host_record()
     return {
         **of_sections("benchmark", "all data", "seed")(config),
         "host": {part: host[part] for part in ("cpu", "cores", "gpu", "onnxruntime", "providers")},
-        "beside": beside_sha256(config.benchmark.beside),
+        "beside": others_sha256(config.benchmark.compare_with),
     }

@@ -13,7 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from kdedge.benchmarks.interval import wilson_interval_pct
-from kdedge.benchmarks.report.compare import compare_reports, comparison_markdown, print_comparison, same_test_images
+from kdedge.benchmarks.report.compare import compare_reports, same_test_images
+from kdedge.benchmarks.report.compare_text import comparison_markdown, print_comparison
 from kdedge.benchmarks.report.file import load_report, read_report
 from kdedge.benchmarks.report.pages import render_html, render_markdown
 from kdedge.errors import InputError

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from kdedge.benchmarks.report.compare import compare_reports, comparison_markdown
+from kdedge.benchmarks.report.compare import compare_reports, tabulate
+from kdedge.benchmarks.report.compare_text import comparison_markdown
 from kdedge.benchmarks.report.file import load_report
 from kdedge.benchmarks.report.pages import print_summary, render_html, render_markdown
-from kdedge.benchmarks.report.pareto import table_markdown, tabulate
 from kdedge.errors import InputError
 from kdedge.pipeline.cli import app
 
@@ -62,7 +62,7 @@ def show(report: dict[str, Any], original: dict[str, Any]) -> None:
     print_summary(report)
     names = ("one", "two")
     comparison_markdown(compare_reports(original, report, names))
-    table_markdown(compare_in_table(report, original, names))
+    comparison_markdown(compare_in_table(report, original, names))
 
 
 def compare_in_table(report: dict[str, Any], original: dict[str, Any], names: tuple[str, str]) -> dict[str, Any]:

@@ -110,6 +110,8 @@ def test_an_old_name_of_an_option_still_works_and_says_the_new_one(tmp_path):
     assert result.exit_code == 2
     assert "--[no-]drop-hints is now --[no-]adapt-to-teacher" in result.output
     assert "No such option" not in result.output
+    result = invoke("benchmark", "--out", tmp_path, "--beside", tmp_path)
+    assert "warning: --beside is now --compare-with; the next release removes the old name" in result.output
 
 
 def test_data_offers_nothing_that_has_no_effect_on_it():

@@ -96,6 +96,7 @@ def test_options_that_contradict_each_other_are_refused(distill, message):
 def test_an_option_of_an_earlier_version_is_read_by_its_old_name():
     old = build_config({"distill": {"drop_hints": False}})
     assert old == build_config({"distill": {"adapt_to_teacher": False}}) != build_config()
+    assert build_config({"benchmark": {"beside": "a"}}).benchmark.compare_with == "a"
 
 
 def test_an_unknown_preset_is_refused_with_the_closest():

@@ -41,7 +41,7 @@ def test_a_path_with_a_comma_is_one_path_if_it_exists(tmp_path, monkeypatch):
         "c,a,b,a,b/x,y,z,d": ["c", "a,b", "a,b/x,y,z", "d"],
         "a,c": ["a", "c"],
     }.items():
-        assert [str(path) for path in parse_paths(text, "--beside")] == paths
+        assert [str(path) for path in parse_paths(text, "--compare-with")] == paths
     for text in ("a,,b", "a,b,", ",", " "):
         with pytest.raises(InputError, match="nothing between two commas"):
-            parse_paths(text, "--beside")
+            parse_paths(text, "--compare-with")

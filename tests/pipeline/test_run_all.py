@@ -303,31 +303,31 @@ def test_a_stage_of_another_class_count_is_refused(copied, tmp_path):
     assert "calls class 2 'red', the data set 'pink'" in " ".join(result.stderr.split())
 
 
-def test_what_is_shown_beside_a_run_reruns_its_benchmark_alone(finished, copied, folder_data, tmp_path):
+def test_what_is_compared_with_a_run_reruns_its_benchmark_alone(finished, copied, folder_data, tmp_path):
     run_dir, other = copied, tmp_path / "other"
     shutil.copytree(finished / "benchmark", other)
     command = ["run-all", "--data", f"folder:{folder_data}", *TINY, "--out", run_dir, "--allow-undecided"]
-    log = kdedge(*command, "--beside", other).stderr
+    log = kdedge(*command, "--compare-with", other).stderr
     for stage in ("teacher", "distill", "export", "quantize"):
         assert f"{stage}: up to date, skipped" in log
     assert "benchmark: running (changed: config benchmark.beside, config beside)" in log
     report = json.loads((run_dir / "benchmark" / "report.json").read_text())
     assert report["student"]["train_images"] == 96
     assert {row["label"] for row in report["beside"]["rows"]} == {"lite-xs (this run)", "lite-xs (other)"}
-    assert "nothing to do" in kdedge(*command, "--beside", other).stderr
+    assert "nothing to do" in kdedge(*command, "--compare-with", other).stderr
     # The other run was measured again.
     (other / "report.json").write_text((other / "report.json").read_text().replace('"seed": 0', '"seed": 1'))
     assert "benchmark: running (changed: config beside)" in kdedge("benchmark", "--out", run_dir).stderr
 
 
-def test_what_cannot_stand_beside_a_run_stops_it_before_it_trains(finished, copied, folder_data, tmp_path):
+def test_what_cannot_be_compared_with_a_run_stops_it_before_it_trains(finished, copied, folder_data, tmp_path):
     command = ["run-all", "--data", f"folder:{folder_data}", *TINY, "--out", tmp_path / "run"]
-    assert "does not exist" in kdedge(*command, "--beside", tmp_path / "no", code=2).stderr
+    assert "does not exist" in kdedge(*command, "--compare-with", tmp_path / "no", code=2).stderr
     report = json.loads((finished / "benchmark" / "report.json").read_text())
     report["host"]["cpu"] = "another"
     (tmp_path / "report.json").write_text(json.dumps(report))
-    log = kdedge(*command, "--beside", tmp_path, code=2).stderr
+    log = kdedge(*command, "--compare-with", tmp_path, code=2).stderr
     assert "latencies of different hosts" in log
     assert "running" not in log
-    log = kdedge("benchmark", "--out", copied, "--beside", f"{copied}/bundle", code=2).stderr
+    log = kdedge("benchmark", "--out", copied, "--compare-with", f"{copied}/bundle", code=2).stderr
     assert "is this run itself" in " ".join(log.split())

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure as Canvas
 from PIL import Image
 from typer.testing import CliRunner
 
-from kdedge.benchmarks.report import pareto
-from kdedge.benchmarks.report.pareto import tabulate
-from kdedge.benchmarks.report.pareto_figure import paint_picture
+from kdedge.benchmarks.report import figures
+from kdedge.benchmarks.report.compare import tabulate
+from kdedge.benchmarks.report.compare_text import print_comparison
+from kdedge.benchmarks.report.pareto_figure import PICTURE_SIZE, paint_picture
 from kdedge.errors import InputError
 from kdedge.pipeline.cli import app
 
@@ -144,9 +145,9 @@ def test_latencies_of_other_hosts_are_left_out_aloud(capsys: pytest.CaptureFixtu
     table = tabulate([SLOW, report("large", (91, 4), (91.5, 1), host={"cpu": "another"}), SMALL], NAMES)
     assert [(row["p50_ms"], row["trust"], row["dominated_by"]) for row in table["rows"]] == [(None, None, None)] * 6
     assert [row["top1_pct"] for row in table["rows"]] == [91.5, 91, 81, 81, 80, 80]
-    assert table["notes"] == ["other hosts: all latencies are left out, and with them what dominates what"]
-    pareto.print_table(table)
-    assert "mind: other hosts: all latencies are left out" in capsys.readouterr().out
+    assert table["notes"] == ["other hosts: latencies and domination are left out"]
+    print_comparison(table)
+    assert "mind: other hosts: latencies and domination are left out" in capsys.readouterr().out
 
 
 def test_what_else_limits_the_comparison_is_said_once() -> None:
@@ -272,7 +273,7 @@ def test_the_picture_shows_filled_and_hollow_grey_and_noisy() -> None:
 def test_no_label_covers_another_or_leaves_the_picture() -> None:
     crowd = [report(f"student-{index}", (88.1, 0.9 + index / 20), (88, 0.3 + index / 50)) for index in range(4)]
     long = report("a student with a name that is far longer than the picture has room for", (80, 0.4), (80, 0.2))
-    canvas = Canvas(figsize=pareto.PICTURE_SIZE, dpi=150, layout="constrained")
+    canvas = Canvas(figsize=PICTURE_SIZE, dpi=150, layout="constrained")
     axes = canvas.subplots()
     paint_picture(axes, tabulate([*crowd, long], [f"run{index}" for index in range(5)]))
     canvas.draw_without_rendering()
@@ -301,6 +302,6 @@ def test_what_cannot_be_drawn_is_said(runs: list[Path], tmp_path: Path, monkeypa
         untimed = report(run.name, (91, None), (90, None))
         (run / "report.json").write_text(json.dumps(untimed))
     assert "no report has a latency on the CPU at batch 1" in error(*runs, "--figure", tmp_path / "x.png")
-    monkeypatch.setattr(pareto.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(figures.importlib.util, "find_spec", lambda name: None)
     assert "pip install matplotlib" in error(*runs, "--figure", tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()

@@ -1,4 +1,4 @@
-"""`--beside`: other runs in the report of the one that is measured."""
+"""`--compare-with`: other runs in the report of the one that is measured."""
 
 import copy
 import json
@@ -36,8 +36,8 @@ def write(folder: Path, **changes: dict[str, Any]) -> Path:
     return folder
 
 
-def measure(models: dict[str, Path], dataset: Any, out: Path, beside: str) -> dict[str, Any]:
-    options = BenchmarkConfig(seconds=0.05, batches="1", beside=beside)
+def measure(models: dict[str, Path], dataset: Any, out: Path, others: str) -> dict[str, Any]:
+    options = BenchmarkConfig(seconds=0.05, batches="1", compare_with=others)
     facts = {"student": {"arch": "lite"}}
     return run_benchmark(
         options,
@@ -51,7 +51,7 @@ def measure(models: dict[str, Path], dataset: Any, out: Path, beside: str) -> di
     )
 
 
-def test_other_runs_are_shown_beside_this_one(
+def test_other_runs_are_compared_with_this_one(
     models: dict[str, Path], dataset: Any, other: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -64,39 +64,39 @@ def test_other_runs_are_shown_beside_this_one(
     assert rows["B", "int8"]["top1_pct"] == REPORT["accuracy"]["onnx_int8_top1_pct"]
     assert (out / "figures" / "beside.png").read_bytes().startswith(b"\x89PNG")
     assert "](figures/beside.png)" in (out / "report.md").read_text()
-    assert "<h2>Beside other runs</h2>" in (out / "report.html").read_text()
+    assert "<h2>Compared with other runs</h2>" in (out / "report.html").read_text()
     # A report is given away: where the others lie on this machine is not in it.
     assert str(tmp_path) not in (out / "report.json").read_text()
 
 
-def test_without_others_nothing_is_beside(models: dict[str, Path], dataset: Any, tmp_path: Path) -> None:
+def test_without_others_nothing_is_compared(models: dict[str, Path], dataset: Any, tmp_path: Path) -> None:
     assert measure(models, dataset, tmp_path, "")["beside"] is None
     assert not (tmp_path / "figures" / "beside.png").exists()
-    assert "Beside other runs" not in (tmp_path / "report.html").read_text()
+    assert "Compared with other runs" not in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        ({"host": {"cpu": "Cortex-A76"}}, "--beside: latencies of different hosts .*Cortex-A76", []),
+        ({"host": {"cpu": "Cortex-A76"}}, "--compare-with: latencies of different hosts .*Cortex-A76", []),
         (
             {"run": {"data": "cifar10"}},
-            "--beside: accuracies on different .*this run: made-up .1{8}.; .*odd: cifar10",
+            "--compare-with: accuracies on different .*this run: made-up .1{8}.; .*odd: cifar10",
             [],
         ),
         (
             {"accuracy": {"n": 299}},
-            "--beside: accuracies on different .*this run: 300 of made-up .1{8}.; .*odd: 299 of",
+            "--compare-with: accuracies on different .*this run: 300 of made-up .1{8}.; .*odd: 299 of",
             ["test"],
         ),
         (
             {"accuracy": {"images_sha256": "2" * 64, "image_size": 16}},
-            "--beside: accuracies on different .*this run: made-up .1{8}.; .*odd: made-up .2{8}.",
+            "--compare-with: accuracies on different .*this run: made-up .1{8}.; .*odd: made-up .2{8}.",
             [],
         ),
     ],
 )
-def test_what_cannot_stand_beside_it_is_refused_before_anything_is_measured(
+def test_what_cannot_be_compared_is_refused_before_anything_is_measured(
     models: dict[str, Path], dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Any
 ) -> None:
     changes, message, reads = case
@@ -115,9 +115,9 @@ def test_a_report_that_is_not_there_is_refused(models: dict[str, Path], dataset:
 
 
 def test_paths_are_parsed_and_stay_out_of_the_command_of_the_report() -> None:
-    assert parse_paths("", "--beside") == []
-    assert parse_paths("a/b, c,a/b", "--beside") == [Path("a/b"), Path("c")]
-    with pytest.raises(InputError, match="--beside 'a,,b': nothing between two commas"):
-        build_config({"benchmark": {"beside": "a,,b"}})
-    config = build_config({"benchmark": {"beside": "/home/me/a,/home/me/b", "seconds": 9}})
+    assert parse_paths("", "--compare-with") == []
+    assert parse_paths("a/b, c,a/b", "--compare-with") == [Path("a/b"), Path("c")]
+    with pytest.raises(InputError, match="--compare-with 'a,,b': nothing between two commas"):
+        build_config({"benchmark": {"compare_with": "a,,b"}})
+    config = build_config({"benchmark": {"compare_with": "/home/me/a,/home/me/b", "seconds": 9}})
     assert as_flags(config) == ["--latency-seconds", "9.0"]
