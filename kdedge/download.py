@@ -3,10 +3,10 @@
 A server that stops sending, or sends almost nothing, is given up after `STALL_S` seconds.
 """
 
-import hashlib
 import time
 from http.client import HTTPException
 from pathlib import Path
+from typing import BinaryIO
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
@@ -17,7 +17,7 @@ from kdedge.errors import StageError
 from kdedge.files import file_sha256
 from kdedge.progress import log, track, warn
 
-__all__ = ["fetch"]
+__all__ = ["fetch", "receive"]
 
 STALL_S = 30.0
 _SLOWEST_BYTES_PER_S = 10_000
@@ -49,9 +49,8 @@ def fetch(url: str, path: Path, sha256_prefix: str) -> None:
                     f"expected {sha256_prefix}; downloading it again"
                 )
             _download(url, path, sha256_prefix)
-    except (OSError, HTTPException, ValueError) as error:
-        reason = error.reason if type(error) is URLError else error
-        raise StageError(f"cannot download {url} to {path}: {reason or type(error).__name__}") from error
+    except OSError as error:
+        raise StageError(f"cannot download {url} to {path}: {error}") from error
 
 
 def _matches(path: Path, sha256_prefix: str) -> bool:
@@ -62,7 +61,9 @@ def _download(url: str, path: Path, sha256_prefix: str) -> None:
     log(f"downloading {url} to {path}")
     partial = path.with_name(f".{path.name}.partial")
     try:
-        digest = _receive(url, partial)
+        with partial.open("wb") as file:
+            receive(url, file, path.name)
+        digest = file_sha256(partial)
         if not digest.startswith(sha256_prefix):
             size = partial.stat().st_size
             raise OSError(f"got {size:,} bytes with SHA-256 {digest}, expected a SHA-256 of {sha256_prefix}…")
@@ -71,28 +72,34 @@ def _download(url: str, path: Path, sha256_prefix: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _receive(url: str, path: Path) -> str:
-    """Write what the server sends to ``path`` and return its SHA-256.
+def receive(url: str, file: BinaryIO, name: str) -> None:
+    """Write the content of an address to an open file, with progress.
+
+    Args:
+        url: The address.
+        file: Open for writing.
+        name: Name of the content, for the progress bar.
 
     Raises:
-        OSError: The connection failed, ended early or is too slow.
+        OSError: The connection failed, ended early or is too slow, or the file cannot be written.
     """
-    digest, received = hashlib.sha256(), 0
     request = Request(url, headers={"User-Agent": f"kdedge/{__version__}"})
-    with urlopen(request, timeout=STALL_S) as response, path.open("wb") as file:
-        total = int(response.headers.get("Content-Length") or 0)
-        with track(f"downloading {path.name[1:].removesuffix('.partial')} (MB)", -(-total // _MB)) as progress:
-            window_start, window_bytes = time.monotonic(), 0
-            while chunk := response.read1(_CHUNK):
-                file.write(chunk)
-                digest.update(chunk)
-                progress.advance((received + len(chunk)) // _MB - received // _MB)
-                received, window_bytes = received + len(chunk), window_bytes + len(chunk)
-                window_s = time.monotonic() - window_start
-                if window_s > STALL_S:
-                    if window_bytes < _SLOWEST_BYTES_PER_S * window_s:
-                        raise TimeoutError(f"the server sent only {window_bytes:,} bytes in {window_s:.0f} s")
-                    window_start, window_bytes = time.monotonic(), 0
+    try:
+        with urlopen(request, timeout=STALL_S) as response:
+            total = int(response.headers.get("Content-Length") or 0)
+            with track(f"downloading {name} (MB)", -(-total // _MB)) as progress:
+                received, window_start, window_bytes = 0, time.monotonic(), 0
+                while chunk := response.read1(_CHUNK):
+                    file.write(chunk)
+                    progress.advance((received + len(chunk)) // _MB - received // _MB)
+                    received, window_bytes = received + len(chunk), window_bytes + len(chunk)
+                    window_s = time.monotonic() - window_start
+                    if window_s > STALL_S:
+                        if window_bytes < _SLOWEST_BYTES_PER_S * window_s:
+                            raise TimeoutError(f"the server sent only {window_bytes:,} bytes in {window_s:.0f} s")
+                        window_start, window_bytes = time.monotonic(), 0
+    except (OSError, HTTPException, ValueError) as error:
+        reason = error.reason if type(error) is URLError else error
+        raise OSError(str(reason) or type(error).__name__) from error
     if received < total:
         raise OSError(f"the connection ended after {received:,} of {total:,} bytes")
-    return digest.hexdigest()

@@ -208,7 +208,7 @@ def find_damage(folder: Path, form: Format) -> str:
     return ""
 
 
-def md5_hex(data: bytes | bytearray) -> str:
+def md5_hex(data: bytes | memoryview) -> str:
     """Return the MD5 of ``data`` as 32 hexadecimal digits: the checksum that the data set is published with."""
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 

