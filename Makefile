@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
+TOOLS := browser or npm or qemu or wheels
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full check docs docs-generate clean
+.PHONY: help demo test test-slow test-full check docs docs-generate clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /\t/'
@@ -12,7 +13,10 @@ demo: .venv/installed  ## install, run the whole pipeline on the shipped sample,
 	$(BIN)/kdedge run-all --data sample --out artifacts/demo --allow-undecided
 
 test: .venv/installed  ## run the tests that need minutes and nothing but pip
-	$(PYTEST) -m "not slow and not browser and not npm and not qemu and not wheels"
+	$(PYTEST) -m "not (slow or $(TOOLS))"
+
+test-slow: .venv/installed  ## run the other tests that need nothing but pip
+	$(PYTEST) -m "slow and not ($(TOOLS))"
 
 test-full: .venv/installed  ## run every test; needs chromium, npm and qemu-user
 	$(PYTEST)

@@ -22,6 +22,7 @@ import torchvision
 from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
+from torchvision.transforms import v2
 
 SIZE = 32  # pixels, the default of kdedge
 BATCH = 64
@@ -61,7 +62,7 @@ def plain_resnet18(train: Images, test: Images, classes: int, seconds: float) ->
     torch.manual_seed(0)
     model = torchvision.models.resnet18(num_classes=classes).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
-    crop = torchvision.transforms.v2.RandomCrop(SIZE, padding=4, padding_mode="edge")
+    crop = v2.RandomCrop(SIZE, padding=4, padding_mode="edge")
     images, other_images = (
         torch.from_numpy(part).permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.25) for part, _ in (train, test)
     )

@@ -8,28 +8,38 @@ passed its teacher.
 
 from typing import Any
 
-__all__ = ["BETA_UNIT", "BetaSchedule", "KdSchedule", "hint_share"]
+__all__ = ["BETA_UNIT", "BetaSchedule", "KdSchedule", "hint_share", "kd_share", "skill"]
 
 # Normalised hints count beta in it: at this beta their term starts as large as the cross-entropy.
 BETA_UNIT = 250.0
 
 
-_NO_HINTS_BELOW, _FULL_HINTS_FROM = 0.7, 0.9  # skill of a teacher, see `hint_share`
+_NO_HINTS_BELOW, _FULL_HINTS_FROM = 0.7, 0.9  # see `skill`; below the first KD counts less, too
 _CLEARLY = 0.8  # share of the teacher's validation errors; with fewer the student has clearly passed its teacher
 
 
-def hint_share(teacher_top1_pct: float, majority_pct: float) -> float:
-    """Return the share of beta, 0..1, that the hints of a teacher deserve.
-
-    The skill of a teacher is 0 if it is as good as always answering the largest class, and 1 if it makes no error.
-    Hints count fully from a skill of 0.9 and not at all below 0.7, linearly between.
+def skill(teacher_top1_pct: float, majority_pct: float) -> float:
+    """Return 0 or less for a teacher no better than always answering the largest class, 1 for one without errors.
 
     Args:
         teacher_top1_pct: Its validation accuracy in percent.
         majority_pct: Share of the largest class in the validation images, in percent.
     """
-    skill = (teacher_top1_pct - majority_pct) / max(100 - majority_pct, 1e-9)
+    return (teacher_top1_pct - majority_pct) / max(100 - majority_pct, 1e-9)
+
+
+def hint_share(skill: float) -> float:
+    """Return the share of beta, 0..1, that hints of a teacher of this skill get: all from 0.9, none below 0.7."""
     return min(1.0, max(0.0, (skill - _NO_HINTS_BELOW) / (_FULL_HINTS_FROM - _NO_HINTS_BELOW)))
+
+
+def kd_share(skill: float) -> float:
+    """Return the share of alpha, 0..1, that the logits of a teacher of this skill get: all from 0.7, none at 0.
+
+    A teacher near chance answers much the same for every image, and a student that learns that from it learns the
+    labels late (experiments/LOG.md, section 52).
+    """
+    return min(1.0, max(0.0, skill / _NO_HINTS_BELOW))
 
 
 class KdSchedule:

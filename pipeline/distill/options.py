@@ -62,7 +62,8 @@ class DistillConfig:
     weight_decay: float = option(5e-4, "Weight decay.", flag="--weight-decay", least=0, most=1)
     init: str = option(
         "whitening",
-        "Initial weights: whitening (first convolution whitens patches, the others start as identities) or random.",
+        "Initial weights: whitening (first convolution whitens patches, the others start as identities; random for "
+        "images without color) or random.",
         flag="--init",
         choices=("whitening", "random"),
     )

@@ -43,6 +43,7 @@ class Trainer:
         pairs: Pairs that may be hinted at; none for a method without hints.
         chosen: Teacher blocks among them that are hinted at from the start.
         hint_share: Share of beta that counts, see `kdedge.pipeline.distill.beta.hint_share`.
+        kd_share: Share of alpha that counts.
         batches: What is trained on; the first ones calibrate the hints.
 
     Attributes:
@@ -64,12 +65,13 @@ class Trainer:
         chosen: tuple[str, ...],
         batches: Batches,
         hint_share: float = 1.0,
+        kd_share: float = 1.0,
     ) -> None:
         settings = config.distill
         self.method = METHODS[settings.method]
         self._config, self._settings = config, settings
         self._teacher, self._student, self._batches = teacher, student, batches
-        self._hint_epochs = settings.hint_only_epochs
+        self._hint_epochs, self._kd_share = settings.hint_only_epochs, kd_share
         self.adapters = place(HintAdapters(pairs, normalised=settings.hint_loss == "normalised"), batches.device)
         self.adapters.choose(chosen)
         self.beta = BetaSchedule(
@@ -101,7 +103,7 @@ class Trainer:
         terms = _Terms(kd=self.method.kd and self.kd.active and not hint_only, hint=uses_hints, ce=not hint_only)
         losses = self._losses(self._student, self.adapters, batch, terms)
         weights = {
-            "kd": self._settings.alpha,
+            "kd": self._settings.alpha * self._kd_share,
             "hint": self.hint_weight(self.beta.beta),
             "ce": self._settings.gamma if self.method.kd else 1.0,
         }

@@ -27,7 +27,7 @@ from kdedge.parsing import parse_paths
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.checks import conflicts
 from kdedge.pipeline.data.sources import open_dataset
-from kdedge.pipeline.distill.beta import hint_share
+from kdedge.pipeline.distill.beta import hint_share, kd_share, skill
 from kdedge.pipeline.distill.blocks import JUDGED_BLOCKS, TeacherBlock, highest
 from kdedge.pipeline.distill.dynamic import DynamicChoice
 from kdedge.pipeline.distill.evaluator import Judge
@@ -114,8 +114,10 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     judge = Judge(
         config, teacher, student, judged, pairs if method.dynamic else (), train=train, val=val, device=device
     )
-    share = _hint_share(judge.teacher_top1_pct, val, config)
-    trainer = Trainer(config, cached, student, pairs=pairs, chosen=chosen, batches=batches, hint_share=share)
+    hints, kd = _shares(judge.teacher_top1_pct, val, config)
+    trainer = Trainer(
+        config, cached, student, pairs=pairs, chosen=chosen, batches=batches, hint_share=hints, kd_share=kd
+    )
     choice = None
     if method.dynamic:
         every = settings.rechoose_epochs
@@ -179,7 +181,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         "block_variances": variances,
         "hint_pairs": [[pair.teacher_block, pair.student_block] for pair in hinted],
         "hint_choices": choice.history if choice else [],
-        "hint_weight_at_start": trainer.hint_weight(share * settings.beta) if pairs else 0.0,
+        "hint_weight_at_start": trainer.hint_weight(hints * settings.beta) if pairs else 0.0,
         "hint_map_bytes": max(
             _map_bytes(blocks, shapes[0], batches.size, config.runtime.precision)
             for blocks in ([entry["chosen"] for entry in choice.history] if choice else [chosen])
@@ -262,16 +264,20 @@ def _pairs(blocks: tuple[str, ...], shapes: Shapes) -> tuple[HintPair, ...]:
     return pair_blocks({name: shapes[0][name] for name in blocks}, shapes[1])
 
 
-def _hint_share(teacher_top1_pct: float, val: Split, config: Config) -> float:
-    """Return the share of beta that the teacher's hints deserve, and log it where that is not all."""
-    settings = config.distill
-    if not (METHODS[settings.method].adaptive_beta and settings.adapt_to_teacher):
-        return 1.0
-    share = hint_share(teacher_top1_pct, majority_baseline(val.labels).top1_pct)
-    if share < 1:
-        weight = f"{100 * share:.0f} % of their weight" if share else f"no weight: {settings.method} trains as kd"
-        log(f"distill ({settings.method}): teacher {teacher_top1_pct:.2f} % on validation images; hints get {weight}")
-    return share
+def _shares(teacher_top1_pct: float, val: Split, config: Config) -> tuple[float, float]:
+    """Return the shares of beta and alpha that the teacher deserves, and log them where they are not all."""
+    settings, method = config.distill, METHODS[config.distill.method]
+    if not settings.adapt_to_teacher:
+        return 1.0, 1.0
+    known = skill(teacher_top1_pct, majority_baseline(val.labels).top1_pct)
+    shares = {"hints": hint_share(known) if method.adaptive_beta else 1.0, "KD": kd_share(known) if method.kd else 1.0}
+    if min(shares.values()) < 1:
+        weights = " and ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items() if share < 1)
+        log(
+            f"distill ({settings.method}): the teacher has {teacher_top1_pct:.2f} % on validation images, so its terms "
+            f"get a share of their weight: {weights}"
+        )
+    return shares["hints"], shares["KD"]
 
 
 def _map_bytes(

@@ -44,7 +44,7 @@ __all__ = [
 
 CHECKPOINT = ".checkpoint.pt"  # a working file: it goes when the whole stage is complete
 # Raised whenever the same options train on other batches: a checkpoint of another version cannot go on.
-CHECKPOINT_VERSION = 3
+CHECKPOINT_VERSION = 4
 _FEWEST_STEPS = 100  # after which a training must have learned something
 RESTARTS = 2  # how often a training that learns nothing starts again, each time at a quarter of the rate
 _WARM_UP = 0.2  # share of a training in which the one-cycle schedule rises

@@ -237,20 +237,21 @@ def test_hints_end_when_the_student_has_passed_its_teacher(distill, capsys, monk
 
 def test_a_weak_teacher_gives_weaker_hints_or_none(distill, capsys, monkeypatch, tmp_path):
     def logged(name, share, **options):
-        monkeypatch.setattr(stage, "hint_share", lambda teacher, majority: share)
+        monkeypatch.setattr(stage, "hint_share", lambda skill: share)
+        monkeypatch.setattr(stage, "kd_share", lambda skill: 1.0)
         distill(name, method="selective", epochs=1, **options)
         (row,) = read_log(tmp_path / name / "training_log_selective.csv")
         return row, capsys.readouterr().err
 
     whole, message = logged("strong", 1.0)
-    assert "hints get" not in message
+    assert "a share of their weight" not in message
     half, message = logged("weaker", 0.5)
     assert half["beta"] == pytest.approx(whole["beta"] / 2)
-    assert "hints get 50 % of their weight" in message
+    assert "a share of their weight: hints 50 %" in message
     none, message = logged("weak", 0.0)
     assert "train_hint" not in none
     assert none["train_kd"] > 0
-    assert "hints get no weight: selective trains as kd" in message
+    assert "a share of their weight: hints 0 %" in message
     assert logged("as given", 0.0, adapt_to_teacher=False)[0]["beta"] == whole["beta"]
 
 

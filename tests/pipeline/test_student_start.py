@@ -102,6 +102,20 @@ def test_a_student_starts_with_pairs_of_filters_and_with_identities():
         assert torch.equal(block.conv.weight[inputs:], old[inputs:])
 
 
+@pytest.mark.parametrize("kind", ["grey", "tinted", "color"])
+def test_a_student_of_images_without_color_starts_at_random(kind):
+    images = correlated_images()
+    if kind != "color":
+        images = images[..., :1].repeat(3, axis=3)
+    if kind == "tinted":
+        images = (images * np.array([1, 0.9, 0.8])).astype(np.uint8)
+    student = build_student("lite-xs", 4, 16)
+    before = [block.conv.weight.detach().clone() for block in student.blocks]
+    initialise(student, images)
+    same = [torch.equal(block.conv.weight, old) for block, old in zip(student.blocks, before, strict=True)]
+    assert same == 5 * [kind != "color"]
+
+
 def test_an_odd_number_of_filters_leaves_the_rest_random():
     student = nn.Sequential(nn.Conv2d(3, 61, 3))
     old = student[0].weight.detach().clone()

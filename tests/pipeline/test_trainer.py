@@ -21,7 +21,7 @@ from kdedge.pipeline.training.loop import Batches
 PAIRS = (HintPair("layer1.1", 1, 64, 32),)
 
 
-def make(method="static", **settings):
+def make(method="static", kd_share=1.0, **settings):
     """Return a trainer of tiny networks, its student and the first batch, of which alone hints are calibrated."""
     torch.manual_seed(0)
     defaults = {"method": method, "scan_batches": 1, "hint_epochs": 0, "lr": 0.01, "schedule": "constant"}
@@ -40,7 +40,7 @@ def make(method="static", **settings):
     nothing_kept = LogitsFile(Path("unused"), classes=3, views=1)
     nothing_kept.close()
     cached = CachedTeacher(teacher, config.runtime, nothing_kept)
-    trainer = Trainer(config, cached, student, pairs=pairs, chosen=chosen, batches=batches)
+    trainer = Trainer(config, cached, student, pairs=pairs, chosen=chosen, batches=batches, kd_share=kd_share)
     return trainer, teacher, student, next(batches.epoch(0))
 
 
@@ -75,6 +75,12 @@ def test_the_shares_of_the_gradient_are_of_the_weighted_terms():
     assert few["hint"] < 1
     assert most["hint"] > 99
     assert sum(few.values()) == pytest.approx(100)
+
+
+def test_the_kd_term_of_a_weak_teacher_counts_less():
+    trainer, _, _, batch = make("kd", kd_share=0.25, alpha=2.0)
+    losses = trainer.step(batch, 0, 1.0)
+    assert losses["loss"].item() == pytest.approx(0.5 * losses["kd"].item() + losses["ce"].item(), rel=1e-5)
 
 
 def test_hint_only_epochs_minimise_the_hint_alone():

@@ -1,5 +1,6 @@
 """A study of two epochs on a tiny data set, trained once."""
 
+import shutil
 import sys
 
 import pytest
@@ -29,3 +30,10 @@ def compared(study):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["kdedge", *map(str, study[1])])
         return kdedge(*study[1])
+
+
+@pytest.fixture
+def copied(study, compared, tmp_path):
+    """The finished study to change: its directory and its command."""
+    out = shutil.copytree(study[0], tmp_path / study[0].name, symlinks=True)
+    return out, [out if part == study[0] else part for part in study[1]]

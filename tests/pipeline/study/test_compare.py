@@ -57,8 +57,8 @@ def test_the_page_says_what_the_numbers_are(study, compared, folder_data):
     assert f"- Blocks of the teacher that hints were at:\n  - 2 epochs, selective: {', '.join(chosen)}" in page
 
 
-def test_the_same_command_trains_nothing_and_gives_the_same_table(study, compared):
-    out, command = study
+def test_the_same_command_trains_nothing_and_gives_the_same_table(copied):
+    out, command = copied
     before = (out / "evaluation_results.csv").read_text()
     result = kdedge(*command, "--json")
     assert "6 of 6 cells are finished" in result.stderr
@@ -69,8 +69,8 @@ def test_the_same_command_trains_nothing_and_gives_the_same_table(study, compare
     assert {entry["method"] for entry in printed["summary"]} == {"ce", "kd", "selective"}
 
 
-def test_a_later_command_adds_to_the_table_what_was_trained_alike(study, compared):
-    out, command = study
+def test_a_later_command_adds_to_the_table_what_was_trained_alike(copied):
+    out, command = copied
     before = (out / "evaluation_results.csv").read_text()
     command = list(command)
     command[command.index("--seeds") + 1] = "1"
@@ -177,11 +177,10 @@ def test_a_damaged_cell_is_trained_again(study, compared, tmp_path):
     assert student.read_text() == before
 
 
-def test_a_damaged_teacher_is_not_trained_again_for_cells_that_would_be_of_the_old_one(study, compared, tmp_path):
-    out = tmp_path / "copy"
-    shutil.copytree(study[0], out, symlinks=True)
+def test_a_damaged_teacher_is_not_trained_again_for_cells_that_would_be_of_the_old_one(copied):
+    out, command = copied
     (out / "teacher" / "metrics.csv").write_text("other")
-    result = kdedge(*(out if part == study[0] else part for part in study[1]), code=2)
+    result = kdedge(*command, code=2)
     assert f"the teacher of 6 finished cells in {out}: metrics.csv was altered since it was trained" in result.stderr
     assert "running" not in result.stderr
 
