@@ -1,6 +1,6 @@
 """kdedge: from labelled images to a small INT8 image classifier, verified before it ships, with one command.
 
-The command does the work; a program needs three functions, which run with numpy and onnxruntime:
+For programs there are three functions, which need only numpy and onnxruntime:
 
     classifier = kdedge.load("artifacts/run/bundle")
     classifier.predict(frame)                          # {"label": "cat", "index": 3, "probability": 0.98}
@@ -33,7 +33,7 @@ def load(bundle: str | Path, *, fp32: bool = False) -> "LoadedBundle":
         A classifier whose ``predict`` takes a frame, uint8 RGB ``[H, W, 3]``, or several, ``[N, H, W, 3]``.
 
     Raises:
-        InputError: There is no bundle, or it is damaged.
+        InputError: The bundle is missing or damaged.
     """
     from kdedge.export.bundle.predict import open_bundle
 
@@ -41,10 +41,10 @@ def load(bundle: str | Path, *, fp32: bool = False) -> "LoadedBundle":
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
-    """Read the report of a run, a benchmark or a bundle; its keys are those of ``report.json``.
+    """Read the ``report.json`` of a run, a benchmark or a bundle.
 
     Raises:
-        InputError: There is none, or it is damaged.
+        InputError: The report is missing or damaged.
     """
     from kdedge.benchmarks.report.file import read_report as read
 
@@ -67,7 +67,7 @@ def gate(
         `kdedge.benchmarks.gate.judge`.
 
     Raises:
-        ValueError: The two differ in shape, or are empty.
+        ValueError: The arrays differ in shape, or are empty.
     """
     from kdedge.benchmarks.gate import judge
 

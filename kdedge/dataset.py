@@ -1,4 +1,4 @@
-"""What every data set is, and how its training images are divided into train and validation."""
+"""The interface of a data set, and the split of its training images into train and validation."""
 
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -10,7 +10,7 @@ from kdedge.errors import InputError
 
 __all__ = ["Dataset", "Split", "hold_out", "keep_used", "split_train_val"]
 
-# Of the two kinds of split, which are not to draw the same permutations.
+# The two kinds of split must not draw the same permutations.
 TEST_SEED = (0, 1)
 VAL_SEED = (0, 2)
 
@@ -22,7 +22,7 @@ class Split:
     Attributes:
         images: Pixels as decoded, [N, S, S, 3] uint8 RGB.
         labels: Class of each image, an index into the class names, [N] int64.
-        class_names: Names of the classes, for messages; empty where only the numbers are known.
+        class_names: Names of the classes, for messages; empty if only their numbers are known.
         subset_indices: Index of each image in the whole part of the data set, [N] int64; None: the split is the whole
             part.
         validation: Which images are set aside for validation, [N] bool; None: `split_train_val` chooses.
@@ -44,7 +44,7 @@ class Split:
 
 
 class Dataset(Protocol):
-    """A data set whose files were found and checked."""
+    """A data set with checked files."""
 
     @property
     def name(self) -> str:
@@ -62,10 +62,7 @@ class Dataset(Protocol):
         ...
 
     def train(self) -> Split:
-        """Decode the training images that are used, before they are divided into train and validation.
-
-        With ``--train-size`` these are the subset and all validation images, otherwise all.
-        """
+        """Decode the images for training and validation: all, or with ``--train-size`` the subset and validation."""
         ...
 
     def test(self) -> Split:
@@ -73,7 +70,7 @@ class Dataset(Protocol):
         ...
 
     def train_sha256(self) -> str:
-        """Return the SHA-256 that identifies what `train` returns, as 64 hexadecimal digits."""
+        """Return the SHA-256 of the result of `train`, as 64 hexadecimal digits."""
         ...
 
     def test_counts(self) -> list[int]:
@@ -81,9 +78,9 @@ class Dataset(Protocol):
         ...
 
     def test_sha256(self) -> str:
-        """Return the SHA-256 that identifies what `test` returns, as 64 hexadecimal digits.
+        """Return the SHA-256 of the result of `test`, as 64 hexadecimal digits.
 
-        Called before anything is trained, so it also finds files that `test` could not read.
+        Runs before training, so it also reports files that `test` could not read.
         """
         ...
 
@@ -91,30 +88,29 @@ class Dataset(Protocol):
 def split_train_val(split: Split, val_fraction: float, train_size: int = 0) -> tuple[Split, Split]:
     """Divide training images into train and validation, stratified by class.
 
-    Images that the user set aside for validation (``split.validation``) are the validation part. Otherwise the result
-    depends on the labels and the arguments alone, not on the seed of a run: whatever seed a student has, its validation
-    images are those that its teacher never saw. Both parts keep the order of ``split``. The validation part is the same
-    for every ``train_size``.
+    ``split.validation`` decides the validation part if it is set. Otherwise the result depends only on the labels and
+    the arguments, not on the seed of a run, so teacher and student share the validation images. Both parts keep the
+    order of ``split``. The validation part is the same for every ``train_size``.
 
     Args:
         split: All training images.
         val_fraction: Share of the images of each class that is held out for validation, 0..1.
-        train_size: Keep only a stratified subset of so many training images (0: all).
+        train_size: Number of training images to keep, stratified by class (0: all).
 
     Returns:
-        The training and the validation part; each has at least one image of every class, but a validation part that
-        the user set aside may lack some.
+        The training and the validation part. Each has at least one image of every class; a validation part from
+        ``split.validation`` may lack classes.
 
     Raises:
-        InputError: A class has fewer than two images, or ``train_size`` is more than there is or leaves a class
-            without an image.
+        InputError: A class has fewer than two images, or ``train_size`` is too large or leaves a class without an
+            image.
     """
     train, val = _divide(split, val_fraction, train_size)
     return _take(split, train), _take(split, val)
 
 
 def keep_used(split: Split, val_fraction: float, train_size: int) -> Split:
-    """Leave out the training images that `split_train_val` with the same arguments leaves out.
+    """Return the images that `split_train_val` with the same arguments keeps.
 
     Raises:
         InputError: As `split_train_val`.
@@ -143,11 +139,11 @@ def hold_out(
 
     Args:
         labels: Class of each image, [N] int64.
-        fraction: Share to hold out, rounded per class, but at least one image and never all.
+        fraction: Share to hold out, rounded per class: at least one image, never all.
         rng: Source of the permutations, one per class in ascending order.
 
     Returns:
-        Indices that are kept and indices that are held out, both ascending int64.
+        The kept and the held-out indices, both ascending int64.
 
     Raises:
         InputError: A class has fewer than two images.

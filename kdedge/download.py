@@ -1,6 +1,6 @@
-"""Downloads a file whose hash is known: checked at every use, written whole or not at all, with progress.
+"""Download a file with a known hash, with progress. The hash is checked at every use; the write is atomic.
 
-A server that stops sending, or sends almost nothing, is given up after `STALL_S` seconds.
+The download fails if the server sends almost nothing for `STALL_S` seconds.
 """
 
 import time
@@ -26,15 +26,15 @@ _CHUNK = 1 << 16
 
 
 def fetch(url: str, path: Path, sha256_prefix: str) -> None:
-    """Make sure that ``path`` holds the file with this hash, downloading it if necessary.
+    """Download a file to ``path`` unless the file with this hash is there.
 
     Args:
-        url: Where to download it.
-        path: Where it is kept. A file with another hash there is replaced.
-        sha256_prefix: First digits of its SHA-256, in lower case.
+        url: Address of the file.
+        path: Target. A file with another hash is replaced.
+        sha256_prefix: First digits of the file's SHA-256, in lower case.
 
     Raises:
-        StageError: The download failed, has another hash, or cannot be written.
+        StageError: The download fails, has another hash, or cannot be written.
     """
     try:
         if _matches(path, sha256_prefix):
@@ -42,7 +42,7 @@ def fetch(url: str, path: Path, sha256_prefix: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):
             if _matches(path, sha256_prefix):
-                return  # another process downloaded it while this one waited for the lock
+                return  # another process downloaded it during the wait for the lock
             if path.is_file():
                 warn(
                     f"{path} is damaged: its SHA-256 begins with {file_sha256(path)[: len(sha256_prefix)]}, "
@@ -81,7 +81,7 @@ def receive(url: str, file: BinaryIO, name: str) -> None:
         name: Name of the content, for the progress bar.
 
     Raises:
-        OSError: The connection failed, ended early or is too slow, or the file cannot be written.
+        OSError: The connection fails, ends early or is too slow, or the file cannot be written.
     """
     request = Request(url, headers={"User-Agent": f"kdedge/{__version__}"})
     try:

@@ -1,18 +1,18 @@
-"""The errors that kdedge shows to its users, and the exit code that each ends with.
+"""The errors that kdedge shows to its users, with their exit codes.
 
-A message says what was found, where and what was expected; ``hint`` says what to do next.
-`kdedge.pipeline.commands.failures` prints both without a traceback. Anything else that escapes is a bug in kdedge.
+A message names the finding, its place and the expectation; ``hint`` names the next step.
+`kdedge.pipeline.commands.failures` prints both without a traceback. Any other exception is a bug in kdedge.
 """
 
 __all__ = ["DivergenceError", "GateError", "InputError", "KdedgeError", "StageError"]
 
 
 class KdedgeError(Exception):
-    """Base of every error that a user can cause or meet.
+    """Base of all errors with a message for the user.
 
     Args:
-        message: What was found, where, and what was expected.
-        hint: What to do next, if there is something to do: often a command.
+        message: The finding, its place and the expectation.
+        hint: The next step, often a command. Default: none.
     """
 
     exit_code = 1
@@ -23,13 +23,13 @@ class KdedgeError(Exception):
 
 
 class StageError(KdedgeError):
-    """A stage could not do its work: no disk space, no network, divergence, a failed check."""
+    """A stage failed: no disk space, no network, divergence, a failed check."""
 
     exit_code = 1
 
 
 class DivergenceError(StageError):
-    """A training diverged: with these options, not by accident, so the same command would diverge again."""
+    """A training diverged. The options are the cause, so the same command diverges again."""
 
 
 class InputError(KdedgeError):
@@ -39,6 +39,6 @@ class InputError(KdedgeError):
 
 
 class GateError(KdedgeError):
-    """The INT8 model lost too much accuracy, or too few images were there to tell."""
+    """The INT8 model lost too much accuracy, or the test images are too few to decide."""
 
     exit_code = 3

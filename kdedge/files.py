@@ -1,4 +1,4 @@
-"""Single files: hashed, read with clear errors and within limits, written whole or not at all."""
+"""Single files: SHA-256, reading within limits and with clear errors, atomic writing."""
 
 import errno
 import hashlib
@@ -28,7 +28,7 @@ __all__ = [
     "write_json",
 ]
 
-# Far above what kdedge writes; what is larger or deeper would end in a MemoryError or RecursionError somewhere later.
+# Far above the files of kdedge. Larger or deeper ones would end in a MemoryError or RecursionError.
 _MOST_BYTES = 256 << 20
 _MOST_DEPTH = 64
 
@@ -44,12 +44,12 @@ def file_sha256(path: Path) -> str:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that after a crash either the old or the new content is there.
+    """Write ``data`` to ``path`` atomically: after a crash the file has the old or the new content.
 
     Raises:
         StageError: The disk is full or the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.kdedge")  # a name that nobody else uses
+    partial = path.with_name(f".{path.name}.kdedge")  # a name of kdedge's own
     with disk_errors(path):
         with partial.open("wb") as file:
             file.write(data)
@@ -108,7 +108,7 @@ def _read_text(path: Path) -> str:
 
 
 def _parse(text: str, parse: Callable[[str], Any]) -> Any:
-    """Parse a text and check the depth and the numbers of what it holds."""
+    """Parse a text and check the depth and the numbers of the result."""
     try:
         value = parse(text)
     except RecursionError:
@@ -143,14 +143,14 @@ def load_json(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
 
 @contextmanager
 def disk_errors(path: Path, place: str = "give another --out") -> Iterator[None]:
-    """Turn operating-system errors while something works in the folder of ``path`` into errors for the user.
+    """Turn operating-system errors of the block, which writes ``path``, into errors for the user.
 
     Args:
-        path: What is written, a file or a folder.
-        place: How to choose another disk.
+        path: The file or folder.
+        place: Advice for the user on how to choose another disk.
 
     Raises:
-        StageError: There is no space left, the folder is read-only, or the system refused something else.
+        StageError: The disk is full, the folder is read-only, or the system refuses another operation.
     """
     try:
         yield
@@ -161,7 +161,7 @@ def disk_errors(path: Path, place: str = "give another --out") -> Iterator[None]
 
 
 def _explain(error: OSError, path: Path, place: str) -> tuple[str, str]:
-    """Return what went wrong and what to do next."""
+    """Return message and hint of an error."""
     reason = error.strerror or str(error)
     named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
     ours = named is None or named.is_relative_to(path.parent)
@@ -177,7 +177,7 @@ def _explain(error: OSError, path: Path, place: str) -> tuple[str, str]:
 
 @contextmanager
 def scratch_dir() -> Iterator[str]:
-    """Make a folder for temporary files and delete it at the end.
+    """Make a folder for temporary files; delete it at the end.
 
     Raises:
         StageError: The disk of TMPDIR is full or read-only.
@@ -189,5 +189,5 @@ def scratch_dir() -> Iterator[str]:
 
 
 def cache_dir() -> Path:
-    """Return the folder where kdedge keeps what it fetched: ``$KDEDGE_CACHE`` or the user's cache folder."""
+    """Return the folder for downloads: ``$KDEDGE_CACHE`` or the user's cache folder."""
     return Path(os.environ.get("KDEDGE_CACHE") or platformdirs.user_cache_dir("kdedge"))

@@ -1,4 +1,4 @@
-"""Whether decoded images fit into memory: known before the first is decoded."""
+"""Check that decoded images fit into memory before the first is decoded."""
 
 import sys
 from collections.abc import Iterator
@@ -11,21 +11,21 @@ from kdedge.errors import InputError
 
 __all__ = ["available_bytes", "empty_images"]
 
-# Limit, use, and the part of the use that the kernel gives up when memory is short, of control groups 2 and 1.
+# Limit, use, and reclaimable part of the use, of control groups version 2 and 1.
 _CGROUP_2 = ("memory.max", "memory.current", "inactive_file")
 _CGROUP_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
 def empty_images(count: int, size: int, copies: int = 1) -> NDArray[np.uint8]:
-    """Allocate room for decoded images, ``[count, size, size, 3] uint8``.
+    """Allocate an array for decoded images, ``[count, size, size, 3] uint8``.
 
     Args:
         count: Number of images.
         size: Side length of the images in pixels.
-        copies: How many copies of them there are at most at a time.
+        copies: Maximum number of copies of them at a time.
 
     Raises:
-        InputError: They need more memory than is available.
+        InputError: The images need more memory than is available.
     """
     needed, available = copies * count * size * size * 3, available_bytes()
     if needed > available:
@@ -33,13 +33,13 @@ def empty_images(count: int, size: int, copies: int = 1) -> NDArray[np.uint8]:
         raise InputError(
             f"{count:,} images of {size} x {size} pixels need {needed / 1e9:.1f} GB of memory{once}; "
             f"{available / 1e9:.1f} GB are available",
-            "give a smaller --image-size, or fewer training images with --train-size",
+            "use a smaller --image-size, or fewer training images with --train-size",
         )
     return np.empty((count, size, size, 3), np.uint8)
 
 
 def available_bytes() -> int:
-    """Return how much memory this process can still take: what the machine, its control group and its limit leave."""
+    """Return the memory in bytes that machine, control groups and resource limit leave to this process."""
     import psutil
 
     left = [psutil.virtual_memory().available, *_left_in_cgroups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))]
@@ -53,7 +53,7 @@ def available_bytes() -> int:
 
 
 def _left_in_cgroups(own: Path, root: Path) -> Iterator[int]:
-    """Yield what each control group with a memory limit that this process is in leaves, in bytes."""
+    """Yield the free memory in bytes of each control group of this process that has a limit."""
     for line in own.read_text().splitlines() if own.exists() else ():
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):

@@ -1,8 +1,8 @@
-"""From an image file of any kind to RGB pixels of one size, on all cores.
+"""Convert image files to RGB pixels of one size, on all cores.
 
-The one place that defines how images are converted: the EXIF orientation is applied, transparency is composited on
-white, grey, palette and CMYK become RGB, 16-bit keeps the high byte, and a bilinear (antialiased) resize squeezes the
-whole image into a square.
+Every conversion follows the same rules: the EXIF orientation is applied; transparency is composited on white; grey,
+palette and CMYK become RGB; 16-bit pixels keep the high byte; a bilinear (antialiased) resize squeezes the whole image
+into a square.
 """
 
 import logging
@@ -40,7 +40,7 @@ __all__ = [
     "unreadable",
 ]
 
-# Pillow reads AVIF from version 11.3 on, where it was built with it.
+# Pillow reads AVIF from version 11.3 on, if built with it.
 _AVIF = find_spec("PIL._avif") is not None
 
 EXTENSIONS = frozenset(
@@ -48,23 +48,23 @@ EXTENSIONS = frozenset(
     | ({".avif"} if _AVIF else set())
 )
 
-# Named so that a renamed file never reaches decoders which run other programs (EPS calls Ghostscript).
+# A renamed file never reaches decoders that run other programs (EPS calls Ghostscript).
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", *(["AVIF"] if _AVIF else []))
 
-# How many pixels are decoded: 400 MB as Pillow holds them, three times that where transparency is composited. A larger
-# JPEG is decoded at a half, a quarter or an eighth of its side; any other larger image is refused.
+# 400 MB as Pillow stores them, three times as much with transparency. A larger JPEG is decoded at a half, a quarter or
+# an eighth of its side; any other larger image is refused.
 _MAX_PIXELS = 100_000_000
-# From here on images are decoded one at a time, whatever the number of threads.
+# Larger images are decoded one at a time, whatever the number of threads.
 _LARGE_PIXELS = 16_000_000
 _large = threading.Lock()
 
-# What Pillow has to say of a file is an error or does not matter, and it cannot name the file. Set once for the
-# process, because threads share the filters.
+# Pillow's warnings lack the name of the file, and every relevant problem is an error. Threads share the filters, so
+# they are set once for the process.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 _ORIENTATION = 0x0112
-# For the orientations 2 to 8.
+# For the EXIF orientations 2 to 8.
 _UPRIGHT = (
     Image.Transpose.FLIP_LEFT_RIGHT,
     Image.Transpose.ROTATE_180,
@@ -76,12 +76,12 @@ _UPRIGHT = (
 )
 _metadata_warned = threading.Event()
 
-# Small enough for a smooth progress bar, large enough to hide the cost of handing work to a thread.
+# Small enough for a smooth progress bar, large enough to amortise the hand-over to a thread.
 _CHUNK = 32
 
 
 def preprocessing(size: int) -> dict[str, Any]:
-    """Say what a deployed model expects and what `read_image` does, for those who have the model alone.
+    """Return the expected input of a deployed model and the conversion of `read_image`, for users of the model.
 
     Args:
         size: Side length S of the images in pixels.
@@ -103,11 +103,11 @@ def preprocessing(size: int) -> dict[str, Any]:
 
 
 class UnreadableImageError(InputError):
-    """A file that is no usable image.
+    """A file cannot be used as an image.
 
     Attributes:
         path: The file.
-        reason: Why it cannot be used.
+        reason: The reason, without the path.
     """
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -116,7 +116,7 @@ class UnreadableImageError(InputError):
 
 
 def unreadable(errors: Sequence[UnreadableImageError]) -> InputError:
-    """Return one error for all files that cannot be read (at least one); it names the first ten."""
+    """Return one error for one or more files that cannot be read; it names the first ten."""
     if len(errors) == 1:
         return errors[0]
     named = "; ".join(f"{error.path}: {error.reason}" for error in errors[:10])
@@ -130,14 +130,14 @@ def check_image(path: Path) -> None:
     """Check the header (for PNG: every checksum) of an image file without decoding it.
 
     Raises:
-        UnreadableImageError: The file is missing, unreadable, too large or no image of a known format.
+        UnreadableImageError: The file is missing, unreadable, too large or not an image of a known format.
     """
     with _opened(path) as image:
         image.verify()
 
 
 def image_dimensions(path: Path) -> tuple[int, int]:
-    """Return width and height in pixels as the header of an image file states them (JPEG over the limit: fewer).
+    """Return width and height in pixels from the header of an image file (smaller for a JPEG over the limit).
 
     Raises:
         UnreadableImageError: As `check_image`.
@@ -147,7 +147,7 @@ def image_dimensions(path: Path) -> tuple[int, int]:
 
 
 def check_pixels(path: Path) -> None:
-    """Check that `read_image` can read a file, and drop the pixels.
+    """Check that `read_image` can read a file.
 
     Raises:
         UnreadableImageError: As `read_image`.
@@ -168,7 +168,7 @@ def read_image(path: Path, size: int) -> NDArray[np.uint8]:
         Pixels, [S, S, 3] uint8 RGB.
 
     Raises:
-        UnreadableImageError: The file is missing, truncated, damaged, too large or no image of a known format.
+        UnreadableImageError: The file is missing, truncated, damaged, too large or not an image of a known format.
     """
     with _opened(path) as image, _turn(image):
         return _resize(_to_rgb(image, path), size)
@@ -180,7 +180,7 @@ def resize_images(images: NDArray[np.uint8], size: int, copies: int = 1) -> NDAr
     Args:
         images: [N, H, W, 3] uint8 RGB.
         size: Side length S of the result in pixels.
-        copies: How many copies of the result there are to be at a time.
+        copies: Maximum number of copies of the result at a time.
 
     Returns:
         [N, S, S, 3] uint8 RGB; ``images`` itself if they have that size.
@@ -196,7 +196,7 @@ def resize_images(images: NDArray[np.uint8], size: int, copies: int = 1) -> NDAr
 
 
 def fill_images(target: NDArray[np.uint8], make: Callable[[int], NDArray[np.uint8]], title: str) -> None:
-    """Set ``target[index] = make(index)`` for every index on a thread pool, showing the progress."""
+    """Set ``target[index] = make(index)`` for every index on a thread pool, with progress."""
 
     def work(index: int) -> None:
         target[index] = make(index)
@@ -205,9 +205,9 @@ def fill_images(target: NDArray[np.uint8], make: Callable[[int], NDArray[np.uint
 
 
 def for_each(count: int, work: Callable[[int], None], title: str) -> None:
-    """Call ``work(index)`` for every index below ``count`` on a thread pool, showing the progress.
+    """Call ``work(index)`` for every index below ``count`` on a thread pool, with progress.
 
-    The first error in the order of the indices is raised and cancels what has not begun.
+    Raises the first error in the order of the indices and cancels the remaining calls.
     """
 
     def chunk(start: int) -> int:
@@ -225,7 +225,7 @@ def for_each(count: int, work: Callable[[int], None], title: str) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image file without decoding it; what goes wrong in the block is raised as an `UnreadableImageError`."""
+    """Open an image file without decoding it; turn every error in the block into an `UnreadableImageError`."""
     try:
         with _open(path) as image:
             width, height = image.size
@@ -237,13 +237,13 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield image
     except UnidentifiedImageError as error:
         raise UnreadableImageError(path, f"not an image in a known format ({', '.join(_FORMATS)})") from error
-    except Exception as error:  # of damaged files, decoders raise almost anything
+    except Exception as error:  # decoders raise almost anything for damaged files
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UnreadableImageError(path, " ".join(reason.split())) from error
 
 
 class _Jpeg(JpegImageFile):
-    """Pillow looks for a resolution in the EXIF block when it opens a JPEG, and some damage there makes it fail."""
+    """A JPEG whose damaged EXIF block cannot fail its opening, in which Pillow reads the resolution."""
 
     def getexif(self) -> Image.Exif:
         return Image.Exif()
@@ -257,7 +257,7 @@ def _open(path: Path) -> Image.Image:
 
 
 def _turn(image: Image.Image) -> AbstractContextManager[object]:
-    """Let one large image be decoded at a time, small ones at once."""
+    """Return a lock for large images, so that they are decoded one at a time."""
     return _large if image.size[0] * image.size[1] > _LARGE_PIXELS else nullcontext()
 
 
@@ -271,8 +271,8 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
         low, high = int(values.min()), int(values.max())
         if low < 0 or high > 0xFFFF:
             raise ValueError(f"32-bit pixels from {low} to {high} have no known range, expected 0 to 255 or 0 to 65535")
-        # Pillow's own conversion clips at 255, which turns 16-bit images white. Values that fit in 8 bits are taken as
-        # such, whatever holds them: their high byte is black.
+        # Pillow's own conversion clips at 255, which turns 16-bit images white. Values of 8 bits are kept: their
+        # high byte is 0.
         image = Image.fromarray((values >> (8 if high > 0xFF else 0)).astype(np.uint8))
     if image.has_transparency_data:
         overlay = image if image.mode == "RGBA" else image.convert("RGBA")
@@ -281,8 +281,8 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
 
 
 def _upright(image: Image.Image, path: Path) -> Image.Image:
-    """Decode an image and turn it as its EXIF orientation says; nothing else in its metadata is looked at."""
-    tags = getattr(image, "tag_v2", None)  # of TIFF, where they are gone after decoding
+    """Decode an image and apply its EXIF orientation; ignore all other metadata."""
+    tags = getattr(image, "tag_v2", None)  # of TIFF; decoding removes them
     image.getexif = Image.Exif  # type: ignore[method-assign]  # decoding TIFF parses all metadata and fails on damage
     try:
         orientation = 1 if tags is None else int(tags.get(_ORIENTATION, 1))
@@ -293,12 +293,12 @@ def _upright(image: Image.Image, path: Path) -> Image.Image:
         orientation = _orientation(image.info)
     if orientation == 0 and not _metadata_warned.is_set():
         _metadata_warned.set()
-        warn(f"the EXIF metadata of {path} are damaged and ignored; other such files are not named")
+        warn(f"the EXIF metadata of {path} are damaged and ignored; further such files are not reported")
     return image.transpose(_UPRIGHT[orientation - 2]) if 2 <= orientation <= 8 else image
 
 
 def _orientation(info: dict[Any, Any]) -> int:
-    """Return the orientation that the EXIF block of an image states: 1 to 8, 1 if none, 0 if the block is damaged."""
+    """Return the orientation of an image from its EXIF block: 1 to 8, 1 if none, 0 if the block is damaged."""
     try:
         # ImageMagick writes the block as hexadecimal text into a PNG.
         exif = info.get("exif") or bytes.fromhex("".join(info.get("Raw profile type exif", "").split("\n")[3:]))

@@ -1,7 +1,7 @@
-"""How this copy of kdedge was installed, and the command that adds one of its extras.
+"""The command that adds an extra to this copy of kdedge.
 
-The distribution is called `DISTRIBUTION`: the name of the command, ``kdedge``, belongs to another project on the
-package index, so no hint may send a user there.
+The distribution is called `DISTRIBUTION`. The name ``kdedge`` belongs to another project on the package index, so no
+hint may contain ``pip install kdedge``.
 """
 
 import json
@@ -17,7 +17,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 def install_command(extra: str) -> str:
-    """Return the command that installs an extra (``cpu``, ``gpu``, ``train``) from where this copy came from."""
+    """Return the command that installs an extra (``cpu``, ``gpu``, ``train``) from the source of this copy."""
     if (_ROOT / "pyproject.toml").is_file():
         return f"pip install -e {shlex.quote(f'{_ROOT}[{extra}]')}"
     url = _origin()
@@ -29,7 +29,7 @@ def install_command(extra: str) -> str:
 
 
 def _origin() -> str:
-    """Return the URL that pip recorded where this was not installed from an index; empty: none."""
+    """Return the URL that pip recorded; empty after an installation from a package index."""
     try:
         text = metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""What this machine offers: cores, CPU quota, instruction set, and how many images fit in a batch."""
+"""Cores, CPU quota, CPU name and instruction set of this machine, and the batch size for an image size."""
 
 import math
 import os
@@ -10,33 +10,33 @@ from typing import NamedTuple
 
 __all__ = ["Cpu", "cpu_info", "cpu_isa", "cpu_quota", "images_at_once", "usable_cores"]
 
-# From the most to the least capable; the first that the CPU has names its instruction set.
+# From the most to the least capable.
 _ISA_LEVELS = ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "sve", "bf16", "asimd", "neon")
 
 
 def images_at_once(image_size: int, most: int, full_size: int) -> int:
-    """Return how many images of a side length take the memory of ``most`` of ``full_size`` pixels: 1 to ``most``.
+    """Return the batch size, 1 to ``most``, that needs no more memory than ``most`` images of ``full_size`` pixels.
 
     Args:
         image_size: Side length in pixels.
-        most: How many there are at most.
-        full_size: Side length in pixels up to which there are that many.
+        most: Largest batch.
+        full_size: Largest side length in pixels with that batch.
     """
     return max(1, most * full_size**2 // max(full_size, image_size) ** 2)
 
 
 def usable_cores() -> int:
-    """Return how many logical CPUs this process may keep busy: those of its affinity, at most its quota rounded up."""
+    """Return the number of logical CPUs in the affinity of this process, at most its CPU quota rounded up."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     return min(allowed, math.ceil(cpu_quota() or allowed))
 
 
 def cpu_quota(cgroups: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Return how many CPUs' time the control groups of this process may use (0.5: half of one); None: no limit.
+    """Return the CPU quota of this process's control groups in CPUs (0.5: half of one); None: no limit.
 
     Args:
-        cgroups: The file that names the groups: ``0::/PATH`` (version 2) or ``NUMBER:cpu,cpuacct:/PATH`` (version 1).
-        mounts: Where the kernel shows them. In a container PATH may be missing there; what is above it counts as well.
+        cgroups: File with the groups: ``0::/PATH`` (version 2) or ``NUMBER:cpu,cpuacct:/PATH`` (version 1).
+        mounts: Folder of the groups. In a container PATH may be missing there; the groups above PATH count too.
     """
     quotas = []
     for line in _lines(cgroups):
@@ -53,7 +53,7 @@ def cpu_quota(cgroups: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/s
 
 
 def _lines(path: Path) -> list[str]:
-    """Return the lines of a file of the kernel; none if it cannot be read."""
+    """Return the lines of a file; none if it cannot be read."""
     try:
         return path.read_text().splitlines()
     except OSError:
@@ -61,7 +61,7 @@ def _lines(path: Path) -> list[str]:
 
 
 class Cpu(NamedTuple):
-    """Name of the CPU (empty if unknown) and its features as Linux or cpuid names them."""
+    """Name (empty if unknown) and features of a CPU, as Linux or cpuid names them."""
 
     name: str
     flags: frozenset[str]
@@ -79,7 +79,7 @@ def cpu_info() -> Cpu:
 
 
 def linux_cpu(lines: list[str]) -> Cpu:
-    """Return the CPU that the lines of ``/proc/cpuinfo`` describe; arm64 kernels name it only through ``lscpu``."""
+    """Return the CPU from the lines of ``/proc/cpuinfo``, which lack the name on arm64: ``lscpu`` has it."""
     fields = _fields(lines)
     flags = fields.get("flags") or fields.get("Features") or ""  # x86 or ARM
     return Cpu(fields.get("model name") or _lscpu_name(), frozenset(flags.split()))

@@ -1,6 +1,6 @@
-"""``manifest.json``: what decided the result of a stage (options, SHA-256 of every input) and what came out.
+"""``manifest.json``: options, inputs and outputs of a finished stage.
 
-The manifest has the SHA-256 of every output, and its own (`SEAL`).
+It has the SHA-256 of every input and output, and of its own content (`SEAL`).
 """
 
 import hashlib
@@ -37,7 +37,7 @@ def load_manifest(stage_dir: Path) -> dict[str, Any]:
     """Read ``manifest.json`` of a finished stage.
 
     Raises:
-        InputError: There is none, or it is damaged.
+        InputError: The manifest is missing or damaged.
     """
     path = stage_dir / MANIFEST
     command = f"run `kdedge {stage_dir.name} --out {stage_dir.parent}` first"
@@ -54,7 +54,7 @@ def load_manifest(stage_dir: Path) -> dict[str, Any]:
 
 
 def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a manifest with the SHA-256 of everything else in it as its last key, `SEAL`."""
+    """Return a manifest with the SHA-256 of its other keys under the last key, `SEAL`."""
     content = {key: value for key, value in manifest.items() if key != SEAL}
     return {**content, SEAL: hashlib.sha256(json_bytes(content)).hexdigest()}
 
@@ -65,22 +65,22 @@ def has_mappings(value: Any, keys: tuple[str, ...]) -> bool:
 
 
 def check_finished(directory: Path) -> dict[str, Any]:
-    """Return the manifest of a finished stage whose files are as it wrote them.
+    """Return the manifest of a finished stage after checking the hashes of its files.
 
     Raises:
-        InputError: It is not finished, or a file was altered.
+        InputError: The stage is not finished, or a file was altered.
     """
     manifest = load_manifest(directory)
     if damage := output_damage(directory, manifest):
         raise InputError(
             f"{directory / damage} since stage {directory.name} wrote it",
-            f"run `kdedge {directory.name} --out {directory.parent}` to make it again",
+            f"run `kdedge {directory.name} --out {directory.parent}` to repeat it",
         )
     return manifest
 
 
 def output_damage(stage_dir: Path, manifest: Mapping[str, Any]) -> str:
-    """Return the first output of a finished stage that is no longer as it was written, and why (empty: none)."""
+    """Return the first output of a finished stage with another hash, and the reason. Empty: none."""
     for name, digest in manifest["outputs"].items():
         path = stage_dir / name
         if not path.is_file() or file_sha256(path) != digest:

@@ -20,8 +20,7 @@ def option(
 ) -> Any:
     """Declare a field: help text, flag, and the inclusive range, the choices or the parser of its value.
 
-    ``auto`` describes what the default stands for, where it is chosen by the data. A default of None is a bool that is
-    chosen so.
+    ``auto`` describes a default that the data decides. A default of None is a bool that the data decides.
     """
     kind = bool if default is None else type(default)
     meta: dict[str, Any] = {"help": help, "flag": flag, "least": least, "most": most, "choices": choices}

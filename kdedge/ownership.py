@@ -1,7 +1,7 @@
-"""What in a directory is kdedge's: nothing else is ever replaced or deleted.
+"""Folders that kdedge may replace or delete; it touches no other.
 
-A folder of a stage is kdedge's if it is empty or its manifest says so; a folder of unfinished work if it is empty or
-holds the note that the work began with. Both marks are deleted last, so that a killed deletion can be finished later.
+A folder of a stage is kdedge's if it is empty or has a manifest of that stage. A folder of unfinished work is kdedge's
+if it is empty or has the file `WANTED`. Both files are deleted last, so that an interrupted deletion can resume.
 """
 
 import shutil
@@ -26,25 +26,25 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
-# In a folder of unfinished work: what the work is for.
+# In a folder of unfinished work: the fingerprint of the work.
 WANTED = ".wanted.json"
 
 
 def partial_dir(run_dir: Path, stage: str) -> Path:
-    """Return where a stage works until it is complete."""
+    """Return the folder of a stage's unfinished work."""
     return run_dir / f".{stage}.partial"
 
 
 def old_dir(run_dir: Path, stage: str) -> Path:
-    """Return where the earlier result of a stage waits while the new one takes its place."""
+    """Return the folder of a stage's earlier result during its replacement."""
     return run_dir / f".{stage}.old"
 
 
 def check_owned(run_dir: Path, stages: Iterable[str]) -> None:
-    """Refuse a run directory in which a folder of one of these stages is not kdedge's.
+    """Check that the folders of these stages in a run directory are kdedge's or absent.
 
     Raises:
-        InputError: There is such a folder, or a file in its place.
+        InputError: A folder is not kdedge's, or a file is in its place.
     """
     for stage in stages:
         for path in (run_dir / stage, old_dir(run_dir, stage)):
@@ -56,7 +56,7 @@ def check_owned(run_dir: Path, stages: Iterable[str]) -> None:
 
 
 def not_ours(path: Path, reason: str, flag: str = "--out") -> InputError:
-    """Return the error for a file or folder that kdedge would have to replace; ``flag`` chooses another place."""
+    """Return the error for a file or folder that is not kdedge's; ``flag`` is the option for another place."""
     return InputError(
         f"{path} was not written by kdedge and is not replaced: {reason}",
         f"give another {flag}, or move it to another place",
@@ -64,14 +64,14 @@ def not_ours(path: Path, reason: str, flag: str = "--out") -> InputError:
 
 
 def holds_nothing(path: Path) -> bool:
-    """Return whether there is nothing at ``path`` that could be lost: no entry, or an empty folder."""
+    """Return whether ``path`` does not exist or is an empty folder."""
     if path.is_symlink():
         return False
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def is_stage(path: Path, stage: str) -> bool:
-    """Return whether ``path`` is a folder, or a link to one, in which kdedge finished this stage."""
+    """Return whether ``path`` is a folder, or a link to one, with a finished result of this stage."""
     try:
         manifest: Any = read_json(path / MANIFEST)
     except (OSError, ValueError):
@@ -80,12 +80,12 @@ def is_stage(path: Path, stage: str) -> bool:
 
 
 def is_partial(path: Path) -> bool:
-    """Return whether ``path`` is a folder of unfinished work; a kill may have left the note itself unfinished."""
+    """Return whether ``path`` is a folder of unfinished work; after a kill `WANTED` may be unfinished itself."""
     return path.is_dir() and not path.is_symlink() and any(WANTED in entry.name for entry in path.iterdir())
 
 
 def remove_marked(path: Path, mark: str) -> None:
-    """Delete a folder of kdedge's, or a link to one, the file that marks it as such last."""
+    """Delete a folder of kdedge's, or a link to one; the file ``mark`` last."""
     if path.is_symlink():
         path.unlink()
         return

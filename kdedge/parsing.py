@@ -1,4 +1,4 @@
-"""Parsers of comma-separated options, and what to suggest for a misspelled name."""
+"""Parsers of comma-separated options, and suggestions for misspelled names."""
 
 import difflib
 import os
@@ -14,7 +14,7 @@ def parse_counts(text: str, flag: str, most: int, least: int = 1) -> list[int]:
     """Parse a comma-separated list of counts such as ``1,8,32``.
 
     Raises:
-        InputError: A part is no whole number from ``least`` to ``most``.
+        InputError: A part is not a whole number from ``least`` to ``most``.
     """
     counts = []
     for part in text.split(","):
@@ -28,7 +28,7 @@ def parse_counts(text: str, flag: str, most: int, least: int = 1) -> list[int]:
 
 
 def parse_cpus(text: str, flag: str) -> list[int]:
-    """Parse a list of CPU numbers and ranges such as ``0,2-3``; the empty text names none.
+    """Parse a list of CPU numbers and ranges such as ``0,2-3``; an empty text is an empty list.
 
     Raises:
         InputError: A part is neither a whole number nor a range.
@@ -37,10 +37,10 @@ def parse_cpus(text: str, flag: str) -> list[int]:
     for part in text.split(",") if text else []:
         first, _, last = part.strip().partition("-")
         last = last if "-" in part else first
-        # As many digits as the largest Linux has CPUs: a range must not be expanded to billions.
+        # Linux has at most 8192 CPUs: a range must not be expanded to billions.
         if not (first.isdecimal() and last.isdecimal() and len(last) <= 4 and int(first) <= int(last)):
             raise InputError(
-                f"{flag} {text!r}: {part.strip()!r} is no CPU number or range", f"for example {flag} 0,2-3"
+                f"{flag} {text!r}: {part.strip()!r} is not a CPU number or range", f"for example {flag} 0,2-3"
             )
         cpus += range(int(first), int(last) + 1)
     return list(dict.fromkeys(cpus))
@@ -50,7 +50,7 @@ def parse_choices(text: str, flag: str, known: tuple[str, ...]) -> list[str]:
     """Parse a comma-separated list of names such as ``ce,kd``.
 
     Raises:
-        InputError: A part is none of the known names.
+        InputError: A part is not a known name.
     """
     names = [part.strip() for part in text.split(",")]
     for name in names:
@@ -68,9 +68,9 @@ def closest(name: str, known: Iterable[str]) -> str:
 
 
 def parse_paths(text: str, flag: str) -> list[Path]:
-    """Parse a comma-separated list of paths; the empty text names none.
+    """Parse a comma-separated list of paths; an empty text is an empty list.
 
-    The longest part that exists is one path, so that a path may hold commas.
+    The longest part that exists is one path, so a path may contain commas.
 
     Raises:
         InputError: A part is empty.

@@ -1,4 +1,4 @@
-"""What the user sees while work goes on: log lines and progress bars, all on stderr.
+"""Log lines and progress bars, all on stderr.
 
 On a terminal `track` draws a rich bar with the time left; elsewhere it prints a plain line at most every
 ten seconds. `set_quiet(True)` silences both; warnings and errors are always shown.
@@ -23,28 +23,28 @@ __all__ = ["Tracker", "console", "log", "printable", "say", "set_quiet", "track"
 
 console = Console(stderr=True, highlight=False)
 
-# What `set_quiet` silences; warnings and errors go to `console`.
+# `set_quiet` silences this one; warnings and errors go to `console`.
 _log_console = Console(stderr=True, highlight=False)
 _PLAIN_LINE_INTERVAL_S = 10.0
 _BAR_WIDTH = 12
 
 
-# Control characters, line and paragraph separators, and what reorders the text around it.
+# Control characters, line and paragraph separators, bidirectional controls.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _SURROGATE = re.compile("[\ud800-\udfff]+")
 
 
 def printable(text: str) -> str:
-    """Escape what could change a terminal or break a line, as JSON does; replace what is not text at all.
+    """Escape characters that could change a terminal or break a line, as JSON does; replace lone surrogates.
 
-    For labels, file names and everything else that others chose. Other scripts, joiners and spaces stay as they are.
+    For labels, file names and other text from outside. Other scripts, joiners and spaces stay as they are.
     """
     escaped = _UNPRINTABLE.sub(lambda found: json.dumps(found[0])[1:-1], text)
     return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", escaped)
 
 
 def set_quiet(quiet: bool) -> None:
-    """Silence `log` and `track` (True) or let them speak (False) in this process."""
+    """Silence `log` and `track` in this process, or undo it."""
     _log_console.quiet = quiet
 
 
@@ -59,12 +59,12 @@ def warn(message: str) -> None:
 
 
 def say(text: str, color: str | None = None) -> None:
-    """Print text to stderr, also when quiet; in a color where that is a terminal."""
+    """Print text to stderr, also when quiet; in color on a terminal."""
     _print(console, text, color if console.is_terminal else None)
 
 
 def _print(where: Console, text: str, color: str | None = None) -> None:
-    """Print text whole, or on a terminal in lines that break between words."""
+    """Print text unbroken, or on a terminal in lines that break between words."""
     if where.is_terminal:  # rich itself breaks words that are longer than a line, such as paths
         wrap = partial(textwrap.fill, width=where.width, break_long_words=False, break_on_hyphens=False)
         text = "\n".join(map(wrap, text.split("\n")))
@@ -72,10 +72,10 @@ def _print(where: Console, text: str, color: str | None = None) -> None:
 
 
 class Tracker(Protocol):
-    """What `track` yields."""
+    """The progress that `track` shows."""
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        """Count ``steps`` as done; ``note`` replaces the text at the end of the line."""
+        """Count ``steps`` as done; a ``note`` replaces the text at the end of the line."""
 
     def shorten(self, steps: int) -> None:
         """Expect fewer steps than before."""
@@ -167,7 +167,7 @@ def track(title: str, total: int) -> Iterator[Tracker]:
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=_log_console, transient=True) as progress:
-            # What the columns before the note take: both times, "left", the counts and a blank after each.
+            # Width of the columns before the note: both times, "left", the counts and a blank after each.
             taken = len(title) + _BAR_WIDTH + 2 * len(str(total)) + 25
             task = progress.add_task(title, total=total, note="")
             yield _Bar(progress, task, max(console.width - taken, len(" …")))

@@ -1,15 +1,19 @@
-"""The language of what a person reads: plain technical English.
+"""The language of documents, comments, docstrings, messages and reports: plain technical English.
 
-BANNED maps a pattern to what to write instead. To check more files, add them to CHECKED.
+BANNED maps a pattern to the better wording. To check more files, add them to CHECKED.
 """
 
+import io
 import re
+import tokenize
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CHECKED = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROSE = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md"]
+CODE = ["kdedge/*.py"]
+CHECKED = [path for pattern in (*PROSE, *CODE) for path in sorted(ROOT.glob(pattern))]
 BANNED = {
     r"can(not)? be had": "available, unavailable",
     r"\banew\b": "again",
@@ -17,7 +21,7 @@ BANNED = {
     r"\blikewise\b": "also, in the same way",
     r"\bso (many|much) [a-z]+s\b": "N",
     r"\bgo(es)? on\b": "continues, resumes",
-    r"(?<![-`])\bbesides?\b": "next to, compared with",
+    r"(?<![-`\"'])\bbesides?\b": "next to, compared with",
     r"\balone\b": "only",
     r"\b(lies|lie|stands|stand) (in|on|under)\b": "is in",
     r"(?<![Tt]here )\bis no (?!(longer|better|worse|slower|faster|larger|smaller|less|more)\b)": "is not a",
@@ -34,12 +38,35 @@ BANNED = {
 }
 
 
+IN_CODE = {
+    r"\b(gives|gave)\b": "returns, produces",
+    r"\b(says|said|say|tells|tell|told|knows)\b": "reports, has, states",
+    r"(^|[.:;] )What [^?]*$": "(subject first)",
+    r"\bnobody\b": "(name the subject)",
+    r"\bso (many|much)\b": "N",
+    r"\b(that|those) of (that|those|what)\b": "(name the thing)",
+}
+
+
+def lines(path):
+    """Yield number and text of the lines that a person reads; of Python, comments and strings with blanks."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        yield from enumerate(text.splitlines(), 1)
+        return
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT or (token.type == tokenize.STRING and " " in token.string):
+            for offset, line in enumerate(token.string.splitlines()):
+                yield token.start[0] + offset, line.strip().lstrip("#\"'rfb ")
+
+
 @pytest.mark.parametrize("path", CHECKED, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_a_document_is_plain_english(path):
+def test_a_file_is_plain_english(path):
+    banned = BANNED if path.suffix == ".md" else BANNED | IN_CODE
     found = [
         f"line {number}: {match[0]!r}: write {instead}"
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        for pattern, instead in BANNED.items()
+        for number, line in lines(path)
+        for pattern, instead in banned.items()
         for match in re.finditer(pattern, line)
     ]
     assert not found, "\n".join(found)

@@ -24,9 +24,9 @@ def test_lists_of_cpus():
     assert parse_cpus("0, 2-4,3", "--affinity") == [0, 2, 3, 4]
     assert parse_cpus("", "--affinity") == []
     for text in (",", "0,", "a", "-1", "3-1", "0-99999999", "1.5"):
-        with pytest.raises(InputError, match=r"--affinity .* is no CPU number or range"):
+        with pytest.raises(InputError, match=r"--affinity .* is not a CPU number or range"):
             parse_cpus(text, "--affinity")
-    with pytest.raises(InputError, match="'x' is no CPU number"):
+    with pytest.raises(InputError, match="'x' is not a CPU number"):
         build_config({"benchmark": {"affinity": "x"}})
 
 
