@@ -121,12 +121,14 @@ def configured(
         prepare: Called with the options and the fields that were given before the configuration is built; it may
             change the fields, and returns what the command calls its options.
     """
+    old_names = {old: new for old, new in RENAMED["study"].items() if new in options}
     declared = {**options, **_section_options(sections, short or {}, in_panels=not first)}
     declared = {key: declared[key] for key in declared if key not in without}
     if first:
         options = options | {"help_all": _help_all_option(len(declared))}
         declared = {key: option if key in first else _hidden(option) for key, option in declared.items()}
         declared["help_all"] = options["help_all"]
+    declared |= {old: _old_name(old, new, get_args(options[new][0])[0]) for old, new in old_names.items()}
     parameters = [
         inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
         for key, (annotation, default) in declared.items()
@@ -137,6 +139,10 @@ def configured(
         @functools.wraps(function)
         def command(**arguments: Any) -> None:
             given = {key: arguments.pop(key) for key in options if key in arguments}
+            for old, new in old_names.items():
+                if (value := arguments.pop(old)) is not None:
+                    _warn_of_old_name(old, new)
+                    given[new] = value
             for key in ("out", "preset"):
                 if given.get(key) == "":
                     name = function.__name__.replace("_", "-")
@@ -202,15 +208,25 @@ def _section_options(sections: tuple[str, ...], short: Mapping[str, str], *, in_
             )
             options[key] = (Annotated[kind | None, declared], None)
         for old, new in RENAMED.get(section, {}).items():
-            kind, flag = type(getattr(SECTIONS[section], new)), old.replace("_", "-")
-            declared = typer.Option(
-                f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}",
-                help=f"Old name of --{new.replace('_', '-')}.",
-                rich_help_panel=section,
-                metavar="" if kind is bool else kind.__name__,
-            )
-            options[f"{section}__{old}"] = (Annotated[kind | None, declared], None)
+            options[f"{section}__{old}"] = _old_name(old, new, get_args(options[f"{section}__{new}"][0])[0])
     return options
+
+
+def _old_name(old: str, new: str, kind: Any) -> tuple[Any, Any]:
+    """Return the hidden option that an option of this kind had as its old name."""
+    flag = _flag(old)
+    switch = bool in (kind, *get_args(kind))
+    names = f"{flag}/--no-{flag[2:]}" if switch else flag
+    declared = typer.Option(names, help=f"Old name of {_flag(new)}.", hidden=True)
+    return Annotated[kind | None, declared], None
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _warn_of_old_name(old: str, new: str) -> None:
+    warn(f"{_flag(old)} is now {_flag(new)}; the next release removes the old name")
 
 
 def _describe_default(item: "dataclasses.Field[Any]") -> str:
@@ -230,9 +246,7 @@ def _fields(arguments: dict[str, Any]) -> Fields:
         if value is not None:
             section, _, name = key.partition("__")
             if new := RENAMED.get(section, {}).get(name):
-                no = "[no-]" if isinstance(value, bool) else ""
-                was, now = (f"--{no}{part.replace('_', '-')}" for part in (name, new))
-                warn(f"{was} is now {now}; the next release removes the old name")
+                _warn_of_old_name(name, new)
             fields.setdefault(section, {})[name] = value
     return fields
 

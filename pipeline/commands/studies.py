@@ -49,11 +49,11 @@ _STUDY: Options = {
         ],
         None,
     ),
-    "reach": (
+    "target_accuracy": (
         Annotated[
             float,
             typer.Option(
-                "--reach",
+                "--target-accuracy",
                 min=0,
                 max=100,
                 metavar="float",
@@ -110,7 +110,7 @@ _FACTORS: Options = {
             typer.Option(
                 "--factors",
                 help="Options to vary, comma-separated: optimizer, lr, temperature, beta, beta-patience, "
-                "hint-layers, hint-loss, recipe. Default: all that affect the method.",
+                "hint-blocks, hint-loss, recipe. Default: all that affect the method.",
                 metavar="str",
             ),
         ],

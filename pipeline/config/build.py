@@ -13,10 +13,11 @@ from kdedge.pipeline.distill.options import DistillConfig
 
 __all__ = ["PRESETS", "RECIPES", "RENAMED", "build_config"]
 
-# Options of earlier versions by section, and their names now.
+# Old and new names of options by section; ``study`` has the options of a study, which no configuration file sets.
 RENAMED: dict[str, dict[str, str]] = {
-    "distill": {"drop_hints": "adapt_to_teacher"},
+    "distill": {"drop_hints": "adapt_to_teacher", "hint_layers": "hint_blocks"},
     "benchmark": {"beside": "compare_with"},
+    "study": {"reach": "target_accuracy"},
 }
 
 # `sample` is taken for --data sample when no preset is named: two minutes of training on two cores, where the epochs of

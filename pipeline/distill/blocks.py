@@ -1,6 +1,6 @@
 """The rules by which a method chooses the teacher blocks that it hints at. Imports no PyTorch.
 
-A rule is called with what is known of every block in depth order, the number of blocks to choose (``--hint-layers``)
+A rule is called with what is known of every block in depth order, the number of blocks to choose (``--hint-blocks``)
 and the seed of the run, and returns names in depth order.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 __all__ = [
-    "JUDGED_BLOCKS",
+    "COMPARED_BLOCKS",
     "BlockRule",
     "TeacherBlock",
     "every_block",
@@ -21,8 +21,8 @@ __all__ = [
 ]
 
 # Features of every student are compared with the teacher's at as many blocks of the highest variance, whatever its
-# method and ``--hint-layers`` are.
-JUDGED_BLOCKS = 3
+# method and ``--hint-blocks`` are.
+COMPARED_BLOCKS = 3
 
 
 class TeacherBlock(NamedTuple):

@@ -19,12 +19,12 @@ from kdedge.pipeline.models.teacher import FeatureTap, Teacher
 from kdedge.pipeline.training.device import autocast
 from kdedge.pipeline.training.loop import predict_logits, to_pixels
 
-__all__ = ["Judge"]
+__all__ = ["StudentEvaluator"]
 
 _SIMILARITY_IMAGES = 256  # to fit the adapters on, and as many to score, fewer above 64 pixels; 65,000 rows at 16 x 16
 
 
-class Judge:
+class StudentEvaluator:
     """Measures a student; the teacher is asked once.
 
     Args:

@@ -58,7 +58,7 @@ class Method:
         if self.blocks is None:
             names |= {"beta", "hint_loss", "hint_epochs"}
         if self.blocks not in (highest_variance, random_blocks, last_blocks):
-            names.add("hint_layers")
+            names.add("hint_blocks")
         if not self.adaptive_beta:
             names.add("beta_patience")
         if not self.kd:

@@ -105,10 +105,10 @@ class DistillConfig:
         flag="--hint-loss",
         choices=("normalised", "raw"),
     )
-    hint_layers: int = option(
+    hint_blocks: int = option(
         3,
         "Number of teacher blocks with hints. The methods static and adaptive use the stage ends, all uses all blocks.",
-        flag="--hint-layers",
+        flag="--hint-blocks",
         least=1,
         most=8,
     )

@@ -28,9 +28,9 @@ from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.checks import conflicts
 from kdedge.pipeline.data.sources import open_dataset
 from kdedge.pipeline.distill.beta import hint_share, kd_share, skill
-from kdedge.pipeline.distill.blocks import JUDGED_BLOCKS, TeacherBlock, highest
+from kdedge.pipeline.distill.blocks import COMPARED_BLOCKS, TeacherBlock, highest
 from kdedge.pipeline.distill.dynamic import DynamicChoice
-from kdedge.pipeline.distill.evaluator import Judge
+from kdedge.pipeline.distill.evaluator import StudentEvaluator
 from kdedge.pipeline.distill.hints import HintPair, pair_blocks, probe_shapes, scan_variance
 from kdedge.pipeline.distill.methods import METHODS
 from kdedge.pipeline.distill.options import DistillConfig
@@ -53,10 +53,10 @@ from kdedge.pipeline.training.length import fit_to_images
 from kdedge.pipeline.training.loop import Batches, EpochLoop, place, refresh_batch_norms, to_pixels
 from kdedge.progress import log, warn
 
-__all__ = ["DROWNED_PCT", "check", "run"]
+__all__ = ["HINT_DOMINATED_PCT", "check", "run"]
 
 Shapes = tuple[dict[str, tuple[int, int]], list[tuple[int, int]]]
-DROWNED_PCT = 90.0  # a hint term that supplies more of the gradient leaves the others without a say
+HINT_DOMINATED_PCT = 90.0  # share of the gradient above which the hint loss dominates
 _HINT = (
     "train for longer (--distill-epochs), lower --lr, or try without the teacher (--method ce) and from random weights "
     "(--init random)"
@@ -101,9 +101,9 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
             "use --method kd, or another --teacher",
         )
     shapes = _shapes(config, teacher, student, train, device)
-    judged = _pairs(highest(variances, JUDGED_BLOCKS), shapes)
+    judged = _pairs(highest(variances, COMPARED_BLOCKS), shapes)
     blocks = {name: TeacherBlock(variance, shapes[0][name][1]) for name, variance in variances.items()}
-    chosen = method.blocks(blocks, settings.hint_layers, config.runtime.seed) if method.blocks else ()
+    chosen = method.blocks(blocks, settings.hint_blocks, config.runtime.seed) if method.blocks else ()
     pairs = _pairs(tuple(variances) if method.dynamic else chosen, shapes)
     cache = LogitsFile(
         _logits_path(inputs["teacher"], dataset.train_sha256(), config),
@@ -111,27 +111,27 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         views=(int(train.dataset_indices[-1]) + 1) * batches.views_per_image,
     )
     cached = CachedTeacher(teacher, config.runtime, cache)
-    judge = Judge(
+    evaluator = StudentEvaluator(
         config, teacher, student, judged, pairs if method.dynamic else (), train=train, val=val, device=device
     )
-    hints, kd = _shares(judge.teacher_top1_pct, val, config)
+    hints, kd = _shares(evaluator.teacher_top1_pct, val, config)
     trainer = Trainer(
         config, cached, student, pairs=pairs, chosen=chosen, batches=batches, hint_share=hints, kd_share=kd
     )
     choice = None
     if method.dynamic:
         every = settings.rechoose_epochs
-        choice = DynamicChoice(trainer.adapters, settings.hint_layers, every=every, epochs=settings.epochs)
+        choice = DynamicChoice(trainer.adapters, settings.hint_blocks, every=every, epochs=settings.epochs)
 
     def finish_epoch(epoch: int) -> dict[str, float]:
         trainer.refresh_norms(epoch)
-        row = {"lr": trainer.optimizer.param_groups[0]["lr"], **judge.measure()}
+        row = {"lr": trainer.optimizer.param_groups[0]["lr"], **evaluator.measure()}
         row |= {"beta": trainer.beta.beta} if pairs else {}
         row |= {f"grad_{name}_pct": share for name, share in trainer.shares.items()}
         row |= {"logits_computed": cached.take_computed()} if method.kd else {}
-        trainer.update_reliance(epoch, row, judge.teacher_top1_pct)
+        trainer.update_reliance(epoch, row, evaluator.teacher_top1_pct)
         if choice and trainer.beta.beta:
-            choice.update(epoch, judge.unexplained)
+            choice.update(epoch, evaluator.unexplained)
         return row
 
     loop = EpochLoop(
@@ -161,9 +161,9 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     save_module(student, out_dir / STUDENT_WEIGHTS)
     description = {"arch": settings.student, "image_size": dataset.image_size, "classes": list(classes)}
     write_json(out_dir / STUDENT_DESCRIPTION, description)
-    judge.student = place(load_student(out_dir), device)
-    check_learned("the student", judge.right(), val.labels, classes, _HINT)
-    measured = judge.measure()
+    evaluator.student = place(load_student(out_dir), device)
+    check_learned("the student", evaluator.right(), val.labels, classes, _HINT)
+    measured = evaluator.measure()
     hinted = [pair for pair in pairs if pair.teacher_block in trainer.adapters.chosen]
     return {
         **description,
@@ -177,7 +177,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         "val_images": len(val.labels),
         "val_top1_pct": measured["val_top1_pct"],
         "val_ce": measured["val_ce"],
-        "teacher_val_top1_pct": judge.teacher_top1_pct,
+        "teacher_val_top1_pct": evaluator.teacher_top1_pct,
         "block_variances": variances,
         "hint_pairs": [[pair.teacher_block, pair.student_block] for pair in hinted],
         "hint_choices": choice.history if choice else [],
@@ -186,7 +186,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
             _map_bytes(blocks, shapes[0], batches.size, config.runtime.precision)
             for blocks in ([entry["chosen"] for entry in choice.history] if choice else [chosen])
         ),
-        "drowned_epochs": _drowned_epochs(rows, settings),
+        "drowned_epochs": _hint_dominated_epochs(rows, settings),
         "adapter_params": sum(parameter.numel() for parameter in trainer.adapters.parameters()),
         "scan_s": round(scan_s, 2),
         "logits_computed": _logits_computed(rows),
@@ -288,16 +288,15 @@ def _map_bytes(
     return batch_size * values * (2 if precision == "bf16" else 4)
 
 
-def _drowned_epochs(rows: list[dict[str, float]], settings: DistillConfig) -> int:
-    """Count the epochs on whose first batch hints left the other terms without a say; warn if there are any."""
-    drowned = sum(row.get("grad_hint_pct", 0.0) > DROWNED_PCT for row in rows[settings.hint_only_epochs :])
-    if drowned:
+def _hint_dominated_epochs(rows: list[dict[str, float]], settings: DistillConfig) -> int:
+    """Count the epochs on whose first batch the hint loss dominated the gradient; warn if there are any."""
+    dominated = sum(row.get("grad_hint_pct", 0.0) > HINT_DOMINATED_PCT for row in rows[settings.hint_only_epochs :])
+    if dominated:
         warn(
-            f"distill ({settings.method}): on the first batch of {drowned} of {len(rows)} epochs hints supplied more "
-            f"than {DROWNED_PCT:.0f} % of the student's gradient and drowned the other terms; lower --beta, or use "
-            "--hint-loss normalised"
+            f"distill ({settings.method}): the hint loss dominated the gradient (> {HINT_DOMINATED_PCT:.0f} %) in "
+            f"{dominated} of {len(rows)} epochs; lower --beta, or use --hint-loss normalised"
         )
-    return drowned
+    return dominated
 
 
 def _logits_computed(rows: list[dict[str, float]]) -> int:

@@ -19,6 +19,7 @@ from kdedge.pipeline.distill.methods import METHODS, Method
 from kdedge.pipeline.distill.options import DistillConfig
 from kdedge.pipeline.study.cells import Cell, Study, variant
 from kdedge.pipeline.study.compare import StudyOptions, resolve_runtime, run_study
+from kdedge.progress import warn
 
 __all__ = ["BASE", "FACTORS", "Factor", "ablate"]
 
@@ -27,12 +28,12 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Factor:
-    """One option that is varied.
+    """A varied option.
 
     Attributes:
-        values: Returns the values to try beside the base's, by what to call them: each a set of distillation options.
-        applies: Whether the option does anything in runs of a method.
-        needs: What a method must have for that, for messages.
+        values: Returns the values other than the base's by name, each as a set of distillation options.
+        applies: Whether the option has an effect in runs of a method.
+        needs: Property of a method that this requires, for messages.
     """
 
     values: Callable[[DistillConfig], dict[str, dict[str, Any]]]
@@ -41,13 +42,13 @@ class Factor:
 
 
 def _each(key: str, *values: Any) -> Callable[[DistillConfig], dict[str, dict[str, Any]]]:
-    """Return the values of one option that are not the base's."""
+    """Return the values of one option other than the base's."""
     return lambda base: {str(value): {key: value} for value in values if getattr(base, key) != value}
 
 
 def _optimizers(base: DistillConfig) -> dict[str, dict[str, Any]]:
-    # One learning rate does not fit both, so it goes along. Adam's steps do not depend on the size of a gradient, so 64
-    # times the rate for some parameters would be no more than a rate that is too high.
+    # Each optimizer has its own learning rate. Adam's steps do not depend on the size of a gradient, so 64 times the
+    # rate would be too high for any parameter.
     options = {
         "sgd": {"optimizer": "sgd", "lr": RECIPES["kdedge"]["lr"]},
         "adam": {"optimizer": "adam", "lr": RECIPES["source"]["lr"], "norm_bias_lr": 1.0},
@@ -56,7 +57,7 @@ def _optimizers(base: DistillConfig) -> dict[str, dict[str, Any]]:
 
 
 def _learning_rates(base: DistillConfig) -> dict[str, dict[str, Any]]:
-    # Half and twice the base: 5e-4 and 2e-3 for the source's Adam, and as far for another optimizer.
+    # 5e-4 and 2e-3 for the source's Adam.
     peak = base.peak_lr(base.batch_size or 128, loaded=False)
     return {f"{lr:g}": {"lr": lr} for lr in (peak / 2, peak * 2)}
 
@@ -66,7 +67,7 @@ def _betas(base: DistillConfig) -> dict[str, dict[str, Any]]:
 
 
 def _hint_losses(base: DistillConfig) -> dict[str, dict[str, Any]]:
-    # Beta counts in other units in each, so the beta of the recipe that has it goes along.
+    # Beta has another unit in each, so each has the beta of its recipe.
     options = {
         loss: {"hint_loss": loss, "beta": RECIPES[recipe]["beta"]}
         for loss, recipe in (("raw", "source"), ("normalised", "kdedge"))
@@ -80,9 +81,9 @@ FACTORS = {
     "temperature": Factor(_each("temperature", 2.0, 4.0), lambda method: method.kd, "logits of the teacher"),
     "beta": Factor(_betas, lambda method: method.blocks is not None, "hints"),
     "beta-patience": Factor(_each("beta_patience", 1, 2), lambda method: method.adaptive_beta, "an adaptive beta"),
-    "hint-layers": Factor(
-        _each("hint_layers", 2, 3),
-        lambda method: "hint_layers" not in method.unused,
+    "hint-blocks": Factor(
+        _each("hint_blocks", 2, 3),
+        lambda method: "hint_blocks" not in method.unused,
         "a number of blocks to choose",
     ),
     "hint-loss": Factor(_hint_losses, lambda method: method.blocks is not None, "hints"),
@@ -91,20 +92,23 @@ FACTORS = {
 
 
 def ablate(config: Config, out: Path, factors: str, options: StudyOptions) -> dict[str, Any]:
-    """Vary one factor after the other; return what `run_study` returns.
+    """Vary one factor at a time; return what `run_study` returns.
 
     Args:
         config: The base.
         out: Directory of the study, locked.
-        factors: Names, comma-separated; empty: every one that does something in runs of the base's method.
-        options: The rest.
+        factors: Names, comma-separated (empty: all that have an effect in runs of the base's method).
+        options: Options of the study.
 
     Raises:
-        InputError: An unknown factor, one without effect, or options that no cell can have together.
+        InputError: An unknown factor, a factor without effect, or contradicting options.
         StageError: A stage failed.
     """
     method = METHODS[config.distill.method]
     names = [name for name, factor in FACTORS.items() if factor.applies(method)]
+    if "hint-layers" in factors:
+        warn("--factors hint-layers is now hint-blocks; the next release removes the old name")
+        factors = factors.replace("hint-layers", "hint-blocks")
     if factors:
         names = parse_choices(factors, "--factors", tuple(FACTORS))
     for name in names:
@@ -112,7 +116,7 @@ def ablate(config: Config, out: Path, factors: str, options: StudyOptions) -> di
             raise InputError(
                 f"--factors {name} has no effect on --method {config.distill.method}, "
                 f"which lacks {FACTORS[name].needs}",
-                "leave it out, or ablate another --method",
+                "leave it out, or use another --method",
             )
     config = resolve_runtime(config, out, options.jobs)
 
@@ -128,5 +132,5 @@ def ablate(config: Config, out: Path, factors: str, options: StudyOptions) -> di
 
 
 def _names(factors: Iterable[str], base: DistillConfig) -> list[str]:
-    """Return the names of the cells that vary some factors, after that of the base."""
+    """Return the name of the base and the names of the cells that vary some factors."""
     return [BASE, *(f"{name}={value}" for name in factors for value in FACTORS[name].values(base))]

@@ -1,8 +1,8 @@
 """The cells of a study: each a run directory with a distilled student, all with the same teacher.
 
-A cell lies in ``STUDY/e<epochs>/seed<seed>/<name>/``. Its ``teacher`` is a link to the one that the study shares, so
-it is a run directory like any other: it is left alone when it is up to date, resumed when it was interrupted, and
-`kdedge export --out CELL` goes on with it. What is measured on test images lies apart, in ``test/`` in the cell.
+The directory of a cell is ``STUDY/e<epochs>/seed<seed>/<name>/``. Its ``teacher`` is a link to the shared teacher, so a
+cell is a run directory: it is skipped when up to date, resumed after an interruption, and continued by
+`kdedge export --out CELL`. ``CELL/test/`` has the results on test images.
 """
 
 import dataclasses
@@ -45,8 +45,8 @@ __all__ = [
 
 Row = dict[str, Any]
 
-# Of evaluation_results.csv. The test columns are empty of a cell that was not measured on test images, the others of
-# one that diverged.
+# Of evaluation_results.csv. Test columns are empty for a cell that was not measured on test images, the other results
+# for a cell that diverged.
 COLUMNS = (
     "method", "epochs", "seed", "status", "val_top1_pct", "val_ce", "teacher_gap_pp", "params", "trained_params",
     "hint_map_bytes", "scan_s", "seconds", "median_epoch_s", "drowned_epochs", "beta_halvings", "reach_epochs",
@@ -59,15 +59,15 @@ class Cell:
     """One run of a study.
 
     Attributes:
-        name: Method or variation; the last part of its directory.
-        config: Its whole configuration, runtime resolved.
+        name: Method or variation; the last part of the directory.
+        config: Configuration with a resolved runtime.
     """
 
     name: str
     config: Config
 
     def directory(self, out: Path) -> Path:
-        """Return its run directory in a study."""
+        """Return the run directory in a study."""
         return out / f"e{self.config.distill.epochs}" / f"seed{self.config.runtime.seed}" / self.name
 
     def __str__(self) -> str:
@@ -84,9 +84,8 @@ class Study:
     Attributes:
         title: Heading of its page.
         control: Name of the cells that the others of the same epochs and seed are compared with.
-        names: Of all cells that it may have, in the order of the tables.
-        make: Returns the cell of a name, a number of epochs and a seed; raises InputError if its options contradict
-            each other.
+        names: Possible names of cells, in the order of the tables.
+        make: Returns the cell of a name, a number of epochs and a seed; raises InputError for contradicting options.
     """
 
     title: str
@@ -96,7 +95,7 @@ class Study:
 
 
 def variant(config: Config, distill: dict[str, Any], seed: int, flags: Flags) -> Config:
-    """Return a configuration with other distillation options and another seed, checked as the command line's is.
+    """Return a checked configuration with other distillation options and another seed.
 
     Raises:
         InputError: The options contradict each other.
@@ -105,14 +104,12 @@ def variant(config: Config, distill: dict[str, Any], seed: int, flags: Flags) ->
 
 
 def measure_test(rows: Rows, out: Path, *, report: Callable[[Rows], None]) -> None:
-    """Export and quantize the student of every cell and add its accuracy on the test images to its row.
-
-    To be called when everything was chosen.
+    """Export, quantize and measure every student on the test images, after all training.
 
     Args:
-        rows: From `kdedge.pipeline.study.training.run_cells`, which are added to.
+        rows: From `kdedge.pipeline.study.training.run_cells`; the accuracies are added to them.
         out: Directory of the study, locked.
-        report: Called with the rows after each cell that was measured.
+        report: Called with the rows after each measured cell.
 
     Raises:
         KdedgeError: A stage failed.
@@ -129,12 +126,12 @@ def measure_test(rows: Rows, out: Path, *, report: Callable[[Rows], None]) -> No
         report(rows)
 
 
-_TEST = "test"  # what was exported and measured in a hurry must not replace what the user made of a cell
+_TEST = "test"  # in a cell; its short benchmark must not replace results of the user
 _TEST_STAGES = ("export", "quantize", "benchmark")
 
 
 def _test_config(cell: Cell) -> Config:
-    """Return the configuration of the stages after training: a study is not about latency, so that is cut short."""
+    """Return the configuration of the stages after training, with a short latency measurement."""
     return dataclasses.replace(
         cell.config,
         quantize=dataclasses.replace(cell.config.quantize, compare_formats=False),
@@ -143,7 +140,7 @@ def _test_config(cell: Cell) -> Config:
 
 
 def _test_run(directory: Path) -> Path:
-    """Return the run directory in a cell for what is measured on test images, with the cell's teacher and student."""
+    """Return the run directory for test results in a cell, with links to its teacher and student."""
     for stage in ("teacher", "distill"):
         link_stage(directory / stage, directory / _TEST / stage)
     return directory / _TEST
@@ -158,20 +155,20 @@ def _test_accuracies(directory: Path) -> Row:
 
 
 def _known_test(cell: Cell, directory: Path) -> Row:
-    """Return the test accuracies that an earlier command measured, if they are of the student that lies there now."""
+    """Return the test accuracies from an earlier command (empty: none, or of another student)."""
     if not (directory / _TEST / "benchmark").exists():
-        return {}  # the test images are not even hashed
+        return {}  # without hashing the test images
     measured = _test_run(directory)
     try:
         for name in _TEST_STAGES:
-            # Neither host nor measuring time change an accuracy: of the benchmark, models and images alone count.
+            # Host and measuring time do not change an accuracy.
             reason = why_rerun(STAGES[name], _test_config(cell), measured, any_config=name == "benchmark")
             if reason:
-                log(f"{cell}: what was measured on test images is left out: {name}: {reason}")
+                log(f"{cell}: test results are left out: {name}: {reason}")
                 return {}
         return _test_accuracies(measured)
     except InputError as error:
-        log(f"{cell}: what was measured on test images is left out: {error}")
+        log(f"{cell}: test results are left out: {error}")
         return {}
 
 
@@ -180,47 +177,47 @@ def identity(cell: Cell) -> Row:
     return {"method": cell.name, "epochs": cell.config.distill.epochs, "seed": cell.config.runtime.seed}
 
 
-def row_of(cell: Cell, directory: Path, reach: float) -> Row:
-    """Return the row of a finished cell; ``reach`` is the accuracy in percent whose first epoch is told."""
+def row_of(cell: Cell, directory: Path, target_accuracy: float) -> Row:
+    """Return the row of a finished cell; ``reach_epochs`` is its first epoch with the target accuracy in percent."""
     manifest = load_manifest(directory / "distill")
-    facts, method, runtime = manifest["facts"], cell.config.distill.method, manifest["config"]["runtime"]
-    # Cells of an earlier version know the teacher's accuracy on its own validation images alone.
-    teacher_pct = facts.get("teacher_val_top1_pct") or load_manifest(directory / "teacher")["facts"]["val_top1_pct"]
+    metrics, method, runtime = manifest["facts"], cell.config.distill.method, manifest["config"]["runtime"]
+    # Cells of an earlier version have the teacher's accuracy only on its own validation images.
+    teacher_pct = metrics.get("teacher_val_top1_pct") or load_manifest(directory / "teacher")["facts"]["val_top1_pct"]
     epochs = read_log(directory / "distill" / f"training_log_{method}.csv")
-    reached = [row["epoch"] for row in epochs if (row["val_top1_pct"] or 0.0) >= reach]
+    reached = [row["epoch"] for row in epochs if (row["val_top1_pct"] or 0.0) >= target_accuracy]
     return {
         **identity(cell),
         "status": "done",
-        "val_top1_pct": facts["val_top1_pct"],
-        "val_ce": round(facts["val_ce"], 6),
-        "teacher_gap_pp": round(teacher_pct - facts["val_top1_pct"], 4),
-        "params": facts["params"],
-        "trained_params": facts["params"] + facts["adapter_params"],
-        "hint_map_bytes": facts["hint_map_bytes"],
-        "scan_s": facts["scan_s"] if METHODS[method].scans else 0.0,
+        "val_top1_pct": metrics["val_top1_pct"],
+        "val_ce": round(metrics["val_ce"], 6),
+        "teacher_gap_pp": round(teacher_pct - metrics["val_top1_pct"], 4),
+        "params": metrics["params"],
+        "trained_params": metrics["params"] + metrics["adapter_params"],
+        "hint_map_bytes": metrics["hint_map_bytes"],
+        "scan_s": metrics["scan_s"] if METHODS[method].scans else 0.0,
         "seconds": manifest["wall_s"],
         "median_epoch_s": statistics.median(row["seconds"] or 0.0 for row in epochs),
-        "drowned_epochs": facts["drowned_epochs"],
+        "drowned_epochs": metrics["drowned_epochs"],
         "beta_halvings": count_halvings(epochs) if METHODS[method].adaptive_beta else None,
         "reach_epochs": int(reached[0]) if reached and reached[0] else None,
         **_known_test(cell, directory),
-        "train_size": facts["train_images"],
+        "train_size": metrics["train_images"],
         "recipe": manifest["config"]["distill"]["recipe"],
         "precision": runtime["precision"],
         "threads": runtime["threads"],
         "commit": manifest["commit"],
-        "hardware": facts["hardware"],
+        "hardware": metrics["hardware"],
     }
 
 
 def count_halvings(epochs: TrainingLog) -> int:
-    """Count the epochs that were trained with a lower beta than the one before; its end at 0 is no halving."""
+    """Count the epochs with a lower beta than the epoch before, except 0."""
     betas = [row["beta"] for row in epochs]
     return sum(before is not None and beta is not None and 0 < beta < before for before, beta in pairwise(betas))
 
 
 def link_stage(stage_dir: Path, link: Path) -> None:
-    """Make ``link`` point to a finished stage; where the system has no links for us, copy it."""
+    """Make ``link`` point to a finished stage, or copy it where the system has no links."""
     if link.resolve() == stage_dir.resolve():
         return
     link.parent.mkdir(exist_ok=True)

@@ -3,9 +3,9 @@
     kdedge compare --methods ce,kd,selective --epochs 20,40 --seeds 0,1,2 --out artifacts/compare
 
 Writes ``evaluation_results.csv`` (a row per cell), ``block_variances.csv`` (the scan) and ``comparison.md`` after every
-cell, figures at the end. A later command with other methods, lengths or seeds in the same directory adds to the tables:
-what is finished there with the same other options and the same teacher is in them. All is measured on validation
-images; test images are read with ``--test`` alone, at the end.
+cell, figures at the end. A later command with other methods, lengths or seeds in the same directory adds to the tables
+of finished cells with the same teacher and the same other options. Results are of validation images; only ``--test``
+reads test images, at the end.
 """
 
 import csv
@@ -37,8 +37,8 @@ from kdedge.pipeline.study.finished import (
     unfinished,
     with_finished,
 )
-from kdedge.pipeline.study.notes import study_notes
-from kdedge.pipeline.study.tables import alarms, render, summarise
+from kdedge.pipeline.study.page import alarms, notes, render
+from kdedge.pipeline.study.summary import summarise
 from kdedge.pipeline.study.training import run_cells
 from kdedge.pipeline.training.device import check_threads, resolve
 from kdedge.progress import warn
@@ -51,30 +51,30 @@ _OTHER_FILES = ("block_variances.csv", "comparison.md", "figures")
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """What a study is given beside the configuration.
+    """Options of a study in addition to the configuration.
 
     Attributes:
         epochs: Lengths of the cells, comma-separated.
-        seeds: Their seeds, comma-separated.
-        teacher_dir: Directory of a finished teacher stage (None: one is trained in the study).
-        reach: Validation accuracy in percent whose first epoch is reported.
-        jobs: How many cells are trained at once.
+        seeds: Seeds of the cells, comma-separated.
+        teacher_dir: Directory of a finished teacher stage (None: the study trains one).
+        target_accuracy: Validation accuracy in percent whose first epoch is reported.
+        jobs: Number of cells to train in parallel.
         test: Whether to measure the INT8 students on test images at the end.
-        command: The command line, for the record: others read it.
+        command: The command line, for the page.
         force: Whether finished cells of other options or another teacher may be replaced.
     """
 
     epochs: str
     seeds: str
     teacher_dir: Path | None
-    reach: float
+    target_accuracy: float
     jobs: int
     test: bool
     command: str
     force: bool
 
     def grid(self) -> list[tuple[int, int]]:
-        """Return (epochs, seed) of every group of cells that are compared with each other.
+        """Return (epochs, seed) of every group of compared cells.
 
         Raises:
             InputError: A list is not one of whole numbers.
@@ -84,11 +84,11 @@ class StudyOptions:
 
 
 def check_study(config: Config, out: Path, options: StudyOptions) -> None:
-    """Check what can be known before a study begins; write, create and time nothing.
+    """Check a study before it begins; write, create and time nothing.
 
     Raises:
         InputError: A file or folder in the way is not kdedge's, a list is not one of whole numbers, the data set is bad
-            or holds ``out``, or there are far too many threads.
+            or contains ``out``, or there are far too many threads.
     """
     options.grid()
     check_owned(out, ("teacher",))
@@ -106,13 +106,13 @@ def compare(config: Config, out: Path, methods: str, options: StudyOptions) -> d
     """Compare methods; return what `run_study` returns.
 
     Args:
-        config: What all cells share.
+        config: Options that all cells share.
         out: Directory of the study, locked.
         methods: Names, comma-separated.
-        options: The rest.
+        options: Options of the study.
 
     Raises:
-        InputError: An unknown method, or options that no cell can have together.
+        InputError: An unknown method, or contradicting options.
         StageError: A stage failed.
     """
     names = parse_choices(methods, "--methods", tuple(METHODS))
@@ -128,18 +128,18 @@ def run_study(study: Study, names: Sequence[str], config: Config, out: Path, opt
     """Run cells of a study and write its tables and figures.
 
     Args:
-        study: What kind of study it is.
-        names: Of the cells of each length and seed.
-        config: What all cells share, for the teacher; runtime resolved.
+        study: The kind of study.
+        names: Names of the cells of each length and seed.
+        config: Options that all cells share, with a resolved runtime.
         out: Directory of the study, locked.
-        options: The rest.
+        options: Options of the study.
 
     Returns:
-        ``rows``, ``summary``, ``alarms`` and the paths of what was written.
+        ``rows``, ``summary``, ``alarms`` and the path of the ``page``.
 
     Raises:
-        InputError: The directory given holds no teacher, cells need hints that the teacher cannot give, or finished
-            cells would be replaced.
+        InputError: ``--teacher-dir`` has no teacher, the teacher has no blocks for hints, or finished cells would be
+            replaced.
         KdedgeError: A stage failed.
     """
     from kdedge.pipeline.study.figures import draw_study
@@ -157,7 +157,7 @@ def run_study(study: Study, names: Sequence[str], config: Config, out: Path, opt
         teacher_dir = out / "teacher"
         teacher = load_manifest(teacher_dir)
     else:
-        teacher_dir = options.teacher_dir.resolve()  # it may be the link of a cell that is about to be made again
+        teacher_dir = options.teacher_dir.resolve()  # it may be the link of a cell that is trained again
         teacher = _load_teacher_manifest(options.teacher_dir)
         _check_hints(cells, teacher["facts"]["arch"])
     if not options.force:
@@ -173,24 +173,24 @@ def run_study(study: Study, names: Sequence[str], config: Config, out: Path, opt
         rows = list(known.values())
         summary = summarise(rows, study.control)
         warnings = alarms(summary, study.control)
-        # A cell that diverged may still hold the student of an earlier command.
+        # The directory of a diverged cell may have the student of an earlier command.
         students = [
             load_manifest(cell.directory(out) / "distill")["facts"] if row["status"] == "done" else {}
             for cell, row in known.items()
         ]
-        notes = study_notes(
-            known, students, teacher, total=len(cells), begun=begun, control=study.control,
-            command=options.command, data_name=data_name, train_sha256=train_sha256,
+        remarks = notes(
+            known, teacher, total=len(cells), unfinished=begun, command=options.command, data_name=data_name,
+            train_sha256=train_sha256,
         )  # fmt: skip
-        page = render(study.title, summary, warnings, notes, reach=options.reach)
+        page = render(study.title, summary, warnings, remarks, target_accuracy=options.target_accuracy)
         write_atomic(out / _RESULTS, _csv(COLUMNS, rows))
         write_atomic(out / "block_variances.csv", _csv(_SCAN_COLUMNS, _scan_rows(rows, students)))
         write_atomic(out / "comparison.md", page.encode())
         result.update(rows=rows, summary=summary, alarms=warnings, page=str(out / "comparison.md"))
 
     rows = run_cells(
-        cells, out, teacher_dir, control=study.control, reach=options.reach, missing=missing, jobs=options.jobs,
-        report=report,
+        cells, out, teacher_dir, control=study.control, target_accuracy=options.target_accuracy, missing=missing,
+        jobs=options.jobs, report=report,
     )  # fmt: skip
     if options.test:
         measure_test(rows, out, report=report)
@@ -202,11 +202,11 @@ _SCAN_COLUMNS = ("method", "epochs", "seed", "block", "variance", "chosen")
 
 
 def resolve_runtime(config: Config, out: Path, jobs: int) -> Config:
-    """Fill in the runtime once for all cells, as an earlier attempt at the study did; cells at once share the cores."""
+    """Resolve the runtime once for all cells, as in an earlier attempt; parallel cells share the cores."""
     runtime = resolve(config.runtime, recorded_runtime(out), jobs=jobs)
     if jobs > 1 and runtime.threads * jobs > usable_cores():
         warn(
-            f"{jobs} runs at once with {runtime.threads} threads each (--threads) share {usable_cores()} cores: fewer "
+            f"{jobs} parallel runs with {runtime.threads} threads each (--threads) share {usable_cores()} cores: fewer "
             "--jobs may be faster"
         )
     return dataclasses.replace(config, runtime=runtime)
@@ -216,25 +216,25 @@ def _load_teacher_manifest(teacher_dir: Path) -> dict[str, Any]:
     """Read the manifest of a finished teacher stage.
 
     Raises:
-        InputError: There is none, it is damaged, its files are not those it wrote, or it is of another stage.
+        InputError: It is missing or damaged, its files were altered, or it is of another stage.
     """
-    hint = "give a finished teacher, as in artifacts/run/teacher; `kdedge teacher --out artifacts/run` trains one"
+    hint = "use a finished teacher, such as artifacts/run/teacher; `kdedge teacher --out artifacts/run` trains one"
     try:
         manifest = load_manifest(teacher_dir)
     except InputError as error:
         raise InputError(f"--teacher-dir: {error}", hint) from error
     if manifest.get("stage") != "teacher":
-        raise InputError(f"--teacher-dir {teacher_dir} holds the stage {manifest.get('stage')}, not a teacher", hint)
+        raise InputError(f"--teacher-dir {teacher_dir} is the stage {manifest.get('stage')}, not a teacher", hint)
     if damage := output_damage(teacher_dir, manifest):
         raise InputError(f"--teacher-dir {teacher_dir}: {damage} since it was trained", hint)
     return manifest
 
 
 def _check_hints(cells: Sequence[Cell], arch: str) -> None:
-    """Refuse a teacher that cannot give the hints that a cell learns from, before hours of training.
+    """Check before training that the teacher has blocks for hints, if a method uses hints.
 
     Raises:
-        InputError: It cannot, or there is no such architecture.
+        InputError: It has none, or the architecture is unknown.
     """
     if not any(METHODS[cell.config.distill.method].blocks for cell in cells):
         return
@@ -243,21 +243,21 @@ def _check_hints(cells: Sequence[Cell], arch: str) -> None:
     if not hint_candidates(build_teacher(arch, num_classes=2, stem="imagenet")):
         raise InputError(
             f"hints need a ResNet or a teacher with a .features stack, and {arch} is neither",
-            "train without hints: `kdedge compare --methods ce,kd`, `kdedge ablate --method kd`; or take another "
+            "train without hints: `kdedge compare --methods ce,kd`, `kdedge ablate --method kd`; or use another "
             "--teacher",
         )
 
 
 def _scan_rows(rows: Sequence[Row], students: Sequence[Mapping[str, Any]]) -> list[Row]:
     scans = []
-    for row, facts in zip(rows, students, strict=True):
-        if not facts:
+    for row, metrics in zip(rows, students, strict=True):
+        if not metrics:
             continue
-        chosen = {block for block, _ in facts["hint_pairs"]}
+        chosen = {block for block, _ in metrics["hint_pairs"]}
         scans += [
             {key: row[key] for key in _SCAN_COLUMNS[:3]}
             | {"block": block, "variance": variance, "chosen": int(block in chosen)}
-            for block, variance in facts["block_variances"].items()
+            for block, variance in metrics["block_variances"].items()
         ]
     return scans
 

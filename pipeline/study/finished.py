@@ -1,7 +1,7 @@
-"""What is finished in the directory of a study: it is kept, and it is in the tables of a later command.
+"""Finished cells in the directory of a study: which ones a command keeps, adds to its tables or refuses to replace.
 
-A cell counts if it was made with the options, the images and the teacher of that command. What was made otherwise is
-never replaced unless ``--force`` is given.
+A finished cell is kept if its options, images and teacher are those of the command. Other finished cells are replaced
+only with ``--force``.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from kdedge.errors import InputError
 from kdedge.manifest import load_manifest, output_damage
 from kdedge.ownership import MANIFEST
 from kdedge.pipeline.config import SECTIONS, Config
+from kdedge.pipeline.config.build import RENAMED
 from kdedge.pipeline.run_dir import changed_keys
 from kdedge.pipeline.stages.registry import STAGES
 from kdedge.pipeline.study.cells import Cell, Study
@@ -26,14 +27,18 @@ _FLAGS = {
     for section, kind in SECTIONS.items()
     for item in dataclasses.fields(kind)
 }
+_FLAGS |= {  # manifests record these options by their old names
+    f"config.{section}.{old}": _FLAGS[f"config.{section}.{new}"]
+    for section in SECTIONS
+    for old, new in RENAMED.get(section, {}).items()
+}
 
 
 def check_teacher_kept(config: Config, out: Path) -> None:
     """Refuse to replace the teacher of a study that has finished cells.
 
     Raises:
-        InputError: The one that is there was made with other options or is damaged, or the cells have one from
-            elsewhere.
+        InputError: The teacher was made with other options or is damaged, or it is in another directory.
     """
     finished = len(list(out.glob(_FINISHED)))
     if not finished:
@@ -42,28 +47,28 @@ def check_teacher_kept(config: Config, out: Path) -> None:
         manifest = load_manifest(out / "teacher")
     except InputError:
         raise InputError(
-            f"the teacher of {_counted(finished)} in {out} does not lie there",
-            "give it with --teacher-dir; or give another --out, or --force to train another teacher",
+            f"the teacher of {_counted(finished)} in {out} is in another directory",
+            "name it with --teacher-dir, or use another --out, or --force to train another teacher",
         ) from None
     if changes := _changes("teacher", manifest, config):
         raise _refusal(finished, out, f"a teacher of {_described(changes)}")
     if damage := output_damage(out / "teacher", manifest):
         raise InputError(
             f"the teacher of {_counted(finished)} in {out}: {damage} since it was trained",
-            "restore it, or give another --out, or --force to train another teacher",
+            "restore it, or use another --out, or --force to train another teacher",
         )
 
 
 def check_cells_kept(cells: Sequence[Cell], out: Path, teacher: Mapping[str, Any] | None) -> None:
-    """Refuse to replace finished cells that were made otherwise.
+    """Refuse to replace finished cells of other options, images or another teacher.
 
     Args:
-        cells: Those that are to be trained.
+        cells: The cells of the command.
         out: Directory of the study.
-        teacher: Manifest of the teacher that they are to have (None: it is yet to be trained).
+        teacher: Manifest of their teacher (None: not trained yet).
 
     Raises:
-        InputError: There are some.
+        InputError: A finished cell would be replaced.
     """
     others = [changes for cell in cells if (changes := _made_otherwise(cell, out, teacher))]
     if others:
@@ -71,19 +76,16 @@ def check_cells_kept(cells: Sequence[Cell], out: Path, teacher: Mapping[str, Any
 
 
 def unfinished(cells: Sequence[Cell], out: Path, teacher: Mapping[str, Any]) -> list[Cell]:
-    """Return the cells that are yet to be trained; arguments as of `check_cells_kept`."""
+    """Return the cells to train; arguments as of `check_cells_kept`."""
     return [cell for cell in cells if _made_otherwise(cell, out, teacher) != [] or _damaged(cell.directory(out))]
 
 
 def begun_elsewhere(cells: Sequence[Cell], out: Path) -> list[str]:
-    """Return what other commands began in the directory of a study and did not finish: interrupted, or diverged."""
+    """Return the directories of cells that other commands began and did not finish: interrupted, or diverged."""
     directories = {cell.directory(out) for cell in cells}
-    begun = [path.parent for path in sorted(out.glob("e*/seed*/*/.distill.partial"))]
-    return [
-        f"{directory.name}, {directory.parents[1].name[1:]} epochs, seed {directory.parent.name[4:]}"
-        for directory in begun
-        if directory not in directories and not (directory / "distill" / MANIFEST).exists()
-    ]
+    begun = (path.parent for path in sorted(out.glob("e*/seed*/*/.distill.partial")))
+    finished = {path.parents[1] for path in out.glob(_FINISHED)}
+    return [path.relative_to(out).as_posix() for path in begun if path not in directories | finished]
 
 
 def _damaged(directory: Path) -> bool:
@@ -91,7 +93,7 @@ def _damaged(directory: Path) -> bool:
 
 
 def _made_otherwise(cell: Cell, out: Path, teacher: Mapping[str, Any] | None) -> list[str] | None:
-    """Return the dotted keys in which the finished cell was made otherwise (None: it is not finished)."""
+    """Return the dotted keys in which the finished cell differs (None: it is not finished)."""
     try:
         manifest = load_manifest(cell.directory(out) / "distill")
     except InputError:
@@ -100,11 +102,11 @@ def _made_otherwise(cell: Cell, out: Path, teacher: Mapping[str, Any] | None) ->
 
 
 def with_finished(cells: Sequence[Cell], study: Study, out: Path, teacher: Mapping[str, Any]) -> list[Cell]:
-    """Add the finished cells of a study that differ in name, length and seed alone; sort all of them.
+    """Add the finished cells of a study that differ only in name, length and seed; sort all of them.
 
     Args:
-        cells: Those that were asked for.
-        study: What kind of study it is.
+        cells: The cells of the command.
+        study: The kind of study.
         out: Directory of the study.
         teacher: Manifest of their teacher.
     """
@@ -119,13 +121,13 @@ def with_finished(cells: Sequence[Cell], study: Study, out: Path, teacher: Mappi
             found.append(cell)
         else:
             warn(f"{directory} is left out of the tables: {reason}")
-    # The control is the first of the names, so that every other cell can be compared with it as soon as it is done.
-    order = {name: place for place, name in enumerate(study.names)}
+    # The control is the first of the names, so that every other cell is compared with it when it is done.
+    order = {name: index for index, name in enumerate(study.names)}
     return sorted(found, key=lambda cell: (cell.config.distill.epochs, cell.config.runtime.seed, order[cell.name]))
 
 
 def _finished_cell(directory: Path, study: Study, out: Path, teacher: Mapping[str, Any]) -> tuple[Cell | None, str]:
-    """Return the cell that a directory holds, or why it is none of this study."""
+    """Return the cell in a directory, or why it is not part of this study."""
     if directory.name not in study.names:
         return None, "it is of another kind of study, or its base has other options"
     try:
@@ -135,7 +137,7 @@ def _finished_cell(directory: Path, study: Study, out: Path, teacher: Mapping[st
     except (InputError, KeyError, TypeError) as error:
         return None, f"{error}"
     if cell.directory(out) != directory:
-        return None, f"it holds {cell}"
+        return None, f"it contains {cell}"
     if changes := _changes("distill", manifest, cell.config, teacher):
         return None, f"it was made with {_described(changes)}"
     if damage := output_damage(directory / "distill", manifest):
@@ -146,7 +148,7 @@ def _finished_cell(directory: Path, study: Study, out: Path, teacher: Mapping[st
 def _changes(
     stage: str, manifest: Mapping[str, Any], config: Config, teacher: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """Return the dotted keys in which a finished stage was made otherwise than it would be now."""
+    """Return the dotted keys in which a finished stage differs from what the command would make."""
     spec = STAGES[stage]
     inputs = {f"data/{part}": digest for part, digest in spec.data(config).items()}
     recorded = manifest["inputs"]
@@ -159,7 +161,7 @@ def _changes(
 
 
 def _described(changes: Sequence[str]) -> str:
-    """Say what was different, by its first part; a recipe before the options that it changes."""
+    """Describe the first change; a recipe before the options that it sets."""
     first = "config.distill.recipe" if "config.distill.recipe" in changes else changes[0]
     if first.startswith("inputs."):
         return "another teacher" if first.startswith("inputs.teacher/") else "other images"
@@ -169,7 +171,7 @@ def _described(changes: Sequence[str]) -> str:
 def _refusal(count: int, out: Path, otherwise: str) -> InputError:
     return InputError(
         f"{_counted(count)} in {out} would be replaced: made with {otherwise}",
-        "give another --out, or --force to replace them",
+        "use another --out, or --force to replace them",
     )
 
 

@@ -1,19 +1,17 @@
-"""Trains the cells of a study: one after the other here, or several at once, each in a process of its own."""
+"""Trains the cells of a study: one after the other, or several in parallel, each in a process."""
 
 import multiprocessing
 import os
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from kdedge.errors import DivergenceError, KdedgeError, StageError
+from kdedge.errors import DivergenceError, StageError
 from kdedge.ownership import partial_dir
 from kdedge.pipeline.distill.methods import CONTROL
 from kdedge.pipeline.run import run_stages
@@ -23,9 +21,9 @@ from kdedge.progress import format_duration, log, set_quiet, track, warn
 
 __all__ = ["run_cells"]
 
-_LOOK_S = 2.0  # how often the logs of cells that are trained at once are looked at, for the progress
+_POLL_S = 2.0  # interval at which the progress of parallel cells is read from their logs
 
-# A cell that was trained, and its error if it diverged.
+# A trained cell, and its error if it diverged.
 Trained = tuple[Cell, DivergenceError | None]
 
 
@@ -35,29 +33,26 @@ def run_cells(
     teacher_dir: Path,
     *,
     control: str,
-    reach: float,
+    target_accuracy: float,
     missing: Sequence[Cell],
     jobs: int,
     report: Callable[[Rows], None],
 ) -> Rows:
-    """Train the cells that are not finished.
-
-    A cell that diverges is recorded as such and the study goes on: its options are at fault, others have others.
+    """Train the unfinished cells. A cell that diverges is recorded, and the study continues.
 
     Args:
         cells: In the order of the tables.
         out: Directory of the study, locked.
         teacher_dir: Directory of a finished teacher stage.
         control: Name of the cells that the others of the same epochs and seed are compared with.
-        reach: Validation accuracy in percent whose first epoch is reported.
-        missing: Those that are yet to be trained, in that order.
-        jobs: How many are trained at once.
-        report: Called with the rows of the cells so far: at first of those that are finished, so that an interruption
-            leaves no table without them, and then after each cell.
+        target_accuracy: Validation accuracy in percent whose first epoch is reported.
+        missing: The unfinished cells, in the order of their training.
+        jobs: Number of cells to train in parallel.
+        report: Called with the rows so far: once with the finished cells, so that an interruption keeps them in the
+            tables, and then after each cell.
 
     Raises:
-        KdedgeError: A stage failed for another reason; cells beside it are stopped, and a later command goes on with
-            them.
+        KdedgeError: A stage failed for another reason; parallel cells are stopped, and a later command resumes them.
     """
     rows: Rows = {}
     for cell in cells:
@@ -65,21 +60,18 @@ def run_cells(
             directory = cell.directory(out)
             with lock_run(directory):
                 link_stage(teacher_dir, directory / "teacher")
-                rows[cell] = row_of(cell, directory, reach)
+                rows[cell] = row_of(cell, directory, target_accuracy)
     log(f"{len(rows)} of {len(cells)} cells are finished")
     if rows:
         report(rows)
-    if jobs > 1 and missing:
-        trained = _at_once(missing, out, teacher_dir, jobs)
-    else:
-        trained = _one_by_one(missing, out, teacher_dir)
-    with closing(trained):
+    parallel = jobs > 1 and missing
+    with closing((_in_parallel if parallel else _one_by_one)(missing, out, teacher_dir, jobs)) as trained:
         for cell, divergence in trained:
             if divergence:
                 warn(f"{cell}: {divergence}")
                 rows[cell] = {**identity(cell), "status": "diverged"}
             else:
-                rows[cell] = row_of(cell, cell.directory(out), reach)
+                rows[cell] = row_of(cell, cell.directory(out), target_accuracy)
                 _compare_with_control(rows, cell, control)
             rows = {cell: rows[cell] for cell in cells if cell in rows}
             report(rows)
@@ -87,136 +79,89 @@ def run_cells(
 
 
 def _compare_with_control(rows: Rows, last: Cell, control: str) -> None:
-    """Log how the last cell did, and its gain to its control, loudly if the teacher was of no use.
-
-    If it is a control, the gains of those that were done before it.
-    """
+    """Log the accuracy of the last cell and its gain to the control; of a control, the gains of earlier cells to it."""
     row = rows[last]
     log(f"{last}: {row['val_top1_pct']:.2f} % on validation, {format_duration(row['seconds'])}")
-    beside = {
+    group = {
         cell: other["val_top1_pct"]
         for cell, other in rows.items()
         if other["status"] == "done" and (other["epochs"], other["seed"]) == (row["epochs"], row["seed"])
     }
-    reference = next((cell for cell in beside if cell.name == control), None)
+    reference = next((cell for cell in group if cell.name == control), None)
     if reference is None:
         return
-    for cell in beside if last is reference else [last]:
-        if cell is reference:
-            continue
-        gain = beside[cell] - beside[reference]
-        alarming = control == CONTROL and gain <= 0
-        (warn if alarming else log)(f"{cell}: {gain:+.2f} pp to {control}" + (": not better" if alarming else ""))
+    for cell in group if last is reference else [last]:
+        if cell is not reference:
+            gain = group[cell] - group[reference]
+            alarming = control == CONTROL and gain <= 0
+            (warn if alarming else log)(f"{cell}: {gain:+.2f} pp to {control}" + (": not better" if alarming else ""))
 
 
-def _train(cell: Cell, out: Path, teacher_dir: Path) -> None:
+def _train(cell: Cell, out: Path, teacher_dir: Path) -> DivergenceError | None:
+    """Train a cell; return its error if it diverged."""
     directory = cell.directory(out)
     with lock_run(directory):
         link_stage(teacher_dir, directory / "teacher")
-        run_stages(("distill",), cell.config, directory)
+        try:
+            run_stages(("distill",), cell.config, directory)
+        except DivergenceError as error:
+            return error
+    return None
 
 
-def _one_by_one(cells: Sequence[Cell], out: Path, teacher_dir: Path) -> Generator[Trained, None, None]:
+def _one_by_one(cells: Sequence[Cell], out: Path, teacher_dir: Path, jobs: int) -> Generator[Trained, None, None]:
     start, trained = time.monotonic(), 0
     for number, cell in enumerate(cells, 1):
         left_s = (time.monotonic() - start) / trained * _epochs(cells[number - 1 :]) if trained else 0.0
         log(f"cell {number} of {len(cells)}: {cell}" + (f"; {format_duration(left_s)} left" if trained else ""))
+        divergence = _train(cell, out, teacher_dir)
+        trained += 0 if divergence else _epochs([cell])
+        yield cell, divergence
+
+
+def _in_parallel(cells: Sequence[Cell], out: Path, teacher_dir: Path, jobs: int) -> Generator[Trained, None, None]:
+    before, finished, shown = _epochs_begun(cells, out), list[Cell](), 0
+    context = multiprocessing.get_context("spawn")  # neither CUDA nor PyTorch's threads survive a fork
+    with (
+        ProcessPoolExecutor(jobs, context, initializer=_begin) as pool,
+        track(f"epochs of {len(cells)} cells, {jobs} in parallel", _epochs(cells) - before) as tracker,
+    ):
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the study, which ends its processes
         try:
-            _train(cell, out, teacher_dir)
-        except DivergenceError as error:
-            yield cell, error
-        else:
-            trained += _epochs([cell])
-            yield cell, None
+            running = {pool.submit(_train, cell, out, teacher_dir): cell for cell in cells}
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        try:
+            while running:
+                for future in wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED).done:
+                    finished.append(running.pop(future))
+                    yield finished[-1], future.result()
+                done = _epochs(finished) + _epochs_begun(list(running.values()), out) - before
+                tracker.advance(max(0, done - shown))
+                shown = max(shown, done)
+        except BrokenProcessPool:
+            raise StageError(
+                "a process that trained a cell ended unexpectedly",
+                "run the same command again to resume; fewer --jobs need less memory",
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
 
 
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """A process that trains a cell; it sends its error, or None when it is done."""
-
-    cell: Cell
-    process: SpawnProcess
-    result: Connection
-
-
-def _at_once(cells: Sequence[Cell], out: Path, teacher_dir: Path, jobs: int) -> Generator[Trained, None, None]:
-    waiting, running, finished = list(cells), list[_Job](), list[Cell]()
-    before = _epochs_begun(cells, out)
-    shown = 0
-    try:
-        with track(f"epochs of {len(cells)} cells, {jobs} at once", _epochs(cells) - before) as tracker:
-            while waiting or running:
-                while waiting and len(running) < jobs:
-                    running.append(_start(waiting.pop(0), out, teacher_dir))
-                ready = wait([job.result for job in running], timeout=_LOOK_S)
-                for job in [job for job in running if job.result in ready]:
-                    running.remove(job)
-                    finished.append(job.cell)
-                    yield job.cell, _outcome(job)
-                unfinished = [cell for cell in cells if cell not in finished]
-                done = max(shown, _epochs(finished) + _epochs_begun(unfinished, out) - before)
-                tracker.advance(done - shown)
-                shown = done
-    finally:
-        for job in running:
-            job.process.terminate()
-            job.process.join()
-
-
-def _start(cell: Cell, out: Path, teacher_dir: Path) -> _Job:
-    # Not forked: neither CUDA nor the threads of PyTorch live on in a copy of the process.
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(cell, out, teacher_dir, theirs), daemon=True)
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the study, which ends its processes
-    try:
-        process.start()
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    theirs.close()
-    return _Job(cell, process, ours)
-
-
-def _work(cell: Cell, out: Path, teacher_dir: Path, result: Connection) -> None:
+def _begin() -> None:
+    """Set up a process that trains cells: quiet, and ended with the study, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where processes do not inherit that
     threading.Thread(target=_end_with_the_study, daemon=True).start()
     set_quiet(True)
-    try:
-        _train(cell, out, teacher_dir)
-    except Exception as error:
-        if not isinstance(error, KdedgeError):
-            error.add_note(f"in the process that trained {cell}:\n{traceback.format_exc()}")
-        result.send(error)
-    else:
-        result.send(None)
 
 
 def _end_with_the_study() -> None:
-    """End this process as soon as the one that began it is gone, however that ended: checkpoints survive this."""
     study = multiprocessing.parent_process()
     if study is not None:
         study.join()
-    os._exit(1)
-
-
-def _outcome(job: _Job) -> DivergenceError | None:
-    """Return the divergence of a cell, or None.
-
-    Raises:
-        Exception: It failed for another reason.
-    """
-    try:
-        error: Exception | None = job.result.recv()
-    except EOFError:
-        job.process.join()
-        raise StageError(
-            f"the process that trained {job.cell} ended with exit code {job.process.exitcode}",
-            "run the same command again to resume; fewer --jobs need less memory",
-        ) from None
-    job.process.join()
-    if error is None or isinstance(error, DivergenceError):
-        return error
-    raise error
+    os._exit(1)  # checkpoints survive this
 
 
 def _epochs(cells: Sequence[Cell]) -> int:

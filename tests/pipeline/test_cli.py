@@ -78,7 +78,7 @@ def test_a_command_with_many_options_shows_the_first_ones(command):
 
 
 def test_an_option_that_help_does_not_show_is_suggested():
-    assert "--hint-layers" in invoke("run-all", "--hint-layer", "2").stderr
+    assert "--hint-blocks" in invoke("run-all", "--hint-block", "2").stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -105,10 +105,18 @@ def test_help_shows_no_type_for_a_flag_that_takes_no_value(command):
     assert not [line for line in lines if "bool" in line.lower()]
 
 
-def test_an_old_name_of_an_option_still_works_and_says_the_new_one(tmp_path):
-    result = invoke("distill", "--out", tmp_path, "--no-drop-hints")
+@pytest.mark.parametrize(
+    ("command", "old", "warning"),
+    [
+        ("distill", ["--no-drop-hints"], "--drop-hints is now --adapt-to-teacher"),
+        ("distill", ["--hint-layers", "2"], "--hint-layers is now --hint-blocks"),
+        ("compare", ["--reach", "80", "--epochs", "x"], "--reach is now --target-accuracy"),
+    ],
+)
+def test_an_old_name_of_an_option_still_works_and_names_the_new_one(command, old, warning, tmp_path):
+    result = invoke(command, "--out", tmp_path, *old)
     assert result.exit_code == 2
-    assert "--[no-]drop-hints is now --[no-]adapt-to-teacher" in result.output
+    assert warning in result.output
     assert "No such option" not in result.output
     result = invoke("benchmark", "--out", tmp_path, "--beside", tmp_path)
     assert "warning: --beside is now --compare-with; the next release removes the old name" in result.output

@@ -97,6 +97,7 @@ def test_an_option_of_an_earlier_version_is_read_by_its_old_name():
     old = build_config({"distill": {"drop_hints": False}})
     assert old == build_config({"distill": {"adapt_to_teacher": False}}) != build_config()
     assert build_config({"benchmark": {"beside": "a"}}).benchmark.compare_with == "a"
+    assert build_config({"distill": {"hint_layers": 2}}) == build_config({"distill": {"hint_blocks": 2}})
 
 
 def test_an_unknown_preset_is_refused_with_the_closest():

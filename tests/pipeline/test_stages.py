@@ -84,6 +84,12 @@ def test_where_a_folder_of_images_lies_and_how_its_path_is_written_is_nothing_to
     assert made_of(other)[0] != made_of(there)[0], "reports have the folder's name"
 
 
+def test_manifests_record_renamed_options_by_their_old_names():
+    recorded = STAGES["distill"].fingerprint(build_config({"distill": {"hint_blocks": 2, "adapt_to_teacher": False}}))
+    assert (recorded["distill"]["hint_layers"], recorded["distill"]["drop_hints"]) == (2, False)
+    assert not {"hint_blocks", "adapt_to_teacher"} & recorded["distill"].keys()
+
+
 @pytest.mark.parametrize(
     ("option", "value", "users"),
     [
@@ -92,7 +98,7 @@ def test_where_a_folder_of_images_lies_and_how_its_path_is_written_is_nothing_to
         ("beta", 25.0, set(METHODS) - {"ce", "kd"}),
         ("hint_loss", "raw", set(METHODS) - {"ce", "kd"}),
         ("hint_epochs", 1, set(METHODS) - {"ce", "kd"}),
-        ("hint_layers", 2, {"selective", "dynamic", "random3", "last3"}),
+        ("hint_blocks", 2, {"selective", "dynamic", "random3", "last3"}),
         ("beta_patience", 3, set(METHODS) - {"ce", "kd", "static"}),
         ("rechoose_epochs", 2, {"dynamic"}),
         ("lr", 0.3, set(METHODS)),

@@ -22,7 +22,7 @@ def quick(plain_figures, brief_search):
 def study(tmp_path_factory, folder_data):
     out = tmp_path_factory.mktemp("study") / "compare"
     command = ["compare", "--data", f"folder:{folder_data}", *OPTIONS, "--out", out, "--epochs", 2, "--seeds", "0,1"]
-    return out, [*command, "--methods", "selective,ce,kd", "--reach", 20]
+    return out, [*command, "--methods", "selective,ce,kd", "--target-accuracy", 20]
 
 
 @pytest.fixture(scope="package")

@@ -9,7 +9,14 @@ from kdedge.pipeline.study import ablate as module
 from kdedge.pipeline.study.compare import StudyOptions
 
 OPTIONS = StudyOptions(
-    epochs="20", seeds="0", teacher_dir=None, reach=85, jobs=1, test=False, command="kdedge ablate", force=False
+    epochs="20",
+    seeds="0",
+    teacher_dir=None,
+    target_accuracy=85,
+    jobs=1,
+    test=False,
+    command="kdedge ablate",
+    force=False,
 )
 
 
@@ -39,14 +46,19 @@ def test_each_cell_differs_from_the_base_in_one_factor(cells_of):
     cells = cells_of({})
     assert list(cells) == [
         "base", "optimizer=adam", "lr=0.05", "lr=0.2", "temperature=2.0", "beta=250", "beta=25000",
-        "beta-patience=1", "hint-layers=2", "hint-loss=raw", "recipe=source",
+        "beta-patience=1", "hint-blocks=2", "hint-loss=raw", "recipe=source",
     ]  # fmt: skip
     assert changed(cells, "optimizer=adam") == {"optimizer": "adam", "lr": 1e-3, "norm_bias_lr": 1.0}
     assert changed(cells, "lr=0.05") == {"lr": 0.05}
     assert changed(cells, "beta=250") == {"beta": 250.0}
-    assert changed(cells, "hint-layers=2") == {"hint_layers": 2}
+    assert changed(cells, "hint-blocks=2") == {"hint_blocks": 2}
     assert changed(cells, "hint-loss=raw") == {"hint_loss": "raw", "beta": 250.0}
     assert changed(cells, "recipe=source")["batch_size"] == 64
+
+
+def test_the_old_name_of_a_factor_still_works(cells_of, capsys):
+    assert list(cells_of({}, "hint-layers")) == ["base", "hint-blocks=2"]
+    assert "--factors hint-layers is now hint-blocks" in capsys.readouterr().err
 
 
 def test_the_learning_rates_of_the_source_are_those_of_its_table(cells_of):
@@ -67,8 +79,8 @@ def test_a_factor_without_effect_is_left_out_and_refused_when_named(cells_of):
         "temperature=2.0",
         "recipe=source",
     ]
-    with pytest.raises(InputError, match="--factors hint-layers has no effect on --method kd, which lacks a number of"):
-        cells_of({"method": "kd"}, "hint-layers")
+    with pytest.raises(InputError, match="--factors hint-blocks has no effect on --method kd, which lacks a number of"):
+        cells_of({"method": "kd"}, "hint-blocks")
     with pytest.raises(InputError, match="--factors beta has no effect on --method kd, which lacks hints"):
         cells_of({"method": "kd"}, "beta")
     with pytest.raises(InputError, match="no effect on --method static, which lacks an adaptive beta"):
