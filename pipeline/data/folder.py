@@ -57,7 +57,7 @@ _decoded: dict[tuple[str, float, int], Split] = {}
 
 @dataclass(frozen=True)
 class Folder:
-    """Class folders with listed files and checked image headers.
+    """Class folders with listed files.
 
     Attributes:
         root: The folder.
@@ -85,6 +85,24 @@ class Folder:
     def name(self) -> str:
         """The name of the folder, see `folder_name`."""
         return folder_name(self.root)
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """All images: training, validation, test."""
+        return self.train_items + self.val_items + self.test_items
+
+    def check_files(self) -> None:
+        """Check the headers of all images.
+
+        Raises:
+            InputError: Images cannot be read; it names also those with an intact header.
+        """
+        items = self.items
+        try:
+            _for_all(items, lambda index: check_image(items[index].path), "checking images")
+        except InputError:
+            _for_all(items, lambda index: check_pixels(items[index].path), "checking images")
+            raise
 
     def labelled_as(self, class_names: tuple[str, ...]) -> "Folder":
         """Return a data set of test images only with the classes of a model, of which some may have no images.
@@ -151,7 +169,7 @@ class Folder:
 
     def source_sizes(self) -> dict[str, list[int]]:
         """Return width and height in pixels of the ``smallest``, ``median`` and ``largest`` stored image."""
-        items = (*self.train_items, *self.val_items, *self.test_items)
+        items = self.items
         sizes = [(0, 0)] * len(items)
 
         def measure(index: int) -> None:
@@ -247,9 +265,7 @@ def check_outside(dataset: Dataset, run_dir: Path) -> None:
     if not isinstance(dataset, Folder):
         return
     # Folders next to a train and a test folder are ignored.
-    parts = {
-        item.path.parent.parent.resolve() for item in (*dataset.train_items, *dataset.val_items, *dataset.test_items)
-    }
+    parts = {item.path.parent.parent.resolve() for item in dataset.items}
     inside = parts if len(parts) > 1 else {dataset.root.resolve()}
     if any(run_dir.resolve().is_relative_to(part) for part in inside):
         raise InputError(
@@ -259,15 +275,15 @@ def check_outside(dataset: Dataset, run_dir: Path) -> None:
 
 
 def open_folder(config: DataConfig, root: Path) -> Folder:
-    """List the images of class folders, check their headers and divide them into train, validation and test.
+    """List the images of class folders and divide them into train, validation and test, without opening one.
 
     Args:
         config: Image size, number of training images, and the shares to hold out for parts without a folder.
         root: The folder, with the layout of this module's description.
 
     Raises:
-        InputError: A folder is missing or empty, has fewer than two classes or too few images of a class, the classes
-            of the parts differ, or images cannot be read.
+        InputError: A folder is missing or empty, has fewer than two classes or too few images of a class, or the
+            classes of the parts differ.
     """
     if not root.is_dir():
         raise InputError(f"the data folder {root} {'is not a folder' if root.exists() else 'does not exist'}", LAYOUT)
@@ -296,13 +312,6 @@ def open_folder(config: DataConfig, root: Path) -> Folder:
                     f"out as test images (--test-fraction), {parts['val'].name} is used for validation"
                 )
     warn_left_out(root, left_out)
-    everything = [*train, *val, *test]
-    try:
-        _for_all(everything, lambda index: check_image(everything[index].path), "checking images")
-    except InputError:
-        # One image is damaged: decode all to report every damaged one, also those with an intact header.
-        _for_all(everything, lambda index: check_pixels(everything[index].path), "checking images")
-        raise
     return Folder(
         root, tuple(names), config.image_size, tuple(train), tuple(test), tuple(val), left_out, config.val_fraction,
         config.train_size,

@@ -14,7 +14,7 @@ from kdedge.dataset import Dataset
 from kdedge.errors import InputError
 from kdedge.pipeline.data.options import DataConfig
 
-__all__ = ["data_sha256", "open_dataset", "opened"]
+__all__ = ["data_sha256", "find_dataset", "open_dataset", "opened"]
 
 _SOURCES = ("cifar10", "sample", "folder:PATH")
 
@@ -38,6 +38,21 @@ def open_dataset(config: DataConfig) -> Dataset:
 
     Args:
         config: Source, folder, image size and share of test images.
+
+    Raises:
+        InputError: As `find_dataset`, or images cannot be read.
+        StageError: CIFAR-10 could not be fetched or not be written to the cache.
+    """
+    from kdedge.pipeline.data.folder import Folder
+
+    dataset = find_dataset(config)
+    if isinstance(dataset, Folder):
+        dataset.check_files()
+    return dataset
+
+
+def find_dataset(config: DataConfig) -> Dataset:
+    """Find the data set that ``config.source`` names: as `open_dataset`, without opening the user's images.
 
     Raises:
         InputError: Unknown source; a file or folder is missing, damaged or not as expected.
