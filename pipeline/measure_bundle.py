@@ -1,6 +1,6 @@
 """Measure a bundle on this host with a data set of the same classes. Needs no PyTorch.
 
-kdedge benchmark BUNDLE --data folder:test_images
+kdedge benchmark BUNDLE --data test_images
 """
 
 from pathlib import Path

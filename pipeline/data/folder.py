@@ -1,4 +1,4 @@
-"""The user's own images in class folders: ``--data folder:PATH``.
+"""The user's own images in class folders: ``--data PATH``.
 
 `kdedge.pipeline.data.class_folders` describes the layout. Its parts decide which images are held out:
 

@@ -1,17 +1,27 @@
 """Options of the data set."""
 
+import os
 from dataclasses import dataclass
 
 from kdedge.options import option
 
-__all__ = ["DataConfig"]
+__all__ = ["NAMES", "PATH_KINDS", "DataConfig"]
+
+NAMES = ("cifar10", "sample")
+"""The data sets that have a name. Any other source is a kind and a path, such as ``folder:my_images``."""
+
+PATH_KINDS = ("folder",)
+"""Kinds of data sets that are paths."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, and how the training images are split."""
+    """Which images, and how the training images are split.
 
-    source: str = option("cifar10", "Data set: cifar10, sample or folder:PATH.", flag="--data")
+    ``source`` always has one form: a path without a kind gets it here, so that both ways to write it are the same run.
+    """
+
+    source: str = option("cifar10", "Data set: cifar10, sample or the PATH of a folder.", flag="--data")
     dir: str = option(
         "",
         "Folder with CIFAR-10 in an official format. If not given, CIFAR-10 comes from the cache or a download.",
@@ -27,3 +37,15 @@ class DataConfig:
     train_size: int = option(
         0, "Number of training images, stratified by class (0 = all).", flag="--train-size", least=0
     )
+
+    def __post_init__(self) -> None:
+        """Put the kind before a path that has none."""
+        object.__setattr__(self, "source", _with_kind(self.source))
+
+
+def _with_kind(source: str) -> str:
+    """Return ``folder:PATH`` for a path, and any other source unchanged."""
+    if source in NAMES or source.partition(":")[0] in PATH_KINDS:
+        return source
+    is_path = any(separator in source for separator in (os.sep, os.altsep) if separator)
+    return f"folder:{source}" if is_path or os.path.exists(os.path.expanduser(source)) else source

@@ -12,11 +12,9 @@ from pathlib import Path
 
 from kdedge.dataset import Dataset
 from kdedge.errors import InputError
-from kdedge.pipeline.data.options import DataConfig
+from kdedge.pipeline.data.options import NAMES, PATH_KINDS, DataConfig
 
 __all__ = ["data_sha256", "find_dataset", "open_dataset", "opened"]
-
-_SOURCES = ("cifar10", "sample", "folder:PATH")
 
 
 def _user_path(text: str) -> Path:
@@ -73,11 +71,14 @@ def find_dataset(config: DataConfig) -> Dataset:
         from kdedge.pipeline.data.folder import open_folder
 
         if not path:
-            raise InputError("--data folder: names no folder", "give its path, as in `--data folder:my_images`")
+            raise InputError("--data folder: names no folder", "give its path, as in `--data my_images`")
         return open_folder(config, _user_path(path))
-    match = difflib.get_close_matches(source, [name.partition(":")[0] for name in _SOURCES], n=1)
+    match = difflib.get_close_matches(source, [*NAMES, *PATH_KINDS], n=1)
     suggestion = f" (did you mean {match[0]!r}?)" if match else ""
-    raise InputError(f"unknown data set --data {config.source}{suggestion}", f"expected one of {', '.join(_SOURCES)}")
+    raise InputError(
+        f"unknown data set --data {config.source}{suggestion}",
+        f"expected {', '.join(NAMES)} or the path of a folder; there is no file or folder of that name",
+    )
 
 
 def opened(data: DataConfig) -> Dataset:

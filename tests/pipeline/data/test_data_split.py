@@ -1,5 +1,7 @@
 """Train and validation: stratified, always the same, disjoint, and complete."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -96,3 +98,19 @@ def test_unknown_source(source: str, message: str) -> None:
         open_dataset(DataConfig(source=source))
     assert caught.value.hint
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("path", ["photos", "./photos", "some/where", "/photos", "~/photos", "~"])
+def test_a_path_needs_no_prefix(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert DataConfig(source="photos").source == "photos"
+    (tmp_path / "photos").mkdir()
+    assert DataConfig(source=path) == DataConfig(source=f"folder:{path}")
+    assert DataConfig(source=f"folder:{path}").source == f"folder:{path}"
+
+
+def test_names_stay_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sample").mkdir()
+    assert DataConfig(source="sample").source == "sample"
+    assert DataConfig(source="./sample").source == "folder:./sample"
