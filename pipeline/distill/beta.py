@@ -14,7 +14,8 @@ __all__ = ["BETA_UNIT", "BetaSchedule", "KdSchedule", "hint_share", "kd_share", 
 BETA_UNIT = 250.0
 
 
-_NO_HINTS_BELOW, _FULL_HINTS_FROM = 0.7, 0.9  # see `skill`; below the first KD counts less, too
+_NO_HINTS_BELOW, _FULL_HINTS_FROM = 0.7, 0.9  # see `skill`
+_NO_KD_BELOW, _FULL_KD_FROM = 0.3, 0.7
 _CLEARLY = 0.8  # share of the teacher's validation errors; with fewer the student has clearly passed its teacher
 
 
@@ -34,12 +35,12 @@ def hint_share(skill: float) -> float:
 
 
 def kd_share(skill: float) -> float:
-    """Return the share of alpha, 0..1, that the logits of a teacher of this skill get: all from 0.7, none at 0.
+    """Return the share of alpha, 0..1, that the logits of a teacher of this skill get: all from 0.7, none below 0.3.
 
-    A teacher near chance answers much the same for every image, and a student that learns that from it learns the
-    labels late (experiments/LOG.md, section 52).
+    A teacher near chance answers much the same for every image. A student that learns that from it learns the labels
+    late (experiments/LOG.md, section 52).
     """
-    return min(1.0, max(0.0, skill / _NO_HINTS_BELOW))
+    return min(1.0, max(0.0, (skill - _NO_KD_BELOW) / (_FULL_KD_FROM - _NO_KD_BELOW)))
 
 
 class KdSchedule:

@@ -82,6 +82,7 @@ class Trainer:
             drop=settings.adapt_to_teacher,
         )
         self.kd = KdSchedule(drop=settings.adapt_to_teacher)
+        self.kd.active = kd_share > 0
         self.optimizer = build_optimizer(settings, student, self.adapters)
         self.shares: dict[str, float] = {}
         self._shares_epoch = -1

@@ -88,7 +88,7 @@ def test_beta_ends_for_good_once_the_teacher_is_passed_if_that_is_wanted():
 def test_hints_count_by_what_the_teacher_knows_beyond_the_largest_class():
     skills = [skill(pct, 10.0) for pct in (5.0, 10.0, 41.5, 73.0, 82.0, 91.0, 100.0)]
     assert [hint_share(known) for known in skills] == pytest.approx([0, 0, 0, 0, 0.5, 1, 1])
-    assert [kd_share(known) for known in skills] == pytest.approx([0, 0, 0.5, 1, 1, 1, 1])
+    assert [kd_share(known) for known in skills] == pytest.approx([0, 0, 0.125, 1, 1, 1, 1])
     assert hint_share(skill(82.0, 60.0)) == 0
     assert skill(100.0, 100.0) == 0
 

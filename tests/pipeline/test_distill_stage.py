@@ -255,6 +255,13 @@ def test_a_weak_teacher_gives_weaker_hints_or_none(distill, capsys, monkeypatch,
     assert logged("as given", 0.0, adapt_to_teacher=False)[0]["beta"] == whole["beta"]
 
 
+def test_a_teacher_near_chance_leaves_the_training_of_the_control(distill, monkeypatch):
+    monkeypatch.setattr(stage, "skill", lambda teacher, majority: 0.2)
+    left, _ = distill("left", method="selective", epochs=2)
+    control, _ = distill("control", method="ce", epochs=2)
+    assert left == control
+
+
 def test_kd_ends_when_the_student_makes_clearly_fewer_errors_than_its_teacher(distill, capsys, monkeypatch, tmp_path):
     honest = stage.StudentEvaluator.measure
 
