@@ -48,6 +48,7 @@ STAGES = {
             fingerprint=of_training("teacher"),
             data=_data("train"),
             packages=("torch",),
+            version=2,
         ),
         StageSpec(
             "distill",
@@ -58,6 +59,7 @@ STAGES = {
             fingerprint=of_training("distill"),
             data=_data("train"),
             packages=("torch",),
+            version=2,
         ),
         StageSpec(
             "export",
