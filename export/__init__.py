@@ -1,1 +1,1 @@
-"""From a trained student to what is shipped: ONNX export, INT8 quantization, the bundle and its checks."""
+"""From a trained student to a shipped bundle: ONNX export, INT8 quantization, bundle and its checks."""

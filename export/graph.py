@@ -1,8 +1,8 @@
-"""Reading and changing the ONNX graphs: checks, the input adapter, multiply-accumulate counts.
+"""Reads and changes ONNX graphs: checks, the input adapter, multiply-accumulate counts.
 
-The FP32 graph begins ``pixels uint8 NHWC → Cast → Mul(1/255) → Transpose → core``. `cut_input_adapter` gives the core
+The FP32 graph begins ``pixels uint8 NHWC → Cast → Mul(1/255) → Transpose → core``. `cut_input_adapter` returns the core
 with a float NCHW input, `add_input_adapter` puts ``pixels → DequantizeLinear(1/255, 0) → Transpose`` in front of a
-quantized core. Needs the package onnx.
+quantized core.
 """
 
 import math
@@ -40,7 +40,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     """
     try:
         data = path.read_bytes()
-        onnx.checker.check_model(data)  # parses the bytes itself and says ValueError if it cannot
+        onnx.checker.check_model(data)  # raises ValueError for bytes that it cannot parse
         model = onnx.load_model_from_string(data)
     except OSError as error:
         raise InputError(f"cannot read the model {path}: {error.strerror}", _HINT) from error
@@ -100,11 +100,11 @@ def cut_input_adapter(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def add_input_adapter(core: onnx.ModelProto) -> None:
-    """Let a core take uint8 NHWC pixels: ``pixels → DequantizeLinear(1/255, 0) → Transpose`` in front.
+    """Put ``pixels → DequantizeLinear(1/255, 0) → Transpose`` in front of a core, in place.
 
-    Where the core's input is quantized to uint8, its Quantize and Dequantize go: the pixels are themselves that
-    quantized input (scale 1/255, zero point 0 represent them exactly), and onnxruntime moves the Transpose into the
-    first convolution, which leaves nothing in front of it. A first layer in float or with int8 input keeps the front.
+    If the core's input is quantized to uint8, its Quantize and Dequantize are removed: the pixels are that quantized
+    input (scale 1/255 and zero point 0 represent them exactly), and onnxruntime moves the Transpose into the first
+    convolution. A first layer in float or with int8 input keeps its operators.
 
     Raises:
         ValueError: The input is quantized to uint8 with another scale than 1/255 or zero point than 0.
@@ -142,12 +142,12 @@ def add_input_adapter(core: onnx.ModelProto) -> None:
 
 
 def keep_float(model: onnx.ModelProto) -> None:
-    """Make sure that layers with float weights run in float.
+    """Make layers with float weights run in float, in place.
 
-    When a session starts, onnxruntime (1.32, its transformer WeightBiasQuantization) turns the float weights of any
-    Conv or Gemm behind a per-tensor DequantizeLinear into 8 bits per tensor without a word: a layer that was left in
-    float because it is sensitive would be quantized worse than before, and overflow on x86 CPUs without VNNI. It passes
-    over a DequantizeLinear with a scale per channel, so these layers get one, all its scales being the same.
+    onnxruntime 1.32 (WeightBiasQuantization) silently quantizes the float weights of any Conv or Gemm behind a
+    per-tensor DequantizeLinear to 8 bits per tensor when a session starts. A sensitive layer left in float would then
+    be less accurate than before, and overflow on x86 CPUs without VNNI. onnxruntime ignores a DequantizeLinear with a
+    scale per channel, so these layers get one with equal scales.
     """
     graph = model.graph
     constants = {item.name: item for item in graph.initializer}
@@ -184,10 +184,7 @@ def keep_float(model: onnx.ModelProto) -> None:
 
 
 def count_macs(model: onnx.ModelProto) -> int:
-    """Count the multiply-accumulates of one image in all Conv, Gemm and MatMul nodes (biases not counted).
-
-    A convolution costs its output positions times its weights, Gemm and MatMul cost their constant weights.
-    """
+    """Count the multiply-accumulates of one image in all Conv, Gemm and MatMul nodes, without biases."""
     inferred = onnx.shape_inference.infer_shapes(model)
     shapes = {value.name: _shape(value) for value in (*inferred.graph.value_info, *inferred.graph.output)}
     weights = {item.name: math.prod(item.dims) for item in inferred.graph.initializer}
@@ -201,7 +198,7 @@ def count_macs(model: onnx.ModelProto) -> int:
 
 
 def lowest_runtime(models: Iterable[Path]) -> dict[str, Any]:
-    """Return the oldest onnxruntime that loads these models: ``onnxruntime``, and their ``opset`` and ``ir_version``.
+    """Return the oldest ``onnxruntime`` version that loads these models, with their ``opset`` and ``ir_version``.
 
     Raises:
         InputError: As `read_model`.
@@ -219,7 +216,7 @@ def _shape(value: onnx.ValueInfoProto) -> list[int]:
 
 
 def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
-    """Let every node that reads ``old`` read ``new``."""
+    """Replace ``old`` by ``new`` in the inputs of all nodes."""
     for node in graph.node:
         for index, name in enumerate(node.input):
             if name == old:

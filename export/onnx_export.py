@@ -1,4 +1,4 @@
-"""The trained student as an ONNX model that takes raw pixels, with always-on parity.
+"""Exports the trained student as an ONNX model on raw pixels and compares it with PyTorch.
 
 The graph takes ``pixels`` uint8 ``[N, S, S, 3]`` with a dynamic N, scales and transposes them inside
 (Cast → Mul(1/255) → Transpose), and returns ``logits`` float32 ``[N, C]``; batch norm is folded into the convolutions.
@@ -64,7 +64,7 @@ def export_student(
         ``params`` (of the module), ``macs`` (per image), ``conv_nodes``, ``opset``, ``bytes``.
 
     Raises:
-        StageError: The exporter failed, or left a graph that breaks a promise of this module.
+        StageError: The exporter failed, or its graph is invalid or has an unfolded batch norm.
     """
     deployed = _Deployed(copy.deepcopy(module).to("cpu", torch.float32)).eval()
     # Batch 2: an example batch of 1 would be baked into the graph (pytorch #157621).
@@ -109,16 +109,16 @@ def export_student(
 
 
 def check_parity(module: nn.Module, path: Path) -> dict[str, Any]:
-    """Check at batch 1, 2 and 64 that the ONNX model computes what the torch module computes.
+    """Compare the logits of the ONNX model with those of the torch module at batch 1, 2 and 64.
 
     The largest absolute logit difference must stay below ``PARITY_BOUND`` (1e-4) times the largest absolute logit,
-    and every prediction must be the same.
+    and all predictions must be equal.
 
     Returns:
         ``parity_max_abs_diff``, ``parity_logit_scale``, ``parity_batches``.
 
     Raises:
-        StageError: It computes something else; the message has the numbers.
+        StageError: They differ; the message has the numbers.
     """
     model = open_model(path)
     reference = _Deployed(copy.deepcopy(module).to("cpu", torch.float32)).eval()
@@ -136,8 +136,8 @@ def check_parity(module: nn.Module, path: Path) -> dict[str, Any]:
         # Written so that NaN fails too.
         if not diff <= PARITY_BOUND * size or flips:
             raise StageError(
-                f"{path} does not compute what the torch student computes: at batch {batch} the largest logit "
-                f"difference is {diff:.3g} (allowed {PARITY_BOUND * size:.3g}) and {flips} predictions differ",
+                f"{path} differs from the torch student: at batch {batch} the largest logit difference is {diff:.3g} "
+                f"(allowed {PARITY_BOUND * size:.3g}) and {flips} predictions differ",
                 "this is a fault of the exporter: try another --opset or torch version",
             )
         largest, scale = max(largest, diff), max(scale, size)
@@ -145,7 +145,7 @@ def check_parity(module: nn.Module, path: Path) -> dict[str, Any]:
 
 
 def _clean(model: onnx.ModelProto) -> None:
-    """Drop the exporter's notes, which hold paths of this machine, and name layers after their weights."""
+    """Remove the exporter's notes, which contain paths of this machine, and name layers after their weights."""
     graph = model.graph
     del model.metadata_props[:], graph.metadata_props[:], graph.value_info[:]
     model.doc_string = graph.doc_string = ""
@@ -169,7 +169,7 @@ def _test_pixels(rng: np.random.Generator, count: int, size: int) -> npt.NDArray
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[io.StringIO]:
-    """Collect what the exporter prints instead of showing it."""
+    """Collect the exporter's output instead of showing it."""
     chatter = io.StringIO()
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

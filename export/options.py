@@ -37,7 +37,7 @@ class QuantizeConfig:
 
 @dataclass(frozen=True)
 class BundleConfig:
-    """What is shipped."""
+    """The bundle."""
 
     allow_undecided: bool = option(
         False, "Write the bundle although the test images are too few to decide the gate.", flag="--allow-undecided"

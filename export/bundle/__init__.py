@@ -1,1 +1,1 @@
-"""The bundle: what a device needs in one folder, how it is verified, and how it predicts."""
+"""The bundle: one folder with everything a device needs; building, verifying and predicting with it."""

@@ -1,8 +1,8 @@
-"""The bundle: everything that a device needs, in one flat folder, behind the gate.
+"""Builds the bundle: one flat folder with everything a device needs, if the gate passed.
 
-The folder runs with numpy and onnxruntime alone (``predict.py``) and can be checked anywhere (``kdedge verify``): it
-holds golden inputs with the logits that both models must give, and the stage adds a manifest with
-the SHA-256 of every file. The golden inputs are validation images, never test images.
+Its ``predict.py`` needs only numpy and onnxruntime. ``kdedge verify`` checks it on any machine: it has golden inputs
+with the expected logits of both models, and the stage adds a manifest with the SHA-256 of every file. The golden inputs
+are validation images, never test images.
 """
 
 import io
@@ -28,7 +28,7 @@ __all__ = ["GOLDEN_IMAGES", "build_bundle", "check_gate"]
 
 GOLDEN_IMAGES = 16
 _CLASSES_SHOWN = 20
-# What of a candidate of the search holds whatever the ladder did to it then.
+# The values of the search's choice that repair steps do not change.
 _FORMAT = ("name", "activations", "weights", "per_channel", "reduce_range", "calibrator", "calibration_images")
 
 
@@ -42,14 +42,14 @@ def build_bundle(
     """Build the bundle in ``out_dir`` from the results of the earlier stages.
 
     Args:
-        report: The content of ``report.json``; its gate was checked with `check_gate`.
-        golden: Images whose logits are recorded, ``[N, S, S, 3] uint8``.
+        report: The content of ``report.json``, after `check_gate`.
+        golden: Golden inputs, ``[N, S, S, 3] uint8``.
         classes: The class names, in the order of the logits.
         inputs: The directory of each earlier stage.
         out_dir: The folder to fill.
 
     Returns:
-        Facts for the manifest: ``passed``, ``needs`` (the oldest onnxruntime that runs both models, their opset and IR
+        For the manifest: ``passed``, ``needs`` (the oldest onnxruntime that runs both models, their opset and IR
         version) and ``history`` (teacher, student, method, data hashes, quantization, gate).
 
     Raises:
@@ -85,10 +85,14 @@ def build_bundle(
 
 
 def check_gate(report: Mapping[str, Any], *, allow_undecided: bool) -> None:
-    """Let a report through whose gate passed, or is undecided where that is allowed.
+    """Refuse a report whose gate did not pass.
+
+    Args:
+        report: The content of ``report.json``.
+        allow_undecided: Whether an undecided gate is accepted.
 
     Raises:
-        GateError: It is not let through; the message has the reason of the gate.
+        GateError: The gate failed, or is undecided and that is not allowed; the message has its reason.
     """
     gate = report["gate"]
     verdict = gate["verdict"]
@@ -97,15 +101,15 @@ def check_gate(report: Mapping[str, Any], *, allow_undecided: bool) -> None:
     if verdict == "undecided":
         raise GateError(
             f"the gate is undecided: {gate['reason']}",
-            "give more test images, accept a larger loss (--limit-pp), or ship it as not passed with --allow-undecided",
+            "give more test images, accept a larger drop (--limit-pp), or ship it as not passed with --allow-undecided",
         )
     raise GateError(
-        f"the gate failed: {gate['reason']}", "see candidates.json of the quantize stage for what was tried"
+        f"the gate failed: {gate['reason']}", "candidates.json of the quantize stage lists the formats and repair steps"
     )
 
 
 def _history(report: Mapping[str, Any], candidates: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
-    """Collect where the bundle comes from."""
+    """Return the origin of the bundle: run, models, hashes of data and weights, quantization and gate."""
     hashes: dict[str, str] = {}
     for directory in inputs.values():
         hashes |= load_manifest(directory)["inputs"]
@@ -116,7 +120,7 @@ def _history(report: Mapping[str, Any], candidates: Mapping[str, Any], inputs: M
         "student": report["student"],
         "data": {key: value for key, value in hashes.items() if key.startswith("data/")},
         "weights": {key: value for key, value in hashes.items() if key.endswith(".safetensors")},
-        # Loss and SQNR are those of the model that is shipped, on validation images; the search's choice had others.
+        # Loss and SQNR are those of the shipped model after its repair step, on validation images.
         "quantization": {
             **{key: chosen[key] for key in _FORMAT},
             "target": candidates["target"],
@@ -131,13 +135,13 @@ def _history(report: Mapping[str, Any], candidates: Mapping[str, Any], inputs: M
 def _model_card(
     report: Mapping[str, Any], candidates: Mapping[str, Any], needs: Mapping[str, Any], classes: list[str], size: int
 ) -> str:
-    """Write the model card from the numbers of the report."""
+    """Return the model card, from the numbers of the report."""
     accuracy, gate, sizes, student, host = (report[key] for key in ("accuracy", "gate", "size", "student", "host"))
     fp32, int8 = accuracy["onnx_fp32_top1_pct"], accuracy["onnx_int8_top1_pct"]
     status = "passed" if gate["verdict"] == "passed" else f"**{gate['verdict']}: shipped although not passed**"
     fp32_ci, int8_ci = (accuracy[f"onnx_{kind}_ci95_pct"] for kind in ("fp32", "int8"))
-    rung = candidates["rungs"][-1]["rung"]
-    improved = "" if rung == "search" else f", then {rung}"
+    step = candidates["rungs"][-1]["rung"]
+    repaired = "" if step == "search" else f", then {step}"
     begun = starts_from(student)
     start = f"; starts from: {begun}; epochs in this run: {student['epochs']}" if begun else ""
     batch = min(row["batch"] for row in report["latency"])
@@ -155,10 +159,10 @@ def _model_card(
 {student["arch"]}: an image classifier with {student["params"]:,} parameters and {student["macs"] / 1e6:.1f} million
 multiply-accumulates per image, distilled from {report["teacher"]["arch"]} (method `{student["method"]}`{start})
 and quantized to INT8 for the target `{candidates["target"]}` (`{candidates["chosen"]}`,
-{candidates["calibration_images"]} calibration images{improved}).
+{candidates["calibration_images"]} calibration images{repaired}).
 
-- Input: `pixels`, uint8 RGB, `[N, {size}, {size}, 3]`, as a decoder gives them. Output: `logits`, float32.
-- Needs onnxruntime {needs["onnxruntime"]} or newer (opset {needs["opset"]}, IR version {needs["ir_version"]}).
+- Input: `pixels`, uint8 RGB, `[N, {size}, {size}, 3]`, as a decoder returns it. Output: `logits`, float32.
+- Requires onnxruntime {needs["onnxruntime"]} or newer (opset {needs["opset"]}, IR version {needs["ir_version"]}).
 - Classes: {shown}
 - Trained on: {report["run"]["data"]}, seed {report["run"]["seed"]}
 
@@ -181,21 +185,21 @@ Latency of {images} on {host["cpu"]} ({host["cores"]} cores, onnxruntime {host["
 
 ## Use
 
-    python predict.py photo.jpg        # numpy and onnxruntime; Pillow for images, none for .npy
+    python predict.py photo.jpg        # requires numpy and onnxruntime, and Pillow for image files
     kdedge verify .                    # checks every file and recomputes the golden outputs
 
 ## Limitations
 
-- It always answers with one of its classes, also for images that show none of them.
-- Accuracy holds for images like those it was trained and tested on, resized to {size} x {size}; no test of fairness,
-  of robustness to noise, or of another camera was made.
-- Latency holds for the host above. `report.json` has every number and how it was measured.
-- `{GOLDEN_INPUTS}` holds {GOLDEN_IMAGES} images (at most) of the training data, for checking.
+- The model always predicts one of its classes, also for images of other things.
+- Accuracy is valid for images like the training and test images, resized to {size} x {size}. Fairness, robustness to
+  noise and other cameras were not tested.
+- Latency is valid for the host above. `report.json` has all numbers and the measurement settings.
+- `{GOLDEN_INPUTS}` has up to {GOLDEN_IMAGES} images of the training data, for verification.
 """
 
 
 def _per_class(report: Mapping[str, Any]) -> str:
-    """Write a table of the classes that INT8 recognises worst; empty for a report without them."""
+    """Return a table of the classes with the lowest INT8 recall; empty for a report without classes."""
     rows = [row for row in report.get("per_class") or () if row["n"]]
     if not rows:
         return ""
@@ -209,7 +213,7 @@ def _per_class(report: Mapping[str, Any]) -> str:
 
 
 def _ms(value: float | None) -> str:
-    """Format milliseconds; None where too few samples support a percentile."""
+    """Format milliseconds; None is a percentile with too few samples."""
     return "-" if value is None else f"{value:.3f}"
 
 

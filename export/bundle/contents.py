@@ -1,14 +1,14 @@
-"""The files of a bundle, for the stage that writes them and the command that checks them."""
+"""The files of a bundle."""
 
 __all__ = ["BUNDLE_FILES", "COPIED", "GOLDEN_INPUTS", "GOLDEN_LOGITS", "MODELS"]
 
 MODELS = {"fp32": "student.onnx", "int8": "student.int8.onnx"}
-# From which stage a file is taken as it is.
+# The stage that each copied file comes from.
 COPIED = {MODELS["fp32"]: "export", MODELS["int8"]: "quantize", "report.json": "benchmark"}
 GOLDEN_INPUTS = "golden_inputs.npy"
 GOLDEN_LOGITS = {kind: f"golden_{kind}_logits.npy" for kind in MODELS}
 
-# All but the manifest.
+# Without the manifest.
 BUNDLE_FILES = frozenset(
     {
         *COPIED,

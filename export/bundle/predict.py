@@ -1,10 +1,10 @@
-"""Classify a user's images with a bundle.
+"""Classifies images with a bundle.
 
     kdedge predict BUNDLE IMAGE…              # images of any size and mode, folders of them, .npy files of uint8 pixels
     find . -name '*.jpg' | kdedge predict BUNDLE - --json
 
-Needs numpy, onnxruntime and Pillow. Images are decoded and resized exactly as the training images were, on threads that
-run ahead of the model. Paths that come on standard input one by one are answered one by one.
+Requires numpy, onnxruntime and Pillow. Images are decoded and resized exactly like the training images, on threads that
+run ahead of the model. Paths on standard input are answered as they arrive.
 """
 
 import itertools
@@ -31,9 +31,9 @@ __all__ = ["LoadedBundle", "open_bundle", "predict"]
 
 _SUFFIXES = EXTENSIONS | {".npy"}
 _BATCH = 32
-_AHEAD = 2 * _BATCH  # files that are decoded or waiting to be
+_AHEAD = 2 * _BATCH  # files in the queue of the decoders
 _STDIN = Path("-")
-_CHUNK = 1 << 20  # bytes of paths that are read from standard input at a time, where so many are there
+_CHUNK = 1 << 20  # most bytes of paths in one read of standard input
 _Image = tuple[str, npt.NDArray[np.uint8]]
 
 
@@ -45,22 +45,22 @@ def predict(
     fp32: bool = False,
     failed: Callable[[InputError], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Classify images, yielding answers in order while later images are still unread.
+    """Classify images and yield the results in order, while later images are decoded.
 
     Args:
         bundle: Folder that ``kdedge bundle`` wrote.
         paths: Image files, ``.npy`` files of uint8 ``[S, S, 3]`` or ``[N, S, S, 3]``, folders of these, and ``-`` for
-            paths on standard input, one a line; no answer waits for the next line.
-        top_k: How many classes to return per image, best first.
+            paths on standard input, one per line; no result waits for the next line.
+        top_k: Number of classes to return per image, best first.
         fp32: Use the FP32 model instead of INT8.
-        failed: Is called for every bad file in its turn, and the rest is answered; without it the first one is raised.
+        failed: Called with the error of every bad file, in order. Default: the first error is raised.
 
     Yields:
         ``file`` (``name[i]`` for image i of several in a ``.npy``), ``label``, ``index`` (of the class),
         ``probability``, and ``top``, a list of ``top_k`` such triples, if ``top_k`` is more than 1.
 
     Raises:
-        InputError: The bundle or a file is missing or unreadable, or a folder holds no images.
+        InputError: The bundle or a file is missing or unreadable, or a folder has no images.
         StageError: The model fails on the images.
     """
     labels, size = _read_bundle(bundle)
@@ -71,8 +71,8 @@ def predict(
     model = open_model(bundle / ("student.onnx" if fp32 else "student.int8.onnx"))
     if (model.image_size, model.classes) != (size, len(labels)):
         raise InputError(
-            f"the model in {bundle} takes images of {model.image_size} pixels and knows {model.classes} classes; "
-            f"preprocessing.json says {size} pixels and labels.txt {len(labels)} classes",
+            f"the model in {bundle} has images of {model.image_size} pixels and {model.classes} classes; "
+            f"preprocessing.json has {size} pixels and labels.txt {len(labels)} classes",
             f"run `kdedge verify {bundle}`",
         )
     for batch in _batches(_images(paths, size)):
@@ -86,10 +86,10 @@ def predict(
 
 
 class LoadedBundle(Classifier):
-    """The model of a bundle, opened once; `labels` are its class names, `size` the side of its images in pixels."""
+    """The model of a bundle, with its class names `labels` and the side length `size` of its images in pixels."""
 
     def predict(self, frames: Any) -> Any:
-        """Return label, class index and probability of a frame, uint8 RGB ``[H, W, 3]``; of several, a list.
+        """Return label, class index and probability of a frame, uint8 RGB ``[H, W, 3]``; a list for several frames.
 
         Raises:
             ValueError: A frame has another type or shape, or the model returns logits that are not finite.
@@ -105,7 +105,7 @@ def open_bundle(bundle: Path, *, fp32: bool = False) -> LoadedBundle:
     """
     _read_bundle(bundle)
     model = "student.onnx" if fp32 else "student.int8.onnx"
-    open_model(bundle / model)  # raises what onnxruntime would say in its own words
+    open_model(bundle / model)  # raises a kdedge error instead of one of onnxruntime
     return LoadedBundle(bundle, model)
 
 
@@ -131,7 +131,7 @@ def _read_bundle(bundle: Path) -> tuple[list[str], int]:
 def _images(paths: Iterable[Path], size: int) -> Iterator[_Image | InputError | None]:
     """Yield name and pixels ``[size, size, 3] uint8`` of every image in order, and the None of `_files`; decode ahead.
 
-    In the place of a bad file stands its error. The last item is None.
+    A bad file yields its error. The last item is None.
     """
     waiting: deque[tuple[Path, Future[npt.NDArray[np.uint8]]]] = deque()
     # Pillow releases the interpreter lock while it decodes and resizes, onnxruntime while it runs.
@@ -161,7 +161,7 @@ def _named(path: Path, loaded: "Future[npt.NDArray[np.uint8]]") -> Iterator[_Ima
 
 
 def _batches(images: Iterable[_Image | InputError | None]) -> Iterator[list[_Image] | InputError]:
-    """Group images; those before a None, or before an error, are yielded before what follows is asked for."""
+    """Group images; a None or an error ends the current batch."""
     batch: list[_Image] = []
     for image in images:
         if isinstance(image, tuple):
@@ -174,14 +174,14 @@ def _batches(images: Iterable[_Image | InputError | None]) -> Iterator[list[_Ima
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path | None]:
-    """Yield the files, those of folders sorted by name; what is no file is left to `_load`.
+    """Yield the files, those of folders sorted by name; `_load` refuses other paths.
 
-    None stands where the next file may be long in coming: what came before is to be answered first.
+    None means that the next file may take long to arrive: the images before it are classified first.
     """
     for path in paths:
         if path == _STDIN:
             yield from _files_of_stdin()
-        elif os.path.isdir(path):  # unlike that of a Path, it is False for what the system refuses
+        elif os.path.isdir(path):  # unlike Path.is_dir, it returns False for invalid paths
             found = sorted(item for item in path.rglob("*") if item.suffix.lower() in _SUFFIXES and item.is_file())
             yield from found or [path]
         else:
@@ -189,12 +189,12 @@ def _files(paths: Iterable[Path]) -> Iterator[Path | None]:
 
 
 def _files_of_stdin() -> Iterator[Path | None]:
-    """Yield the files that standard input names, one a line, with None before every wait for more."""
-    stdin: Any = sys.stdin.buffer  # typed without the read1 that it has
+    """Yield the paths on standard input, one per line, with None before every wait for more."""
+    stdin: Any = sys.stdin.buffer  # its type lacks read1
     named, rest = False, b""
     while True:
         yield None
-        chunk = stdin.read1(_CHUNK)  # what is there; it waits only if that is nothing
+        chunk = stdin.read1(_CHUNK)  # the available bytes; waits only if there are none
         text = rest + chunk
         end = text.rfind(b"\n") + 1 if chunk else len(text)
         names, rest = [name for name in text[:end].splitlines() if name], text[end:]
@@ -209,9 +209,9 @@ def _files_of_stdin() -> Iterator[Path | None]:
 def _load(path: Path, size: int) -> npt.NDArray[np.uint8]:
     """Load the images of one file, ``[N, size, size, 3] uint8``."""
     if path == _STDIN:
-        raise InputError("standard input names no images", "give one path a line, or the paths as arguments")
+        raise InputError("standard input has no paths", "give one path per line, or the paths as arguments")
     if os.path.isdir(path):
-        raise InputError(f"{path} holds no images", f"expected files ending in {' '.join(sorted(_SUFFIXES))}")
+        raise InputError(f"{path} has no images", f"expected files ending in {' '.join(sorted(_SUFFIXES))}")
     try:
         kind = os.stat(path).st_mode
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
@@ -227,7 +227,7 @@ def _load_npy(path: Path, size: int) -> npt.NDArray[np.uint8]:
     """Load pixels ``[N, size, size, 3] uint8``."""
     hint = "save RGB pixels with numpy.save"
     try:
-        # Mapped, so that a header that claims terabytes allocates nothing; it reads neither pickles nor archives.
+        # A memory map allocates nothing for a header that claims terabytes, and reads neither pickles nor archives.
         with np.errstate(over="ignore"):
             pixels: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError, OverflowError) as error:
@@ -236,19 +236,19 @@ def _load_npy(path: Path, size: int) -> npt.NDArray[np.uint8]:
         pixels = pixels[None]
     if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):
         raise InputError(
-            f"{path} holds {pixels.dtype} {list(pixels.shape)}; expected uint8 [{size}, {size}, 3] or "
+            f"{path} has {pixels.dtype} {list(pixels.shape)}; expected uint8 [{size}, {size}, 3] or "
             f"[N, {size}, {size}, 3]",
             hint,
         )
     if not len(pixels):
-        raise InputError(f"{path} holds no images: its shape is {list(pixels.shape)}", hint)
+        raise InputError(f"{path} has no images: its shape is {list(pixels.shape)}", hint)
     return pixels
 
 
 def _answers(
     names: Sequence[str], logits: npt.NDArray[np.float32], labels: list[str], top_k: int
 ) -> Iterator[dict[str, Any]]:
-    """Turn logits ``[N, C]`` into one answer per image."""
+    """Yield one result per image from logits ``[N, C]``."""
     exps = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = exps / exps.sum(axis=1, keepdims=True)
     for name, row in zip(names, probabilities, strict=True):

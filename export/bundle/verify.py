@@ -1,13 +1,13 @@
-"""Check a bundle on the machine where it is to run: every file, and what both models compute.
+"""Verifies a bundle on the target machine: every file, and the outputs of both models.
 
     kdedge verify BUNDLE
-    kdedge verify --sha256 HEX BUNDLE    # the number that `kdedge bundle` printed: nothing was exchanged
-    kdedge verify BUNDLE --emulate haswell --emulate cortex-a72    # on a machine that builds, with qemu
+    kdedge verify --sha256 HEX BUNDLE    # the SHA-256 that `kdedge bundle` printed: the manifest was not replaced
+    kdedge verify BUNDLE --emulate haswell --emulate cortex-a72    # on the build machine, with qemu
 
-Needs numpy and onnxruntime only. Files are compared with the SHA-256 in ``manifest.json``, and the manifest with its
-own; then the golden inputs are run through both models and compared with the logits that came with them. That detects
-accidents, not attackers: who can alter a file can alter the manifest with it, unless its SHA-256 was kept elsewhere.
-`emulate_bundle` runs the INT8 model on CPUs that are not here.
+Requires only numpy and onnxruntime. Files are compared with the SHA-256 in ``manifest.json``, and the manifest with its
+own. Both models then run on the golden inputs, and their logits are compared with the golden logits. This detects
+accidents. It does not detect an attacker, who can alter the manifest too, unless its SHA-256 is known from elsewhere.
+`emulate_bundle` runs the INT8 model on emulated CPUs.
 """
 
 import json
@@ -31,16 +31,16 @@ from kdedge.progress import log, warn
 
 __all__ = ["TOLERANCE", "check_flips", "emulate_bundle", "read_manifest", "verify_bundle"]
 
-# Of the largest absolute golden logit, for both models. FP32 sums differ in their order between CPUs (about 1e-6);
-# the portable INT8 format has the same integers everywhere and only scales them in float at the end.
+# Relative to the largest absolute golden logit, for both models. CPUs sum FP32 in different orders (about 1e-6); the
+# portable INT8 format computes the same integers everywhere and scales only the logits in float.
 TOLERANCE = 1e-3
-# What file managers leave in every folder that they show, and Python after `import predict`.
+# Files of file managers, and those that Python writes for `import predict`.
 _LEFT_BEHIND = re.compile(r"(?i:\.ds_store|thumbs\.db|desktop\.ini)|__pycache__/predict\.[\w.-]+\.pyc")
 # The keys of a manifest before it had a seal.
 _UNSEALED = frozenset(
     {"schema", "stage", "config", "inputs", "outputs", "facts", "commit", "versions", "wall_s", "peak_rss_mb"}
 )
-_REPEATED = ("run", "teacher", "student", "gate")  # of report.json, in the history that the manifest tells
+_REPEATED = ("run", "teacher", "student", "gate")  # keys of report.json that are also in the manifest's history
 _HINT = "do not use it: copy it again from its source, or build it again with `kdedge bundle`"
 
 
@@ -52,25 +52,26 @@ def verify_bundle(path: Path, *, sha256: str = "") -> dict[str, Any]:
         sha256: The SHA-256 that its manifest must have, 64 hexadecimal digits; empty: any.
 
     Returns:
-        ``bundle``, ``files`` and ``golden_images`` (counts), ``manifest_sha256`` (to keep, or to compare with what the
-        sender says: who can alter a file can alter the manifest with it), ``passed`` (whether its gate had passed), and
-        for ``fp32`` and ``int8`` the largest logit difference ``max_abs_diff``, absolute and relative to the largest
-        logit (``max_rel_diff``).
+        ``bundle``, ``files`` and ``golden_images`` (counts), ``manifest_sha256`` (to compare with the sender's),
+        ``passed`` (whether the gate passed), and for ``fp32`` and ``int8`` the largest logit difference, absolute
+        (``max_abs_diff``) and relative to the largest logit (``max_rel_diff``).
 
     Raises:
-        InputError: There is no bundle at ``path``, or ``sha256`` is no SHA-256.
-        StageError: The manifest is another one, a file is altered, missing or extra, labels do not fit the models, the
-            manifest tells another history than the files, or a model gives other outputs; the message lists all.
+        InputError: There is no bundle at ``path``, or ``sha256`` is not a SHA-256.
+        StageError: The manifest has another SHA-256, a file is altered, missing or extra, the labels do not fit the
+            models, the manifest contradicts the report, or a model returns other outputs; the message lists all.
     """
     if sha256 and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
-        raise InputError(f"--sha256 {sha256!r} is no SHA-256", "expected the 64 hexadecimal digits of `kdedge bundle`")
+        raise InputError(
+            f"--sha256 {sha256!r} is not a SHA-256", "expected the 64 hexadecimal digits of `kdedge bundle`"
+        )
     manifest = read_manifest(path)
     found = file_sha256(path / MANIFEST)
     if sha256 and found != sha256.lower():
         raise StageError(f"{path} is another bundle: {MANIFEST} has SHA-256 {found}, expected {sha256.lower()}", _HINT)
     problems = _check_files(path, manifest["outputs"])
     if problems:
-        raise StageError(f"{path} is not what was built: {'; '.join(problems)}", _HINT)
+        raise StageError(f"{path} was altered: {'; '.join(problems)}", _HINT)
     if SEAL not in manifest:
         warn(f"{MANIFEST} of this older bundle has no SHA-256 of its own: damage to it may go unnoticed")
     result: dict[str, Any] = {
@@ -95,8 +96,8 @@ def verify_bundle(path: Path, *, sha256: str = "") -> dict[str, Any]:
         result[kind] = _check_outputs(model, inputs, _load_array(path / GOLDEN_LOGITS[kind]), problems)
     if problems:
         raise StageError(
-            f"{path} gives other outputs here than where it was built: {'; '.join(problems)}",
-            "this CPU or onnxruntime version computes it differently; see `kdedge doctor`",
+            f"{path} returns other outputs here than on the machine that built it: {'; '.join(problems)}",
+            "this CPU or onnxruntime version computes other values; see `kdedge doctor`",
         )
     return result
 
@@ -104,7 +105,7 @@ def verify_bundle(path: Path, *, sha256: str = "") -> dict[str, Any]:
 def emulate_bundle(
     path: Path, cpus: Sequence[str], tests: tuple[Sequence[int], npt.NDArray[np.uint8]] | None = None
 ) -> list[dict[str, Any]]:
-    """Run the INT8 model of a verified bundle on emulated CPUs: its golden inputs and, if given, test images.
+    """Run the INT8 model of a verified bundle on emulated CPUs, on its golden inputs and optional test images.
 
     Args:
         path: The bundle.
@@ -112,13 +113,13 @@ def emulate_bundle(
         tests: Numbers of the test images in their data set, and the images, ``[N, S, S, 3] uint8``.
 
     Returns:
-        For every CPU the keys of `kdedge.benchmarks.emulate.emulator.Emulation.as_dict`, whose ``image`` is here a text
-        such as ``golden 3`` or ``test 170``, with ``model_sha256``, ``golden_images`` and ``test_images`` (counts) and
-        ``golden_max_abs_diff`` (largest difference from the logits that came with the bundle).
+        For every CPU the keys of `kdedge.benchmarks.emulate.emulator.Emulation.as_dict`, with a text such as
+        ``golden 3`` or ``test 170`` as ``image``, and ``model_sha256``, ``golden_images`` and ``test_images`` (counts)
+        and ``golden_max_abs_diff`` (largest difference from the golden logits).
 
     Raises:
         InputError: Unknown CPU, or test images that do not fit the model.
-        StageError: qemu or what runs in it is missing or does not work.
+        StageError: qemu or a program in it is missing or fails.
     """
     from kdedge.benchmarks.emulate.emulator import check_emulators, emulate
 
@@ -141,7 +142,7 @@ def emulate_bundle(
 
 
 def check_flips(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
-    """Refuse a model that predicts otherwise on another CPU.
+    """Refuse a model with other predictions on another CPU.
 
     Args:
         rows: From `emulate_bundle`.
@@ -156,7 +157,7 @@ def check_flips(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
         more = ", …" if row["flips"] > len(listed) else ""
         if listed:
             count = f"{row['flips']} of {row['images']} images"
-            problems.append(f"{row['cpu']} predicts otherwise for {count} ({', '.join(listed)}{more})")
+            problems.append(f"{row['cpu']} predicts another class for {count} ({', '.join(listed)}{more})")
     if problems:
         raise StageError(
             f"the INT8 model is not portable: {'; '.join(problems)}",
@@ -165,7 +166,7 @@ def check_flips(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Read the manifest of a bundle; its files are not checked.
+    """Read the manifest of a bundle, without checking its files.
 
     Raises:
         InputError: There is no bundle at ``path``.
@@ -186,7 +187,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise StageError(f"{file} is not a kdedge manifest with {', '.join(parts)}", _HINT)
     if manifest.get("schema") != MANIFEST_SCHEMA:
         raise StageError(f"{file} is not a kdedge manifest of schema {MANIFEST_SCHEMA}", _HINT)
-    # Its bytes, too: white space is not in the seal.
+    # The bytes, too: the seal does not cover white space.
     if SEAL in manifest and (sealed(manifest)[SEAL] != manifest[SEAL] or json_bytes(manifest) != file.read_bytes()):
         raise StageError(f"{file} was altered: it does not have the SHA-256 that it states", _HINT)
     if SEAL not in manifest and (unknown := sorted(manifest.keys() - _UNSEALED)):
@@ -197,7 +198,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _check_files(path: Path, expected: dict[str, str]) -> list[str]:
-    """Compare the files under ``path`` with the manifest; return what differs."""
+    """Compare the files under ``path`` with the manifest; return the problems."""
     present = {item.relative_to(path).as_posix() for item in path.rglob("*") if not _holds_more(item)} - {MANIFEST}
     extra = present - expected.keys()
     ignored = {name for name in extra if _LEFT_BEHIND.fullmatch(name) and (path / name).is_file()}
@@ -209,48 +210,48 @@ def _check_files(path: Path, expected: dict[str, str]) -> list[str]:
     for name in sorted(present & expected.keys()):
         file = path / name
         if file.is_symlink() or not file.is_file():
-            problems.append(f"{name} is no regular file")
+            problems.append(f"{name} is not a regular file")
         elif file_sha256(file) != expected[name]:
             problems.append(f"{name} was altered")
     return problems
 
 
 def _holds_more(path: Path) -> bool:
-    """Return whether a path is a folder with something in it."""
+    """Return whether a path is a folder that is not empty."""
     return path.is_dir() and not path.is_symlink() and next(path.rglob("*"), None) is not None
 
 
 def _check_labels(path: Path, models: Iterable[Model]) -> list[str]:
-    """Compare the labels with what the models know of their classes; return what differs."""
+    """Compare the labels with the classes of the models; return the problems."""
     labels = tuple(path.read_text(encoding="utf-8", errors="replace").splitlines())
     problems = []
     for model in models:
         if len(labels) != model.classes:
-            problems.append(f"labels.txt has {len(labels)} labels, {model.path.name} gives {model.classes} logits")
+            problems.append(f"labels.txt has {len(labels)} labels, {model.path.name} returns {model.classes} logits")
         elif model.class_names not in (None, labels):
             problems.append(f"labels.txt names other classes than {model.path.name}")
     return problems
 
 
 def _check_history(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
-    """Compare where the manifest says that the bundle comes from with its files; return what differs."""
+    """Compare the history in the manifest with the report and the files; return the problems."""
     passed, history = (manifest["facts"].get(key) for key in ("passed", "history"))
     problems = []
     if (passed is True) != (report["gate"]["verdict"] == "passed"):
-        problems.append(f"{MANIFEST} says passed: {json.dumps(passed)}, report.json says otherwise")
+        problems.append(f"{MANIFEST} has passed: {json.dumps(passed)}, which contradicts report.json")
     for part in _REPEATED:
         if not isinstance(history, dict) or history.get(part) != report[part]:
             problems.append(f"{MANIFEST} has another {part} than report.json")
     for name, stage in COPIED.items():
         if manifest["inputs"].get(f"{stage}/{name}") != manifest["outputs"][name]:
-            problems.append(f"{name} is not that of the stage {stage}, as {MANIFEST} has it")
+            problems.append(f"{name} is not the file of the stage {stage} in {MANIFEST}")
     return problems
 
 
 def _check_outputs(
     model: Model, inputs: npt.NDArray[np.uint8], golden: npt.NDArray[np.float32], problems: list[str]
 ) -> dict[str, float]:
-    """Run the golden inputs through a model; append what differs to ``problems``, return the differences."""
+    """Run a model on the golden inputs; append to ``problems`` and return the logit differences."""
     shape, name = (model.image_size, model.image_size, 3), model.path.name
     if not len(inputs) or inputs.dtype != np.uint8 or inputs.shape[1:] != shape or golden.dtype != np.float32:
         problems.append(f"the golden arrays do not fit {name}")

@@ -1,1 +1,1 @@
-"""INT8 quantization after training: the search for a format, repair steps, proof of integer layers."""
+"""INT8 quantization after training: search for a format, repair steps, check for integer kernels."""

@@ -1,8 +1,8 @@
-"""Calibration: the range of values that every tensor takes over the calibration images.
+"""Calibration: the range of every tensor over the calibration images.
 
-`TensorStatistics.measure` runs the float core over the images twice, batch by batch: once for the extremes of every
-tensor, once for a histogram between them. Its memory does not grow with the number of images (onnxruntime's histogram
-calibrators keep every activation, #21979). Every calibrator then reads its ranges from the same statistics.
+`TensorStatistics.measure` runs the float core over the images twice, batch by batch: first for the extremes of every
+tensor, then for a histogram between them. Its memory does not grow with the number of images (onnxruntime's histogram
+calibrators keep every activation, #21979). All calibrators use the same statistics.
 """
 
 from collections import Counter
@@ -26,12 +26,12 @@ BINS = 2048
 _LEVELS = 256
 # The weight of a new image in the moving average of the extremes, as in PyTorch's MovingAverageMinMaxObserver.
 _AVERAGING = 0.01
-_STEP = 16  # bins between the thresholds that the entropy and MSE calibrators try
+_STEP = 16  # bins between two thresholds of the entropy and MSE calibrators
 
 
 @dataclass
 class _Tensor:
-    """What was seen of one tensor.
+    """Statistics of one tensor.
 
     Attributes:
         lowest: Smallest value.
@@ -48,7 +48,7 @@ class _Tensor:
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
     def see(self, values: npt.NDArray[np.float32]) -> None:
-        """Take in the extremes of a batch, ``[N, values]``."""
+        """Update the extremes with a batch, ``[N, values]``."""
         lows, highs = values.min(axis=1), values.max(axis=1)
         self.lowest, self.highest = min(self.lowest, float(lows.min())), max(self.highest, float(highs.max()))
         for low, high in zip(lows.tolist(), highs.tolist(), strict=True):
@@ -58,7 +58,7 @@ class _Tensor:
             self.average_high += _AVERAGING * (high - self.average_high)
 
     def count(self, values: npt.NDArray[np.float32]) -> None:
-        """Add a batch to the histogram; all batches must have been seen before."""
+        """Add a batch to the histogram, after `see` of all batches."""
         width = self.highest - self.lowest
         if width > 0:
             bins = ((values - np.float32(self.lowest)) * np.float32(BINS / width)).astype(np.int32)
@@ -74,7 +74,7 @@ class TensorStatistics:
     """Extremes and histograms of every float tensor of a core.
 
     Attributes:
-        tensors: What was seen, by tensor name.
+        tensors: Statistics by tensor name.
     """
 
     def __init__(self, tensors: dict[str, _Tensor]) -> None:
@@ -88,8 +88,8 @@ class TensorStatistics:
             core: Takes ``image`` float32 ``[N, 3, S, S]`` in 0..1; not modified.
             images: ``[N, S, S, 3] uint8``.
         """
-        # What only a ReLU reads is never quantized: the ReLU becomes the lower end of the range behind it. The
-        # quantizer asks for a range all the same.
+        # A tensor that only a ReLU reads is not quantized: the ReLU becomes the lower end of the range behind it. The
+        # quantizer requires a range nevertheless.
         uses = Counter(name for node in core.graph.node for name in node.input)
         relus = [node for node in core.graph.node if node.op_type in ("Relu", "Clip") and uses[node.input[0]] == 1]
         behind = {node.input[0]: node.output[0] for node in relus}
@@ -107,7 +107,7 @@ class TensorStatistics:
         return cls(seen | {name: seen[relu] for name, relu in behind.items()})
 
     def ranges(self, calibrator: str) -> dict[str, Range]:
-        """Return (lowest, highest) of every tensor as a calibrator sees it; the input's is exactly 0..1.
+        """Return the range (lowest, highest) of every tensor by a calibrator; that of the input is exactly 0..1.
 
         Args:
             calibrator: A key of `CALIBRATORS`.
@@ -117,7 +117,7 @@ class TensorStatistics:
             name: choose(tensor) if tensor.highest > tensor.lowest else (tensor.lowest, tensor.highest)
             for name, tensor in self.tensors.items()
         }
-        # Pixels are the quantized input already: their range is what the format says, not what was seen.
+        # Pixels are already the quantized input: the format decides their range, not the images.
         return found | {CORE_INPUT: (0.0, 1.0)}
 
 
@@ -126,7 +126,7 @@ def tensor_runner(
 ) -> Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[np.float32]]]:
     """Return a function from images ``[N, S, S, 3] uint8`` to the named tensors of a graph.
 
-    A tensor that is asked for is computed as the graph says: Quantize and Dequantize around it are not fused away.
+    onnxruntime does not fuse Quantize and Dequantize around these tensors.
 
     Args:
         model: A core, or a deployed model that takes pixels; not modified.
@@ -167,7 +167,7 @@ def _moving_average(tensor: _Tensor) -> Range:
 
 
 def _percentile(share: float) -> Callable[[_Tensor], Range]:
-    """Cut off the outermost values: of ``100 - share`` percent, half at each end, or all at the top of a ReLU."""
+    """Clip the outermost ``100 - share`` percent of the values: half at each end, or all at the top of a ReLU."""
 
     def choose(tensor: _Tensor) -> Range:
         outside = 1 - share / 100
@@ -188,11 +188,11 @@ def _thresholds(tensor: _Tensor) -> list[Range]:
 
 
 def _entropy(tensor: _Tensor) -> Range:
-    """Minimise the information that clipping and rounding lose: the KL divergence of the histograms.
+    """Minimise the KL divergence between the histograms before and after clipping and rounding.
 
     Source: S. Migacz, 8-bit inference with TensorRT, GTC 2017: clip the reference's outliers into its end bins, merge
-    the bins of the candidate into 256 levels, spread every level evenly over the bins that are not empty. The zeros of
-    a ReLU, which every range represents exactly, are left out, as NVIDIA's pytorch-quantization does.
+    the bins of the candidate into 256 levels, spread every level evenly over its non-empty bins. The zeros of a ReLU,
+    which every range represents exactly, are left out as in NVIDIA's pytorch-quantization.
     """
     centers, counts = tensor.centers(), tensor.counts.astype(np.float64)
     if tensor.lowest >= 0:
@@ -214,7 +214,7 @@ def _entropy(tensor: _Tensor) -> Range:
         bins_per_level = np.maximum(np.bincount(level, filled, _LEVELS), 1)
         spread = np.where(filled, (per_level / bins_per_level)[level], 0.0)
         p, q = reference / reference.sum(), spread / max(spread.sum(), 1.0)
-        # An end bin that holds clipped values only has no counterpart: a floor keeps its penalty finite.
+        # An end bin of clipped values only has no counterpart: a floor keeps its penalty finite.
         seen = p > 0
         return float((p[seen] * np.log(p[seen] / np.maximum(q[seen], 1e-12))).sum())
 
@@ -243,4 +243,4 @@ CALIBRATORS: dict[str, Callable[[_Tensor], Range]] = {
     "entropy": _entropy,
     "mse": _mse,
 }
-"""Calibrators by name: from what was seen of a tensor to the range that is quantized."""
+"""Calibrators by name: from the statistics of a tensor to the range to quantize."""

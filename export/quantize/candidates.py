@@ -1,4 +1,4 @@
-"""The candidates of the quantization search, their scores, and the rule that chooses among them."""
+"""Candidates of the quantization search, their scores, and the rule that chooses one."""
 
 import math
 from collections.abc import Sequence
@@ -15,12 +15,13 @@ __all__ = ["RULE", "Candidate", "Score", "calibrators", "choose", "formats", "ke
 
 SIMPLER_COSTS_DB = 1.0
 RULE = (
-    "Number formats are tried first, then calibrators for the best format, then calibration sizes for the best of "
-    "those. Out: what the target does not admit, what onnxruntime leaves in float, and, where the target is one kind "
-    "of CPU and this host is of it, formats whose fastest candidate takes over 1.15 times as long as the fastest of "
-    "all. Counted are the validation images that FP32 gets right and the candidate, too: an answer that INT8 gains is "
-    "chance. Of those left that are not shown to keep fewer than the one that keeps most (95 % interval of the paired "
-    f"difference), the first tried whose logit SQNR is within {SIMPLER_COSTS_DB:g} dB of the highest among them."
+    "The search tries number formats, then calibrators for the best format, then calibration sizes for the best "
+    "calibrator. It rejects candidates that the target does not support and those that onnxruntime leaves in float. If "
+    "the target is one kind of CPU and this host is one, it also rejects formats whose fastest candidate takes over "
+    "1.15 times as long as the fastest of all. A candidate keeps the validation images that both FP32 and the "
+    "candidate predict correctly; images that only INT8 predicts correctly are chance and do not count. It "
+    "rejects candidates that are shown to keep fewer images than the best (95 % interval of the paired difference). "
+    f"Of the others the search takes the first whose logit SQNR is within {SIMPLER_COSTS_DB:g} dB of their highest."
 )
 
 
@@ -32,9 +33,9 @@ class Candidate:
         activations: Type of the activations, ``u8`` or ``s8``.
         weights: Type of the weights, ``u8`` or ``s8``.
         per_channel: One weight scale per output channel instead of one per tensor.
-        reduce_range: Weights in 7 bits, so that no CPU's 16-bit sums overflow.
+        reduce_range: Weights in 7 bits, which cannot overflow 16-bit sums.
         calibrator: A key of `kdedge.export.quantize.calibrate.CALIBRATORS`.
-        calibration_images: Training images that the ranges are measured on.
+        calibration_images: Number of training images for calibration.
     """
 
     activations: str = "u8"
@@ -52,12 +53,12 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """Return a name that says everything, for example ``u8s8-channel-rr-minmax-512``."""
+        """Name of the format, calibrator and calibration size, for example ``u8s8-channel-rr-minmax-512``."""
         return f"{self.format}-{self.calibrator}-{self.calibration_images}"
 
     @property
     def overflows(self) -> bool:
-        """Whether x86 CPUs without VNNI may compute it wrongly."""
+        """Whether 16-bit sums can overflow on x86 CPUs without VNNI."""
         return self.weights == "s8" and not self.reduce_range
 
 
@@ -77,25 +78,25 @@ def calibrators(best: Candidate) -> list[Candidate]:
 
 
 def sizes(best: Candidate, available: int) -> list[Candidate]:
-    """Return ``best`` with a quarter and four times the calibration images, as far as there are so many."""
+    """Return ``best`` with a quarter and four times the calibration images, if that many are available."""
     counts = (best.calibration_images // 4, best.calibration_images * 4)
     return [replace(best, calibration_images=count) for count in counts if 16 <= count <= available]
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a candidate does on the scored validation images, against the FP32 model on the same images.
+    """A candidate compared with the FP32 model on the scored validation images.
 
     Attributes:
-        top1_pct: Right answers in percent.
+        top1_pct: Correct predictions in percent.
         loss_pp: FP32 top-1 minus this top-1, in percentage points.
-        fp32_only_right: Images that only the FP32 model gets right.
-        int8_only_right: Images that only this model gets right.
-        flips: Images with another prediction than FP32, right or wrong.
+        fp32_only_right: Number of images that only the FP32 model predicts correctly.
+        int8_only_right: Number of images that only this model predicts correctly.
+        flips: Number of images with another prediction than FP32.
         sqnr_db: Signal to quantization noise of the logits: 10 log10(sum fp32^2 / sum (fp32 - int8)^2).
         max_abs_error: Largest difference of a logit.
-        right: Which images it gets right, ``[N] bool``.
-        kept: Which images both it and the FP32 model get right, ``[N] bool``.
+        right: Whether it predicts each image correctly, ``[N] bool``.
+        kept: Whether both it and the FP32 model predict each image correctly, ``[N] bool``.
     """
 
     top1_pct: float
@@ -109,7 +110,7 @@ class Score:
     kept: npt.NDArray[np.bool_]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the numbers, rounded, without the per-image answers."""
+        """Return the numbers, rounded, without the per-image results."""
         return {
             "top1_pct": round(self.top1_pct, 3),
             "loss_pp": round(self.loss_pp, 3),
@@ -132,7 +133,7 @@ def score(fp32: npt.NDArray[np.float32], int8: npt.NDArray[np.float32], labels: 
         fp32_only_right=int((fp32_right & ~int8_right).sum()),
         int8_only_right=int((~fp32_right & int8_right).sum()),
         flips=int((fp32.argmax(1) != int8.argmax(1)).sum()),
-        # 200 dB stands for "no noise at all": JSON has no infinity.
+        # 200 dB means no noise: JSON has no infinity.
         sqnr_db=min(200.0, 10 * math.log10(signal / noise)) if noise > 0 and signal > 0 else 200.0,
         max_abs_error=float(np.abs(error).max()),
         right=int8_right,
@@ -141,7 +142,7 @@ def score(fp32: npt.NDArray[np.float32], int8: npt.NDArray[np.float32], labels: 
 
 
 def keeps_more(one: Score, other: Score) -> bool:
-    """Return whether one model is shown to keep more of FP32's right answers than another on the same images."""
+    """Return whether one model is shown to keep more of FP32's correct predictions than another on the same images."""
     only_one, only_other = int((one.kept & ~other.kept).sum()), int((other.kept & ~one.kept).sum())
     return tango_interval(len(one.kept), only_one, only_other)[0] > 0
 
@@ -149,9 +150,8 @@ def keeps_more(one: Score, other: Score) -> bool:
 def choose(scores: Sequence[Score]) -> int:
     """Return the index of the candidate to take, by the last two sentences of `RULE`.
 
-    Accuracy decides only where a difference is shown. The SQNR of the logits is a far sharper measure on few images,
-    so it decides the rest, and the order of the candidates decides what is left. The same scores always give the same
-    choice.
+    Accuracy decides only if a difference is shown. Otherwise the SQNR of the logits decides, a sharper measure on few
+    images, and then the order of the candidates. The choice is deterministic.
 
     Args:
         scores: In the order of the candidates, from the simplest; at least one.

@@ -1,8 +1,8 @@
-"""Cross-layer equalisation: channels of one layer get weights of like size, at no cost and without data.
+"""Cross-layer equalisation: the channels of a layer get weights of similar size, without data.
 
-A ReLU passes a positive factor on, so a channel may be divided by s where it is made and multiplied by s where it is
-used. s = sqrt(r1 / r2), with r1 and r2 the largest absolute weights of the channel in the two layers, makes both
-equal (M. Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019,
+A ReLU commutes with a positive factor, so a channel may be divided by s in the layer that computes it and multiplied by
+s in the layer that reads it. s = sqrt(r1 / r2) equalises r1 and r2, the largest absolute weights of the channel in the
+two layers (M. Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019,
 arXiv:1906.04721, eq. 11).
 """
 
@@ -22,10 +22,10 @@ _DEAD = 1e-5  # of the largest channel
 
 
 def equalise(core: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a core that computes the same with equalised channels.
+    """Return an equivalent core with equalised channels.
 
-    Layers are paired where one feeds exactly one other through ReLUs and pools alone; a clipped ReLU (ReLU6) or a
-    branch ends a chain. A chain is swept until no factor changes by more than 0.1 %.
+    Two layers are a pair if one feeds only the other, through ReLUs and pools only; a clipped ReLU (ReLU6) or a branch
+    ends a chain. The pairs are equalised in turn until no factor changes by more than 0.1 %.
     """
     weights = Weights(core)
     pairs = list(_pairs(weights))
@@ -70,8 +70,8 @@ def _equalise_pair(weights: Weights, first: Layer, second: Layer) -> float:
     made, used = weights.weight(first), weights.weight(second)
     r1 = np.abs(np.moveaxis(made, out_axis, 0)).reshape(made.shape[out_axis], -1).max(1)
     r2 = np.abs(np.moveaxis(used, in_axis, 0)).reshape(used.shape[in_axis], -1).max(1)
-    # Weight decay leaves channels whose weights are next to nothing and whose bias is not: made as large as the others,
-    # that bias would take the whole range of the activations.
+    # Weight decay leaves channels with tiny weights and a larger bias: scaled to the size of the others, that bias
+    # would take the whole range of the activations.
     alive = (r1 > _DEAD * r1.max()) & (r2 > _DEAD * r2.max())
     factor = np.ones_like(r1)
     factor[alive] = np.sqrt(r1[alive] / r2[alive])

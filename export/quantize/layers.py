@@ -1,4 +1,4 @@
-"""Reading and writing the weights of a core, layer by layer, for the rungs of the ladder."""
+"""Reads and writes the weights of a core, layer by layer, for the repair steps."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -51,7 +51,7 @@ class Layer:
 
 
 class Weights:
-    """The layers of a copy of a core, with their weights and biases to read and replace.
+    """The layers of a copy of a core, with readable and replaceable weights and biases.
 
     Args:
         core: The float core; not modified.
@@ -70,7 +70,7 @@ class Weights:
         ]
 
     def weight(self, layer: Layer) -> Array:
-        """Return the weights: ``[out, in/group, kh, kw]`` of a Conv, ``[out, in]`` or ``[in, out]`` of the others."""
+        """Return the weights: ``[out, in/group, kh, kw]`` for a Conv, else ``[out, in]`` or ``[in, out]``."""
         return np.array(numpy_helper.to_array(self._constants[layer.node.input[1]]), np.float32)
 
     def bias(self, layer: Layer) -> Array:
@@ -80,11 +80,11 @@ class Weights:
         return np.zeros(self.weight(layer).shape[layer.output_axis], np.float32)
 
     def set_weight(self, layer: Layer, value: Array) -> None:
-        """Replace the weights."""
+        """Replace the weights; the shape is that of `weight`."""
         self._set(layer, 1, value)
 
     def set_bias(self, layer: Layer, value: Array) -> None:
-        """Replace the bias, or give the layer one; a MatMul has no place for it and is left as it is."""
+        """Replace or add the bias ``[out]``; a MatMul has no bias and is not changed."""
         if layer.node.op_type == "MatMul":
             return
         if len(layer.node.input) < 3:
@@ -92,7 +92,7 @@ class Weights:
         self._set(layer, 2, value)
 
     def _set(self, layer: Layer, index: int, value: Array) -> None:
-        """Put a constant of its own at one input: constants may be shared between layers."""
+        """Connect an input to a new constant: layers may share the old one."""
         name = f"{layer.name}.{'weight' if index == 1 else 'bias'}"
         if name not in self._constants:
             item = self.core.graph.initializer.add()
@@ -122,7 +122,7 @@ def quantized_layer(model: onnx.ModelProto, name: str) -> tuple[onnx.NodeProto, 
 
 
 def set_quantized_bias(model: onnx.ModelProto, node: onnx.NodeProto, bias: Array) -> None:
-    """Replace the bias of a layer in a quantized model, in place; a MatMul has none and is left as it is.
+    """Replace the bias of a layer in a quantized model, in place; a MatMul has no bias and is not changed.
 
     Args:
         model: The QDQ model.

@@ -1,9 +1,9 @@
-"""The FP32 model as an INT8 model that is right on the CPUs it is for.
+"""Quantizes the FP32 model to INT8 for a target.
 
-Searches over number formats, calibrators and calibration sizes (`kdedge.export.quantize.search`), tries repairs if
-the gate would not pass (`kdedge.export.quantize.repair`), and measures each layer's sensitivity. Calibrates on training
-images, chooses on validation images. Writes ``student.int8.onnx``, ``candidates.json``, ``sensitivity.json`` and a
-figure of each.
+Searches over number formats, calibrators and calibration sizes (`kdedge.export.quantize.search`), tries repair steps if
+the gate fails on validation images (`kdedge.export.quantize.repair`), and measures the sensitivity of each layer.
+Calibrates on training images, chooses on validation images. Writes ``student.int8.onnx``, ``candidates.json``,
+``sensitivity.json`` and figures.
 """
 
 import json
@@ -32,7 +32,7 @@ __all__ = ["INT8_NAME", "quantize_model"]
 
 INT8_NAME = "student.int8.onnx"
 SCORED_IMAGES = 5000
-_LARGER = 4  # the largest calibration size that is tried, in multiples of the one asked for
+_LARGER = 4  # the largest calibration size of the search, in multiples of --calibration-images
 
 
 def quantize_model(
@@ -43,24 +43,23 @@ def quantize_model(
     Args:
         path: ``student.onnx``.
         train: Training images, for calibration (and for fine-tuning with ``settings.qat``).
-        val: Validation images, by which everything is chosen.
+        val: Validation images, for every choice.
         settings: Options of the quantization.
         out_dir: The folder to write to.
-        limit_pp: The accuracy drop that the gate accepts, in percentage points; more makes repair steps run.
-        seed: Of the samples of calibration and validation images.
+        limit_pp: Maximum accepted accuracy drop, in percentage points; repair steps run above it.
+        seed: Seed of the samples of calibration and validation images.
 
     Returns:
-        Facts for the manifest: the chosen candidate, the step of the ladder, its validation numbers and its proof of
-        integers.
+        Metrics for the manifest: the chosen candidate, the repair step, its validation numbers and its integer proof.
 
     Raises:
-        InputError: The model is damaged or foreign.
-        StageError: A part of every INT8 model would run in float.
+        InputError: The model is damaged or was not exported by kdedge.
+        StageError: onnxruntime would run a part of every INT8 model in float.
     """
     model = read_model(path)
     wanted = settings.calibration_images
     if wanted > len(train.labels):
-        log(f"quantize: only {len(train.labels)} training images are there; calibrating on all of them, not {wanted}")
+        log(f"quantize: calibrating on all {len(train.labels)} training images, fewer than the requested {wanted}")
     picked = stratified_sample(train.labels, _LARGER * wanted if settings.compare_formats else wanted, seed)
     scored = stratified_sample(val.labels, SCORED_IMAGES, seed)
     validation = Validation(path, val.images[scored], val.labels[scored], limit_pp)
@@ -92,13 +91,13 @@ def quantize_model(
     write_json(out_dir / "candidates.json", record)
     draw_figures({"latency": [], "quantization": {**record, "sensitivity": sensitivity}}, out_dir / "figures")
     if final.gate["verdict"] == "failed":
-        warn(f"the INT8 model loses {final.gate['loss_pp']:.2f} pp on validation images; the gate would fail there")
+        warn(f"the INT8 model loses {final.gate['loss_pp']:.2f} pp on validation images, where the gate fails")
     result = final.trial.score
     log(
         f"quantize: {chosen.candidate.name}{'' if final is steps[0] else f' + {final.name}'}: validation top-1 "
         f"{result.top1_pct:.2f} % (FP32 {validation.fp32_top1_pct:.2f} %), logit SQNR {result.sqnr_db:.1f} dB, "
         f"{final.trial.proof['integer_convs']} integer convolutions; most sensitive: "
-        f"{', '.join(sensitivity['dominant']) or 'none stands out'}"
+        f"{', '.join(sensitivity['dominant']) or 'no layer dominates'}"
     )
     return {
         "candidate": asdict(chosen.candidate) | {"name": chosen.candidate.name},
@@ -113,7 +112,7 @@ def quantize_model(
 
 
 def _labelled(final: RepairStep, target: str, images: int) -> bytes:
-    """Write into the model's metadata what it was made for and how."""
+    """Return the model with target, repair step and validation gate in its metadata."""
     model = onnx.load_model_from_string(final.trial.model)
     metadata = {item.key: item.value for item in model.metadata_props}
     verdict = {key: final.gate[key] for key in ("verdict", "loss_pp", "loss_upper95_pp", "limit_pp")}
@@ -121,7 +120,7 @@ def _labelled(final: RepairStep, target: str, images: int) -> bytes:
         "kdedge.target": target,
         "kdedge.target_note": TARGETS[target].note,
         "kdedge.rung": final.name,
-        # The gate's own verdict comes later, on test images, and stands in the bundle.
+        # On validation images; the report has the verdict on test images.
         "kdedge.validation_gate": json.dumps({"images": images, **verdict}),
     }
     if final.trial.float_layers:

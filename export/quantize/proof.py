@@ -1,7 +1,7 @@
-"""Proof that a quantized model runs as integers: what onnxruntime made of it, node by node.
+"""Checks that onnxruntime runs a quantized model with integer kernels, node by node.
 
-onnxruntime fuses DequantizeLinear → Conv → QuantizeLinear into one integer kernel, or leaves it in float without a
-word. `integer_proof` saves the optimised graph that a session on this host would run and reads the answer from it.
+onnxruntime fuses DequantizeLinear → Conv → QuantizeLinear into one integer kernel, or silently leaves it in float.
+`integer_proof` saves the optimised graph of a session on this host and counts its kernels.
 """
 
 from collections import Counter
@@ -25,15 +25,15 @@ _QGEMM_OUTPUT_ZERO_POINT = 8  # without this input QGemm returns float
 
 
 def integer_proof(model: bytes) -> dict[str, Any]:
-    """Optimise a model as onnxruntime does on this host and count what became integer.
+    """Optimise a model with onnxruntime on this host and count its integer and float kernels.
 
     Args:
         model: Bytes of a quantized ONNX model.
 
     Returns:
         ``integer_convs`` and ``integer_gemms`` (counts), ``float_convs``, ``float_gemms`` and ``float_ops`` (names
-        with types; ``float_ops`` are all other operators that work on float tensors), ``before_first_conv`` (types
-        of the operators between the pixels and the first convolution), ``ops_by_type``.
+        with types; ``float_ops`` are all other operators on float tensors), ``before_first_conv`` (types of the
+        operators between the pixels and the first convolution), ``ops_by_type`` (counts).
     """
     levels = import_onnxruntime().GraphOptimizationLevel
     proof = _read_optimised(_optimise(model, levels.ORT_ENABLE_ALL))
@@ -46,15 +46,15 @@ def integer_proof(model: bytes) -> dict[str, Any]:
 
 
 def why_not_integer(proof: Mapping[str, Any], allowed: Collection[str] = ()) -> str:
-    """Say what of a model is left in float, by name, apart from the arithmetic of the final logits.
+    """Describe the operators of a model that run unexpectedly in float, except the final logits.
 
     Args:
         proof: From `integer_proof`.
-        allowed: Names of layers that were left in float on purpose. What stands beside one (a ReLU, a pool) may then
-            be in float too.
+        allowed: Names of layers that are in float on purpose. Operators next to them (a ReLU, a pool) may then be in
+            float, too.
 
     Returns:
-        A sentence, or an empty string if everything is integer.
+        A sentence, or an empty string if all run as integers.
     """
     kinds = [("float_convs", "convolutions"), ("float_gemms", "matrix products")]
     for key, what in kinds if allowed else [*kinds, ("float_ops", "operators")]:
@@ -69,7 +69,7 @@ def why_not_integer(proof: Mapping[str, Any], allowed: Collection[str] = ()) -> 
 
 
 def _optimise(model: bytes, level: Any) -> onnx.GraphProto:
-    """Return the graph that a session of this host runs at an optimisation level."""
+    """Return the graph of a session on this host at an optimisation level."""
     options = session_options(1)
     options.graph_optimization_level = level
     with scratch_dir() as folder:

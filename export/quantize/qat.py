@@ -1,4 +1,4 @@
-"""Quantization-aware fine-tuning: a short training of the quantized model towards the logits of the float one."""
+"""Quantization-aware fine-tuning: a short training of the quantized model towards the logits of the float model."""
 
 from collections.abc import Sequence
 
@@ -28,20 +28,20 @@ def fine_tune(
     images: npt.NDArray[np.uint8],
     float_layers: Sequence[str] = (),
 ) -> Quantizer:
-    """Train the weights through the quantization, so that its logits come close to those of the float core.
+    """Train the weights of a core through its quantization towards the logits of the original core.
 
-    The loss is the squared error of the logits, relative to theirs (matching logits: L. J. Ba, R. Caruana, NIPS 2014,
-    arXiv:1312.6184), so no labels are needed; the ranges of the activations stay. Adam, 400 steps of 64 images,
-    learning rate 2e-4 falling to 0.
+    The loss is the squared error of the logits, relative to the mean square of the original's (matching logits: L. J.
+    Ba, R. Caruana, NIPS 2014, arXiv:1312.6184), so no labels are needed. The ranges of the activations stay. Adam, 400
+    steps of 64 images, learning rate 2e-4 falling to 0.
 
     Args:
-        quantizer: Of the core to train.
-        candidate: How it is quantized.
+        quantizer: Quantizer of the core to train.
+        candidate: How the core is quantized.
         images: Training images, ``[N, S, S, 3] uint8``.
         float_layers: Names of layers left in float.
 
     Raises:
-        StageError: The graph has an operator that cannot be trained here.
+        StageError: The graph has an operator that `TorchGraph` does not support.
     """
     weights = Weights(quantizer.core)
     model = onnx.load_model_from_string(quantizer.build(candidate, exclude=float_layers))

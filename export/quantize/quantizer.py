@@ -1,4 +1,4 @@
-"""Builds INT8 models: the float core, the ranges of its tensors, onnxruntime's QDQ quantizer, the input adapter.
+"""Builds INT8 models from the float core, the ranges of its tensors, onnxruntime's QDQ quantizer and the input adapter.
 
 quantizer = Quantizer.from_model(read_model(path), images)    # [N, S, S, 3] uint8, for calibration
 data = quantizer.build(Candidate())                           # bytes of the deployed model
@@ -33,12 +33,13 @@ class Quantizer:
     """Builds INT8 models from one float core and one pool of calibration images.
 
     Attributes:
-        core: The float network behind the pixels, batch norm folded; takes ``image`` float32 ``[N, 3, S, S]`` in 0..1.
-        original: The core whose tensors are the aim, when ``core`` has weights that were repaired.
-        images: ``[N, S, S, 3] uint8``; a candidate is calibrated on the first of them, as many as it asks for.
+        core: The float network without input adapter, batch norm folded; takes ``image`` float32 ``[N, 3, S, S]`` in
+            0..1.
+        original: The core before its weights were repaired.
+        images: ``[N, S, S, 3] uint8``; a candidate is calibrated on its first ``calibration_images``.
         metadata: Metadata of the deployed model.
         ir_version: ONNX IR version of the deployed model.
-        statistics: What was seen of the tensors, by number of images; measured when first needed.
+        statistics: Statistics of the tensors, by number of images; measured when first needed.
     """
 
     core: onnx.ModelProto
@@ -50,7 +51,7 @@ class Quantizer:
 
     @classmethod
     def from_model(cls, model: onnx.ModelProto, images: npt.NDArray[np.uint8]) -> "Quantizer":
-        """Take the core out of an exported FP32 model, which is not modified.
+        """Return a quantizer of an exported FP32 model, which is not modified.
 
         Raises:
             InputError: The model does not begin with the input adapter of an exported student.
@@ -61,11 +62,11 @@ class Quantizer:
         return cls(core, core, images, metadata, model.ir_version)
 
     def equivalent(self, core: onnx.ModelProto) -> "Quantizer":
-        """Return a quantizer of another core that computes the same through other tensors; it measures them anew."""
+        """Return a quantizer of an equivalent core with other tensors, without statistics."""
         return dataclasses.replace(self, core=core, original=core, statistics={})
 
     def repaired(self, core: onnx.ModelProto) -> "Quantizer":
-        """Return a quantizer of a core with other weights, whose tensors keep the ranges of the original."""
+        """Return a quantizer of a core with repaired weights, with the ranges of the original core."""
         return dataclasses.replace(self, core=core)
 
     @property
@@ -80,7 +81,7 @@ class Quantizer:
 
         Args:
             candidate: How to quantize.
-            only: Names of the nodes to quantize; empty: all.
+            only: Names of the nodes to quantize. Default: all.
             exclude: Names of nodes that stay in float.
         """
         from onnxruntime.quantization import CalibrationMethod, QuantType
@@ -104,8 +105,8 @@ class Quantizer:
             list(only),
             list(exclude),
             _OP_TYPES,
-            # The last matrix product returns float logits straight from its 32-bit sums: rounding them to 8 bits
-            # would only lose accuracy and add two operators.
+            # The last matrix product returns float logits from its 32-bit sums: rounding them to 8 bits would lose
+            # accuracy and add two operators.
             {"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
         )
         quantizer.quantize_model()
@@ -118,7 +119,7 @@ class Quantizer:
         return bytes(model.SerializeToString(deterministic=True))
 
     def ranges(self, candidate: Candidate) -> dict[str, tuple[float, float]]:
-        """Return the (lowest, highest) of every tensor that a candidate quantizes between."""
+        """Return the range (lowest, highest) of every tensor for a candidate."""
         count = min(candidate.calibration_images, len(self.images))
         if count not in self.statistics:
             self.statistics[count] = TensorStatistics.measure(self.original, self.images[:count])
@@ -133,18 +134,18 @@ def _preprocess(core: onnx.ModelProto) -> onnx.ModelProto:
     with scratch_dir() as folder:
         source, target = Path(folder) / "core.onnx", Path(folder) / "processed.onnx"
         onnx.save(core, source)
-        # As a file: given the model itself, onnxruntime 1.32 moves its weights into a file that it then loses.
-        # Symbolic shape inference needs sympy and adds nothing for a convolutional network.
+        # As files: onnxruntime 1.32 moves the weights of a model in memory into a file that it then loses. Symbolic
+        # shape inference requires sympy and adds nothing for a convolutional network.
         quant_pre_process(source, target, skip_symbolic_shape=True)
         processed = onnx.load(target)
-    # A failure of its optimizer is only logged, so the result is checked.
+    # onnxruntime only logs a failure of its optimizer.
     if left := [node.name for node in processed.graph.node if node.op_type == "BatchNormalization"]:
         raise StageError(f"batch norm could not be folded into a convolution: {', '.join(left)}")
     return processed
 
 
 def _pool_instead_of_mean(core: onnx.ModelProto) -> None:
-    """Write a mean over height and width as GlobalAveragePool: ReduceMean has no integer kernel."""
+    """Replace means over height and width by GlobalAveragePool: ReduceMean has no integer kernel."""
     constants = {item.name: numpy_helper.to_array(item) for item in core.graph.initializer}
     for index, node in enumerate(core.graph.node):
         if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in constants:
@@ -156,7 +157,7 @@ def _pool_instead_of_mean(core: onnx.ModelProto) -> None:
 
 
 def _finish(model: onnx.ModelProto, metadata: Mapping[str, str], ir_version: int) -> None:
-    """Set metadata, drop what onnxruntime's tools left behind, and check the model."""
+    """Set the metadata, remove the leftovers of onnxruntime's tools, and check the model."""
     for item in [item for item in model.opset_import if item.domain]:
         model.opset_import.remove(item)
     model.ir_version = ir_version

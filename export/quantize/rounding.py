@@ -1,7 +1,7 @@
-"""Bias correction and adaptive rounding: what calibration images can still repair in a quantized model.
+"""Bias correction and adaptive rounding: repairs of a quantized model with calibration images.
 
-Both go through the layers in order and compare each with the float core, its input coming from the layers before it as
-they are quantized by then. Both return a quantizer whose core holds the repaired values; the ranges stay.
+Both compare each layer, in order, with the float core. The input of a layer comes from the already repaired quantized
+layers before it. Both return a quantizer whose core has the repaired values; the ranges stay.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,14 +34,14 @@ _MOST_VALUES = 2**25  # of one layer's inputs, 128 MiB
 
 
 def correct_biases(quantizer: Quantizer, candidate: Candidate, float_layers: Sequence[str] = ()) -> Quantizer:
-    """Take the mean error of every output channel out of its bias.
+    """Subtract the mean error of every output channel from its bias.
 
     Source: Nagel et al., ICCV 2019, arXiv:1906.04721, sec. 4.2, with the mean measured on calibration images.
     """
     images = quantizer.images[:IMAGES]
     weights = Weights(quantizer.core)
     for layer in weights.layers:
-        weights.set_bias(layer, weights.bias(layer))  # so that each has one, be it zeros
+        weights.set_bias(layer, weights.bias(layer))  # adds zeros to a layer without a bias
     model = onnx.load_model_from_string(quantizer.repaired(weights.core).build(candidate, exclude=float_layers))
     aims = _channel_means(quantizer.original, {layer.node.output[0]: layer for layer in weights.layers}, images)
     with track("quantize: bias correction", len(weights.layers)) as progress:
@@ -50,7 +50,7 @@ def correct_biases(quantizer: Quantizer, candidate: Candidate, float_layers: Seq
             [mean] = _channel_means(model, {node.output[0]: layer}, images).values()
             bias = weights.bias(layer) - (mean - aims[layer.node.output[0]]).astype(np.float32)
             weights.set_bias(layer, bias)
-            set_quantized_bias(model, node, bias)  # the layers behind it shall see what it gives now
+            set_quantized_bias(model, node, bias)  # the next layers read the corrected output
             progress.advance(note=layer.name)
     return quantizer.repaired(weights.core)
 
@@ -71,7 +71,7 @@ def _channel_means(
 
 
 def round_adaptively(quantizer: Quantizer, candidate: Candidate) -> Quantizer:
-    """Choose for every weight whether it is rounded up or down so that the layer's output changes least (AdaRound).
+    """Round every weight up or down so that the outputs of the layers change least (AdaRound).
 
     Source: M. Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, ICML 2020,
     arXiv:2004.10568: eq. 21 (asymmetric, with the ReLU or ReLU6), the rectified sigmoid of eq. 23 and the
@@ -86,7 +86,7 @@ def round_adaptively(quantizer: Quantizer, candidate: Candidate) -> Quantizer:
 
 
 def _round_layer(quantizer: Quantizer, candidate: Candidate, name: str, images: npt.NDArray[np.uint8]) -> Quantizer:
-    """Round the weights of one layer."""
+    """Return a quantizer with the rounded weights of one layer."""
     weights = Weights(quantizer.core)
     layer = next(layer for layer in weights.layers if layer.name == name)
     model = onnx.load_model_from_string(quantizer.build(candidate))
@@ -95,7 +95,7 @@ def _round_layer(quantizer: Quantizer, candidate: Candidate, name: str, images: 
         return quantizer
     inputs = _collect(model, node.input[0], images)
     targets = _collect(quantizer.original, layer.node.output[0], images[: len(inputs)])
-    # Either may be of the first images alone: of a large image the first layers' maps are larger than it.
+    # Either may have the first images only, see `_collect`.
     count = min(len(inputs), len(targets))
     limits = _activation_limits(quantizer.core, layer)
     integers = _optimise(layer, weights, scale, inputs[:count], targets[:count], limits=limits)
@@ -104,7 +104,7 @@ def _round_layer(quantizer: Quantizer, candidate: Candidate, name: str, images: 
 
 
 def _collect(model: onnx.ModelProto, tensor: str, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Return a tensor for the images, or for the first of them if it is large."""
+    """Return a tensor for the images, or for the first images only if it is large."""
     run, batch = tensor_runner(model, [tensor]), batch_size(images.shape[1])
     parts: list[npt.NDArray[np.float32]] = []
     for start in range(0, len(images), batch):
@@ -115,7 +115,7 @@ def _collect(model: onnx.ModelProto, tensor: str, images: npt.NDArray[np.uint8])
 
 
 def _activation_limits(core: onnx.ModelProto, layer: Layer) -> tuple[float, float]:
-    """Return between which values the activation behind a layer clips its output; no activation: no limits."""
+    """Return the limits of the activation behind a layer, infinite without one."""
     readers = [node for node in core.graph.node if layer.node.output[0] in node.input]
     if len(readers) != 1 or readers[0].op_type not in ("Relu", "Clip"):
         return -np.inf, np.inf
@@ -140,7 +140,7 @@ def _optimise(
     *,
     limits: tuple[float, float],
 ) -> npt.NDArray[np.float32]:
-    """Return the integers of the layer's weights."""
+    """Return the integer weights of a layer, as float32."""
     import torch
 
     weight = torch.from_numpy(weights.weight(layer) / _spread(scale, layer, weights.weight(layer).ndim))
@@ -148,7 +148,7 @@ def _optimise(
     step = torch.from_numpy(np.ascontiguousarray(_spread(scale, layer, weight.ndim)))
     x, y = torch.from_numpy(inputs), torch.from_numpy(targets)
     floor = weight.floor()
-    # Start at the fraction itself: sigmoid(v) * 1.2 - 0.1 = w - floor(w).
+    # Start at the fraction: sigmoid(v) * 1.2 - 0.1 = w - floor(w).
     v = torch.logit((weight - floor + 0.1) / 1.2).requires_grad_()
     # The largest weight sets the scale, so it stays where it is.
     fixed = (weight - weight.round()).abs() < 1e-4

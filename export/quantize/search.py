@@ -1,4 +1,4 @@
-"""The quantization search: build, prove, score and time candidates, and choose one for a target."""
+"""The quantization search: builds, checks, scores and times candidates, and chooses one for a target."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -35,8 +35,8 @@ class Trial:
         candidate: How it was quantized.
         model: The deployed model.
         proof: From `kdedge.export.quantize.proof.integer_proof`.
-        score: Against FP32 on the validation images.
-        rejection_reason: Why it cannot be chosen for the target; empty: it can.
+        score: Its comparison with FP32 on the validation images.
+        rejection_reason: Why it cannot be chosen for the target; empty if it can.
         float_layers: Names of the layers left in float on purpose.
         p50_ms: Median latency at batch 1 on one thread of this host (None: not measured).
     """
@@ -50,7 +50,7 @@ class Trial:
     p50_ms: float | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything but the model and the per-image answers."""
+        """Return the entry of ``candidates`` in ``candidates.json``."""
         return {
             "name": self.candidate.name,
             **asdict(self.candidate),
@@ -62,7 +62,7 @@ class Trial:
 
 
 class Validation:
-    """The validation images with what the FP32 model says of them.
+    """The validation images with the logits of the FP32 model.
 
     Args:
         fp32_path: The exported FP32 model.
@@ -79,7 +79,7 @@ class Validation:
 
     @property
     def fp32_top1_pct(self) -> float:
-        """Right answers of the FP32 model in percent."""
+        """Correct predictions of the FP32 model in percent."""
         return float((self.fp32.argmax(1) == self.labels).mean() * 100)
 
     def score(self, model: bytes, count: int | None = None) -> Score:
@@ -91,15 +91,15 @@ class Validation:
         return score(self.fp32[:count], logits, self.labels[:count])
 
     def gate(self, result: Score) -> dict[str, Any]:
-        """Return what the gate would say on these images (see `kdedge.benchmarks.gate.judge`)."""
+        """Return the result of the gate on these images (see `kdedge.benchmarks.gate.judge`)."""
         return judge(self.fp32.argmax(1) == self.labels, result.right, self.limit_pp, changed=result.flips)
 
     def try_out(self, quantizer: Quantizer, candidate: Candidate, float_layers: Sequence[str] = ()) -> Trial:
-        """Build a candidate, prove it and score it."""
+        """Build a candidate, check its kernels and score it."""
         model = quantizer.build(candidate, exclude=float_layers)
         proof = integer_proof(model)
-        refused = why_not_integer(proof, float_layers)
-        return Trial(candidate, model, proof, self.score(model), refused, tuple(float_layers))
+        reason = why_not_integer(proof, float_layers)
+        return Trial(candidate, model, proof, self.score(model), reason, tuple(float_layers))
 
     def latencies(self, trials: Sequence[Trial]) -> tuple[float, list[float]]:
         """Measure FP32 and the trials in turn on one thread at batch 1; return the medians in milliseconds."""
@@ -119,26 +119,27 @@ def search(
     """Try number formats, then calibrators, then calibration sizes.
 
     Args:
-        quantizer: Of the float model.
-        validation: What candidates are scored on.
+        quantizer: Quantizer of the float model.
+        validation: Scores the candidates.
         target: A key of `kdedge.export.quantize.targets.TARGETS`.
-        calibration_images: Calibration images of the first two stages.
-        compare: Also try formats that the target refuses, and other calibration sizes.
+        calibration_images: Number of calibration images for formats and calibrators.
+        compare: Also try formats that the target does not support, and other calibration sizes.
 
     Returns:
-        The chosen trial, all trials in the order they were tried, and the latency of FP32 in milliseconds.
+        The chosen trial, all trials in order, and the latency of FP32 in milliseconds.
 
     Raises:
-        StageError: No candidate is admitted by the target and integer throughout.
+        StageError: No candidate is supported by the target and runs as integers.
     """
     host = host_kind()
-    refuses = TARGETS[target].refuses
+    why_unsupported = TARGETS[target].why_unsupported
 
-    def refused(candidate: Candidate) -> str:
-        if reason := refuses(candidate):
+    def rejection_reason(candidate: Candidate) -> str:
+        if reason := why_unsupported(candidate):
             return reason
-        # Its score would be that of the overflow.
-        return "it overflows on this host and cannot be judged here" if _overflows(candidate, host) else ""
+        # The overflow would decide its score.
+        overflows = candidate.overflows and host == "x64-avx2"
+        return "it overflows on this host and cannot be scored here" if overflows else ""
 
     trials: list[Trial] = []
     fp32_ms = 0.0
@@ -149,21 +150,17 @@ def search(
         with track(f"quantize: {name}", len(candidates)) as progress:
             for candidate in candidates:
                 trial = validation.try_out(quantizer, candidate)
-                fresh.append(replace(trial, rejection_reason=refused(candidate) or trial.rejection_reason))
+                fresh.append(replace(trial, rejection_reason=rejection_reason(candidate) or trial.rejection_reason))
                 progress.advance(note=candidate.name)
         fp32_ms, times = validation.latencies(fresh)
         trials.extend(replace(trial, p50_ms=ms) for trial, ms in zip(fresh, times, strict=True))
 
-    stage("formats", [item for item in formats(calibration_images) if compare or not refused(item)])
+    stage("formats", [item for item in formats(calibration_images) if compare or not rejection_reason(item)])
     pick = _picker(trials, by_latency=bool(host) and TARGETS[target].host == host)
     stage("calibrators", calibrators(pick().candidate))
     if compare:
         stage("calibration sizes", sizes(pick().candidate, len(quantizer.images)))
     return pick(), trials, fp32_ms
-
-
-def _overflows(candidate: Candidate, host: str) -> bool:
-    return candidate.overflows and host == "x64-avx2"
 
 
 def _picker(trials: Sequence[Trial], *, by_latency: bool) -> Callable[[], Trial]:
@@ -175,7 +172,7 @@ def _picker(trials: Sequence[Trial], *, by_latency: bool) -> Callable[[], Trial]
             reasons = "; ".join(dict.fromkeys(trial.rejection_reason for trial in trials))
             raise StageError(
                 f"no INT8 candidate can be shipped: {reasons}",
-                "the artifact would be called INT8 but run as float; report this with the model",
+                "onnxruntime would run the INT8 model in float; report this with the model",
             )
         if by_latency:
             fastest: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Sensitivity: what quantizing each layer alone costs."""
+"""Sensitivity: the accuracy and logit noise of models with one quantized layer."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ _DOMINANT_SHARE = 0.25
 
 
 def measure_sensitivity(quantizer: Quantizer, candidate: Candidate, validation: Validation) -> dict[str, Any]:
-    """Quantize one layer at a time (its input, weights and output), everything else in float.
+    """Quantize one layer at a time (its input, weights and output), with all others in float.
 
     Returns:
-        ``images`` (how many were scored), ``layers``: per layer in the order of the graph its name (``layer``), the
-        scores of `kdedge.export.quantize.candidates.Score` and ``noise_share``, its part of the sum of all layers'
-        logit noise (0..1); ``dominant``: names of the layers with over a quarter of it, the worst first.
+        ``images`` (number of scored images); ``layers``: for each layer in the order of the graph its name (``layer``),
+        the numbers of `kdedge.export.quantize.candidates.Score` and ``noise_share``, its share of the logit noise of
+        all layers (0..1); ``dominant``: names of the layers with more than a quarter of it, the largest first.
     """
     rows = []
     images = min(IMAGES, len(validation.labels))

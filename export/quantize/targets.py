@@ -1,9 +1,9 @@
-"""Which number formats are right and fast on which CPUs.
+"""Number formats that are accurate and fast on each family of CPUs.
 
-What decides is how a CPU multiplies uint8 by int8. With dot-product instructions (VNNI on x86, SDOT/UDOT on arm64) the
-products are summed in 32 bits. AVX2 first adds pairs of products in 16 bits, and two products of full 8-bit weights
-overflow there without a word (255 * 127 * 2 > 32767); 7-bit weights (``reduce_range``) cannot. uint8 by uint8 is
-widened first, exact everywhere and slow. arm64 without dot products also sums in 32 bits.
+CPUs differ in the multiplication of uint8 by int8. Dot-product instructions (VNNI on x86, SDOT/UDOT on arm64) sum the
+products in 32 bits. AVX2 first adds pairs of products in 16 bits, where two products of 8-bit weights overflow silently
+(255 * 127 * 2 > 32767); products of 7-bit weights (``reduce_range``) do not. uint8 by uint8 is widened first, which is
+exact everywhere and slow. arm64 without dot products also sums in 32 bits.
 """
 
 from collections.abc import Callable
@@ -21,14 +21,14 @@ class Target:
     """A family of CPUs.
 
     Attributes:
-        note: What it stands for, in a few words.
-        host: The `kdedge.benchmarks.host.host_kind` on which latency may decide; empty: on none.
-        refuses: Why a candidate is not for this target, or an empty string.
+        note: Description in a few words.
+        host: The `kdedge.benchmarks.host.host_kind` on which latency may decide; empty: none.
+        why_unsupported: Why the target does not support a candidate, or an empty string.
     """
 
     note: str
     host: str
-    refuses: Callable[[Candidate], str]
+    why_unsupported: Callable[[Candidate], str]
 
 
 def _refused_on_avx2(candidate: Candidate) -> str:
@@ -48,7 +48,7 @@ def _admitted(candidate: Candidate) -> str:
 
 
 TARGETS = {
-    "portable": Target("the same answers on every CPU", "", _refused_as_portable),
+    "portable": Target("the same predictions on every CPU", "", _refused_as_portable),
     "x64-vnni": Target("x86 with AVX512-VNNI or AVX-VNNI", "x64-vnni", _admitted),
     "x64-avx2": Target("x86 without VNNI", "x64-avx2", _refused_on_avx2),
     "arm64": Target("64-bit Arm, with or without dot products", "arm64", _admitted),

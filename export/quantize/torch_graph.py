@@ -1,8 +1,8 @@
-"""A quantized ONNX graph as a PyTorch module that can be trained: rounding passes gradients straight through.
+"""A quantized ONNX graph as a trainable PyTorch module.
 
-QuantizeLinear rounds and clips to its fixed range, DequantizeLinear scales back (straight-through estimator, Y. Bengio
-et al., arXiv:1308.3432; B. Jacob et al., arXiv:1712.05877, sec. 3). Weights are kept in float and quantized in every
-step with the scale that the quantizer would give them.
+QuantizeLinear rounds and clips to its fixed range, DequantizeLinear scales back; rounding passes gradients unchanged
+(straight-through estimator, Y. Bengio et al., arXiv:1308.3432; B. Jacob et al., arXiv:1712.05877, sec. 3). Weights are
+kept in float and quantized in every step with the scale of the quantizer.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,15 +22,15 @@ __all__ = ["TorchGraph", "convolve"]
 
 
 class TorchGraph(nn.Module):
-    """Runs a quantized model with float weights behind it.
+    """Runs a quantized model whose weights are float parameters.
 
     Args:
-        model: The deployed QDQ model, taking ``pixels``.
+        model: The deployed QDQ model with the input ``pixels``.
         weights: The layers of the float core that it was built from; their weights become parameters.
         reduce_range: Whether weights have 7 bits.
 
     Raises:
-        StageError: The graph has an operator that cannot be trained here.
+        StageError: The graph has an operator without an implementation here.
     """
 
     def __init__(self, model: onnx.ModelProto, weights: Weights, *, reduce_range: bool) -> None:
@@ -38,7 +38,8 @@ class TorchGraph(nn.Module):
         self._nodes = list(model.graph.node)
         if unknown := {node.op_type for node in self._nodes} - _OPERATORS.keys() - {"QuantizeLinear"}:
             raise StageError(
-                f"the model cannot be trained in INT8: no {', '.join(sorted(unknown))} here", "leave out --qat"
+                f"the model cannot be trained in INT8: {', '.join(sorted(unknown))} is not implemented",
+                "leave out --qat",
             )
         self._attributes = [
             {item.name: helper.get_attribute_value(item) for item in node.attribute} for node in self._nodes
@@ -52,7 +53,7 @@ class TorchGraph(nn.Module):
             key = _key(layer.name)
             _, scale = quantized_layer(model, layer.name)
             self.weight[key] = nn.Parameter(torch.from_numpy(weights.weight(layer)))
-            # A MatMul has none and nowhere to keep one.
+            # A MatMul has no bias.
             has_bias = layer.node.op_type != "MatMul"
             self.bias[key] = nn.Parameter(torch.from_numpy(weights.bias(layer)), requires_grad=has_bias)
             if scale is not None:
@@ -74,7 +75,7 @@ class TorchGraph(nn.Module):
         return values["logits"]
 
     def _quantized_weight(self, key: str) -> Tensor:
-        """Round a layer's weights to its integers, the scale following the largest of them."""
+        """Round a layer's weights to multiples of the scale that the largest weight sets."""
         weight: Tensor = self.weight[key]
         if key not in self._per_channel:
             return weight
@@ -95,7 +96,7 @@ def convolve(attributes: Mapping[str, Any], x: Tensor, weight: Tensor, bias: Ten
 
 
 def _key(name: str) -> str:
-    """Parameter names have no dots."""
+    """Return a parameter name, which must not have dots."""
     return name.replace(".", "/")
 
 
@@ -116,7 +117,7 @@ def _dequantize(attributes: Mapping[str, Any], q: Tensor, scale: Tensor, zero: T
 
 
 def _window(attributes: Mapping[str, Any], x: Tensor, fill: float) -> tuple[Tensor, list[int], list[int]]:
-    """Pad for a pool; return the padded input, kernel and strides."""
+    """Return the padded input, kernel and strides of a pool."""
     pads, kernel = list(attributes.get("pads", [0, 0, 0, 0])), list(attributes["kernel_shape"])
     padded = functional.pad(x, (pads[1], pads[3], pads[0], pads[2]), value=fill) if any(pads) else x
     return padded, kernel, list(attributes.get("strides", [1, 1]))

@@ -1,1 +1,1 @@
-"""The stages of a run, one file each: `check` refuses what cannot work, `run` does the work."""
+"""The stages of a run, one file each: `check` refuses invalid settings, `run` does the work."""

@@ -1,8 +1,8 @@
-"""The bundle stage: golden images and the results of the earlier stages, handed to `kdedge.export.bundle.build`.
+"""The bundle stage: passes golden images and the results of earlier stages to `kdedge.export.bundle.build`.
 
     kdedge bundle --out RUN        # reads RUN/export, RUN/quantize and RUN/benchmark, writes RUN/bundle
 
-A bundle never stays next to a report whose gate refuses the model: it is moved aside.
+If the gate refuses the model of a later run, its earlier bundle is moved to ``RUN/bundle.previous``.
 """
 
 from collections.abc import Collection, Mapping
@@ -30,7 +30,7 @@ PREVIOUS_BUNDLE = "bundle.previous"
 
 
 def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
-    """Refuse golden images that the student was not trained on; see `check_same_images`."""
+    """Refuse other training images than those of the student; see `check_same_images`."""
     check_same_images(config, run_dir, names)
 
 
@@ -38,7 +38,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     """Build the bundle if the gate of ``inputs["benchmark"]/report.json`` allows it.
 
     Raises:
-        GateError: The gate failed, or is undecided and that was not allowed.
+        GateError: The gate failed, or is undecided and that is not allowed.
         InputError: The report or a model is damaged, or a model does not fit the data set.
     """
     report = read_report(inputs["benchmark"] / "report.json")
@@ -50,14 +50,18 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
 
 
 def check_previous(run_dir: Path) -> None:
-    """Refuse to put a bundle in the place of a folder that is not kdedge's."""
+    """Refuse to replace a folder ``bundle.previous`` that is not a bundle.
+
+    Raises:
+        InputError: There is such a folder.
+    """
     previous = run_dir / PREVIOUS_BUNDLE
     if not holds_nothing(previous) and not is_stage(previous, "bundle"):
         raise not_ours(previous, f"it has no {MANIFEST} of the stage bundle")
 
 
 def follow_gate(config: Config, run_dir: Path) -> None:
-    """Set a bundle of an earlier run aside if the gate of this report lets no bundle through.
+    """Move the bundle of an earlier run aside if the gate of the current report refuses the model.
 
     Raises:
         InputError: The report is damaged.
@@ -74,14 +78,14 @@ def follow_gate(config: Config, run_dir: Path) -> None:
 
 
 def set_aside(run_dir: Path) -> None:
-    """Move the bundle of an earlier run away from a report that refuses this run's model.
+    """Move the bundle of an earlier run to ``bundle.previous``.
 
-    One that passed its gate is not replaced by one that did not.
+    A previous bundle that passed its gate is not replaced by one that did not.
     """
     bundle, previous = run_dir / "bundle", run_dir / PREVIOUS_BUNDLE
     if not is_stage(bundle, "bundle"):
         return
-    found = f"{bundle} is of an earlier run, not of the model that was refused"
+    found = f"{bundle} is of an earlier run, not of the refused model"
     if is_stage(previous, "bundle"):
         if _passed(previous) and not _passed(bundle):
             remove_marked(bundle, MANIFEST)

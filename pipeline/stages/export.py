@@ -1,4 +1,4 @@
-"""The export stage: the trained student as ``student.onnx``, with a check that it computes the same.
+"""The export stage: writes the trained student as ``student.onnx`` and compares it with PyTorch.
 
 kdedge export --out RUN        # reads RUN/distill, writes RUN/export/student.onnx
 """
@@ -17,14 +17,14 @@ __all__ = ["run"]
 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
-    """Export the distilled student to ``out_dir/student.onnx`` and prove that it computes the same.
+    """Export the distilled student to ``out_dir/student.onnx`` and compare it with PyTorch.
 
     Returns:
-        Facts for the manifest: ``params``, ``macs``, ``conv_nodes``, ``parity_max_abs_diff``, …
+        Metrics for the manifest: ``params``, ``macs``, ``conv_nodes``, ``parity_max_abs_diff``, …
 
     Raises:
         InputError: The student's files are missing, damaged, or of another architecture or class count.
-        StageError: The exporter failed, or the exported model computes something else.
+        StageError: The exporter failed, or the exported model computes other logits.
     """
     module = load_student(inputs["distill"])
     student = load_json(inputs["distill"] / STUDENT_DESCRIPTION, ("image_size", "classes"))

@@ -1,4 +1,4 @@
-"""What decides the result of a stage: the part of the configuration that its manifest records, JSON-ready."""
+"""Fingerprints: the part of the configuration that decides the result of a stage, as recorded in its manifest."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,7 +17,7 @@ __all__ = ["of_benchmark", "of_quantization", "of_sections", "of_training"]
 
 
 def of_sections(*sections: str) -> Callable[[Config], dict[str, Any]]:
-    """Return a function that takes these sections of a configuration as plain data."""
+    """Return a function from a configuration to these sections of it, JSON-ready."""
 
     def fingerprint(config: Config) -> dict[str, Any]:
         return {section: _section(config, section) for section in sections}
@@ -29,7 +29,7 @@ def _section(config: Config, name: str) -> dict[str, Any]:
     if name == "seed":
         return {"seed": config.runtime.seed}
     if name == "data":
-        # Where the files lie is not what they hold, and training does not see test images; hashes are inputs.
+        # Not the paths of the files, whose hashes are inputs, nor test_fraction: training does not see test images.
         known = {key: value for key, value in _section(config, "all data").items() if key != "test_fraction"}
         kind, _, path = config.data.source.partition(":")
         if kind != "folder":
@@ -38,7 +38,7 @@ def _section(config: Config, name: str) -> dict[str, Any]:
     if name == "all data":
         return {key: value for key, value in dataclasses.asdict(config.data).items() if key != "dir"}
     if name == "distill":
-        # An option that the method has no use for counts as its default, or a control would be trained once for each.
+        # Options that the method does not use have their default, so that changing them trains nothing again.
         default = {key: getattr(DistillConfig, key) for key in METHODS[config.distill.method].unused}
         known = dataclasses.asdict(config.distill) | default
     else:
@@ -49,7 +49,7 @@ def _section(config: Config, name: str) -> dict[str, Any]:
 
 
 def of_training(section: str) -> Callable[[Config], dict[str, Any]]:
-    """Return the key function of a training stage: its options, with what files of initial weights hold for paths."""
+    """Return the fingerprint function of a training stage: its options, with hashes in place of weight files."""
 
     def fingerprint(config: Config) -> dict[str, Any]:
         known = of_sections("data", section, "runtime")(config)
@@ -64,10 +64,10 @@ def of_training(section: str) -> Callable[[Config], dict[str, Any]]:
 
 
 def _recorded_lr(teacher: TeacherConfig) -> float | str:
-    """Return the teacher's learning rate as manifests record it.
+    """Return the teacher's learning rate as recorded in manifests.
 
-    Earlier versions divided it by ten for loaded weights, with a default of 0.1: that is what 0 means now for 128
-    images per step. A rate that is not divided any more is another one. It stays 0 where the images decide the batch.
+    Earlier versions divided the rate by ten for loaded weights and had a default of 0.1, which equals 0 now for 128
+    images per step. The rate stays 0 if the images decide the batch size.
     """
     if not teacher.lr:
         return teacher.peak_lr(teacher.batch_size, loaded=False)
@@ -75,12 +75,12 @@ def _recorded_lr(teacher: TeacherConfig) -> float | str:
 
 
 def of_quantization(config: Config) -> dict[str, Any]:
-    """Return the quantization's key: its options and the gate's limit, which decides whether the ladder is climbed."""
+    """Return the fingerprint of the quantization: its options, and the gate's limit that decides on repair steps."""
     return {**of_sections("quantize", "data", "seed")(config), "limit_pp": config.benchmark.limit_pp}
 
 
 def of_benchmark(config: Config) -> dict[str, Any]:
-    """Return the benchmark's key: its options and the machine that it measures."""
+    """Return the fingerprint of the benchmark: its options and the machine."""
     from kdedge.benchmarks.host import host_record
     from kdedge.benchmarks.report.compare import others_sha256
 

@@ -1,4 +1,4 @@
-"""What the benchmark of a run and that of a bundle share: what this machine can measure, and on which images."""
+"""Checks, emulation and image sample that the benchmarks of a run and of a bundle share."""
 
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ __all__ = ["check_measurable", "emulation", "sample"]
 
 
 def check_measurable(settings: BenchmarkConfig) -> None:
-    """Refuse what cannot be measured on this machine.
+    """Refuse settings that this machine cannot measure.
 
     Raises:
         InputError: This process may not use the CPUs of ``--affinity``, or the system cannot limit memory.
-        StageError: A CPU cannot be emulated here.
+        StageError: An emulator is missing.
     """
     check_cpus(parse_cpus(settings.affinity, "--affinity"))
     check_limit(settings.memory_limit)
@@ -30,7 +30,11 @@ def check_measurable(settings: BenchmarkConfig) -> None:
 
 
 def emulation(settings: BenchmarkConfig) -> Emulate | None:
-    """Return what runs a model on the CPUs that are to be emulated, after checking that they can be; None: on none."""
+    """Return a function that runs a model on the emulated CPUs; None: there are none.
+
+    Raises:
+        StageError: An emulator is missing.
+    """
     cpus = parse_emulated(settings.emulate, "--emulate")
     if not cpus:
         return None
@@ -49,6 +53,6 @@ def emulation(settings: BenchmarkConfig) -> Emulate | None:
 def sample(test: Split, count: int) -> list[int]:
     """Return the numbers of ``count`` test images (all if there are fewer), stratified by class, ascending.
 
-    Every run and bundle of a data set draws the same ones, whatever its seed.
+    The sample of a data set is the same for all runs and bundles, independent of their seed.
     """
     return sorted(stratified_sample(test.labels, count, seed=0).tolist())

@@ -1,4 +1,4 @@
-"""The quantize stage: the exported student as INT8, chosen on the student's validation images.
+"""The quantize stage: quantizes the exported student to INT8, with choices on its validation images.
 
 kdedge quantize --out RUN [--target portable]        # reads RUN/export, writes RUN/quantize
 """
@@ -18,7 +18,7 @@ __all__ = ["check_data", "run"]
 
 
 def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
-    """Refuse calibration images that the student was not trained on; see `check_same_images`."""
+    """Refuse other training images than those of the student; see `check_same_images`."""
     check_same_images(config, run_dir, names)
 
 
@@ -26,8 +26,9 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     """Quantize ``inputs["export"]/student.onnx``; see `kdedge.export.quantize.model.quantize_model`.
 
     Raises:
-        InputError: The model is damaged, foreign, or has other classes or another image size than the data set.
-        StageError: A part of every INT8 model would run in float.
+        InputError: The model is damaged, was not exported by kdedge, or has other classes or another image size than
+            the data set.
+        StageError: onnxruntime would run a part of every INT8 model in float.
     """
     path, dataset = inputs["export"] / "student.onnx", opened(config.data)
     check_fits(open_model(path), dataset.class_names, dataset.image_size)

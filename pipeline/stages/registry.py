@@ -1,8 +1,8 @@
-"""The stages in their order: what each reads, and what decides its result.
+"""The stages in order, with their inputs and their fingerprints.
 
     data -> teacher -> distill -> export -> quantize -> benchmark -> bundle
 
-A stage's module is imported when it is checked or runs, so that looking at a finished run needs no PyTorch.
+The module of a stage is imported when it is checked or runs, so that reading a finished run requires no PyTorch.
 """
 
 import importlib
@@ -21,7 +21,7 @@ _ONNX = ("onnx", "onnxruntime")
 
 
 def _lazy(target: str) -> Callable[..., Any]:
-    """Return a function of a stage that is imported on its first call; ``target`` is ``stage.function``."""
+    """Return a function that imports ``stage.function`` at its first call."""
     module, _, function = target.partition(".")
 
     def call(*arguments: Any) -> Any:
@@ -34,7 +34,6 @@ def _data(*parts: str) -> Callable[[Config], dict[str, str]]:
     return lambda config: {part: data_sha256(config.data, part) for part in parts}
 
 
-# The version of a stage is raised when the same options and inputs give another result than before.
 STAGES = {
     spec.name: spec
     for spec in (

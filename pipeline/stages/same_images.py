@@ -1,4 +1,4 @@
-"""Quantization and bundle take images of the student's own training set, wherever the options of this command point."""
+"""Checks that quantization and bundle use the images that the student was trained on."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -12,10 +12,15 @@ __all__ = ["check_same_images"]
 
 
 def check_same_images(config: Config, run_dir: Path, names: Collection[str]) -> None:
-    """Refuse training images other than those of the finished student that is read.
+    """Refuse other training images than those of the finished student.
+
+    Args:
+        config: The configuration of the run.
+        run_dir: The run directory.
+        names: Names of the stages that run; with ``distill`` among them there is nothing to check.
 
     Raises:
-        InputError: They differ from those in the manifest of the stage distill.
+        InputError: The images differ from those in the manifest of the stage distill.
     """
     if "distill" in names:
         return
@@ -24,7 +29,7 @@ def check_same_images(config: Config, run_dir: Path, names: Collection[str]) -> 
         source = trained_on["config"]["data"]["source"]
         raise InputError(
             f"the student in {run_dir / 'distill'} was trained on other images ({source}) than --data "
-            f"{config.data.source} now holds",
+            f"{config.data.source} now has",
             "name the data set that it was trained on with --data, or train again: `kdedge run-all "
             f"--data {config.data.source} --out {run_dir}`",
         )

@@ -75,7 +75,7 @@ def test_bundle_holds_everything_and_nothing_else(make_bundle: Callable[..., Pat
         "| 87.99 to 91.71 | 87.88 to 91.62 |",
         "target `portable`",
         "of one image",
-        "Needs onnxruntime 1.14 or newer (opset 18, IR version 8).",
+        "Requires onnxruntime 1.14 or newer (opset 18, IR version 8).",
         "ant, bee, cat, dog",
         "a CPU",
         "0.050",

@@ -271,7 +271,7 @@ def test_verify_refuses_a_model_that_is_not_portable(tools):
     assert row["flips"] == 1
     assert row["flipped"][0]["image"] == "golden 3"
     assert re.search(
-        r"not portable: haswell predicts otherwise for 1 of 16 images \(golden 3: \w+ for \w+\)", result.stderr
+        r"not portable: haswell predicts another class for 1 of 16 images \(golden 3: \w+ for \w+\)", result.stderr
     )
     result = verify("--emulate", "haswell")
     assert result.exit_code == 1

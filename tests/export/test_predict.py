@@ -120,7 +120,7 @@ def test_predict_with_nothing_on_standard_input(
 ) -> None:
     bundle = make_bundle()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
-    with pytest.raises(InputError, match="standard input names no images"):
+    with pytest.raises(InputError, match="standard input has no paths"):
         list(predict(bundle, [Path("-")]))
 
 
@@ -170,7 +170,7 @@ def test_predict_answers_the_rest_after_bad_files(
     assert [error.startswith("error: ") for error in errors] == [True] * 5
     for error, message in zip(
         errors,
-        ("is not a regular file", "does not exist", "File name too long", r"\u001b[2J\n.png", "holds no images"),
+        ("is not a regular file", "does not exist", "File name too long", r"\u001b[2J\n.png", "has no images"),
         strict=True,
     ):
         assert message in error
@@ -212,10 +212,10 @@ def test_predict_refuses_what_it_cannot_read(make_bundle: Callable[..., Path], t
     (tmp_path / "empty").mkdir()
     for name, message in (
         ("bad.png", "cannot read the image"),
-        ("small.npy", r"holds uint8 \[1, 8, 8, 3\]; expected uint8 \[16, 16, 3\]"),
-        ("float.npy", "holds float32"),
+        ("small.npy", r"has uint8 \[1, 8, 8, 3\]; expected uint8 \[16, 16, 3\]"),
+        ("float.npy", "has float32"),
         ("pickle.npy", "not a readable .npy file"),
-        ("empty", "holds no images"),
+        ("empty", "has no images"),
         ("nowhere.png", "does not exist"),
     ):
         with pytest.raises(InputError, match=message):
@@ -246,7 +246,7 @@ def broken_arrays(folder: Path) -> list[Path]:
 def test_predict_refuses_arrays_that_hold_no_images(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
     bundle = make_bundle()
     for path in broken_arrays(tmp_path):
-        with pytest.raises(InputError, match=f"{path.name} (is not a readable .npy file|holds no images)"):
+        with pytest.raises(InputError, match=f"{path.name} (is not a readable .npy file|has no images)"):
             list(predict(bundle, [path]))
 
 
@@ -255,7 +255,7 @@ def test_predict_needs_a_bundle(make_bundle: Callable[..., Path], tmp_path: Path
         next(predict(tmp_path, []))
     bundle = make_bundle()
     (bundle / "preprocessing.json").write_text('{"size": 32}')
-    with pytest.raises(InputError, match=r"takes images of 16 pixels and knows 4 classes; preprocessing\.json says 32"):
+    with pytest.raises(InputError, match=r"has images of 16 pixels and 4 classes; preprocessing\.json has 32"):
         next(predict(bundle, []))
     (bundle / "preprocessing.json").write_text("{}")
     with pytest.raises(InputError, match="is damaged"):

@@ -30,7 +30,7 @@ def test_names_are_unique() -> None:
      ("x64-vnni", {item.format for item in formats(512)}), ("arm64", {item.format for item in formats(512)})],
 )  # fmt: skip
 def test_what_a_target_admits(target: str, admitted: set[str]) -> None:
-    assert {item.format for item in formats(512) if not TARGETS[target].refuses(item)} == admitted
+    assert {item.format for item in formats(512) if not TARGETS[target].why_unsupported(item)} == admitted
 
 
 def test_sizes_that_are_not_there_are_not_tried() -> None:
@@ -38,12 +38,12 @@ def test_sizes_that_are_not_there_are_not_tried() -> None:
     assert sizes(Candidate(calibration_images=32), 100) == []
 
 
-def test_what_is_refused_is_not_chosen() -> None:
+def test_a_rejected_candidate_is_not_chosen() -> None:
     good, better = trial(Candidate(), 30), trial(Candidate(reduce_range=False), 40, rejection_reason="it overflows")
     assert _picker([better, good], by_latency=False)() is good
 
 
-def test_when_everything_is_refused_the_reasons_are_given() -> None:
+def test_when_everything_is_rejected_the_error_has_the_reasons() -> None:
     trials = [trial(Candidate(), 1, rejection_reason=reason) for reason in ("it overflows", "it is float")]
     with pytest.raises(StageError, match="it overflows; it is float"):
         _picker(trials, by_latency=False)()

@@ -69,7 +69,7 @@ def test_verify_finds_links_even_to_folders(make_bundle: Callable[..., Path], tm
     (bundle / "more").unlink()
     (bundle / "labels.txt").rename(tmp_path / "labels.txt")
     (bundle / "labels.txt").symlink_to(tmp_path / "labels.txt")
-    with pytest.raises(StageError, match=r"labels\.txt is no regular file"):
+    with pytest.raises(StageError, match=r"labels\.txt is not a regular file"):
         verify_bundle(bundle)
 
 
@@ -105,7 +105,7 @@ def test_verify_finds_a_file_that_was_exchanged_with_its_hash(
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["inputs"][f"{stage}/{name}"] = "ab" * 32
     write_json(bundle / "manifest.json", sealed(manifest))
-    with pytest.raises(StageError, match=f"contradicts itself: {name} is not that of the stage {stage}"):
+    with pytest.raises(StageError, match=f"contradicts itself: {name} is not the file of the stage {stage}"):
         verify_bundle(bundle)
 
 
@@ -149,7 +149,7 @@ def test_verify_refuses_pickles(make_bundle: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ("ant\nbee\ncat\n", r"labels\.txt has 3 labels, student\.onnx gives 4 logits"),
+        ("ant\nbee\ncat\n", r"labels\.txt has 3 labels, student\.onnx returns 4 logits"),
         ("ant\nbee\ndog\ncat\n", r"labels\.txt names other classes than student\.onnx"),
     ],
 )
@@ -204,7 +204,7 @@ def test_verify_compares_with_a_sha256_that_was_kept(make_bundle: Callable[..., 
     assert other.exit_code == 1
     assert f"is another bundle: manifest.json has SHA-256 {kept}, expected {'ab' * 32}" in other.stderr
     wrong = run(app, ["verify", "--sha256", kept[:-1], str(bundle)])
-    assert (wrong.exit_code, "is no SHA-256" in wrong.stderr) == (2, True)
+    assert (wrong.exit_code, "is not a SHA-256" in wrong.stderr) == (2, True)
 
 
 def test_verify_ignores_what_file_managers_and_python_leave(
