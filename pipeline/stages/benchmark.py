@@ -1,6 +1,6 @@
-"""The benchmark stage of a run: hands the models, and what earlier stages know, to `kdedge.benchmarks.measure`.
+"""The benchmark stage of a run: passes the models and the metrics of earlier stages to `kdedge.benchmarks.measure`.
 
-`benchmarks` imports no PyTorch; where PyTorch is installed this module scores the PyTorch models on the same images.
+`benchmarks` imports no PyTorch; if PyTorch is installed, this module scores the PyTorch models on the same images.
 
     kdedge benchmark --out artifacts/run
 """
@@ -34,12 +34,12 @@ __all__ = ["check", "check_data", "run"]
 
 
 def check(config: Config, run_dir: Path) -> None:
-    """Refuse what cannot be measured on this machine; see `check_measurable`."""
+    """Refuse settings that this machine cannot measure; see `check_measurable`."""
     check_measurable(config.benchmark)
 
 
 def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
-    """Warn of test images that are no test; refuse reports that cannot be compared with that of this run.
+    """Warn of duplicates among the test images; refuse reports that cannot be compared with that of this run.
 
     Raises:
         InputError: A report of ``--compare-with`` is missing, of this run, of another host or of other test images.
@@ -52,9 +52,9 @@ def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
-    """Measure accuracy and latency and write the report; see `kdedge.pipeline.run_dir.StageSpec`.
+    """Measure accuracy and latency on the test images and write the report.
 
-    The only stage that reads test images.
+    No other stage reads test images.
     """
     facts = _run_facts(config, inputs)
     if _made_with(config, inputs):
@@ -76,7 +76,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
 
 
 def _run_facts(config: Config, inputs: Mapping[str, Path]) -> dict[str, Any]:
-    """Collect what the report says of the earlier stages."""
+    """Return the report's sections on the earlier stages: run, teacher, student, training and quantization."""
     manifests = {stage: load_manifest(directory) for stage, directory in inputs.items()}
     teacher, student, exported = (manifests[stage]["facts"] for stage in ("teacher", "distill", "export"))
     return {
@@ -107,9 +107,9 @@ def _run_facts(config: Config, inputs: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def _made_with(config: Config, inputs: Mapping[str, Path]) -> bool:
-    """Return whether every earlier stage was made with this configuration, so that it would make the run again.
+    """Return whether every earlier stage has the configuration of this command, which then reproduces the run.
 
-    A student may have another seed than its teacher, as in a study, or be older than the last options.
+    In a study, a student may have another seed than its teacher.
     """
     return all(load_manifest(folder)["config"] == STAGES[stage].fingerprint(config) for stage, folder in inputs.items())
 
@@ -118,7 +118,7 @@ def _check_others(config: Config, run_dir: Path) -> None:
     """Refuse reports that cannot be compared with that of this run."""
     others = load_others(config.benchmark.compare_with)
     for name in others:
-        # Its own report is another one after every benchmark, which would never be up to date.
+        # A benchmark that reads its own report would never be up to date.
         if find_report(Path(name)).resolve().parent.parent == run_dir.resolve():
             raise InputError(f"--compare-with {name} is this run itself", "name only the others")
     images = {
@@ -131,11 +131,11 @@ def _check_others(config: Config, run_dir: Path) -> None:
 class _TorchScores:
     """Scores the PyTorch teacher and student on a split.
 
-    A study asks for the same teacher with every cell: it is scored once per process.
+    A teacher is scored once per process: all cells of a study have the same.
 
     Args:
         inputs: Directories of the earlier stages.
-        images_sha256: Of the images of the split.
+        images_sha256: SHA-256 of the images of the split.
     """
 
     _teachers: ClassVar[dict[tuple[str, ...], float]] = {}
@@ -157,10 +157,10 @@ class _TorchScores:
 
 
 def _top1_pct(model: "torch.nn.Module", split: Split) -> float:
-    """Return the share of a split that a model answers right, in percent.
+    """Return the top-1 accuracy of a model on a split, in percent.
 
     Args:
-        model: In eval mode; float32 ``[N, 3, S, S]`` in 0..1 to logits ``[N, C]``.
+        model: In eval mode; maps float32 ``[N, 3, S, S]`` in 0..1 to logits ``[N, C]``.
         split: The images and their labels.
     """
     import torch

@@ -1,11 +1,11 @@
 """The distillation stage: train the student on alpha * KD + beta * hint + gamma * CE.
 
 Reads the training images (not the test images) and the teacher; writes ``student.safetensors``, ``student.json``
-(what is needed to build it again) and ``training_log_<method>.csv`` (one row per epoch).
+(architecture, image size and classes) and ``training_log_<method>.csv`` (one row per epoch).
 
     kdedge distill --out artifacts/run --method selective --distill-epochs 20
 
-`kdedge.pipeline.distill.methods` says what each method is.
+`kdedge.pipeline.distill.methods` describes the methods.
 """
 
 import dataclasses
@@ -196,7 +196,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
 
 
 def _fitted(config: Config, train: Split) -> Config:
-    """Return the configuration with what the training images decide."""
+    """Return the configuration with the settings that depend on the training images."""
     settings = fit_to_images(config.distill, train, f"distill ({config.distill.method})", bool(config.distill.weights))
     for problem in conflicts(config.data, settings):
         raise InputError(problem, "give another number of epochs with --distill-epochs")
@@ -204,7 +204,7 @@ def _fitted(config: Config, train: Split) -> Config:
 
 
 def _start(student: Student, config: Config, train: Split, batches: Batches) -> list[str]:
-    """Put a student on its device with its initial weights; return the SHA-256 of the files that these are from."""
+    """Put a student on its device with its initial weights; return the SHA-256 of the weight files."""
     settings = config.distill
     paths = parse_paths(settings.weights, "--student-weights")
     if paths:
@@ -213,18 +213,18 @@ def _start(student: Student, config: Config, train: Split, batches: Batches) -> 
         initialise(student, train.images)
     place(student, batches.device)
     if len(paths) > 1:
-        # The mean of networks has other statistics than each of them (Izmailov et al., arXiv:1803.05407, sec. 3.2).
+        # The mean of several networks needs new statistics (Izmailov et al., arXiv:1803.05407, sec. 3.2).
         with autocast(config.runtime):
             refresh_batch_norms(student, [batch.pixels for batch in first_batches(batches, settings.scan_batches)])
     return [file_sha256(path) for path in paths]
 
 
 def _check_classes(teacher_dir: Path, classes: tuple[str, ...]) -> None:
-    """Refuse a teacher of other classes; those of earlier versions have no names, and their number counts."""
+    """Refuse a teacher of other classes, by their names, or by their number if its version recorded no names."""
     description = load_json(teacher_dir / TEACHER_DESCRIPTION, ("num_classes",))
     hint = "train the teacher on the same --data"
     if description["num_classes"] != len(classes):
-        found = f"knows {description['num_classes']} classes, the data set has {len(classes)}"
+        found = f"has {description['num_classes']} classes, the data set has {len(classes)}"
         raise InputError(f"the teacher in {teacher_dir} {found}", hint)
     for index, (known, name) in enumerate(zip(description.get("classes", classes), classes, strict=True)):
         if known != name:
@@ -232,7 +232,7 @@ def _check_classes(teacher_dir: Path, classes: tuple[str, ...]) -> None:
 
 
 def _scan(config: Config, teacher: Teacher, batches: Batches) -> tuple[dict[str, float], float]:
-    """Return the activation variance of the teacher's blocks on the first batches of epoch 0, and how long it took."""
+    """Return the activation variance of the teacher's blocks in epoch 0, and the time in seconds."""
     start, early = time.monotonic(), first_batches(batches, config.distill.scan_batches)
     with autocast(config.runtime):
         variances = scan_variance(teacher, (batch.pixels for batch in early))
@@ -242,9 +242,8 @@ def _scan(config: Config, teacher: Teacher, batches: Batches) -> tuple[dict[str,
 def _frozen(teacher: Teacher, config: Config, device: torch.device) -> Teacher:
     """Put a teacher on its device.
 
-    On a GPU the weights of its convolutions and linear layers get the precision that autocast would give them anew on
-    every batch, which takes a kernel each; on a CPU, where that costs nothing, they stay, and with them the bits of
-    earlier runs.
+    On a GPU the weights of its convolutions and linear layers are converted to bf16 once, instead of by autocast on
+    every batch. On a CPU that saves nothing, so the weights and the bits of earlier runs stay.
     """
     if device.type == "cuda" and config.runtime.precision == "bf16":
         for module in teacher.modules():
@@ -265,7 +264,7 @@ def _pairs(blocks: tuple[str, ...], shapes: Shapes) -> tuple[HintPair, ...]:
 
 
 def _shares(teacher_top1_pct: float, val: Split, config: Config) -> tuple[float, float]:
-    """Return the shares of beta and alpha that the teacher deserves, and log them where they are not all."""
+    """Return the shares of beta and alpha that the teacher's accuracy justifies; log shares below 1."""
     settings, method = config.distill, METHODS[config.distill.method]
     if not settings.adapt_to_teacher:
         return 1.0, 1.0
@@ -283,7 +282,7 @@ def _shares(teacher_top1_pct: float, val: Split, config: Config) -> tuple[float,
 def _map_bytes(
     blocks: Sequence[str], teacher_shapes: dict[str, tuple[int, int]], batch_size: int, precision: str
 ) -> int:
-    """Return what the teacher's maps that hints aim at take in one batch, in bytes."""
+    """Return the size of the teacher's hint maps of one batch, in bytes."""
     values = sum(channels * side * side for channels, side in (teacher_shapes[block] for block in blocks))
     return batch_size * values * (2 if precision == "bf16" else 4)
 
@@ -300,7 +299,7 @@ def _hint_dominated_epochs(rows: list[dict[str, float]], settings: DistillConfig
 
 
 def _logits_computed(rows: list[dict[str, float]]) -> int:
-    """Count the logits of the teacher that were not in the cache; say how many."""
+    """Count and log the logits of the teacher that were not in the cache."""
     counts = [int(row["logits_computed"]) for row in rows if "logits_computed" in row]
     if counts:
         log(f"teacher logits: {sum(counts):,} computed, the others were in the cache")

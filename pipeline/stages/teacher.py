@@ -1,7 +1,7 @@
 """The teacher stage: fine-tune a torchvision classifier on the training images.
 
-Reads the training images (not the test images), writes ``teacher.safetensors`` (fp32), ``teacher.json`` (what is
-needed to build it again) and ``metrics.csv`` (one row per epoch).
+Reads the training images (not the test images), writes ``teacher.safetensors`` (fp32), ``teacher.json`` (architecture,
+stem and classes) and ``metrics.csv`` (one row per epoch).
 
     kdedge teacher --out artifacts/run --teacher-epochs 7
 """
@@ -44,7 +44,7 @@ _HINT = (
 
 
 def check(config: Config, run_dir: Path) -> None:
-    """Refuse a teacher that cannot be built, or whose images would be blank.
+    """Refuse an unknown architecture, and a cutout that would blank whole images.
 
     Raises:
         InputError: The architecture is unknown, or ``--teacher-cutout`` is larger than the images.
@@ -127,7 +127,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     write_json(out_dir / TEACHER_DESCRIPTION, {**description, "weights": origin.weights})
     reloaded = place(load_teacher(out_dir), device)
     right = _right(reloaded, val, config, device)
-    if settings.epochs:  # without training it is what the user gave
+    if settings.epochs:  # untrained weights are the user's choice
         check_learned("the teacher", right, val.labels, classes, _HINT)
     return {
         "arch": settings.arch,
@@ -148,8 +148,8 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
 class _Origin:
     """Where the initial weights came from; see `kdedge.pipeline.models.initial_weights.Start`.
 
-    Part of a checkpoint: with ``auto`` an attempt that goes on with earlier work may find a network that the first one
-    had not, or none.
+    It is part of a checkpoint: with ``auto``, a resumed attempt may find ImageNet weights that the first attempt could
+    not download, or none.
     """
 
     weights: str
@@ -174,7 +174,7 @@ def _log_start(start: Start, arch: str) -> None:
 
 
 def _right(teacher: Teacher, split: Split, config: Config, device: torch.device) -> npt.NDArray[np.bool_]:
-    """Return whether the teacher answers each image of a split right, ``[N] bool``."""
+    """Return whether the teacher predicts each image of a split correctly, ``[N] bool``."""
     teacher.eval()
     with autocast(config.runtime):
         logits = predict_logits(teacher, split.images, device)

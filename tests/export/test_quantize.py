@@ -134,7 +134,7 @@ def test_too_few_training_images_are_all_used(
     )
     assert json.loads((tmp_path / "candidates.json").read_text())["calibration_images"] == 160
     captured = capsys.readouterr()
-    assert "only 160 training images are there" in captured.err
+    assert "calibrating on all 160 training images" in captured.err
     assert captured.out == ""
 
 

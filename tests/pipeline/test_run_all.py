@@ -296,7 +296,7 @@ def test_a_stage_of_another_class_count_is_refused(copied, tmp_path):
     for part in ("train", "test"):
         shutil.copytree(data / part / "red", data / part / "pink")
     result = kdedge("distill", "--data", f"folder:{data}", "--out", run_dir, code=2)
-    assert "knows 3 classes, the data set has 4" in result.stderr
+    assert "has 3 classes, the data set has 4" in result.stderr
     for part in ("train", "test"):
         shutil.rmtree(data / part / "red")
     result = kdedge("distill", "--data", f"folder:{data}", "--out", run_dir, code=2)
