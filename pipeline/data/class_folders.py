@@ -11,24 +11,22 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kdedge.errors import InputError
 from kdedge.images import EXTENSIONS
+from kdedge.pipeline.data.items import Item
 from kdedge.progress import log, warn_once
 
 __all__ = [
     "LAYOUT",
-    "Item",
+    "PARTS",
     "LeftOut",
-    "check_counts",
+    "class_name",
     "find_parts",
-    "labels_of",
+    "is_label",
     "list_classes",
     "list_part",
     "log_once",
@@ -40,7 +38,7 @@ LAYOUT = "expected PATH/CLASS/IMAGE, or PATH/train/CLASS/IMAGE and PATH/test/CLA
 LeftOut = dict[tuple[str, str], int]
 """Number of files that may be images and are not used, by class (empty: none) and extension or place."""
 
-_PARTS = {
+PARTS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
@@ -58,19 +56,6 @@ _NESTED, _LOOSE = "in a folder inside the class folder", "outside any class fold
 _JOINERS = "\u200c\u200d"
 
 
-@dataclass(frozen=True)
-class Item:
-    """One image file and the index of its class."""
-
-    path: Path
-    label: int
-
-
-def labels_of(items: Sequence[Item]) -> NDArray[np.int64]:
-    """Return the labels of images, ``[N] int64``."""
-    return np.array([item.label for item in items], np.int64)
-
-
 def find_parts(root: Path) -> dict[str, Path]:
     """Return the folders of the parts, by ``train``, ``val`` and ``test``; empty: ``root`` has the class folders.
 
@@ -78,16 +63,16 @@ def find_parts(root: Path) -> dict[str, Path]:
         InputError: Images next to the parts may be a class, or there are neither training nor test images.
     """
     folders = _folders(root)
-    in_order = tuple(_PARTS.values()).index
-    named = [folder for folder in folders if folder.name.casefold() in _PARTS]
-    named.sort(key=lambda folder: in_order(_PARTS[folder.name.casefold()]))
+    in_order = tuple(PARTS.values()).index
+    named = [folder for folder in folders if folder.name.casefold() in PARTS]
+    named.sort(key=lambda folder: in_order(PARTS[folder.name.casefold()]))
     others = [folder for folder in folders if folder not in named]
     # A class may be called "train" or "test": a part has folders in it, or is next to other parts only.
     if not any(_folders(folder) for folder in named) and (others or not named):
         return {}
     parts: dict[str, Path] = {}
     for folder in named:
-        part = _PARTS[folder.name.casefold()]
+        part = PARTS[folder.name.casefold()]
         if part in parts:
             raise InputError(
                 f"{root} has two folders of {part} images: {parts[part].name} and {folder.name}", "keep one of them"
@@ -111,22 +96,25 @@ def find_parts(root: Path) -> dict[str, Path]:
     return parts
 
 
-def list_classes(root: Path) -> tuple[list[str], list[Item], LeftOut]:
+def list_classes(root: Path, base: Path) -> tuple[list[str], list[Item], LeftOut]:
     """List the class names and the images of a folder of class folders, sorted by name, and count files left out.
+
+    Args:
+        root: The folder with the class folders.
+        base: The folder of the data set: names of images are relative to it.
 
     Raises:
         InputError: There is no class folder, one is empty or is not a valid label, or a folder cannot be read.
     """
-    folders = sorted(_folders(root), key=lambda folder: (_class_name(folder), folder.name))
+    folders = sorted(_folders(root), key=lambda folder: (class_name(folder.name), folder.name))
     loose = len(_images_in(root))
     if not folders:
         raise InputError(f"{root} has no class folders" + (f", but {loose} images" if loose else ""), LAYOUT)
-    names = list(dict.fromkeys(_class_name(folder) for folder in folders))
+    names = list(dict.fromkeys(class_name(folder.name) for folder in folders))
     items, left_out = [], Counter({("", _LOOSE): loose} if loose else {})
     for folder in folders:
-        name = _class_name(folder)
-        # Labels are lines of a UTF-8 file on the device.
-        if not all(map(_fits_a_label, name)) or name.encode(errors="replace").decode() != name:
+        name = class_name(folder.name)
+        if not is_label(name):
             raise InputError(
                 f"the class folder {folder.name!r} in {root} has characters that a label cannot have",
                 "rename that folder",
@@ -148,20 +136,20 @@ def list_classes(root: Path) -> tuple[list[str], list[Item], LeftOut]:
                 f"the class folder {folder} is empty: it has no image ({', '.join(sorted(EXTENSIONS))}){unused}",
                 "add images or remove that folder; " + LAYOUT,
             )
-        items += [Item(path, names.index(name)) for path in files]
+        items += [Item(path, names.index(name), path.relative_to(base).as_posix()) for path in files]
         left_out.update({(name, kind): count for kind, count in others.items()})
         if nested := sum(1 for path in _folders(folder) for _ in _images_below(path)):
             left_out[name, _NESTED] += nested
     return names, items, dict(left_out)
 
 
-def list_part(part_root: Path, train_root: Path, names: list[str], left_out: LeftOut) -> list[Item]:
+def list_part(part_root: Path, train_root: Path, base: Path, names: list[str], left_out: LeftOut) -> list[Item]:
     """List validation or test images with the labels of the training classes, and add to the files left out.
 
     Raises:
         InputError: As `list_classes`, or the part has a class without training images.
     """
-    part_names, items, more_left_out = list_classes(part_root)
+    part_names, items, more_left_out = list_classes(part_root, base)
     unknown = [name for name in part_names if name not in names]
     if unknown:
         raise InputError(
@@ -173,30 +161,7 @@ def list_part(part_root: Path, train_root: Path, names: list[str], left_out: Lef
         warn_missing(part_root, missing)
     for key, count in more_left_out.items():
         left_out[key] = left_out.get(key, 0) + count
-    return [Item(item.path, names.index(part_names[item.label])) for item in items]
-
-
-def check_counts(root: Path, names: list[str], items: Sequence[Item], held: list[str]) -> None:
-    """Refuse a class that has too few images for training and for every part that is held out from it.
-
-    Args:
-        root: The folder of the class folders.
-        names: Class names.
-        items: Images of all classes.
-        held: Names of the parts that are held out, for the message.
-
-    Raises:
-        InputError: A class has fewer images than parts.
-    """
-    counts = np.bincount(labels_of(items), minlength=len(names))
-    label, least = int(counts.argmin()), 1 + len(held)
-    if counts[label] < least:
-        parts = ", ".join(["training", *held[:-1]]) + f" and {held[-1]}"
-        raise InputError(
-            f"the class folder {root / names[label]} has {counts[label]} image{'s' if counts[label] > 1 else ''}, "
-            f"too few to divide: expected at least {least} (for {parts})",
-            "add images to that class or remove it",
-        )
+    return [replace(item, label=names.index(part_names[item.label])) for item in items]
 
 
 def warn_missing(part_root: Path, names: list[str]) -> None:
@@ -229,9 +194,14 @@ def _first_five(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _class_name(folder: Path) -> str:
-    """Return the class of a folder: names that look the same are the same class on every system."""
-    return unicodedata.normalize("NFC", folder.name)
+def class_name(text: str) -> str:
+    """Return the class that a text names: names that look the same are the same class on every system."""
+    return unicodedata.normalize("NFC", text)
+
+
+def is_label(name: str) -> bool:
+    """Return whether a class can have a name: labels are lines of a UTF-8 file on the device."""
+    return all(map(_fits_a_label, name)) and name.encode(errors="replace").decode() == name
 
 
 def _fits_a_label(character: str) -> bool:

@@ -4,9 +4,12 @@ import hashlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdedge.errors import InputError
-from kdedge.pipeline.data.class_folders import Item
+
+if TYPE_CHECKING:
+    from kdedge.pipeline.data.items import Item
 
 __all__ = ["copied_test_images", "digest", "in_two_classes"]
 
@@ -31,17 +34,17 @@ def _digest_of(path: Path, *_: int) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def copied_test_images(learned: Sequence[Item], test: Sequence[Item]) -> list[tuple[Item, Item]]:
+def copied_test_images(learned: Sequence["Item"], test: Sequence["Item"]) -> list[tuple["Item", "Item"]]:
     """Return the test images that are copies of training or validation images, each with the first such image."""
     known: dict[bytes, Item] = {}
     for item in learned:
-        known.setdefault(digest(item.path), item)
-    return [(item, known[digest(item.path)]) for item in test if digest(item.path) in known]
+        known.setdefault(item.digest(), item)
+    return [(item, known[item.digest()]) for item in test if item.digest() in known]
 
 
-def in_two_classes(items: Sequence[Item]) -> list[list[Item]]:
+def in_two_classes(items: Sequence["Item"]) -> list[list["Item"]]:
     """Return the groups of images with the same bytes that are in more than one class."""
     by_digest: dict[bytes, list[Item]] = {}
     for item in items:
-        by_digest.setdefault(digest(item.path), []).append(item)
+        by_digest.setdefault(item.digest(), []).append(item)
     return [group for group in by_digest.values() if len({item.label for item in group}) > 1]

@@ -11,7 +11,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,48 +19,41 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdedge.dataset import TEST_SEED, Dataset, Split, hold_out, keep_used
+from kdedge.dataset import Dataset, Split, keep_used
 from kdedge.errors import InputError
 from kdedge.image_memory import empty_images
-from kdedge.images import (
-    UnreadableImageError,
-    check_image,
-    check_pixels,
-    for_each,
-    image_dimensions,
-    read_image,
-    unreadable,
-)
 from kdedge.pipeline.data.class_folders import (
     LAYOUT,
-    Item,
     LeftOut,
-    check_counts,
     find_parts,
-    labels_of,
     list_classes,
     list_part,
     log_once,
     warn_left_out,
     warn_missing,
 )
-from kdedge.pipeline.data.duplicates import copied_test_images, digest, in_two_classes
+from kdedge.pipeline.data.duplicates import copied_test_images, in_two_classes
+from kdedge.pipeline.data.items import Item, for_all, labels_of
 from kdedge.pipeline.data.options import DataConfig
+from kdedge.pipeline.data.parts import Parts, divide
 from kdedge.progress import track, warn_once
 
-__all__ = ["Folder", "check_outside", "folder_name", "open_folder"]
+__all__ = ["Folder", "check_outside", "from_parts", "open_folder", "source_name"]
 
 # The last decoded training images are kept for the next stage of the process, up to this size.
 _MOST_KEPT_BYTES = 1 << 30
+# What a part of a data set is, by the kind of the data set.
+_PART_IS = {"folder": "folder", "table": "rows"}
 _decoded: dict[tuple[str, float, int], Split] = {}
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Class folders with listed files.
+    """A user's images, listed by class folders or by a table.
 
     Attributes:
-        root: The folder.
+        kind: ``folder`` or ``table``.
+        root: The folder or the file that lists the images.
         class_names: Names of the classes, sorted.
         image_size: Side length S of the decoded images in pixels.
         train_items: Training images, including those held out for validation if ``val_items`` is empty.
@@ -71,6 +64,7 @@ class Folder:
         train_size: Number of training images that are used (0: all).
     """
 
+    kind: str
     root: Path
     class_names: tuple[str, ...]
     image_size: int
@@ -83,8 +77,8 @@ class Folder:
 
     @property
     def name(self) -> str:
-        """The name of the folder, see `folder_name`."""
-        return folder_name(self.root)
+        """Kind and name of the folder or file, see `source_name`."""
+        return source_name(self.kind, self.root)
 
     @property
     def items(self) -> tuple[Item, ...]:
@@ -99,9 +93,9 @@ class Folder:
         """
         items = self.items
         try:
-            _for_all(items, lambda index: check_image(items[index].path), "checking images")
+            for_all(items, lambda index: items[index].check(), "checking images")
         except InputError:
-            _for_all(items, lambda index: check_pixels(items[index].path), "checking images")
+            for_all(items, lambda index: items[index].check_pixels(), "checking images")
             raise
 
     def labelled_as(self, class_names: tuple[str, ...]) -> "Folder":
@@ -112,8 +106,8 @@ class Folder:
         unseen = [name for name in class_names if name not in self.class_names]
         if self.train_items or not unseen or not set(self.class_names) <= set(class_names):
             return self
-        warn_missing(self.test_items[0].path.parents[1], unseen)
-        items = [Item(item.path, class_names.index(self.class_names[item.label])) for item in self.test_items]
+        warn_missing(self.test_items[0].path.parents[1] if self.kind == "folder" else self.root, unseen)
+        items = [replace(item, label=class_names.index(self.class_names[item.label])) for item in self.test_items]
         return replace(self, class_names=class_names, test_items=tuple(items))
 
     def train(self) -> Split:
@@ -164,7 +158,7 @@ class Folder:
         """
         # This runs before hours of training, and the benchmark after them: a truncated file is found now. The pixels
         # are dropped immediately, so that no stage can use them.
-        _for_all(self.test_items, lambda index: check_pixels(self.test_items[index].path), "checking test images")
+        for_all(self.test_items, lambda index: self.test_items[index].check_pixels(), "checking test images")
         return self._hash(self.test_items)
 
     def source_sizes(self) -> dict[str, list[int]]:
@@ -173,9 +167,9 @@ class Folder:
         sizes = [(0, 0)] * len(items)
 
         def measure(index: int) -> None:
-            sizes[index] = image_dimensions(items[index].path)
+            sizes[index] = items[index].dimensions()
 
-        _for_all(items, measure, "reading sizes")
+        for_all(items, measure, "reading sizes")
         sizes.sort(key=lambda size: size[0] * size[1])
         return {
             name: list(sizes[place]) for name, place in (("smallest", 0), ("median", len(sizes) // 2), ("largest", -1))
@@ -223,22 +217,22 @@ class Folder:
             )
 
     def _names(self, items: Sequence[Item]) -> list[str]:
-        return [os.fsencode(item.path.relative_to(self.root).as_posix()).decode(errors="replace") for item in items]
+        return [os.fsencode(item.name).decode(errors="replace") for item in items]
 
     def _require_train(self) -> None:
         if not self.train_items:
             raise InputError(
-                f"{self.root} has no train folder, which is only enough for `kdedge benchmark BUNDLE`",
-                f"add {self.root / 'train'}/CLASS/IMAGE to train on",
+                f"{self.root} has no train {_PART_IS[self.kind]}, which is only enough for `kdedge benchmark BUNDLE`",
+                f"add {self.root / 'train'}/CLASS/IMAGE to train on" if self.kind == "folder" else "add such rows",
             )
 
     def _decode(self, items: Sequence[Item], title: str, copies: int = 1) -> NDArray[np.uint8]:
         images = empty_images(len(items), self.image_size, copies)
 
         def decode(index: int) -> None:
-            images[index] = read_image(items[index].path, self.image_size)
+            images[index] = items[index].read(self.image_size)
 
-        _for_all(items, decode, title)
+        for_all(items, decode, title)
         return images
 
     def _hash(self, items: Sequence[Item]) -> str:
@@ -246,14 +240,35 @@ class Folder:
         with track("hashing images", len(items)) as progress:
             for item in items:
                 # A digest has a fixed length and a name has no zero byte: no two sets hash the same bytes.
-                total.update(os.fsencode(item.path.relative_to(self.root).as_posix()) + b"\0" + digest(item.path))
+                total.update(item.identity + b"\0" + item.digest())
                 progress.advance()
         return total.hexdigest()
 
 
-def folder_name(root: Path) -> str:
-    """Return the name of a data set in reports and manifests: ``folder:`` and the folder's own name."""
-    return f"folder:{os.fsencode(root.expanduser().resolve().name).decode(errors='replace')}"
+def source_name(kind: str, root: Path) -> str:
+    """Return the name of a data set in reports and manifests: its kind and the own name of its folder or file."""
+    return f"{kind}:{os.fsencode(root.expanduser().resolve().name).decode(errors='replace')}"
+
+
+def from_parts(
+    kind: str, root: Path, names: Sequence[str], listed: Parts, *, config: DataConfig, left_out: LeftOut | None = None
+) -> Folder:
+    """Return the data set of listed images; parts that are missing are held out from the training images.
+
+    Raises:
+        InputError: A class has too few images or groups to divide.
+    """
+    parts = divide(listed, names, root, config.val_fraction, config.test_fraction)
+    if "train" in listed and "val" in listed and "test" not in listed:
+        log_once(
+            f"{root} has no test {_PART_IS[kind]}: {len(parts['test'])} of {len(listed['train'])} images of train are "
+            "held out as test images (--test-fraction), val is used for validation"
+        )
+    train, test, val = (tuple(parts.get(part, ())) for part in ("train", "test", "val"))
+    return Folder(
+        kind, root, tuple(names), config.image_size, train, test, val, left_out or {}, config.val_fraction,
+        config.train_size,
+    )  # fmt: skip
 
 
 def check_outside(dataset: Dataset, run_dir: Path) -> None:
@@ -262,7 +277,7 @@ def check_outside(dataset: Dataset, run_dir: Path) -> None:
     Raises:
         InputError: It is inside one.
     """
-    if not isinstance(dataset, Folder):
+    if not isinstance(dataset, Folder) or dataset.kind != "folder":
         return
     # Folders next to a train and a test folder are ignored.
     parts = {item.path.parent.parent.resolve() for item in dataset.items}
@@ -287,47 +302,14 @@ def open_folder(config: DataConfig, root: Path) -> Folder:
     """
     if not root.is_dir():
         raise InputError(f"the data folder {root} {'is not a folder' if root.exists() else 'does not exist'}", LAYOUT)
-    parts = find_parts(root)
-    classes_root = parts.get("train") or parts.get("test") or root
-    names, items, left_out = list_classes(classes_root)
+    folders = find_parts(root)
+    classes_root = folders.get("train") or folders.get("test") or root
+    names, items, left_out = list_classes(classes_root, root)
     if len(names) < 2:
         raise InputError(f"{classes_root} has one class folder ({names[0]}), expected at least two", LAYOUT)
-    train: Sequence[Item] = items
-    val: Sequence[Item] = ()
-    if parts and "train" not in parts:
-        train, test = (), items
-    else:
-        held = [name for part, name in (("val", "validation"), ("test", "test")) if part not in parts]
-        check_counts(classes_root, names, train, held)
-        if "val" in parts:
-            val = list_part(parts["val"], classes_root, names, left_out)
-        if "test" in parts:
-            test = list_part(parts["test"], classes_root, names, left_out)
-        else:
-            kept, taken = hold_out(labels_of(train), config.test_fraction, np.random.default_rng(TEST_SEED))
-            train, test = [items[index] for index in kept], [items[index] for index in taken]
-            if "val" in parts:
-                log_once(
-                    f"{root} has no test folder: {len(test)} of {len(items)} images of {parts['train'].name} are held "
-                    f"out as test images (--test-fraction), {parts['val'].name} is used for validation"
-                )
+    parts = {"train" if "train" in folders or not folders else "test": items}
+    for part in ("val", "test"):
+        if part in folders and part not in parts:
+            parts[part] = list_part(folders[part], classes_root, root, names, left_out)
     warn_left_out(root, left_out)
-    return Folder(
-        root, tuple(names), config.image_size, tuple(train), tuple(test), tuple(val), left_out, config.val_fraction,
-        config.train_size,
-    )  # fmt: skip
-
-
-def _for_all(items: Sequence[Item], work: Callable[[int], None], title: str) -> None:
-    """Call ``work(index)`` for every item on all cores; raise one error for all images that cannot be read."""
-    errors: dict[int, UnreadableImageError] = {}
-
-    def attempt(index: int) -> None:
-        try:
-            work(index)
-        except UnreadableImageError as error:
-            errors[index] = error
-
-    for_each(len(items), attempt, title)
-    if errors:
-        raise unreadable([errors[index] for index in sorted(errors)])
+    return from_parts("folder", root, names, parts, config=config, left_out=left_out)

@@ -8,7 +8,8 @@ from typing import Any
 from kdedge.files import file_sha256
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.build import RENAMED
-from kdedge.pipeline.data.folder import folder_name
+from kdedge.pipeline.data.folder import source_name
+from kdedge.pipeline.data.options import PATH_KINDS
 from kdedge.pipeline.distill.methods import METHODS
 from kdedge.pipeline.distill.options import DistillConfig
 from kdedge.pipeline.training.options import TeacherConfig
@@ -32,9 +33,9 @@ def _section(config: Config, name: str) -> dict[str, Any]:
         # Not the paths of the files, whose hashes are inputs, nor test_fraction: training does not see test images.
         known = {key: value for key, value in _section(config, "all data").items() if key != "test_fraction"}
         kind, _, path = config.data.source.partition(":")
-        if kind != "folder":
+        if kind not in PATH_KINDS:
             return known
-        return known | {"source": folder_name(Path(path))}
+        return known | {"source": source_name(kind, Path(path))}
     if name == "all data":
         return {key: value for key, value in dataclasses.asdict(config.data).items() if key != "dir"}
     if name == "distill":

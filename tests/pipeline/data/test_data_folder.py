@@ -12,7 +12,7 @@ from PIL import Image
 from kdedge.dataset import split_train_val
 from kdedge.errors import InputError
 from kdedge.images import read_image
-from kdedge.pipeline.data import folder
+from kdedge.pipeline.data import items
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import open_dataset
 
@@ -337,7 +337,7 @@ def test_only_what_is_used_is_decoded(tmp_path: Path, monkeypatch: pytest.Monkey
     config = DataConfig(source=f"folder:{tmp_path}", image_size=16, train_size=6)
     whole = split_train_val(open_folder(tmp_path).train(), config.val_fraction, config.train_size)
     read = []
-    monkeypatch.setattr(folder, "read_image", lambda path, size: read.append(path) or read_image(path, size))
+    monkeypatch.setattr(items, "read_image", lambda path, size: read.append(path) or read_image(path, size))
     parts = split_train_val(open_dataset(config).train(), config.val_fraction, config.train_size)
     assert len(read) == 6 + 4  # 32 images are left without the test images
     for part, expected in zip(parts, whole, strict=True):

@@ -9,7 +9,7 @@ from image_folders import make_tree, open_folder, save
 
 from kdedge import image_memory as memory
 from kdedge.errors import InputError
-from kdedge.pipeline.data import folder
+from kdedge.pipeline.data import folder, items
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import open_dataset
 
@@ -20,7 +20,7 @@ def test_too_many_images_are_refused_with_the_numbers(tmp_path: Path, monkeypatc
     monkeypatch.setattr(memory, "available_bytes", lambda: needed - 1)
     assert len(dataset.test()) == 8
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "read_image", lambda *_: pytest.fail("decoded an image"))
+        patch.setattr(items, "read_image", lambda *_: pytest.fail("decoded an image"))
         with pytest.raises(InputError, match=r"32 images of 16 x 16 pixels need 0\.0 GB of memory, .*avail") as caught:
             dataset.train()
     assert "--image-size" in caught.value.hint
@@ -71,7 +71,7 @@ def test_training_images_are_decoded_once_per_process(tmp_path: Path, monkeypatc
     make_tree(tmp_path, {"a": 20, "b": 20})
     first = open_folder(tmp_path).train()
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "read_image", lambda *_: pytest.fail("decoded an image again"))
+        patch.setattr(items, "read_image", lambda *_: pytest.fail("decoded an image again"))
         assert open_folder(tmp_path).train() is first
     save(tmp_path / "a" / "000.png", (0, 0, 0))
     save(tmp_path / "a" / "001.png", (0, 0, 0))

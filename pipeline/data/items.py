@@ -1,0 +1,96 @@
+"""The images of a user's data set: files, or rows of an array."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdedge.images import (
+    UnreadableImageError,
+    check_image,
+    check_pixels,
+    for_each,
+    image_dimensions,
+    read_image,
+    unreadable,
+)
+from kdedge.pipeline.data.duplicates import digest
+
+__all__ = ["Item", "for_all", "labels_of"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image file and the index of its class.
+
+    Attributes:
+        path: The file.
+        label: Index of the class.
+        name: Name of the image in its data set.
+        place: Where the data set lists the image, such as ``line 7``. Default: the name is the place.
+        group: Images of the same group are never in two parts. Default: the image has a group of its own.
+        part: The part for which the data set lists the image: ``train``, ``val`` or ``test``. Default: none.
+    """
+
+    path: Path
+    label: int
+    name: str
+    place: str = ""
+    group: str = ""
+    part: str = ""
+
+    @property
+    def identity(self) -> bytes:
+        """What identifies the image besides its own bytes; the name of a file in a class folder includes its class."""
+        if not self.place:
+            return os.fsencode(self.name)
+        return json.dumps([self.name, self.label, self.group, self.part]).encode()
+
+    def check(self) -> None:
+        """Check the header, see `check_image`."""
+        check_image(self.path)
+
+    def check_pixels(self) -> None:
+        """Check that `read` works, see `kdedge.images.check_pixels`."""
+        check_pixels(self.path)
+
+    def dimensions(self) -> tuple[int, int]:
+        """Return width and height in pixels, see `image_dimensions`."""
+        return image_dimensions(self.path)
+
+    def read(self, size: int) -> NDArray[np.uint8]:
+        """Return the pixels, ``[size, size, 3]`` uint8, see `read_image`."""
+        return read_image(self.path, size)
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 of what is stored, 32 bytes.
+
+        Raises:
+            InputError: It cannot be read.
+        """
+        return digest(self.path)
+
+
+def labels_of(items: Sequence[Item]) -> NDArray[np.int64]:
+    """Return the labels of images, ``[N] int64``."""
+    return np.array([item.label for item in items], np.int64)
+
+
+def for_all(items: Sequence[Item], work: Callable[[int], None], title: str) -> None:
+    """Call ``work(index)`` for every item on all cores; raise one error for all images that cannot be read."""
+    errors: dict[int, UnreadableImageError] = {}
+
+    def attempt(index: int) -> None:
+        try:
+            work(index)
+        except UnreadableImageError as error:
+            place = items[index].place
+            errors[index] = UnreadableImageError(error.path, f"{error.reason} ({place})") if place else error
+
+    for_each(len(items), attempt, title)
+    if errors:
+        raise unreadable([errors[index] for index in sorted(errors)])
