@@ -29,9 +29,10 @@ from kdedge.pipeline.distill.options import DistillConfig
 from kdedge.pipeline.models.initial import initialise
 from kdedge.pipeline.models.registry import LiteSpec
 from kdedge.pipeline.models.student import Student, build_lite
+from kdedge.pipeline.training.batches import Batches, place, predict_logits
 from kdedge.pipeline.training.device import autocast, prepare, resolve
-from kdedge.pipeline.training.loop import Batches, learning_rate, place, predict_logits
 from kdedge.pipeline.training.options import RuntimeConfig
+from kdedge.pipeline.training.schedule import learning_rate
 
 # Widths of the five convolutions, blocks that end with a 2x2 max-pool, blocks with an identity shortcut.
 CANDIDATES = {

@@ -23,8 +23,8 @@ from kdedge.dataset import Split
 from kdedge.pipeline.distill.options import DistillConfig
 from kdedge.pipeline.models.student import build_student
 from kdedge.pipeline.models.teacher import build_teacher, fold_batch_norms
+from kdedge.pipeline.training.batches import Batch, Batches, place
 from kdedge.pipeline.training.device import autocast, prepare, resolve
-from kdedge.pipeline.training.loop import Batch, Batches, place
 from kdedge.pipeline.training.options import RuntimeConfig, TeacherConfig
 
 IMAGES = 45_000

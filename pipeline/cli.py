@@ -1,7 +1,7 @@
 """The ``kdedge`` command: parses, calls a stage, prints.
 
-The commands are in `kdedge.pipeline.commands`, where every field of `kdedge.pipeline.config` becomes a flag. Nothing
-heavy is imported before a command needs it. Progress and log lines go to stderr, results to stdout.
+The commands are in `kdedge.pipeline.commands`; every field of `kdedge.pipeline.config` is a flag. Heavy modules are
+imported only when a command needs them. Progress and log lines go to stderr, results to stdout.
 
     kdedge run-all --data sample --out artifacts/demo
 """
@@ -43,7 +43,7 @@ def main(
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    """Take the options that belong to no command."""
+    """Handle the options of ``kdedge`` without a command."""
 
 
 if __name__ == "__main__":

@@ -28,25 +28,25 @@ from kdedge.progress import warn
 
 __all__ = ["benchmark_bundle", "check_benchmark", "sample_test_images"]
 
-# What a report says of the making of its run, and would be false of another host or other images.
+# Parts of a report about the run that made it, which are wrong for another host or other images.
 _OF_THE_MAKER = ("commit", "data", "versions", "wall_s", "stage_wall_s", "peak_rss_mb", "runtime")
 
 
 def check_benchmark(config: Config, bundle: Path, out_dir: Path) -> None:
-    """Check what can be known before a bundle is measured; write and create nothing.
+    """Check a bundle and the options before a measurement; write and create nothing.
 
     Raises:
-        InputError: ``bundle`` is no bundle, ``out_dir`` is in it or holds files that no benchmark wrote, or an option
+        InputError: ``bundle`` is not a bundle, ``out_dir`` is in it or has files that no benchmark wrote, or an option
             does not fit this machine.
         StageError: A CPU cannot be emulated here, or the bundle is damaged.
     """
     read_manifest(bundle)
     if out_dir.resolve().is_relative_to(bundle.resolve()):
-        raise InputError(f"--out {out_dir} is inside the bundle, whose files are fixed", "give another --out")
+        raise InputError(f"--out {out_dir} is inside the bundle, whose files are fixed", "use another --out")
     if any(is_stage(out_dir, stage) for stage in STAGES):
-        raise InputError(f"--out {out_dir} is a finished stage, whose files are fixed", "give another --out")
+        raise InputError(f"--out {out_dir} is a finished stage, whose files are fixed", "use another --out")
     if holds_nothing(out_dir / REPORT):
-        # It is written before the others.
+        # The report is written before the other files.
         for path in (out_dir / name for name in OTHER_FILES):
             if not holds_nothing(path):
                 raise not_ours(path, f"there is no {REPORT} of kdedge next to it")
@@ -65,14 +65,14 @@ def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, A
     Needs no PyTorch.
 
     Raises:
-        InputError: This is no bundle, or its data set is not to be had.
-        StageError: The bundle was altered, or computes other results here; a CPU cannot be emulated; or ``out_dir``
+        InputError: It is not a bundle, or its data set is unavailable.
+        StageError: The bundle was altered or computes other results here, a CPU cannot be emulated, or ``out_dir``
             cannot be written.
     """
     emulate = emulation(config.benchmark)
     verify_bundle(bundle)
     known = load_json(bundle / "report.json", ("run", "teacher", "student"))
-    # The report is about this host and these images: what was measured where the bundle was made stays in the bundle.
+    # The report is about this host and these images, not about the host that built the bundle.
     run = {key: value for key, value in known["run"].items() if key not in _OF_THE_MAKER}
     facts = {"run": run, **{key: known.get(key) for key in ("teacher", "student", "training", "quantization")}}
     dataset = _open_for(bundle, config)
@@ -81,7 +81,7 @@ def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, A
     if judged_on:
         run["same_test_images"] = judged_on == images_sha256
         if not run["same_test_images"]:
-            warn(f"these are not the test images ({dataset.name}) that the bundle was judged on: compare no accuracies")
+            warn(f"these are not the test images ({dataset.name}) of the bundle: its accuracies are not comparable")
     if not run.get("same_test_images"):
         facts["teacher"] = {**known["teacher"], "test_top1_pct": None}
     with disk_errors(out_dir):
@@ -99,25 +99,25 @@ def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, A
 
 
 def sample_test_images(config: Config, bundle: Path, count: int) -> tuple[list[int], npt.NDArray[np.uint8]]:
-    """Return ``count`` test images, stratified by class, with their numbers in the data set.
+    """Return ``count`` test images, stratified by class, with their indices in the data set.
 
-    For `kdedge.export.bundle.verify.emulate_bundle`, which chooses nothing by them.
+    For `kdedge.export.bundle.verify.emulate_bundle`.
 
     Raises:
-        InputError: The data set is not to be had, has fewer test images, or is not what the model was trained on.
+        InputError: The data set is unavailable, has too few test images, or does not fit the model.
         StageError: CIFAR-10 could not be fetched.
     """
     dataset = _open_for(bundle, config)
     check_fits(open_model(bundle / "student.int8.onnx"), dataset.class_names, dataset.image_size)
     test = dataset.test()
     if count > len(test):
-        raise InputError(f"{dataset.name} has {len(test)} test images, {count} were asked for", "ask for fewer")
+        raise InputError(f"{dataset.name} has {len(test)} test images, fewer than {count}", "lower the number")
     numbers = sample(test, count)
     return numbers, test.images[numbers]
 
 
 def _open_for(bundle: Path, config: Config) -> Dataset:
-    """Open the data set that a bundle is to be measured on; of a folder the test images are enough."""
+    """Open the data set for a bundle; a folder needs only test images."""
     dataset = open_dataset(config.data)
     if not isinstance(dataset, Folder):
         return dataset

@@ -1,4 +1,4 @@
-"""Run stages in a run directory: check everything that can be known before, run what is not up to date, record how.
+"""Runs stages in a run directory: checks first, runs stages that are not up to date, records the options.
 
 run_stages(("teacher", "distill"), config, Path("artifacts/run"))
 """
@@ -15,14 +15,16 @@ from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.build import build_config
 from kdedge.pipeline.data.folder import check_outside
 from kdedge.pipeline.data.sources import opened
-from kdedge.pipeline.run_dir import clean_up, run_stage, unfinished_config, why_rerun
+from kdedge.pipeline.exchange import clean_up
+from kdedge.pipeline.run_dir import run_stage, why_rerun
 from kdedge.pipeline.stages import bundle
 from kdedge.pipeline.stages.registry import STAGES, TRAINING_STAGES
+from kdedge.pipeline.unfinished import unfinished_config
 
 __all__ = ["check_stages", "recorded_config", "recorded_runtime", "run_stages"]
 
 CONFIG = "config.json"
-# Of which stages a section of the configuration holds options.
+# The sections of the configuration with options of each stage.
 _OPTIONS = {
     "teacher": ("preset", "data", "teacher", "runtime"),
     "distill": ("data", "distill", "runtime"),
@@ -34,11 +36,11 @@ _OPTIONS = {
 
 
 def check_stages(names: tuple[str, ...], config: Config, run_dir: Path) -> None:
-    """Check what can be known before stages run, the cheap first; write, create and time nothing.
+    """Check stages before they run, cheap checks first; write, create and time nothing.
 
     Raises:
-        InputError: A file or folder in the way is not kdedge's; a stage that is read is missing; an option does not
-            fit this machine, the images or the other options; the data set or another file is bad.
+        InputError: A file or folder in the way is not kdedge's, an earlier stage is missing, an option does not fit
+            this machine, the images or the other options, or the data set or another file is bad.
         StageError: A CPU cannot be emulated here, or the data set cannot be fetched.
     """
     check_owned(run_dir, names)
@@ -80,14 +82,14 @@ def run_stages(
         config: The configuration.
         run_dir: The run directory.
         force: Run them again even if they are up to date.
-        refresh: Run those again that were made with other versions of the stage or of a package that decides a result.
-        checked: Whether `check_stages` was called already.
+        refresh: Run stages again if another version of the stage or of a package that decides the result made them.
+        checked: Whether `check_stages` was called.
 
     Returns:
         Whether any of them ran.
 
     Raises:
-        KdedgeError: A check of `check_stages` fails, or a stage.
+        KdedgeError: A check of `check_stages` or a stage fails.
     """
     if not checked:
         check_stages(names, config, run_dir)
@@ -112,7 +114,7 @@ def run_stages(
 
 
 def _check_gpu(names: tuple[str, ...], config: Config, run_dir: Path, *, force: bool) -> None:
-    """Refuse to train on a GPU that is not there."""
+    """Check that there is a GPU if a stage trains on it."""
     from kdedge.pipeline.training.device import check_cuda
 
     if any(force or why_rerun(STAGES[name], config, run_dir) for name in names if name in TRAINING_STAGES):
@@ -120,7 +122,7 @@ def _check_gpu(names: tuple[str, ...], config: Config, run_dir: Path, *, force: 
 
 
 def recorded_config(run_dir: Path) -> dict[str, Any]:
-    """Return the configuration with which the stages of a run directory were made (empty: none is recorded).
+    """Return the recorded configuration of a run directory, or an empty one.
 
     Raises:
         InputError: The file is damaged, or not kdedge's.
@@ -140,16 +142,16 @@ def recorded_config(run_dir: Path) -> dict[str, Any]:
 
 
 def recorded_runtime(run_dir: Path) -> dict[str, Any] | None:
-    """Return the resolved runtime of the finished stages, else of unfinished work, which goes on as it began."""
-    for begun in (recorded_config(run_dir), *(unfinished_config(run_dir, name) for name in sorted(TRAINING_STAGES))):
-        if "runtime" in begun:
-            runtime: dict[str, Any] = begun["runtime"]
+    """Return the resolved runtime of finished stages, otherwise of unfinished work."""
+    for config in (recorded_config(run_dir), *(unfinished_config(run_dir, name) for name in sorted(TRAINING_STAGES))):
+        if "runtime" in config:
+            runtime: dict[str, Any] = config["runtime"]
             return runtime
     return None
 
 
 def _record(config: Config, run_dir: Path, made: str) -> None:
-    """Record the options with which a stage was made; those of other finished stages stay as they are."""
+    """Record the options of a stage; the options of other finished stages stay unchanged."""
     recorded, values = recorded_config(run_dir), dataclasses.asdict(config)
     for section in values.keys() & recorded.keys():
         decided = [name for name, sections in _OPTIONS.items() if section in sections]

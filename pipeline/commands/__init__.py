@@ -1,1 +1,1 @@
-"""The commands of ``kdedge``, by what they are for, and what they share."""
+"""The commands of ``kdedge``, grouped by purpose, and their shared parts."""

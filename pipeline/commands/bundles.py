@@ -1,4 +1,4 @@
-"""Commands on what runs leave and on the host: verify, predict, report, doctor."""
+"""Commands on bundles, reports and the host: verify, predict, report, doctor."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,7 @@ def verify(
     if not cpus and (emulate_images or data or data_dir):
         raise InputError("--emulate-images, --data and --data-dir are for --emulate", "name a CPU: --emulate haswell")
     if (data or data_dir) and not emulate_images:
-        raise InputError("--data and --data-dir are for --emulate-images", "say how many: --emulate-images 1000")
+        raise InputError("--data and --data-dir are for --emulate-images", "set the number: --emulate-images 1000")
     result = verify_bundle(bundle, sha256=sha256)
     if cpus:
         tests = None
@@ -104,7 +104,7 @@ def predict(
         show_error(str(error))
 
     for row in predict_images(bundle, images, top_k=top, fp32=fp32, failed=failed):
-        # Flushed: whoever pipes paths in one by one reads the answers one by one.
+        # Flushed, so that a caller who pipes paths one by one gets the answers one by one.
         if as_json:
             print(json.dumps(row), flush=True)
             continue
@@ -126,13 +126,13 @@ def report(
         typer.Option("--figure", help="Also draw accuracy against latency, as .png or .svg.", metavar="path"),
     ] = None,
 ) -> None:
-    """Print one report, what is different in another, or a table of several."""
+    """Print one report, the differences of two, or a table of several."""
     from kdedge.benchmarks.report.compare import check_same_host, compare_reports, tabulate
     from kdedge.benchmarks.report.compare_text import comparison_markdown, print_comparison
     from kdedge.benchmarks.report.file import load_report
 
     if as_json and markdown:
-        raise InputError("--json and --markdown exclude each other", "give one of them")
+        raise InputError("--json and --markdown exclude each other", "use one of them")
     if figure and len(reports) == 1:
         raise InputError("--figure needs two reports or more", "name another: kdedge report A B --figure FILE.png")
     loaded, names = [load_report(path) for path in reports], [str(path) for path in reports]
@@ -171,17 +171,17 @@ def doctor(
 
     facts = examine()
     facts["checks"] += emulation_checks()
-    # Without onnxruntime no model can be asked, and that is the first check already.
+    # Without onnxruntime, which is the first check, no model can be opened.
     if bundle is not None and facts["host"] is not None:
         facts["checks"].insert(0, artifact_check(_model_of(bundle)))
     print(json.dumps(facts) if as_json else format_doctor(facts))
 
 
 def _model_of(artifact: Path) -> Path:
-    """Return the INT8 model of a bundle, or the model file that is meant.
+    """Return the INT8 model of a bundle, or the given model file.
 
     Raises:
-        InputError: A folder that is no bundle.
+        InputError: The folder is not a bundle.
         StageError: A bundle with a damaged manifest.
     """
     from kdedge.export.bundle.verify import read_manifest

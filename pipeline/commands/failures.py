@@ -1,4 +1,4 @@
-"""How a command that fails ends: one message with what to do next on stderr, no traceback, an exit code."""
+"""Shows the error of a command: one message with the next step on stderr, no traceback, an exit code."""
 
 import errno
 import functools
@@ -18,21 +18,21 @@ from kdedge.progress import printable, say, set_quiet
 
 __all__ = ["Commands", "reported", "show_error"]
 
-# The base of everything that Typer finds wrong with a command line; it lies in click or, later, in Typer's copy of it.
+# The base of all usage errors; depending on its version, Typer takes it from click or from its own copy.
 _UsageError: Any = typer.BadParameter.__base__
 
-# Which extra installs a module that the base install lacks.
+# The extra that installs a module missing from the base install.
 _EXTRAS = {"onnxruntime": "cpu"} | dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "safetensors"), "train")
 
-# Begins each item where `kdedge.pipeline.config.build` lists several problems.
+# The start of each item in a list of problems from `kdedge.pipeline.config.build`.
 _ITEM = "\n  - "
 
-# What PyTorch says of it is a RuntimeError.
+# PyTorch raises a RuntimeError for it.
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory")
 
 
 class Commands(TyperGroup):
-    """The commands; wrong usage is shown as every other error is."""
+    """The commands; usage errors are shown like other errors."""
 
     def main(self, *args: Any, **options: Any) -> NoReturn:
         """Run a command line and exit."""
@@ -51,14 +51,14 @@ class Commands(TyperGroup):
 
 
 def reported(function: Callable[..., None]) -> Callable[..., None]:
-    """Show a `KdedgeError` as one message with what to do next, and end with its exit code."""
+    """Show a `KdedgeError` as one message with the next step, and end with its exit code."""
 
     @functools.wraps(function)
     def wrapper(**arguments: Any) -> None:
         set_quiet(arguments.get("quiet", False))
         try:
             function(**arguments)
-            # A reader that went away (`kdedge … | head`) is met here, where Typer ends quietly, not at exit.
+            # A closed pipe (`kdedge … | head`) raises here, where Typer ends quietly, and not at exit.
             sys.stdout.flush()
         except KdedgeError as error:
             show_error(str(error), error.hint)
@@ -77,9 +77,9 @@ def reported(function: Callable[..., None]) -> Callable[..., None]:
         except OSError as error:
             if error.errno == errno.EPIPE:  # Typer ends quietly
                 raise
-            # No path that somebody gave is at fault, but the disk, the network or a limit.
+            # The cause is the disk, the network or a limit, not a path of the user.
             if error.filename is None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
-                show_error(f"the system refused: {error}", "")
+                show_error(f"system error: {error}", "")
                 raise typer.Exit(1) from None
             show_error(f"cannot use {error.filename}: {error.strerror}", "check the path and its permissions")
             raise typer.Exit(2) from None
@@ -91,8 +91,8 @@ def reported(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def show_error(message: str, hint: str = "") -> None:
-    """Print an error on one line, or one for every item of a list, and what to do next on another."""
-    sys.stdout.flush()  # where both go to one file, results stand before the error that ended them
+    """Print an error on one line (a list: one line per item) and the next step on another."""
+    sys.stdout.flush()  # if both go to one file, results come before the error
     text = _ITEM.join(map(printable, message.split(_ITEM)))
     say(f"error: {text}", "red")
     if hint:
@@ -100,7 +100,7 @@ def show_error(message: str, hint: str = "") -> None:
 
 
 def _open_closed_streams() -> None:
-    """Open what the shell closed (``>&-``) on the null device: nothing else may get its number, and it can be used."""
+    """Open streams that the shell closed (``>&-``) on the null device, so that no other file gets their numbers."""
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:
             null = os.open(os.devnull, os.O_RDWR)  # the lowest free number

@@ -1,7 +1,7 @@
-"""Makes a command from a function: a flag for every field of `kdedge.pipeline.config`, and the options that steer it.
+"""Makes a command from a function: a flag for every field of `kdedge.pipeline.config`, and further options.
 
-Under ``@app.command()``, ``@configured(("export",))`` gives ``export(config, out, **again)`` the flags of one section.
-A command with many options names those that ``--help`` shows; ``--help-all`` shows all, in a panel per section.
+Under ``@app.command()``, ``@configured(("export",))`` adds the flags of a section to ``export(config, out, **again)``.
+A command with many options names the ones in ``--help``; ``--help-all`` shows all, in a panel per section.
 """
 
 import copy
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 Options = dict[str, tuple[Any, Any]]
-"""Annotation and default of parameters of a command, by name."""
+"""Annotation and default of the parameters of a command, by name."""
 
 Fields = dict[str, dict[str, Any]]
 """Values of fields of the configuration, by section and name."""
@@ -108,18 +108,18 @@ def configured(
     first: tuple[str, ...] = (),
     prepare: Callable[[dict[str, Any], Fields], Flags] = lambda given, fields: RUN_FLAGS,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command these options and a flag for every field of some sections.
+    """Add options and a flag for every field of some sections to a command.
 
-    The decorated function is called with the configuration and the options that did not go into it.
+    The decorated function is called with the configuration and the options that are not part of it.
 
     Args:
         sections: Sections of the configuration.
         options: Further options.
-        without: Options, or fields as ``section__field``, that the command does not have.
-        short: Second flags of fields, by ``section__field``, for a command in which they cannot mean anything else.
-        first: What ``--help`` shows of options and fields; the others are shown by ``--help-all`` only. Empty: all.
-        prepare: Called with the options and the fields that were given before the configuration is built; it may
-            change the fields, and returns what the command calls its options.
+        without: Options, or fields as ``section__field``, to leave out.
+        short: Second flags of fields, by ``section__field``, which are unambiguous in this command.
+        first: Options and fields that ``--help`` shows; only ``--help-all`` shows the others. Empty: all.
+        prepare: Called with the given options and fields before the configuration is built. It may change the fields,
+            and returns the command's names of options.
     """
     old_names = {old: new for old, new in RENAMED["study"].items() if new in options}
     declared = {**options, **_section_options(sections, short or {}, in_panels=not first)}
@@ -170,7 +170,7 @@ def _hidden(option: tuple[Any, Any]) -> tuple[Any, Any]:
 
 
 def _help_all_option(count: int) -> tuple[Any, Any]:
-    """Return the option that shows every option of its command, those of a section in a panel of their own."""
+    """Return the option that shows every option of its command, with a panel per section."""
 
     def show(context: typer.Context, value: bool) -> None:
         if not value:
@@ -232,10 +232,10 @@ def _warn_of_old_name(old: str, new: str) -> None:
 def _describe_default(item: "dataclasses.Field[Any]") -> str:
     parts = [f"default: {item.metadata['auto'] or (item.default if item.default != '' else 'none')}"]
     if any(choice not in item.metadata["help"] for choice in item.metadata["choices"]):
-        parts.insert(0, ", ".join(item.metadata["choices"]))  # can be broken into lines, which "|" cannot
+        parts.insert(0, ", ".join(item.metadata["choices"]))  # unlike "|", it allows line breaks
     least, most = item.metadata["least"], item.metadata["most"]
     if least is not None:
-        least = max(0, least) if item.metadata["auto"] else least  # a number below stands for the default
+        least = max(0, least) if item.metadata["auto"] else least  # a number below selects the default
         parts.insert(0, f"{least} to {most}" if most is not None else f"at least {least}")
     return "; ".join(parts)
 
@@ -252,13 +252,13 @@ def _fields(arguments: dict[str, Any]) -> Fields:
 
 
 def resolve(given: dict[str, Any], fields: Fields, flags: Flags = RUN_FLAGS) -> Config:
-    """Build the configuration of a command: recorded run or bundle, preset, ``--config`` file, fields from flags."""
+    """Build the configuration of a command from the recorded run or bundle, preset, ``--config`` file and flags."""
     file = load_config_file(given["config"]) if given["config"] else {}
     return build_config(_recorded(given), file, fields, preset=given.get("preset") or "", flags=flags)
 
 
 def _recorded(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of the bundle that a command measures or of the run that it continues; empty: neither."""
+    """Return the options of the measured bundle or of the continued run (none: an empty mapping)."""
     if given.get("bundle"):
         from kdedge.export.bundle.verify import read_manifest
 
@@ -285,5 +285,5 @@ def load_config_file(path: Path) -> dict[str, Any]:
         kind = path.suffix.lstrip(".").upper() or "TOML"
         raise InputError(f"{path} is not valid {kind}: {error}", "write a table per section: [distill]") from error
     if not isinstance(config, dict):
-        raise InputError(f"{path} holds a {type(config).__name__}, expected an object with a key per section")
+        raise InputError(f"{path} is a {type(config).__name__}, expected an object with a key per section")
     return config

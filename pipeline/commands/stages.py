@@ -1,4 +1,4 @@
-"""Commands of the pipeline: all of it, and each of its stages."""
+"""Commands of the pipeline: all stages, and each stage."""
 
 import json
 import sys
@@ -24,13 +24,13 @@ _BUNDLE: Options = {
         None,
     ),
 } | JSON
-# The options that the README names.
+# The options in the README.
 _FIRST = (
     "out", "data__source", "data__image_size", "teacher__weights", "distill__student", "distill__method",
     "distill__epochs", "quantize__target", "benchmark__limit_pp", "bundle__allow_undecided",
 )  # fmt: skip
 _TRAINING = ("out", "data__source", "data__image_size", "runtime__device", "force")
-# Without training and its --threads beside it, `kdedge benchmark` needs no prefix.
+# `kdedge benchmark` has no --threads of a training, so its options need no prefix.
 _BENCHMARK_SHORT = {f"benchmark__{name}": f"--{name}" for name in ("threads", "batches", "seconds")}
 
 
@@ -53,7 +53,7 @@ def run_all(config: Config, out: Path, **again: bool) -> None:
 @app.command(help="Fetch the data set, check it and print a summary.")
 @configured(("data",), STAGE | JSON, without=("out", "force", "refresh"))
 def data(config: Config, as_json: bool) -> None:
-    """Print the data set as a table, or as one JSON line where nobody looks at it."""
+    """Print the data set as a table on a terminal, otherwise as one JSON line."""
     from kdedge.pipeline.data.summary import print_summary, summarise
 
     facts = summarise(config.data)
@@ -114,7 +114,7 @@ def quantize(config: Config, out: Path, **again: bool) -> None:
     first=(*_BUNDLE, "out", "data__source", "benchmark__limit_pp", "benchmark__emulate", *_BENCHMARK_SHORT),
 )
 def benchmark(config: Config, out: Path, bundle: Path | None, as_json: bool, **again: bool) -> None:
-    """Measure and print the summary; where stdout is no terminal, or with ``--json``, one JSON line follows."""
+    """Measure and print the summary; with ``--json`` or without a terminal, one JSON line follows."""
     from kdedge.pipeline.run_dir import lock_run
 
     if bundle is None:
@@ -134,7 +134,7 @@ def benchmark(config: Config, out: Path, bundle: Path | None, as_json: bool, **a
     from kdedge.export.bundle.build import check_gate
 
     if bundle is not None and not (report["run"].get("same_test_images") and report["gate"]["verdict"] == "failed"):
-        return  # the gate of the bundle was decided where it was made
+        return  # the gate was decided on the host that built the bundle
     try:
         check_gate(report, allow_undecided=config.bundle.allow_undecided)
     except GateError as error:
@@ -170,7 +170,7 @@ def _run(names: tuple[str, ...], config: Config, out: Path, again: Mapping[str, 
 
 
 def _without_reason(report: Mapping[str, Any], error: GateError) -> GateError:
-    """Return the error of a gate whose reason the summary has just given."""
+    """Return the error of a gate without its reason, which is in the summary."""
     verdict = "failed" if report["gate"]["verdict"] == "failed" else "is undecided"
     return GateError(f"the gate {verdict}", error.hint)
 

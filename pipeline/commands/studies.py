@@ -26,7 +26,7 @@ app = typer.Typer()
 
 _STUDIES = "More commands: studies"
 
-# What a study has beside the options of its runs; see `kdedge.pipeline.study.compare.StudyOptions`.
+# Options of a study in addition to those of its runs; see `kdedge.pipeline.study.compare.StudyOptions`.
 _STUDY: Options = {
     "epochs": (
         Annotated[
@@ -125,10 +125,10 @@ def _prepare(given: dict[str, Any], fields: Fields, flags: Flags) -> Flags:
         names = [item.metadata["flag"] for item in dataclasses.fields(TeacherConfig) if item.name in fields["teacher"]]
         raise InputError(
             f"--teacher-dir names a finished teacher, which {', '.join(names)} would not change",
-            "leave out the one or the others",
+            "leave out one of them",
         )
-    # Every cell has its own length and method and is checked with them; what all share is checked with the longest, and
-    # with the method that contradicts no option.
+    # Every cell is checked with its length and method. The shared options are checked with the longest, and with the
+    # method that contradicts no option.
     shared = fields.setdefault("distill", {})
     shared["epochs"] = max(parse_counts(given["epochs"], flags.epochs, 100_000))
     if "methods" in given:
@@ -171,7 +171,7 @@ def ablate(config: Config, out: Path, factors: str, as_json: bool, **options: An
 def _study(
     config: Config, run: Callable[[Any], dict[str, Any]], out: Path, as_json: bool, options: dict[str, Any]
 ) -> None:
-    """Run a study in its locked directory and print what it found."""
+    """Run a study in its locked directory and print its page."""
     from kdedge.pipeline.run_dir import lock_run
     from kdedge.pipeline.study.compare import StudyOptions, check_study
 

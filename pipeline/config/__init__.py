@@ -1,4 +1,4 @@
-"""The configuration of a run: the sections that each part of kdedge declares next to its code.
+"""The configuration of a run, in sections that each package declares next to its code.
 
 One frozen dataclass per section. The command line makes a flag of every field (``flag`` in its metadata), a TOML
 file has a table per section and a key per field; precedence is flag, then ``--config`` file, then recipe, then preset,

@@ -1,4 +1,4 @@
-"""From presets, recipes and layers of options to one checked `Config`."""
+"""Builds a checked `Config` from presets, recipes and layers of options."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -33,8 +33,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "reference": {"teacher": {"epochs": 30}, "distill": {"epochs": 40}},
 }
 
-# A layer over the preset and under everything that is named: `source` is what the source of the method states (no
-# augmentation, no schedule, hints as plain MSE), on a start and an optimizer as PyTorch gives them.
+# A layer above the preset and below the given options. `source` is the recipe in the source of the method: no
+# augmentation, no schedule, hints as plain MSE, and the default initial weights and optimizer of PyTorch.
 RECIPES: dict[str, dict[str, Any]] = {
     "source": {
         "batch_size": 64,
@@ -61,13 +61,13 @@ RECIPES["kdedge"] = {
 def build_config(*layers: Mapping[str, Any], preset: str = "", flags: Flags = RUN_FLAGS) -> Config:
     """Merge configuration layers over the preset, later layers winning.
 
-    A layer that names another recipe than the layers below it takes over that recipe's values, under its own.
+    A layer with another recipe than the layers below it also has the values of that recipe, below its own values.
 
     Args:
         layers: Nested mappings ``{section: {key: value}}``; a layer may name its ``preset``.
         preset: Name of the preset; empty: the last layer that names one, else ``sample`` for the shipped sample
             and ``default`` for everything else.
-        flags: What the command calls its options.
+        flags: The command's names of options.
 
     Raises:
         InputError: Unknown sections, keys or choices, wrong types, values out of range: all in one message.
@@ -107,13 +107,13 @@ def build_config(*layers: Mapping[str, Any], preset: str = "", flags: Flags = RU
 
 
 def _renamed(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a section by the names that their options have now."""
+    """Return the values of a section by the new names of its options."""
     names = RENAMED.get(section, {})
     return {names.get(key, key): value for key, value in values.items()}
 
 
 def _build_section(section: str, values: Mapping[str, Any], problems: list[str]) -> Any:
-    """Build one section's dataclass; append what is wrong with its values to ``problems``."""
+    """Build the dataclass of a section; append errors in its values to ``problems``."""
     known = {item.name: item for item in dataclasses.fields(SECTIONS[section])}
     clean = {}
     for key, value in values.items():

@@ -1,4 +1,4 @@
-"""What is wrong with the values of a configuration: each on its own, and in combination."""
+"""Checks the values of a configuration, each and in combination."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +15,7 @@ __all__ = ["ABLATE_FLAGS", "COMPARE_FLAGS", "RUN_FLAGS", "Flags", "check_value",
 
 
 class Flags(NamedTuple):
-    """What a command calls its options where another calls them otherwise."""
+    """A command's names of options that differ between commands."""
 
     epochs: str = "--distill-epochs"
     method: str = "--method"
@@ -27,7 +27,7 @@ ABLATE_FLAGS = Flags("--epochs")
 
 
 def check_value(section: str, item: "dataclasses.Field[Any]", value: Any, problems: list[str]) -> Any:
-    """Return ``value`` in the type of the field; append what is wrong with it to ``problems``."""
+    """Return ``value`` in the type of the field; append errors to ``problems``."""
     name = f"{item.metadata['flag'] or item.name} ([{section}] {item.name})"
     wanted = item.metadata["kind"]
     if value is None and item.default is None:
@@ -45,7 +45,7 @@ def check_value(section: str, item: "dataclasses.Field[Any]", value: Any, proble
             problems.append(str(error))
     if choices and value not in choices:
         problems.append(f"{name} = {value!r}{closest(str(value), choices)}: expected one of {', '.join(choices)}")
-    # Written so that NaN fails too.
+    # Also true for NaN.
     if (least is not None and not value >= least) or (most is not None and not value <= most):
         bounds = f"at least {least}" if most is None else f"between {least} and {most}"
         problems.append(f"{name} = {value!r} is out of range: expected {bounds}")
@@ -53,28 +53,26 @@ def check_value(section: str, item: "dataclasses.Field[Any]", value: Any, proble
 
 
 def conflicts(data: "DataConfig", distill: "DistillConfig", flags: Flags = RUN_FLAGS) -> list[str]:
-    """Return what is wrong with options taken together, each alone being right."""
+    """Return the contradictions between options that are valid on their own."""
     found = []
     if data.dir and data.source != "cifar10":
         found.append(f"--data-dir ([data] dir) is for --data cifar10; --data {data.source} does not read it")
     if not distill.epochs:
         if not distill.weights:
-            found.append(f"{flags.epochs} 0 takes trained weights as they are: name them with --student-weights")
+            found.append(f"{flags.epochs} 0 uses trained weights unchanged: name them with --student-weights")
         return found
     method, hint_only = METHODS[distill.method], distill.hint_only_epochs
     if method.blocks and hint_only >= distill.epochs > 0:
         found.append(
             f"{hint_only} hint-only epochs (--hint-epochs) leave none of {distill.epochs} ({flags.epochs}): "
-            f"lower the one, raise the other, or leave out the method {distill.method}"
+            f"lower the first, raise the second, or leave out the method {distill.method}"
         )
     if method.dynamic and distill.rechoose_epochs >= distill.epochs > 0:
         found.append(
             f"{flags.method} {distill.method} would never choose again: --rechoose-epochs {distill.rechoose_epochs} "
-            f"is not below {distill.epochs} ({flags.epochs}): lower the one, raise the other, or "
+            f"is not below {distill.epochs} ({flags.epochs}): lower the first, raise the second, or "
             "leave out that method"
         )
     if method.blocks and not distill.beta:
-        found.append(
-            f"{flags.method} {distill.method} learns from hints, and --beta 0 takes them away: use {flags.method} kd"
-        )
+        found.append(f"{flags.method} {distill.method} uses hints, and --beta 0 disables them: use {flags.method} kd")
     return found

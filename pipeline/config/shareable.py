@@ -1,4 +1,4 @@
-"""Command lines as others may read them: short, and without what only this machine has."""
+"""Command lines for others: short, and without paths of this machine."""
 
 import dataclasses
 import re
@@ -16,9 +16,9 @@ _PATH = re.compile(r"((?:--[\w-]+=)?(?:folder:)?)(.*)", re.DOTALL)  # matches ev
 
 
 def as_flags(config: Config) -> list[str]:
-    """Return the shortest command line that gives a configuration: what differs from its preset and recipe.
+    """Return the shortest command line of a configuration: the options that differ from its preset and recipe.
 
-    What only this machine has is not in it; see `shareable`.
+    It has no paths of this machine; see `shareable`.
     """
     return shareable(_flags(config))
 
@@ -49,7 +49,7 @@ def _flags(config: Config) -> list[str]:
 
 
 def shareable(words: Iterable[str]) -> list[str]:
-    """Return a command line as others may read it, with absolute paths cut to their last part.
+    """Return a command line for others, with absolute paths cut to their last part.
 
     Without ``--data-dir`` and ``--compare-with``: paths change no result of a run and are private.
     """

@@ -16,8 +16,8 @@ from kdedge.pipeline.distill.hints import HintPair, measure_similarity
 from kdedge.pipeline.distill.losses import kd_loss
 from kdedge.pipeline.models.student import Student
 from kdedge.pipeline.models.teacher import FeatureTap, Teacher
+from kdedge.pipeline.training.batches import predict_logits, to_pixels
 from kdedge.pipeline.training.device import autocast
-from kdedge.pipeline.training.loop import predict_logits, to_pixels
 
 __all__ = ["StudentEvaluator"]
 

@@ -1,6 +1,6 @@
-"""A frozen teacher whose logits for a view are computed once and kept in a file that all runs of a study share.
+"""A frozen teacher whose logits of augmented images are computed once and cached in a file that all runs share.
 
-A view is a flip and a shift drawn from (image, epoch), so another run asks for the same views. Logits are rounded to
+A flip and a shift are drawn from (image, epoch), so another run has the same augmented images. Logits are rounded to
 fp16 before they are used, also when they have just been computed, so that a run gives the same bits with an empty and
 with a full cache. For the same reason the teacher sees images in parts of one fixed size: the kernels that a library
 chooses, and with them the last bits, depend on the batch size. On a GPU, where no run repeats another to the bit, it
@@ -9,7 +9,7 @@ sees the batch at once.
 Hints need the teacher's maps, which would take too much room. With the logits at hand, though, the teacher runs no
 further than the deepest block that is hinted at.
 
-An entry is the fp16 logits of a view and a CRC-32 over them and the number of the view. What was torn by a crash, or by
+An entry is the fp16 logits of an augmented image and a CRC-32 over them and its number. An entry torn by a crash, or by
 two processes that write at once, has a wrong checksum and counts as missing, so no lock is needed. Holes of the sparse
 file read as zeros and count as missing, too.
 """
@@ -28,14 +28,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdedge.pipeline.models.teacher import FeatureTap, Teacher
+from kdedge.pipeline.training.batches import Batch
 from kdedge.pipeline.training.device import autocast
-from kdedge.pipeline.training.loop import Batch
 from kdedge.pipeline.training.options import RuntimeConfig
 from kdedge.progress import log, warn_once
 
 __all__ = ["CachedTeacher", "LogitsFile", "cache_name"]
 
-# Raised whenever the same key would give other bits: other views by the same number, other rounding, other parts.
+# Raised whenever the same key would give other bits: other images of the same number, other rounding, other parts.
 _VERSION = 2
 _PART = 32  # images that the teacher sees at once on a CPU
 _CRC_BYTES = 4
@@ -50,7 +50,7 @@ def cache_name(teacher_sha256: tuple[str, str], data_sha256: str, shift: int, ru
         teacher_sha256: Of the teacher's weight file and of its description: another stem computes other logits from
             the same weights.
         data_sha256: Of the training images.
-        shift: Largest shift of a view in pixels.
+        shift: Largest shift of an image in pixels.
         runtime: Resolved; the seed does not matter.
     """
     device = torch.cuda.get_device_name() if runtime.device == "cuda" else runtime.isa
@@ -60,45 +60,45 @@ def cache_name(teacher_sha256: tuple[str, str], data_sha256: str, shift: int, ru
 
 
 class LogitsFile:
-    """Logits by number of the view, in one file, which is opened when it is needed first.
+    """Logits by number of the augmented image, in one file, opened on first use.
 
     Args:
         path: The file; made, with its folder, if it is not there.
-        classes: Logits per view.
-        views: How many views there are.
+        classes: Logits per image.
+        augmentations: Number of augmented images.
     """
 
-    def __init__(self, path: Path, *, classes: int, views: int) -> None:
-        self._path, self._classes, self._views = path, classes, views
+    def __init__(self, path: Path, *, classes: int, augmentations: int) -> None:
+        self._path, self._classes, self._augmentations = path, classes, augmentations
         self._entry = 2 * classes + _CRC_BYTES
 
-    def read(self, views: NDArray[np.int64]) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+    def read(self, augmentations: NDArray[np.int64]) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
         """Return logits float16 ``[N, C]`` and which of them are there, bool ``[N]``."""
-        logits = np.zeros((len(views), self._classes), np.float16)
-        found = np.zeros(len(views), bool)
-        for row, view in enumerate(views.tolist()):
+        logits = np.zeros((len(augmentations), self._classes), np.float16)
+        found = np.zeros(len(augmentations), bool)
+        for row, number in enumerate(augmentations.tolist()):
             if self._file is None:
                 break
             try:
-                self._file.seek(view * self._entry)
+                self._file.seek(number * self._entry)
                 entry = self._file.read(self._entry)
             except OSError as error:
                 self._give_up(error)
                 break
-            if len(entry) == self._entry and any(entry) and entry[-_CRC_BYTES:] == _checksum(entry, view):
+            if len(entry) == self._entry and any(entry) and entry[-_CRC_BYTES:] == _checksum(entry, number):
                 logits[row] = np.frombuffer(entry[:-_CRC_BYTES], np.float16)
                 found[row] = True
         return logits, found
 
-    def write(self, views: NDArray[np.int64], logits: NDArray[np.float16]) -> None:
+    def write(self, augmentations: NDArray[np.int64], logits: NDArray[np.float16]) -> None:
         """Keep logits float16 ``[N, C]``; a full disk costs the cache, not the run."""
-        for view, row in zip(views.tolist(), logits, strict=True):
+        for number, row in zip(augmentations.tolist(), logits, strict=True):
             if self._file is None:
                 return
             entry = row.tobytes() + bytes(_CRC_BYTES)
             try:
-                self._file.seek(view * self._entry)
-                self._file.write(entry[:-_CRC_BYTES] + _checksum(entry, view))
+                self._file.seek(number * self._entry)
+                self._file.write(entry[:-_CRC_BYTES] + _checksum(entry, number))
             except OSError as error:
                 self._give_up(error)
 
@@ -111,9 +111,9 @@ class LogitsFile:
 
     @cached_property
     def _file(self) -> IO[bytes] | None:
-        size = self._views * self._entry
+        size = self._augmentations * self._entry
         if size > _FILE_LIMIT:
-            log(f"teacher logits are not kept: all views of these images would take {size / 1e9:.1f} GB")
+            log(f"teacher logits are not kept: all augmented images would take {size / 1e9:.1f} GB")
             return None
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ class LogitsFile:
 
 
 class CachedTeacher:
-    """A frozen teacher that computes its logits for a view once.
+    """A frozen teacher that computes the logits of an augmented image once.
 
     Args:
         teacher: In eval mode.
@@ -146,13 +146,13 @@ class CachedTeacher:
         """Return the logits of a batch and the maps of some blocks, on the device of the batch.
 
         Args:
-            batch: B views.
+            batch: B augmented images.
             blocks: Names from `kdedge.pipeline.models.teacher.hint_candidates`.
 
         Returns:
             (logits float32 ``[B, C]``, rounded to fp16; maps ``[B, C', H, W]`` by block).
         """
-        logits, found = self._file.read(batch.views)
+        logits, found = self._file.read(batch.augmentations)
         part = _PART if self._runtime.device == "cpu" else len(logits)
         maps: dict[str, list[Tensor]] = {name: [] for name in blocks}
         with autocast(self._runtime), FeatureTap(self._teacher, blocks) as tap:
@@ -165,7 +165,7 @@ class CachedTeacher:
                 pixels = batch.pixels[filled.to(batch.pixels.device)]
                 if len(missing):
                     logits[missing] = self._teacher(pixels).half().cpu().numpy()[missing - start]
-                    self._file.write(batch.views[missing], logits[missing])
+                    self._file.write(batch.augmentations[missing], logits[missing])
                 else:
                     tap.run_to_deepest(pixels)
                 for name in blocks:
@@ -180,8 +180,8 @@ class CachedTeacher:
         return computed
 
 
-def _checksum(entry: bytes, view: int) -> bytes:
-    return zlib.crc32(entry[:-_CRC_BYTES], view & 0xFFFFFFFF).to_bytes(_CRC_BYTES, "little")
+def _checksum(entry: bytes, number: int) -> bytes:
+    return zlib.crc32(entry[:-_CRC_BYTES], number & 0xFFFFFFFF).to_bytes(_CRC_BYTES, "little")
 
 
 def _make_room(path: Path) -> None:

@@ -17,8 +17,9 @@ from kdedge.pipeline.distill.methods import METHODS
 from kdedge.pipeline.distill.optimizer import build_optimizer, set_learning_rate
 from kdedge.pipeline.distill.teacher_logits import CachedTeacher
 from kdedge.pipeline.models.student import Student
+from kdedge.pipeline.training.batch_norms import refresh_batch_norms
+from kdedge.pipeline.training.batches import Batch, Batches, place, top1_pct
 from kdedge.pipeline.training.device import autocast
-from kdedge.pipeline.training.loop import Batch, Batches, place, refresh_batch_norms, top1_pct
 from kdedge.progress import log
 
 __all__ = ["Trainer", "first_batches"]

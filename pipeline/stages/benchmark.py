@@ -165,7 +165,7 @@ def _top1_pct(model: "torch.nn.Module", split: Split) -> float:
     """
     import torch
 
-    from kdedge.pipeline.training.loop import place, predict_logits
+    from kdedge.pipeline.training.batches import place, predict_logits
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     right = predict_logits(place(model, device), split.images, device).argmax(1).numpy() == split.labels

@@ -48,9 +48,11 @@ from kdedge.pipeline.models.load import (
 from kdedge.pipeline.models.student import Student, build_student
 from kdedge.pipeline.models.teacher import Teacher, fold_batch_norms
 from kdedge.pipeline.models.weights import load_mean, load_weights, save_module
+from kdedge.pipeline.training.batch_norms import refresh_batch_norms
+from kdedge.pipeline.training.batches import Batches, place, to_pixels
 from kdedge.pipeline.training.device import autocast, prepare
+from kdedge.pipeline.training.epoch_loop import EpochLoop
 from kdedge.pipeline.training.length import fit_to_images
-from kdedge.pipeline.training.loop import Batches, EpochLoop, place, refresh_batch_norms, to_pixels
 from kdedge.progress import log, warn
 
 __all__ = ["HINT_DOMINATED_PCT", "check", "run"]
@@ -108,7 +110,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     cache = LogitsFile(
         _logits_path(inputs["teacher"], dataset.train_sha256(), config),
         classes=len(classes),
-        views=(int(train.dataset_indices[-1]) + 1) * batches.views_per_image,
+        augmentations=(int(train.dataset_indices[-1]) + 1) * batches.augmentations_per_image,
     )
     cached = CachedTeacher(teacher, config.runtime, cache)
     evaluator = StudentEvaluator(

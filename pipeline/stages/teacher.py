@@ -30,9 +30,10 @@ from kdedge.pipeline.models.load import TEACHER_DESCRIPTION, TEACHER_WEIGHTS, lo
 from kdedge.pipeline.models.teacher import Teacher, check_arch
 from kdedge.pipeline.models.weights import save_module
 from kdedge.pipeline.training.augmentations import blank_squares
+from kdedge.pipeline.training.batches import Batch, Batches, place, predict_logits, top1_pct
 from kdedge.pipeline.training.device import autocast, prepare
+from kdedge.pipeline.training.epoch_loop import EpochLoop
 from kdedge.pipeline.training.length import fit_to_images
-from kdedge.pipeline.training.loop import Batch, Batches, EpochLoop, place, predict_logits, top1_pct
 from kdedge.progress import log
 
 __all__ = ["check", "check_data", "run"]
@@ -95,7 +96,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         for group in optimizer.param_groups:
             group["lr"] = rate * peak
         teacher.train()
-        pixels = blank_squares(batch.pixels, batch.views, epoch=epoch, side=settings.cutout)
+        pixels = blank_squares(batch.pixels, batch.augmentations, epoch=epoch, side=settings.cutout)
         with autocast(config.runtime):
             logits = teacher(pixels)
         loss = functional.cross_entropy(logits.float(), batch.labels, label_smoothing=settings.label_smoothing)

@@ -2,7 +2,7 @@
 
     kdedge ablate --epochs 20 --seeds 0,1,2 --factors lr,temperature --out artifacts/ablate
 
-Cells, tables and figures are those of `kdedge.pipeline.study.compare`; the control is the base.
+Cells, tables and figures are as in `kdedge.pipeline.study.compare`; the control is the base.
 """
 
 from collections.abc import Callable, Iterable
@@ -97,7 +97,7 @@ def ablate(config: Config, out: Path, factors: str, options: StudyOptions) -> di
     Args:
         config: The base.
         out: Directory of the study, locked.
-        factors: Names, comma-separated (empty: all that have an effect in runs of the base's method).
+        factors: Names, comma-separated (none: all with an effect in runs of the base's method).
         options: Options of the study.
 
     Raises:

@@ -155,7 +155,7 @@ def _test_accuracies(directory: Path) -> Row:
 
 
 def _known_test(cell: Cell, directory: Path) -> Row:
-    """Return the test accuracies from an earlier command (empty: none, or of another student)."""
+    """Return the test accuracies from an earlier command of the same student, or an empty row."""
     if not (directory / _TEST / "benchmark").exists():
         return {}  # without hashing the test images
     measured = _test_run(directory)

@@ -88,7 +88,7 @@ def check_study(config: Config, out: Path, options: StudyOptions) -> None:
 
     Raises:
         InputError: A file or folder in the way is not kdedge's, a list is not one of whole numbers, the data set is bad
-            or contains ``out``, or there are far too many threads.
+            or contains ``out``, or there are too many threads.
     """
     options.grid()
     check_owned(out, ("teacher",))

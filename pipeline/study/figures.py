@@ -168,7 +168,7 @@ def _wide(panels: int) -> tuple[float, float]:
 
 
 def _compared_blocks(manifests: Manifests, what: str) -> str:
-    """Return the teacher's blocks at which features are compared (empty: it has none)."""
+    """Return the teacher's blocks at which features are compared, or an empty string."""
     sets = {"+".join(highest(manifest["facts"]["block_variances"], COMPARED_BLOCKS)): None for manifest in manifests}
     return f"{what} at {' or '.join(sets)}" if any(sets) else ""
 

@@ -12,9 +12,9 @@ from typing import Any
 from kdedge.errors import InputError
 from kdedge.manifest import load_manifest, output_damage
 from kdedge.ownership import MANIFEST
+from kdedge.pipeline.changes import changed_keys
 from kdedge.pipeline.config import SECTIONS, Config
 from kdedge.pipeline.config.build import RENAMED
-from kdedge.pipeline.run_dir import changed_keys
 from kdedge.pipeline.stages.registry import STAGES
 from kdedge.pipeline.study.cells import Cell, Study
 from kdedge.progress import warn

@@ -24,7 +24,7 @@ def alarms(summary: Sequence[Entry], control: str) -> list[str]:
 
     found = []
     if any(other[split]["verdict"] == "one seed" for e in summary for other in e["compared"] for split in _SPLITS):
-        found.append("a difference of one seed is not resolved; --seeds 0,1,2 gives intervals.")
+        found.append("a difference of one seed is not resolved; use --seeds 0,1,2 for intervals.")
     finished = {entry["epochs"] for entry in summary if entry["method"] == control and entry["seeds"]}
     if missing := sorted({entry["epochs"] for entry in summary} - finished):
         found.append(f"no {control} of {' and '.join(map(str, missing))} epochs is finished to compare with.")
@@ -137,7 +137,7 @@ _SPLITS = ("val", "test")
 
 
 def _no_gain(name: str, other: Entry, seeds: int) -> str:
-    """Return an alarm if a method is not shown to be better than another (empty: it is)."""
+    """Return an alarm if a method is not shown to be better than another, or an empty string."""
     known = [other[split] for split in _SPLITS if other[split]["difference_pp"] is not None]
     lost = [difference["difference_pp"] <= 0 for difference in known]
     if not any(lost) and all(difference["verdict"] != "not resolved" for difference in known):

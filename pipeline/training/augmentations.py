@@ -1,7 +1,6 @@
-"""Views of images: a flip and a shift, and squares that are blanked, drawn from the hash of (epoch, number) alone.
+"""Augmentations of training images: a flip and a shift, and blanked squares, drawn from a hash of (epoch, index).
 
-No generator is asked, so runs of other seeds see the same views, and an interrupted run goes on with those that it
-would have seen.
+They do not depend on the seed or on a generator's state, so runs of other seeds and resumed runs see the same images.
 """
 
 import numpy as np
@@ -9,14 +8,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["blank_squares", "choose_views", "views"]
+__all__ = ["augment", "blank_squares", "choose_augmentations"]
 
 
-def choose_views(places: NDArray[np.int64], *, epoch: int, shift: int, flip: bool) -> NDArray[np.int64]:
-    """Draw a view of each image, from the hash of (epoch, place) alone.
+def choose_augmentations(
+    dataset_indices: NDArray[np.int64], *, epoch: int, shift: int, flip: bool
+) -> NDArray[np.int64]:
+    """Draw an augmentation of each image from the hash of (epoch, dataset index).
 
     Args:
-        places: int64 ``[N]``, the images' places in the data set.
+        dataset_indices: int64 ``[N]``, the images' indices in the data set.
         epoch: Number of the epoch, from 0.
         shift: Largest shift in pixels, in both axes.
         flip: Whether half of the images are flipped.
@@ -24,19 +25,19 @@ def choose_views(places: NDArray[np.int64], *, epoch: int, shift: int, flip: boo
     Returns:
         int64 ``[N]``: (flipped * span + row) * span + column, where span is 2 * shift + 1; shifted, then flipped.
     """
-    bits = _hash(epoch, places)
+    bits = _hash(epoch, dataset_indices)
     span = 2 * shift + 1
-    flipped = (bits & np.uint64(1)).astype(np.int64) if flip else np.zeros(len(places), np.int64)
+    flipped = (bits & np.uint64(1)).astype(np.int64) if flip else np.zeros(len(dataset_indices), np.int64)
     rows, columns = ((bits >> np.uint64(by)) % np.uint64(span) for by in (8, 32))
     return (flipped * span + rows.astype(np.int64)) * span + columns.astype(np.int64)
 
 
-def views(images: Tensor, chosen: NDArray[np.int64], *, shift: int) -> Tensor:
+def augment(images: Tensor, chosen: NDArray[np.int64], *, shift: int) -> Tensor:
     """Shift each image over black, and flip it.
 
     Args:
         images: uint8 ``[N, S, S, 3]``.
-        chosen: int64 ``[N]``, from `choose_views` with the same ``shift``.
+        chosen: int64 ``[N]``, from `choose_augmentations` with the same ``shift``.
         shift: Largest shift in pixels.
 
     Returns:
@@ -56,14 +57,14 @@ def views(images: Tensor, chosen: NDArray[np.int64], *, shift: int) -> Tensor:
 
 
 def blank_squares(pixels: Tensor, numbers: NDArray[np.int64], *, epoch: int, side: int) -> Tensor:
-    """Make a square of each image black whose centre lies anywhere in it, so that some reach over the border.
+    """Make a square of each image black. Its centre is anywhere in the image, so that some squares cross the border.
 
     T. DeVries and G. Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout"
     (arXiv:1708.04552), section 3.2.
 
     Args:
         pixels: float ``[N, C, S, S]``; not changed.
-        numbers: int64 ``[N]``, where the squares are drawn from, with the epoch.
+        numbers: int64 ``[N]``, from which the squares are drawn, with the epoch.
         epoch: Number of the epoch, from 0.
         side: Side length of the squares in pixels (0: none).
 
@@ -73,7 +74,7 @@ def blank_squares(pixels: Tensor, numbers: NDArray[np.int64], *, epoch: int, sid
     if not side:
         return pixels
     size, device = pixels.shape[-1], pixels.device
-    bits = _hash(~epoch, numbers)  # other bits than the views have, whose epochs are not negative
+    bits = _hash(~epoch, numbers)  # independent of the flips and shifts, whose epochs are not negative
     line = torch.arange(size, device=device)
     inside = []
     for by in (8, 32):
@@ -84,10 +85,10 @@ def blank_squares(pixels: Tensor, numbers: NDArray[np.int64], *, epoch: int, sid
     return pixels.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
 
-def _hash(epoch: int, places: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Hash (epoch, place) to 64 well-mixed bits with SplitMix64 (Steele et al., OOPSLA 2014)."""
+def _hash(epoch: int, numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Hash (epoch, number) to 64 well-mixed bits with SplitMix64 (Steele et al., OOPSLA 2014)."""
     start = np.uint64(epoch * 0xD1B54A32D192ED03 & (1 << 64) - 1)
-    z = start + places.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = start + numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

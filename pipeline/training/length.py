@@ -3,7 +3,7 @@
 The defaults are measured on CIFAR-10's 45,000 training images. A fixed number of epochs gives a small set too few steps
 and a large one too many, a fixed number of steps the reverse. Between them, epochs fall with the cube root of the
 number of images: 1,000 images are seen 3.6 times as often as 45,000 (experiments/LOG.md, section 52). This is the most:
-a training whose images are learned earlier ends earlier (`kdedge.pipeline.training.loop.EpochLoop`).
+a training whose images are learned earlier ends earlier (`kdedge.pipeline.training.epoch_loop.EpochLoop`).
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The log of a training: one CSV row per epoch, written by `kdedge.pipeline.training.loop.EpochLoop`."""
+"""The log of a training: one CSV row per epoch, written by `kdedge.pipeline.training.epoch_loop.EpochLoop`."""
 
 import csv
 import math

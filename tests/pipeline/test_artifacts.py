@@ -9,6 +9,7 @@ import pytest
 from kdedge.errors import InputError, StageError
 from kdedge.files import file_sha256
 from kdedge.manifest import load_manifest
+from kdedge.pipeline import peak_memory, unfinished
 from kdedge.pipeline import run_dir as artifacts
 from kdedge.pipeline.run_dir import StageSpec, lock_run, run_stage
 
@@ -179,11 +180,11 @@ def test_a_stage_killed_after_its_work_but_before_its_manifest_keeps_the_work(tm
 def test_the_manifest_names_the_commits_of_all_attempts_and_other_packages_are_warned_of(tmp_path, monkeypatch, capsys):
     stage = Stage()
     for commit, torch in (("aaa", "2.9.0"), ("bbb", "2.9.0"), ("bbb", "2.9.1")):
-        monkeypatch.setattr(artifacts, "versions", lambda torch=torch: {"torch": torch, "numpy": "2.3"})
-        monkeypatch.setattr(artifacts, "git_commit", lambda commit=commit: commit)
+        monkeypatch.setattr(unfinished, "versions", lambda torch=torch: {"torch": torch, "numpy": "2.3"})
+        monkeypatch.setattr(unfinished, "git_commit", lambda commit=commit: commit)
         interrupted(stage, tmp_path, ".checkpoint")
     printed = capsys.readouterr().err
-    assert "work begun with torch 2.9.0 goes on with 2.9.1: its bits may not be" in " ".join(printed.split())
+    assert "work begun with torch 2.9.0 continues with 2.9.1: the result may differ" in " ".join(printed.split())
     assert printed.count("work begun with") == 1
     run_stage(stage.spec, None, tmp_path)
     manifest = load_manifest(tmp_path / "first")
@@ -195,9 +196,9 @@ def test_the_manifest_names_the_commits_of_all_attempts_and_other_packages_are_w
 def test_an_attempt_that_left_no_work_is_not_named(tmp_path, monkeypatch, left):
     stage = Stage()
     for commit, writes in (("aaa", left), ("bbb", (".checkpoint",)), ("ccc", left)):
-        monkeypatch.setattr(artifacts, "git_commit", lambda commit=commit: commit)
+        monkeypatch.setattr(unfinished, "git_commit", lambda commit=commit: commit)
         interrupted(stage, tmp_path, *writes)
-    monkeypatch.setattr(artifacts, "git_commit", lambda: "ddd")
+    monkeypatch.setattr(unfinished, "git_commit", lambda: "ddd")
     run_stage(stage.spec, None, tmp_path)
     assert load_manifest(tmp_path / "first")["commit"] == "bbb, ddd"
 
@@ -259,6 +260,12 @@ def versioned(stage, version=1):
     )
 
 
+def code(monkeypatch, versions):
+    """Let attempts and comparisons see these package versions."""
+    for module in (artifacts, unfinished):
+        monkeypatch.setattr(module, "versions", lambda: versions)
+
+
 @pytest.mark.parametrize(
     ("now", "said"),
     [
@@ -269,9 +276,9 @@ def versioned(stage, version=1):
 )
 def test_a_result_of_other_versions_stays_until_it_is_refreshed(now, said, tmp_path, monkeypatch, capsys):
     stage, (torch, version) = Stage(), now
-    monkeypatch.setattr(artifacts, "versions", lambda: {"torch": "2.13", "numpy": "2.3"})
+    code(monkeypatch, {"torch": "2.13", "numpy": "2.3"})
     run_stage(versioned(stage), None, tmp_path)
-    monkeypatch.setattr(artifacts, "versions", lambda: {"torch": torch, "numpy": "9"})
+    code(monkeypatch, {"torch": torch, "numpy": "9"})
     assert run_stage(versioned(stage, version), None, tmp_path) is False
     log = " ".join(capsys.readouterr().err.split())
     assert said in log
@@ -287,7 +294,7 @@ def test_a_manifest_of_before_there_were_versions_is_up_to_date(tmp_path, monkey
     manifest = json.loads(path.read_text())
     del manifest["version"]
     path.write_text(json.dumps(manifest))
-    monkeypatch.setattr(artifacts, "versions", lambda: {"torch": "99"})
+    code(monkeypatch, {"torch": "99"})
     assert run_stage(versioned(stage, 2), None, tmp_path, refresh=True) is False
     assert "--refresh" not in capsys.readouterr().err
 
@@ -324,5 +331,5 @@ def test_the_peak_memory_is_that_of_the_stage(tmp_path, monkeypatch):
     first, second = peak_mb(large, "first"), peak_mb(Stage().run, "second")
     assert first > 320
     assert second is None or second < first - 200
-    monkeypatch.setattr(artifacts, "_reset_peak", lambda: artifacts._largest_rss_kb() + 1)
+    monkeypatch.setattr(artifacts, "reset_peak", lambda: peak_memory._largest_rss_kb() + 1)
     assert peak_mb(Stage().run, "third") is None, "where the system cannot forget an earlier peak"

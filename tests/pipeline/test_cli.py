@@ -266,7 +266,7 @@ def test_what_the_system_refuses_without_a_path_is_no_bad_input(tmp_path, monkey
     monkeypatch.setattr("kdedge.pipeline.run.run_stages", lambda *_, **__: (_ for _ in ()).throw(full))
     result = invoke("run-all", "--data", "sample", "--out", tmp_path / "run")
     assert result.exit_code == 1
-    assert result.stderr == "error: the system refused: [Errno 28] No space left on device\n"
+    assert result.stderr == "error: system error: [Errno 28] No space left on device\n"
 
 
 def test_text_that_the_encoding_of_the_output_lacks_is_escaped():

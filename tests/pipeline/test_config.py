@@ -85,7 +85,7 @@ def test_a_recipe_names_every_option_in_which_the_two_differ(recipe):
         ({"recipe": "sourse"}, "did you mean 'source'"),
         ({"method": "dynamic", "epochs": 5}, "--method dynamic would never choose again: --rechoose-epochs 5 is not"),
         ({"method": "static", "epochs": 5}, "5 hint-only epochs .* leave none of 5"),
-        ({"method": "last3", "beta": 0.0}, "--method last3 learns from hints, and --beta 0 takes them away"),
+        ({"method": "last3", "beta": 0.0}, "--method last3 uses hints, and --beta 0 disables them"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(distill, message):

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from kdedge.errors import InputError
 from kdedge.manifest import load_manifest
 from kdedge.pipeline.cli import app
-from kdedge.pipeline.run_dir import StageSpec, clean_up, lock_run, run_stage
+from kdedge.pipeline.exchange import clean_up
+from kdedge.pipeline.run_dir import StageSpec, lock_run, run_stage
 from kdedge.pipeline.stages.registry import STAGES
 
 REFERENCE = Path(__file__).resolve().parents[2] / "artifacts" / "reference"

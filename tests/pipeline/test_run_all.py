@@ -190,7 +190,7 @@ def test_every_method_trains(copied, method):
 STOPPED = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from kdedge.pipeline.training import loop as training
+from kdedge.pipeline.training import batches as training
 from kdedge.pipeline.cli import app
 whole = training.Batches.epoch
 def epoch(batches, number):

@@ -11,11 +11,11 @@ from torch.nn import functional
 from kdedge.dataset import Split
 from kdedge.pipeline.distill.teacher_logits import CachedTeacher, LogitsFile, cache_name
 from kdedge.pipeline.models.teacher import FeatureTap, build_teacher, hint_candidates
-from kdedge.pipeline.training.loop import Batch, Batches
+from kdedge.pipeline.training.batches import Batch, Batches
 from kdedge.pipeline.training.options import RuntimeConfig
 
 CLASSES, IMAGES = 3, 40
-VIEWS = IMAGES * 18
+AUGMENTATIONS = IMAGES * 18
 TEACHER = ("weights", "stem")  # hashes of the weight file and of the description
 RUNTIME = RuntimeConfig(device="cpu", threads=1, precision="fp32", isa="some")
 
@@ -33,7 +33,7 @@ def teacher(seed=0):
 
 
 def open_file(path):
-    return LogitsFile(path, classes=CLASSES, views=VIEWS)
+    return LogitsFile(path, classes=CLASSES, augmentations=AUGMENTATIONS)
 
 
 def test_a_hit_gives_the_bits_of_a_miss_and_runs_no_teacher(tmp_path, batch):
@@ -53,12 +53,12 @@ def test_a_hit_gives_the_bits_of_a_miss_and_runs_no_teacher(tmp_path, batch):
 
 def test_what_is_missing_in_part_gives_the_same_bits(tmp_path, batch):
     whole = CachedTeacher(teacher(), RUNTIME, open_file(tmp_path / "a.logits"))(batch)[0]
-    some = batch._replace(pixels=batch.pixels[::3], labels=batch.labels[::3], views=batch.views[::3])
+    some = batch._replace(pixels=batch.pixels[::3], labels=batch.labels[::3], augmentations=batch.augmentations[::3])
     shared = open_file(tmp_path / "b.logits")
     CachedTeacher(teacher(), RUNTIME, shared)(some)
     rest = CachedTeacher(teacher(), RUNTIME, shared)
     assert torch.equal(rest(batch)[0], whole)
-    assert rest.take_computed() == IMAGES - len(some.views)
+    assert rest.take_computed() == IMAGES - len(some.augmentations)
 
 
 def test_maps_are_the_same_with_and_without_the_logits_at_hand_and_then_the_teacher_runs_no_deeper(tmp_path, batch):
@@ -85,7 +85,7 @@ def test_maps_of_a_densenet_are_the_same_with_and_without_the_logits_at_hand(tmp
     torch.manual_seed(0)
     network = build_teacher("densenet121", CLASSES, "imagenet").eval()
     deepest = list(hint_candidates(network))[-1]
-    small = Batch(functional.interpolate(batch.pixels[:4], size=32), batch.labels[:4], batch.views[:4])
+    small = Batch(functional.interpolate(batch.pixels[:4], size=32), batch.labels[:4], batch.augmentations[:4])
     (_, missed), (_, found) = (
         CachedTeacher(network, RUNTIME, open_file(tmp_path / "a.logits"))(small, (deepest,)) for _ in range(2)
     )

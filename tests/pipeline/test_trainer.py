@@ -16,7 +16,7 @@ from kdedge.pipeline.distill.teacher_logits import CachedTeacher, LogitsFile
 from kdedge.pipeline.distill.trainer import Trainer
 from kdedge.pipeline.models.student import build_student
 from kdedge.pipeline.models.teacher import build_teacher
-from kdedge.pipeline.training.loop import Batches
+from kdedge.pipeline.training.batches import Batches
 
 PAIRS = (HintPair("layer1.1", 1, 64, 32),)
 
@@ -37,7 +37,7 @@ def make(method="static", kd_share=1.0, **settings):
     teacher, student = build_teacher("resnet18", 3, "cifar-pool").eval(), build_student("lite-xs", 3, 16)
     pairs = PAIRS if method == "static" else ()
     chosen = tuple(pair.teacher_block for pair in pairs)
-    nothing_kept = LogitsFile(Path("unused"), classes=3, views=1)
+    nothing_kept = LogitsFile(Path("unused"), classes=3, augmentations=1)
     nothing_kept.close()
     cached = CachedTeacher(teacher, config.runtime, nothing_kept)
     trainer = Trainer(config, cached, student, pairs=pairs, chosen=chosen, batches=batches, kd_share=kd_share)

@@ -6,15 +6,11 @@ from torch.nn import functional
 
 from kdedge.dataset import Split, split_train_val
 from kdedge.errors import DivergenceError, InputError
-from kdedge.pipeline.training import loop as training
-from kdedge.pipeline.training.loop import (
-    Batches,
-    EpochLoop,
-    learning_rate,
-    predict_logits,
-    refresh_batch_norms,
-    to_pixels,
-)
+from kdedge.pipeline.training import checkpoint as training
+from kdedge.pipeline.training.batch_norms import refresh_batch_norms
+from kdedge.pipeline.training.batches import Batches, predict_logits, to_pixels
+from kdedge.pipeline.training.epoch_loop import EpochLoop
+from kdedge.pipeline.training.schedule import learning_rate
 
 CPU = torch.device("cpu")
 
@@ -30,7 +26,9 @@ def test_runs_of_other_seeds_and_sizes_see_the_same_view_of_an_image():
     for seed, size in ((0, 0), (1, 0), (1, 30)):
         train, _ = split_train_val(whole, 0.2, size)
         batches = Batches(train, 16, seed, shift=1, device=CPU)
-        seen.append({int(v): p for batch in batches.epoch(1) for v, p in zip(batch.views, batch.pixels, strict=True)})
+        seen.append(
+            {int(v): p for batch in batches.epoch(1) for v, p in zip(batch.augmentations, batch.pixels, strict=True)}
+        )
     for other in seen[1:]:
         both = seen[0].keys() & other.keys()
         assert len(both) > 10
@@ -225,7 +223,7 @@ def test_a_training_that_diverges_starts_again_at_a_quarter_of_the_rate(tmp_path
 def test_a_training_that_learns_nothing_in_its_warm_up_starts_again_twice_and_then_goes_to_its_end(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("kdedge.pipeline.training.loop._FEWEST_STEPS", 3)
+    monkeypatch.setattr("kdedge.pipeline.training.epoch_loop._FEWEST_STEPS", 3)
     _, loop = make_loop(tmp_path, epochs=5, top1=lambda epoch: 33.0)
     loop.step = lambda batch, epoch, rate: {"loss": torch.tensor(1.1), "ce": torch.tensor(1.1)}
     rows, _ = loop.run()
@@ -346,7 +344,7 @@ def test_weights_that_the_last_step_of_an_epoch_spoilt_are_not_kept(no_restarts,
 
 @pytest.fixture
 def no_restarts(monkeypatch):
-    monkeypatch.setattr("kdedge.pipeline.training.loop.RESTARTS", 0)
+    monkeypatch.setattr("kdedge.pipeline.training.epoch_loop.RESTARTS", 0)
 
 
 def test_a_loss_ten_times_that_of_guessing_is_divergence(no_restarts, tmp_path):

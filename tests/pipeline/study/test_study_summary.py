@@ -14,7 +14,7 @@ def row(method, seed, top1, *, epochs=20, **more):
     }  # fmt: skip
 
 
-ONE_SEED = "a difference of one seed is not resolved; --seeds 0,1,2 gives intervals."
+ONE_SEED = "a difference of one seed is not resolved; use --seeds 0,1,2 for intervals."
 NO_CONTROL = "no ce of 20 epochs is finished to compare with."
 
 

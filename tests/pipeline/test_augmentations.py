@@ -3,24 +3,24 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kdedge.pipeline.training.augmentations import blank_squares, choose_views, views
+from kdedge.pipeline.training.augmentations import augment, blank_squares, choose_augmentations
 
 
-def test_a_view_depends_on_epoch_and_place_alone():
+def test_an_augmentation_depends_only_on_epoch_and_index():
     places = np.arange(1000)
-    once = choose_views(places, epoch=2, shift=2, flip=True)
+    once = choose_augmentations(places, epoch=2, shift=2, flip=True)
     # The same image in another place of another batch looks the same.
-    assert (choose_views(places[[7, 3]], epoch=2, shift=2, flip=True) == once[[7, 3]]).all()
-    assert (choose_views(places, epoch=3, shift=2, flip=True) == once).mean() < 0.1
+    assert (choose_augmentations(places[[7, 3]], epoch=2, shift=2, flip=True) == once[[7, 3]]).all()
+    assert (choose_augmentations(places, epoch=3, shift=2, flip=True) == once).mean() < 0.1
     assert set(once) == set(range(50))
-    assert set(choose_views(places, epoch=2, shift=2, flip=False)) == set(range(25))
-    assert set(choose_views(places, epoch=2, shift=0, flip=False)) == {0}
+    assert set(choose_augmentations(places, epoch=2, shift=2, flip=False)) == set(range(25))
+    assert set(choose_augmentations(places, epoch=2, shift=0, flip=False)) == {0}
 
 
-def test_the_views_are_those_of_earlier_versions():
+def test_the_augmentations_are_those_of_earlier_versions():
     # Cached logits and checkpoints count on them: another hash needs another _VERSION and CHECKPOINT_VERSION.
     chosen = {
-        epoch: choose_views(np.array([0, 1, 2, 44999]), epoch=epoch, shift=2, flip=True).tolist()
+        epoch: choose_augmentations(np.array([0, 1, 2, 44999]), epoch=epoch, shift=2, flip=True).tolist()
         for epoch in (0, 1, 19)
     }
     assert chosen == {0: [0, 28, 9, 29], 1: [7, 4, 7, 27], 19: [16, 43, 1, 34]}
@@ -29,8 +29,8 @@ def test_the_views_are_those_of_earlier_versions():
 def test_a_view_is_the_image_flipped_or_not_and_shifted_over_black():
     pixels = torch.from_numpy(np.random.default_rng(0).integers(1, 256, (200, 8, 8, 3), dtype=np.uint8))
     seen = set()
-    chosen = choose_views(np.arange(200), epoch=0, shift=1, flip=True)
-    for image, view, number in zip(pixels, views(pixels, chosen, shift=1), chosen, strict=True):
+    chosen = choose_augmentations(np.arange(200), epoch=0, shift=1, flip=True)
+    for image, view, number in zip(pixels, augment(pixels, chosen, shift=1), chosen, strict=True):
         padded = functional.pad(image, (0, 0, 1, 1, 1, 1))
         flipped = functional.pad(image.flip(1), (0, 0, 1, 1, 1, 1))
         matches = [
@@ -50,7 +50,9 @@ def test_a_view_is_the_image_flipped_or_not_and_shifted_over_black():
 
 def test_views_are_evenly_spread():
     pixels = torch.ones(5000, 1, 1, 3, dtype=torch.uint8)
-    shifted_in = views(pixels, choose_views(np.arange(5000), epoch=1, shift=2, flip=True), shift=2)[:, 0, 0, 0]
+    shifted_in = augment(pixels, choose_augmentations(np.arange(5000), epoch=1, shift=2, flip=True), shift=2)[
+        :, 0, 0, 0
+    ]
     # The one pixel stays in place in 1 of 25 shifts.
     assert shifted_in.sum().item() == pytest.approx(200, abs=50)
 

@@ -1,0 +1,109 @@
+"""Batches of a training set, and the logits of a model on many images.
+
+Nothing random has a state: the order of an epoch derives from (seed, epoch), and the augmentation of an image from
+(epoch, dataset index). A resumed training therefore sees the same batches.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kdedge.dataset import Split
+from kdedge.machine import images_at_once
+from kdedge.pipeline.training.augmentations import augment, choose_augmentations
+
+__all__ = ["Batch", "Batches", "place", "predict_logits", "to_pixels", "top1_pct"]
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def place(module: ModuleT, device: torch.device) -> ModuleT:
+    """Move a module to a device, with convolution weights channels last (the faster layout, see experiments/LOG.md)."""
+    return module.to(device).to(memory_format=torch.channels_last)
+
+
+def to_pixels(images: Tensor, device: torch.device) -> Tensor:
+    """Turn uint8 ``[N, S, S, 3]`` into float32 ``[N, 3, S, S]`` in 0..1, channels last in memory."""
+    return images.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+
+
+class Batch(NamedTuple):
+    """A batch of augmented images.
+
+    Attributes:
+        pixels: float32 ``[B, 3, S, S]`` in 0..1.
+        labels: int64 ``[B]``.
+        augmentations: int64 ``[B]``, number of each augmented image: dataset index * augmentations per image +
+            augmentation.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    augmentations: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Shuffled, augmented batches of a training set.
+
+    Attributes:
+        split: The training images and labels.
+        batch_size: Images per batch; the rest of an epoch is left out (the order changes every epoch).
+        seed: Seed of the run.
+        shift: Largest random shift in pixels.
+        device: Device of the batches.
+        flip: Whether half of the images are flipped.
+    """
+
+    split: Split
+    batch_size: int
+    seed: int
+    shift: int
+    device: torch.device
+    flip: bool = True
+
+    @property
+    def size(self) -> int:
+        """Images per batch: ``batch_size``, or the whole set if it is smaller."""
+        return min(self.batch_size, len(self.split.labels))
+
+    @property
+    def augmentations_per_image(self) -> int:
+        """Number of augmentations of an image: two flips of every shift."""
+        return 2 * (2 * self.shift + 1) ** 2
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return len(self.split.labels) // self.size
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of one epoch."""
+        images, labels = torch.from_numpy(self.split.images), torch.from_numpy(self.split.labels)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(labels))
+        for start in range(0, len(self) * self.size, self.size):
+            indices = order[start : start + self.size]
+            dataset_indices = self.split.dataset_indices[indices]
+            chosen = choose_augmentations(dataset_indices, epoch=epoch, shift=self.shift, flip=self.flip)
+            taken = images[indices]
+            if self.device.type == "cuda":
+                taken = taken.pin_memory().to(self.device, non_blocking=True)  # pinned: an asynchronous copy
+            pixels = to_pixels(augment(taken, chosen, shift=self.shift), self.device)
+            numbers = dataset_indices * self.augmentations_per_image + chosen
+            yield Batch(pixels, labels[indices].to(self.device), numbers)
+
+
+def top1_pct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the correct predictions of a batch in percent, a scalar."""
+    return 100 * (logits.argmax(1) == labels).float().mean()
+
+
+@torch.no_grad()
+def predict_logits(model: Callable[[Tensor], Tensor], images: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Return float32 logits ``[N, C]`` on the CPU for uint8 images ``[N, S, S, 3]``; the model must be in eval mode."""
+    parts = torch.split(torch.from_numpy(images), images_at_once(images.shape[1], 250, 64))
+    return torch.cat([model(to_pixels(part, device)).float().cpu() for part in parts])

@@ -1,0 +1,280 @@
+"""The epoch loop of every training: checkpoints, restarts, early end."""
+
+import copy
+import csv
+import io
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kdedge.errors import DivergenceError
+from kdedge.files import write_atomic
+from kdedge.pipeline.training.batches import Batch, Batches
+from kdedge.pipeline.training.checkpoint import CHECKPOINT, Stateful, load_checkpoint, save_checkpoint
+from kdedge.pipeline.training.schedule import WARM_UP, EarlyEnd, early_end
+from kdedge.progress import Tracker, format_duration, log, track, warn
+
+__all__ = ["EpochLoop"]
+
+RESTARTS = 2  # of a training that learns nothing, each with a quarter of the learning rate
+_FEWEST_STEPS = 100  # a shorter training need not have learned anything
+_LEARNED_PCT = 99.0  # training accuracy in percent from which a training can end early
+
+
+@dataclass
+class _StepMeans:
+    """Running means of named losses over an epoch, kept on the device until they are read."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+
+    def add(self, losses: Mapping[str, Tensor]) -> None:
+        """Add the losses of one step (scalars)."""
+        for name, loss in losses.items():
+            value = loss.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps += 1
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each loss over the steps so far."""
+        return {name: (total / self.steps).item() for name, total in self.sums.items()}
+
+
+class _NothingLearnedError(Exception):
+    """Ends an attempt at a training."""
+
+
+class _Best(NamedTuple):
+    """The epoch with the best validation accuracy so far (the first of equals) and its weights."""
+
+    top1_pct: float
+    epoch: int
+    weights: dict[str, Tensor]
+
+
+@dataclass
+class EpochLoop:
+    """Runs epochs with a checkpoint after each, and resumes an interrupted run.
+
+    A training that diverges, or whose first epochs learn nothing, starts again with a quarter of the learning rate. It
+    ends early after a third of its epochs without a better validation accuracy. With ``adaptive``, its rate also falls
+    to zero early once the model predicts 99 % of the training images correctly, over half as many epochs as that took.
+    The weights of the last epoch are kept, unless an earlier epoch is better by more than two standard errors.
+
+    Attributes:
+        title: Name of the training, for the log.
+        model: The trained model, a member of ``state``.
+        epochs: Number of epochs.
+        batches: The batches.
+        val_labels: Labels of the validation images, int64 ``[V]``.
+        state: Everything in the checkpoint, by name.
+        step: ``step(batch, epoch, rate)`` trains on one batch and returns its named losses (scalars), including
+            ``loss`` and ``ce``, and with ``adaptive`` also ``top1_pct``, the correct predictions in percent. ``rate``
+            in 0..1 is the share of the peak learning rate.
+        finish_epoch: ``finish_epoch(epoch)`` evaluates and returns further columns for the epoch's row, including
+            ``val_top1_pct``.
+        out_dir: Directory of the checkpoint and the CSV.
+        csv_name: Name of the CSV with one row per epoch.
+        schedule: As for `kdedge.pipeline.training.schedule.learning_rate`.
+        unlabelled_epochs: Epochs at the start that do not train on labels.
+        adaptive: Whether the training ends early once the training images are learned.
+    """
+
+    title: str
+    model: nn.Module
+    epochs: int
+    batches: Batches
+    val_labels: NDArray[np.int64]
+    state: Mapping[str, Stateful]
+    step: Callable[[Batch, int, float], dict[str, Tensor]]
+    finish_epoch: Callable[[int], dict[str, float]]
+    out_dir: Path
+    csv_name: str
+    schedule: str = "one-cycle"
+    unlabelled_epochs: int = 0
+    adaptive: bool = False
+
+    def __post_init__(self) -> None:
+        self._restarts = 0
+        self._best = _Best(-1.0, 0, {})
+        self._initial: dict[str, Any] = {}
+
+    def run(self) -> tuple[list[dict[str, float]], float]:
+        """Train and return (one row per epoch, seconds spent in earlier attempts).
+
+        Raises:
+            DivergenceError: The loss is not finite or far too large at every tried rate; the last good checkpoint is
+                kept.
+            InputError: The checkpoint is of another training.
+        """
+        self._initial = {name: copy.deepcopy(target.state_dict()) for name, target in self.state.items()}
+        rows, earlier_s = self._resume()
+        start = time.monotonic()
+        while True:
+            try:
+                self._train(rows, earlier_s - start)
+                break
+            except _NothingLearnedError as error:
+                self._start_again(str(error))
+            except DivergenceError as error:
+                if self._restarts == RESTARTS:
+                    raise
+                self._start_again(str(error))
+            rows.clear()
+        self._write_csv(rows)
+        if rows and self._best.top1_pct - rows[-1]["val_top1_pct"] > 200 * self._standard_error(self._best.top1_pct):
+            log(f"{self.title}: the weights of epoch {self._best.epoch} are kept ({self._best.top1_pct:.2f} %)")
+            self.model.load_state_dict(self._best.weights)
+        return rows, earlier_s
+
+    def _train(self, rows: list[dict[str, float]], before_s: float) -> None:
+        """Add a row per epoch until the training is complete; ``before_s`` plus the clock is the time spent."""
+        steps = len(self.batches)
+        end = self._early_end(rows).end
+        with track(self.title, (end - len(rows)) * steps) as tracker:
+            patience = max(10, self.epochs // 3)
+            while len(rows) < (ending := self._early_end(rows)).end:
+                epoch = len(rows)
+                if ending.end < end:
+                    log(
+                        f"{self.title}: {_LEARNED_PCT:.0f} % of the training images are correct after epoch "
+                        f"{ending.start}; the training ends after epoch {ending.end} instead of {end}"
+                    )
+                    tracker.shorten((end - ending.end) * steps)
+                    end = ending.end
+                # Before the epoch, so that a training interrupted right after its last epoch ends there, too.
+                if epoch - self._best.epoch >= patience:
+                    log(f"{self.title}: no better validation accuracy in {patience} epochs, ended early")
+                    break
+                epoch_start = time.monotonic()
+                means = self._train_epoch(epoch, ending, tracker)
+                row = {"epoch": epoch + 1, **{f"train_{name}": value for name, value in means.items()}}
+                self._check_divergence(row, epoch)
+                self._check_weights(epoch)
+                row |= self.finish_epoch(epoch)
+                row["seconds"] = round(time.monotonic() - epoch_start, 2)
+                self._check_progress(row, epoch)
+                rows.append(row)
+                if row["val_top1_pct"] > self._best.top1_pct:
+                    weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+                    self._best = _Best(row["val_top1_pct"], epoch + 1, weights)
+                self._save(rows, before_s + time.monotonic())
+                left_s = row["seconds"] * (self._early_end(rows).end - epoch - 1)
+                left = f", {format_duration(left_s)} left" if left_s else ""
+                log(f"{self.title}: epoch {epoch + 1}/{end} {_summary(row)}{left}")
+
+    def _early_end(self, rows: list[dict[str, float]]) -> EarlyEnd:
+        """Return the end of the training by the epochs so far."""
+        learned = [row["epoch"] for row in rows if self.adaptive and row["train_top1_pct"] >= _LEARNED_PCT]
+        return early_end(int(min(learned, default=self.epochs)), self.epochs)
+
+    def _train_epoch(self, epoch: int, ending: EarlyEnd, tracker: Tracker) -> dict[str, float]:
+        # Dropout draws from the generator of PyTorch, whose state is not in the checkpoint.
+        torch.manual_seed(int(np.random.SeedSequence([self.batches.seed, epoch]).generate_state(1)[0]))
+        means = _StepMeans()
+        peak, steps = 0.25**self._restarts, len(self.batches)
+        for index, batch in enumerate(self.batches.epoch(epoch)):
+            progress = (epoch * steps + index) / (self.epochs * steps)
+            losses = self.step(batch, epoch, peak * ending.rate(progress, self.epochs, self.schedule))
+            means.add(losses)
+            tracker.advance(1)
+            # Reading a loss waits for the GPU, so only some are read; the mean over the epoch finds the others.
+            if index % 20 == 0 and not math.isfinite(losses["loss"].item()):
+                break
+        result = means.means()
+        if not all(math.isfinite(value) for value in result.values()):
+            raise self._diverged(f"a loss became {next(v for v in result.values() if not math.isfinite(v))}", epoch)
+        return result
+
+    def _start_again(self, reason: str) -> None:
+        self._restarts += 1
+        self._best = _Best(-1.0, 0, {})
+        for name, target in self.state.items():
+            target.load_state_dict(copy.deepcopy(self._initial[name]))
+        warn(f"{reason}; starting again with 1/{4**self._restarts} of the learning rate")
+
+    def _check_progress(self, row: dict[str, float], epoch: int) -> None:
+        """End an attempt that has learned nothing by the end of its warm-up (at least 100 steps), if a restart is left.
+
+        Nothing is learned if the cross-entropy is that of the class frequencies and the validation accuracy is that of
+        the most frequent class, within one standard error.
+        """
+        labelled = max(
+            math.ceil(WARM_UP * (self.epochs - self.unlabelled_epochs)), -(-_FEWEST_STEPS // len(self.batches))
+        )
+        warm_up = self.unlabelled_epochs + labelled
+        if epoch + 1 != warm_up or self._restarts == RESTARTS:
+            return
+        shares = np.bincount(self.batches.split.labels) / len(self.batches.split)
+        entropy = -float(np.sum(shares * np.log(np.maximum(shares, 1e-12))))
+        majority_pct = 100 * float(np.mean(self.val_labels == shares.argmax()))
+        margin = 100 * self._standard_error(majority_pct)
+        if row["train_ce"] > 0.98 * entropy and row["val_top1_pct"] <= majority_pct + margin:
+            raise _NothingLearnedError(
+                f"{self.title} has learned nothing after epoch {epoch + 1} "
+                f"({row['val_top1_pct']:.2f} % on validation images, the largest class has {majority_pct:.2f} %)"
+            )
+
+    def _standard_error(self, top1_pct: float) -> float:
+        """Return the standard error of a validation accuracy, 0..1; at least as for one wrong image."""
+        count = len(self.val_labels)
+        share = min(top1_pct / 100, 1 - 1 / count)
+        return math.sqrt(share * (1 - share) / count)
+
+    def _check_divergence(self, row: dict[str, float], epoch: int) -> None:
+        """Refuse an epoch whose mean cross-entropy is ten times that of guessing, ln(number of classes)."""
+        guessing = math.log(int(self.batches.split.labels.max()) + 1)
+        if row["train_ce"] > 10 * guessing:
+            raise self._diverged(f"the cross-entropy is {row['train_ce']:.1f}; guessing has {guessing:.1f}", epoch)
+
+    def _check_weights(self, epoch: int) -> None:
+        """Refuse weights that are not finite: no loss of the epoch depends on its last step."""
+        modules = [target for target in self.state.values() if isinstance(target, nn.Module)]
+        if not all(torch.isfinite(value).all() for module in modules for value in module.parameters()):
+            raise self._diverged("a weight is not finite", epoch)
+
+    def _diverged(self, what: str, epoch: int) -> DivergenceError:
+        kept = f"the state after epoch {epoch} is kept" if epoch else "no epoch was complete"
+        return DivergenceError(
+            f"{self.title} diverged in epoch {epoch + 1}: {what} ({kept})",
+            "lower --lr or --teacher-lr; a changed option starts the stage over",
+        )
+
+    def _resume(self) -> tuple[list[dict[str, float]], float]:
+        saved = load_checkpoint(self.out_dir / CHECKPOINT, self.state, self.title)
+        if saved is None:
+            return [], 0.0
+        self._restarts, self._best = saved["restarts"], _Best(*saved["best"])
+        rows: list[dict[str, float]] = saved["rows"]
+        log(f"{self.title}: resumed after epoch {len(rows)} ({format_duration(saved['seconds'])} of work kept)")
+        return rows, saved["seconds"]
+
+    def _save(self, rows: list[dict[str, float]], seconds: float) -> None:
+        progress = {"rows": rows, "seconds": seconds, "restarts": self._restarts, "best": tuple(self._best)}
+        save_checkpoint(self.out_dir / CHECKPOINT, self.state, progress)
+        self._write_csv(rows)
+
+    def _write_csv(self, rows: list[dict[str, float]]) -> None:
+        text = io.StringIO()
+        # Hint-only epochs have fewer terms than later ones.
+        columns = max(rows, key=len, default={})
+        if columns:
+            writer = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        write_atomic(self.out_dir / self.csv_name, text.getvalue().encode())
+
+
+def _summary(row: Mapping[str, float]) -> str:
+    shown = [f"{k.removeprefix('train_')} {row[k]:.3f}" for k in ("train_loss",) if k in row]
+    if "val_top1_pct" in row:
+        shown.append(f"val top-1 {row['val_top1_pct']:.2f} %")
+    return ", ".join([*shown, format_duration(row["seconds"])])
