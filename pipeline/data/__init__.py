@@ -1,1 +1,1 @@
-"""Data sets: CIFAR-10, the sample of it that is shipped, or the user's own class folders."""
+"""Data sets: CIFAR-10, the sample of it in this package, and the user's own class folders."""

@@ -1,8 +1,8 @@
 """CIFAR-10 from a folder in one of its two official formats.
 
-Either ``cifar-10-batches-bin`` (a label byte and 3x1024 bytes of R, G and B per image) or ``cifar-10-batches-py``
-(pickled batches). The official MD5 of every file is checked when the folder is opened and once more over the
-bytes that are decoded, so an altered pickle is never loaded. Source: Krizhevsky, "Learning Multiple Layers of
+The formats are ``cifar-10-batches-bin`` (a label byte and 3x1024 bytes of R, G and B per image) and
+``cifar-10-batches-py`` (pickled batches). The official MD5 of every file is checked when the folder is opened and again
+before its bytes are decoded, so an altered pickle is never loaded. Source: Krizhevsky, "Learning Multiple Layers of
 Features from Tiny Images", 2009.
 """
 
@@ -37,7 +37,7 @@ class Format:
         folder: Name of the folder in the official archive.
         train_md5: MD5 of each file with training images, by name, in order.
         test_md5: MD5 of each file with test images, by name.
-        decode: Turns the bytes of one file into images and labels.
+        decode: Returns the images and labels of the bytes of one file.
     """
 
     folder: str
@@ -62,14 +62,14 @@ def _decode_pickle(data: bytes) -> Split:
 
 
 def _from_planes(planes: NDArray[np.uint8], labels: NDArray[np.int64]) -> Split:
-    """Turn [N, 3072] uint8 colour planes into [N, 32, 32, 3] images."""
+    """Return images ``[N, 32, 32, 3]`` from colour planes ``[N, 3072] uint8``."""
     return Split(np.ascontiguousarray(planes.reshape(-1, 3, _SIZE, _SIZE).transpose(0, 2, 3, 1)), labels)
 
 
 class _BatchUnpickler(pickle.Unpickler):
-    """Reads the official batches and nothing else: it knows how to build NumPy arrays, no other object."""
+    """Reads the official batches; it builds NumPy arrays and refuses all other objects."""
 
-    # The function is private to NumPy and has moved; an array names it wherever it is.
+    # The function is private to NumPy and has moved between versions; an array refers to it.
     _KNOWN: dict[tuple[str, str], Any] = {  # noqa: RUF012 (never changed)
         ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
         ("numpy", "ndarray"): np.ndarray,
@@ -84,8 +84,8 @@ class _BatchUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(message) from None
 
 
-# MD5s of the binary files: computed from the official cifar-10-binary.tar.gz; of the pickled ones: as torchvision
-# (datasets/cifar.py) publishes them.
+# MD5s of the binary files are computed from the official cifar-10-binary.tar.gz; those of the pickled files are
+# published in torchvision (datasets/cifar.py).
 BINARY = Format(
     "cifar-10-batches-bin",
     {
@@ -125,7 +125,7 @@ class Cifar10:
     class_names: tuple[str, ...] = CLASS_NAMES
 
     def train(self) -> Split:
-        """Decode the five training batches and keep what is used, see `Dataset.train`."""
+        """Decode the five training batches and return the images that are used, see `Dataset.train`."""
         used = keep_used(self._read(self.format.train_md5), self.val_fraction, self.train_size)
         return replace(used, images=resize_images(used.images, self.image_size, copies=2))
 
@@ -139,18 +139,18 @@ class Cifar10:
         return [1000] * len(CLASS_NAMES)
 
     def train_sha256(self) -> str:
-        """Identify the training images: the same for both formats, since their MD5s pin the same content."""
+        """Return the SHA-256 of the training images, equal for both formats: their MD5s fix the same content."""
         return self._fingerprint(BINARY.train_md5)
 
     def test_sha256(self) -> str:
-        """Identify the test images: the same for both formats, since their MD5s pin the same content."""
+        """Return the SHA-256 of the test images, equal for both formats: their MD5s fix the same content."""
         return self._fingerprint(BINARY.test_md5)
 
     def _read(self, md5s: dict[str, str]) -> Split:
         batches = []
         for name, md5 in md5s.items():
             path = self.folder / name
-            # Checked again on the very bytes that are decoded: the file may have changed since it was opened.
+            # Checked again, on the bytes to decode: the file may have changed since the folder was opened.
             try:
                 data = path.read_bytes()
             except OSError as error:
@@ -168,13 +168,13 @@ class Cifar10:
 
 
 def open_cifar10(folder: Path, image_size: int, val_fraction: float = 0.1, train_size: int = 0) -> Cifar10:
-    """Open a folder that holds CIFAR-10, or that holds the folder of an official archive.
+    """Open a folder with the files of CIFAR-10, or with the folder of an official archive.
 
     Args:
         folder: The folder.
         image_size: Side length in pixels to which the images are resized.
         val_fraction: Share of the training images held out for validation.
-        train_size: Number of training images that are used besides (0: all).
+        train_size: Number of training images without the validation images (0: all).
 
     Raises:
         InputError: The folder or a file in it is missing, truncated or altered.
@@ -189,14 +189,14 @@ def open_cifar10(folder: Path, image_size: int, val_fraction: float = 0.1, train
                     raise InputError(damage, _HINT)
                 return Cifar10(place, form, image_size, val_fraction, train_size)
     raise InputError(
-        f"{folder} holds no CIFAR-10: expected {next(iter(BINARY.md5))} … test_batch.bin (binary format) "
+        f"{folder} has no CIFAR-10 files: expected {next(iter(BINARY.md5))} … test_batch.bin (binary format) "
         f"or {next(iter(PICKLE.md5))} … test_batch (Python format)",
         _HINT,
     )
 
 
 def find_damage(folder: Path, form: Format) -> str:
-    """Return what is wrong with the first bad file of a format, or an empty string if all are official."""
+    """Return the fault of the first bad file of a format, or an empty string if all are official."""
     for name, md5 in form.md5.items():
         path = folder / name
         try:

@@ -96,8 +96,9 @@ def _download() -> Files:
         receive(ARCHIVE_URL, archive, "CIFAR-10")
     except OSError as error:
         raise _RouteError(str(error)) from error
-    if (found := md5_hex(archive.getbuffer())) != ARCHIVE_MD5:
-        raise _RouteError(f"got {archive.tell():,} bytes with MD5 {found}, expected MD5 {ARCHIVE_MD5}")
+    data = archive.getbuffer()
+    if md5_hex(data) != ARCHIVE_MD5:
+        raise _RouteError(f"got {data.nbytes:,} bytes with MD5 {md5_hex(data)}, expected MD5 {ARCHIVE_MD5}")
     archive.seek(0)
     with _opened(archive) as tar:
         for name in BINARY.md5:

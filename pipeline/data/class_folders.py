@@ -36,7 +36,7 @@ __all__ = [
 
 LAYOUT = "expected PATH/CLASS/IMAGE, or PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE"
 LeftOut = dict[tuple[str, str], int]
-"""Number of files that may be images and are not used, by class (empty: none) and extension or place."""
+"""Number of files that may be images and are not used, by class (empty if none) and extension or place."""
 
 PARTS = {
     **dict.fromkeys(("train", "training"), "train"),

@@ -42,7 +42,7 @@ __all__ = ["Folder", "check_outside", "from_parts", "open_folder", "source_name"
 
 # The last decoded training images are kept for the next stage of the process, up to this size.
 _MOST_KEPT_BYTES = 1 << 30
-# What a part of a data set is, by the kind of the data set.
+# The word for a part of a data set, by its kind.
 _PART_IS = {"folder": "folder", "table": "rows"}
 _decoded: dict[tuple[str, float, int], Split] = {}
 
@@ -59,7 +59,7 @@ class Folder:
         train_items: Training images, including those held out for validation if ``val_items`` is empty.
         test_items: Test images.
         val_items: Images that the user set aside for validation.
-        left_out: Number of files that may be images and are not used, by class (empty: none) and extension or place.
+        left_out: Number of files that may be images and are not used, by class (empty if none) and extension or place.
         val_fraction: Share of the training images held out for validation, if ``val_items`` is empty.
         train_size: Number of training images that are used (0: all).
     """

@@ -45,7 +45,7 @@ class Item:
 
     @property
     def identity(self) -> bytes:
-        """What identifies the image besides its own bytes; the name of a file in a class folder includes its class."""
+        """Bytes for the hash of a data set, next to those of the file; a name in a class folder includes the class."""
         if not self.place:
             return os.fsencode(self.name)
         return json.dumps([self.name, self.label, self.group, self.part]).encode()
@@ -67,7 +67,7 @@ class Item:
         return read_image(self.path, size)
 
     def digest(self) -> bytes:
-        """Return the SHA-256 of what is stored, 32 bytes.
+        """Return the SHA-256 of the stored image, 32 bytes.
 
         Raises:
             InputError: It cannot be read.

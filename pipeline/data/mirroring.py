@@ -1,8 +1,8 @@
-"""Whether images may be mirrored in training: not where a mirrored image belongs to another class.
+"""Decides whether training may mirror images: not if a mirrored image belongs to another class.
 
-Photographs of things keep their class. Digits, letters and traffic signs do not, and training on their mirror images
-costs accuracy. The nearest neighbour of an image, among the training images, tells the two kinds apart: it is asked for
-each image of a sample and for its mirror image.
+Photographs of objects keep their class. Digits, letters and traffic signs do not, and training on their mirror images
+costs accuracy. The decision compares the classes of the nearest neighbours, among the training images, of the images of
+a sample and of their mirror images.
 """
 
 import math
@@ -17,14 +17,14 @@ from kdedge.dataset import Split
 __all__ = ["mirrored_keep_class"]
 
 _QUERIES, _NEIGHBOURS = 500, 2000
-_SIDE = 16  # pixels to which images are reduced
+_SIDE = 16  # side length of the compared images in pixels
 
 
 def mirrored_keep_class(train: Split) -> bool:
-    """Return whether mirrored images look as much like their class as the images themselves.
+    """Return whether mirrored images resemble their class as much as the original images.
 
-    They do not if significantly more queries lose the right neighbour by mirroring than find it (McNemar's test, three
-    standard errors), and by more than 2 % of the queries. The same images give the same answer.
+    They do not if mirroring loses the correct neighbour for significantly more queries than it finds it for (McNemar's
+    test, three standard errors), and for more than 2 % of the queries. The result is deterministic.
 
     Args:
         train: Training images; at least two.
@@ -42,7 +42,7 @@ def mirrored_keep_class(train: Split) -> bool:
 
 
 def _features(images: NDArray[np.uint8]) -> torch.Tensor:
-    """Return what is compared, float32 ``[N, D]``, of uint8 images ``[N, S, S, 3]``."""
+    """Return reduced pixels without their mean, float32 ``[N, D]``, of uint8 images ``[N, S, S, 3]``."""
     pixels = torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float()
     small = functional.adaptive_avg_pool2d(pixels, min(_SIDE, images.shape[1])).flatten(1)
     return small - small.mean(1, keepdim=True)

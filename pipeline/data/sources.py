@@ -1,9 +1,9 @@
-"""Images and labels: CIFAR-10, the sample of it that is shipped, or the user's own class folders.
+"""Opens data sets: CIFAR-10, the sample of it in this package, or the user's own class folders.
 
-`open_dataset` finds the files, fetches them if need be and checks them; pixels are handed out only by `Dataset.train`
-and `Dataset.test`, and only the benchmark calls the latter. Everything that chooses works on the two parts
-that `split_train_val` returns. `opened` and `data_sha256` remember what took a while: listing and reading the files of
-a large data set. Run ``kdedge data --data sample`` to see what a source holds.
+`open_dataset` finds the files, downloads them if necessary, and checks them. Only `Dataset.train` and `Dataset.test`
+return pixels, and only the benchmark calls the latter. Every choice uses the two parts of `split_train_val`. `opened`
+and `data_sha256` cache their results, because listing and reading a large data set takes long. ``kdedge data --data
+sample`` prints the content of a source.
 """
 
 import difflib
@@ -18,10 +18,10 @@ __all__ = ["data_sha256", "find_dataset", "open_dataset", "opened"]
 
 
 def _user_path(text: str) -> Path:
-    """Return the path that a user wrote, ``~`` expanded.
+    """Return a path with ``~`` expanded.
 
     Raises:
-        InputError: There is no such user, or the operating system refuses such a path.
+        InputError: The user in it is unknown, or the operating system refuses the path.
     """
     try:
         path = Path(text).expanduser()
@@ -54,7 +54,7 @@ def find_dataset(config: DataConfig) -> Dataset:
 
     Raises:
         InputError: Unknown source; a file or folder is missing, damaged or not as expected.
-        StageError: CIFAR-10 could not be fetched or not be written to the cache.
+        StageError: CIFAR-10 cannot be downloaded or written to the cache.
     """
     source, colon, path = config.source.partition(":")
     if config.source == "cifar10":
@@ -71,7 +71,7 @@ def find_dataset(config: DataConfig) -> Dataset:
         from kdedge.pipeline.data.folder import open_folder
 
         if not path:
-            raise InputError("--data folder: names no folder", "give its path, as in `--data my_images`")
+            raise InputError("--data folder: has no path", "give its path, as in `--data my_images`")
         return open_folder(config, _user_path(path))
     match = difflib.get_close_matches(source, [*NAMES, *PATH_KINDS], n=1)
     suggestion = f" (did you mean {match[0]!r}?)" if match else ""
@@ -82,11 +82,11 @@ def find_dataset(config: DataConfig) -> Dataset:
 
 
 def opened(data: DataConfig) -> Dataset:
-    """Return the data set that `kdedge.pipeline.data.open_dataset` opens; the same for the same options.
+    """Return the result of `open_dataset`, cached per options and working directory.
 
     Raises:
         InputError: A file or folder is missing, damaged or not as expected.
-        StageError: CIFAR-10 could not be fetched or not be written to the cache.
+        StageError: CIFAR-10 cannot be downloaded or written to the cache.
     """
     return _opened(data, Path.cwd())
 

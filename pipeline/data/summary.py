@@ -1,6 +1,6 @@
-"""What a data set holds, for `kdedge data`: counts of every class, what is left out, what is found twice.
+"""Summary of a data set for `kdedge data`: counts of every class, files left out, duplicates.
 
-The training images are decoded and the test images checked, so what `kdedge data` passes can be read.
+The training images are decoded and the test images checked, so a data set that `kdedge data` accepts is readable.
 """
 
 from collections import Counter
@@ -19,11 +19,11 @@ _MOST_ROWS = 40
 
 
 def summarise(config: DataConfig) -> dict[str, Any]:
-    """Return what a data set holds as plain data.
+    """Return the summary of a data set, JSON-ready.
 
     Raises:
         InputError: The data set is missing or damaged.
-        StageError: CIFAR-10 could not be fetched.
+        StageError: CIFAR-10 cannot be downloaded.
     """
     dataset = open_dataset(config)
     names = dataset.class_names
@@ -57,7 +57,7 @@ def summarise(config: DataConfig) -> dict[str, Any]:
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """Print what `summarise` returned as a table."""
+    """Print the result of `summarise` as a table."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -1,1 +1,1 @@
-"""The networks: the teacher (any torchvision classifier) and the registry of students."""
+"""The networks: teachers (any torchvision classifier), students and their registry."""

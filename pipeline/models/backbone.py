@@ -1,6 +1,6 @@
-"""torchvision's classifiers by name, with stems for small images, and the blocks that hints can use.
+"""Classifiers of torchvision by name, with stems for small images, and their blocks for hints.
 
-Teachers (`kdedge.pipeline.models.teacher`) and students (`kdedge.pipeline.models.student`) are made of them.
+Teachers (`kdedge.pipeline.models.teacher`) and students (`kdedge.pipeline.models.student`) are built from them.
 """
 
 from typing import Any
@@ -20,12 +20,12 @@ def build_backbone(arch: str, num_classes: int, stem: str) -> nn.Module:
     Args:
         arch: Name in ``torchvision.models``.
         num_classes: Number of classes.
-        stem: ``imagenet`` (as in torchvision); ``cifar``, for ResNets a 3x3 convolution without pooling (555 MMAC for
-            ResNet-18 at 32 pixels), for MobileNetV2 no stride before the third stage; or ``cifar-pool``, for ResNets
-            alone, a 3x3 convolution and a 2x2 max-pool (140 MMAC).
+        stem: ``imagenet``: as in torchvision. ``cifar``: a 3x3 convolution without pooling for ResNets (555 MMAC for
+            ResNet-18 at 32 pixels), no stride before the third stage for MobileNetV2. ``cifar-pool``, only for ResNets:
+            a 3x3 convolution and a 2x2 max-pool (140 MMAC).
 
     Raises:
-        InputError: A stem that the architecture cannot have.
+        InputError: The architecture does not support the stem.
     """
     import torchvision
 
@@ -39,7 +39,7 @@ def build_backbone(arch: str, num_classes: int, stem: str) -> nn.Module:
 
 
 def _replace_stem(backbone: Any, arch: str, stem: str) -> None:
-    """Give a classifier a stem for small images, in place."""
+    """Replace the stem of a classifier by one for small images, in place."""
     import torchvision
 
     if isinstance(backbone, torchvision.models.ResNet):
@@ -58,8 +58,8 @@ def _replace_stem(backbone: Any, arch: str, stem: str) -> None:
 def backbone_blocks(backbone: nn.Module) -> dict[str, nn.Module]:
     """Return the blocks of a classifier in depth order, by name.
 
-    For ResNets these are the residual blocks (``layer1.0`` … ``layer4.1`` for ResNet-18); for other classifiers the
-    top-level children of ``features``; where there is neither, or their maps have the channels last, nothing.
+    They are the residual blocks of a ResNet (``layer1.0`` … ``layer4.1`` for ResNet-18), else the top-level children
+    of ``features``. Empty for classifiers with neither and for those with channels-last maps.
     """
     import torchvision
 

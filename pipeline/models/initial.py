@@ -1,7 +1,7 @@
-"""Initial weights of a student that learn faster: a whitening first convolution, identities in plain stacks behind it.
+"""Initial weights of a student that trains faster: a whitening first convolution, and identities in later layers.
 
-After K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv:2404.00498), sections 3.1 and 3.2; there the
-first convolution stays frozen, here it is only the start. `experiments/LOG.md`, section 15, has what it is worth.
+After K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv:2404.00498), sections 3.1 and 3.2, where the
+first convolution stays frozen; here it is trained. `experiments/LOG.md`, section 15, has the measured gain.
 """
 
 import numpy as np
@@ -13,21 +13,21 @@ from kdedge.pipeline.models.student import Block
 
 __all__ = ["initialise", "whitening_filters"]
 
-_IMAGES = 1000  # with some 900 patches each: their covariance has settled long before
-_CHUNK = 100  # images whose patches are in memory at a time: 106 MB for those of 7 x 7 pixels
-# Both relative to the largest variance. CIFAR-10's 16th direction has 4.7e-4; the colours of grey images have 1e-15 and
-# would become filters of norm 100, which drown the image in INT8 (experiments/LOG.md, sections 19 and 51).
+_IMAGES = 1000  # with about 900 patches each, enough for a stable covariance
+_CHUNK = 100  # images with patches in memory at a time: 106 MB for patches of 7 x 7 pixels
+# Both relative to the largest variance. CIFAR-10's 16th direction has 4.7e-4. The colours of grey images have 1e-15 and
+# would become filters of norm 100, which dominate the range in INT8 (experiments/LOG.md, sections 19 and 51).
 _LEAST_VARIANCE = 3e-4  # directions below it are not whitened
 _EPSILON = 7.7e-5  # added to each variance
 
 
 def initialise(student: nn.Module, images: NDArray[np.uint8]) -> None:
-    """Let the first convolution whiten patches, and let those of a plain stack pass on what comes in, in place.
+    """Set whitening filters in the first convolution and identities in the blocks of a plain stack, in place.
 
-    The first convolution begins with as many pairs of a whitening filter and its negative as fit (a ReLU behind them
-    loses nothing); every later `Block` with as many identities as it has inputs, residual blocks of torchvision having
-    their own. What is left keeps its random weights. For images without color that is everything: there this start
-    brings no accuracy and costs 7 to 20 dB in INT8 (experiments/LOG.md, section 52).
+    The first filters of the first convolution are pairs of a whitening filter and its negative, so that the ReLU behind
+    them keeps all information. The first filters of every later `Block` are identities, one per input channel; residual
+    blocks of torchvision have their own. All other weights stay random. For grey images all weights stay random:
+    whitening adds no accuracy there and costs 7 to 20 dB in INT8 (experiments/LOG.md, section 52).
 
     Args:
         student: A student whose modules are in the order of the data.
@@ -39,7 +39,7 @@ def initialise(student: nn.Module, images: NDArray[np.uint8]) -> None:
         # Spread over all images: those of a folder are in the order of their classes.
         spread = images[:: -(-len(images) // _IMAGES)]
         filters = whitening_filters(spread, first.kernel_size[0])
-        if len(filters) <= first.kernel_size[0] ** 2:  # as many directions as the patches of one channel have
+        if len(filters) <= first.kernel_size[0] ** 2:  # the number of directions of patches with one channel
             return
         filters = filters[: first.out_channels // 2]
         first.weight[: 2 * len(filters)] = torch.cat([filters, -filters]).to(first.weight)
@@ -51,8 +51,8 @@ def whitening_filters(images: NDArray[np.uint8], side: int) -> Tensor:
     """Return filters whose responses to patches of these images are uncorrelated, with variance (almost) 1.
 
     They are the eigenvectors of the covariance of the patches, each divided by the root of its eigenvalue, the
-    strongest direction first. Directions in which the patches hardly vary are left out, such as the colours of grey
-    images. Of images above 32 pixels only every second, third, … patch is used in both axes.
+    largest first. Directions with almost no variance are left out, such as the colours of grey images. The stride of
+    the patches grows with the image size: 1 up to 32 pixels, 2 up to 64, …
 
     Args:
         images: uint8 ``[N, S, S, 3]``.

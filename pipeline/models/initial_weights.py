@@ -1,7 +1,7 @@
 """Initial weights of a teacher: torchvision's ImageNet weights, a file, or none.
 
-They are checked before the teacher is touched, and whatever is not loaded is named: the head for other classes, a stem
-for small images. torchvision's files are kept where torch.hub keeps them. No pickle is executed.
+They are checked before the teacher is changed. Weights that are not loaded are reported: the head for other classes, a
+stem for small images. Files of torchvision are cached in the folder of torch.hub. No pickle is executed.
 """
 
 import copy
@@ -30,7 +30,7 @@ from kdedge.progress import warn
 __all__ = ["Start", "check_start", "start_teacher"]
 
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
-# DenseNet's files are older than the rule that names of modules have no dots: norm.1 is norm1 today.
+# DenseNet's files are older than the rule that module names have no dots: norm.1 is now norm1.
 _DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|relu|conv))\.(?=[12]\.)")
 _RESNETS = ("resnet", "resnext", "wide_resnet")
 _RESNET_NAMES = ("conv1.weight", *(f"layer{stage}.0.conv1.weight" for stage in (1, 2, 3, 4)))
@@ -44,11 +44,11 @@ class Start:
     Attributes:
         teacher: The teacher.
         stem: Its stem; see `kdedge.pipeline.models.backbone.build_backbone`.
-        origin: Where its weights came from: ``none``, ``imagenet`` or ``file:<sha256>``.
-        title: The same, in words.
-        stem_note: Why it has this stem, in words (empty: the user chose it).
-        random: What was not loaded, in words.
-        ignored: Names in the file that are of something else.
+        origin: Origin of its weights: ``none``, ``imagenet`` or ``file:<sha256>``.
+        title: The origin in words.
+        stem_note: The reason for this stem, in words; empty if the user chose it.
+        random: Descriptions of the weights that were not loaded.
+        ignored: Names in the file that are not of this network.
     """
 
     teacher: Teacher
@@ -68,11 +68,11 @@ class _Weights:
 
 
 def check_start(config: Config, num_classes: int) -> None:
-    """Refuse a start that can be known to fail, before any work.
+    """Refuse initial weights that cannot work, before any training.
 
     Raises:
-        InputError: A random teacher would be distilled from, or the weights are bad or do not fill the teacher.
-        StageError: Weights that --teacher-epochs 0 needs cannot be downloaded.
+        InputError: The teacher would stay random, or the weights are damaged or do not fill the teacher.
+        StageError: Weights that --teacher-epochs 0 requires cannot be downloaded.
     """
     from kdedge.pipeline.distill.methods import METHODS
 
@@ -93,12 +93,12 @@ def start_teacher(settings: TeacherConfig, num_classes: int, image_size: int, de
         settings: Architecture, stem and source of the weights.
         num_classes: Number of classes.
         image_size: Side length in pixels of the images.
-        device: Where it is trained; ``--teacher-stem auto`` takes a cheaper stem on a CPU.
+        device: The device of the training; ``--teacher-stem auto`` takes a cheaper stem on a CPU.
 
     Raises:
-        InputError: Unknown architecture, images that it cannot take, or a file that does not fit; with
-            ``--teacher-epochs 0`` also anything that is not loaded.
-        StageError: ``imagenet`` was asked for and is not available.
+        InputError: The architecture is unknown or does not support the image size, or the file does not fit; with
+            ``--teacher-epochs 0`` also if a part of the teacher is not loaded.
+        StageError: ``imagenet`` is required and unavailable.
     """
     file = _read(settings.weight_files[0]) if settings.weight_files else None
     stem, note = _choose_stem(settings, image_size, device, file)
@@ -124,7 +124,7 @@ def _read(path: Path) -> _Weights:
 
 
 def _choose_stem(settings: TeacherConfig, image_size: int, device: str, file: _Weights | None) -> tuple[str, str]:
-    """Return the stem and why (empty: the user chose it): that of the file, else one that suits the image size."""
+    """Return the stem (of the file, else for the image size) and its reason, empty if the user chose the stem."""
     resnet = settings.arch.startswith(_RESNETS)
     kernel = _first_kernel(file) if file and resnet else None
     if settings.stem != "auto":
@@ -137,7 +137,7 @@ def _choose_stem(settings: TeacherConfig, image_size: int, device: str, file: _W
     if kernel == 3:
         if not settings.epochs:
             raise InputError(
-                f"{file.title if file else ''} has a 3x3 stem, but does not say whether a 2x2 pooling follows",
+                f"{file.title if file else ''} has a 3x3 stem, and does not record whether a 2x2 pooling follows",
                 "give --teacher-stem cifar (without pooling) or cifar-pool",
             )
         return small, f"the file has a 3x3 stem, with or without pooling; taken for {device}"
@@ -147,7 +147,7 @@ def _choose_stem(settings: TeacherConfig, image_size: int, device: str, file: _W
 
 
 def _first_kernel(file: _Weights) -> int | None:
-    """Return the side length of a ResNet's first convolution (None: the file has none, or of another kind).
+    """Return the side length of a ResNet's first convolution; None if the file has no such convolution.
 
     Raises:
         InputError: No stem of a teacher has this first convolution.
@@ -166,7 +166,7 @@ def _first_kernel(file: _Weights) -> int | None:
 
 
 def _recorded_stem(path: Path, arch: str) -> str:
-    """Return the stem that kdedge noted beside a teacher that it trained (empty: no such note)."""
+    """Return the stem that kdedge recorded next to a teacher it trained; empty if there is no record."""
     note = path.with_name("teacher.json")
     if path.name != "teacher.safetensors" or not note.is_file():
         return ""
@@ -175,7 +175,7 @@ def _recorded_stem(path: Path, arch: str) -> str:
 
 
 def _load_imagenet(start: Start, settings: TeacherConfig) -> Start:
-    """Load torchvision's ImageNet weights; with ``auto`` return ``start`` as it is if that fails, for any reason."""
+    """Load torchvision's ImageNet weights; with ``auto`` return ``start`` unchanged if that fails."""
     try:
         weights = _Weights("imagenet", f"ImageNet weights of {settings.arch}", _imagenet_state(settings.arch))
         return _load(start, weights, settings.arch)
@@ -206,7 +206,7 @@ def _load(start: Start, weights: _Weights, arch: str) -> Start:
     """Return ``start`` with a copy of its teacher that has these weights.
 
     A head of another shape and a ResNet's first convolution of another stem stay random. Missing counters of batch
-    norms stay zero: PyTorch's own rule for files from before it counted batches.
+    norms stay zero, as PyTorch does for old files.
 
     Raises:
         InputError: The weights are of another network.
@@ -221,7 +221,7 @@ def _load(start: Start, weights: _Weights, arch: str) -> Start:
     }
     head, first = list(own)[-1].rpartition(".")[0] + ".", "conv1.weight"
     kept = [name for name in own if name.startswith(head)]
-    # Auxiliary heads help a network to train and are not built here.
+    # Auxiliary heads are for training only and are not built here.
     unused = ["aux", "Aux"]
     if all(name in found and _fits(found[name], own[name]) for name in kept):
         kept = []
@@ -232,7 +232,7 @@ def _load(start: Start, weights: _Weights, arch: str) -> Start:
         unused.append(first)
     complete: Any = OrderedDict((n, own[n]) for n in own if n in kept or n.endswith(".num_batches_tracked"))
     complete |= {name: value for name, value in found.items() if not name.startswith(tuple(unused))}
-    # The versions of modules, by which PyTorch knows what an older one called otherwise.
+    # Versions of modules, from which PyTorch derives renamed parameters.
     complete._metadata = own._metadata if prefix else getattr(weights.state, "_metadata", own._metadata)
     wrong = [name for name, value in complete.items() if name in own and not _fits(value, own[name])]
     if not wrong:
@@ -265,10 +265,10 @@ def _load(start: Start, weights: _Weights, arch: str) -> Start:
 
 
 def _prefix(weights: _Weights, names: Collection[str]) -> str:
-    """Return what stands before the names of a network in a file: ``module.``, ``model.``, … (empty: nothing).
+    """Return the prefix of the names of a network in a file: ``module.``, ``model.``, … or empty.
 
     Raises:
-        InputError: The file holds several networks that may be meant.
+        InputError: The file has several such networks.
     """
     prefixes = Counter(
         name[:place]
@@ -279,8 +279,8 @@ def _prefix(weights: _Weights, names: Collection[str]) -> str:
     (first, most), (second, next_most) = [*prefixes.most_common(2), ("", 0), ("", 0)][:2]
     if most and most == next_most:
         raise InputError(
-            f"{weights.title} holds several networks: names begin with {first!r} and with {second!r}",
-            "save the state dict of the one that is meant",
+            f"{weights.title} has several networks: names begin with {first!r} and with {second!r}",
+            "save the state dict of one of them",
         )
     return first
 

@@ -1,4 +1,4 @@
-"""The students to choose from. Imports no PyTorch, so that the command line can list them."""
+"""The registered students. This module imports no PyTorch, so that the command line can list them."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ __all__ = ["STUDENTS", "LiteSpec", "TorchvisionSpec"]
 
 @dataclass(frozen=True)
 class LiteSpec:
-    """Shape of a student of five convolutions.
+    """A student of five convolutions.
 
     Attributes:
         widths: Output channels of the five convolutions.
         pool_after: Indices (0-4) of the blocks that end with a 2x2 max-pool.
         residual: Indices of the blocks that add their input to their output (same width, no shortcut convolution).
-        note: What it is for, with its size at 32 pixels and 10 classes.
+        note: Its size at 32 pixels and 10 classes.
     """
 
     widths: tuple[int, int, int, int, int]
@@ -27,9 +27,9 @@ class TorchvisionSpec:
     """A classifier of torchvision as a student.
 
     Attributes:
-        arch: Its name there.
+        arch: Name in ``torchvision.models``.
         small_stem: The stem for images below 64 pixels (see `kdedge.pipeline.models.backbone.build_backbone`).
-        note: What it is, with its size at 32 pixels and 10 classes.
+        note: Its size at 32 pixels and 10 classes.
     """
 
     arch: str

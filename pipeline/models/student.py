@@ -38,7 +38,7 @@ class Block(nn.Module):
         if self.residual:
             out = self.pool(self.relu(out) + x)
         elif self.training:
-            # The values of the line below; rectifying the smaller map saves a tenth of a training step.
+            # Equal to the line below; the ReLU of the smaller map saves a tenth of a training step.
             out = self.relu(self.pool(out))
         else:
             out = self.pool(self.relu(out))
@@ -46,11 +46,11 @@ class Block(nn.Module):
 
 
 class Student(nn.Module):
-    """A classifier whose blocks hints can reach.
+    """A classifier with accessible blocks for hints.
 
     Args:
-        stem: What comes before the blocks.
-        blocks: Each maps the output of the one before it.
+        stem: The module before the blocks.
+        blocks: Each maps the output of the previous one.
         side: Side length of the last map in pixels.
         classifier: The linear layer behind the pooling.
     """
@@ -85,7 +85,7 @@ def build_student(name: str, num_classes: int, image_size: int) -> Student:
     """Build a registered student with random weights.
 
     Raises:
-        InputError: There is no student of that name.
+        InputError: The name is unknown.
     """
     if name not in STUDENTS:
         known = "; ".join(f"{key} ({spec.note})" for key, spec in STUDENTS.items())
@@ -120,10 +120,10 @@ def build_lite(spec: LiteSpec, num_classes: int, image_size: int) -> Student:
 
 
 def _build_torchvision(spec: TorchvisionSpec, num_classes: int, image_size: int) -> Student:
-    """Take a classifier of torchvision apart into stem, blocks and linear layer.
+    """Build a student from the stem, blocks and linear layer of a torchvision classifier.
 
-    Its adaptive pooling is replaced, and dropout before the linear layer is left out: dropout draws from a generator
-    whose state no checkpoint holds, so a resumed run would end in other weights.
+    Its adaptive pooling is replaced. Dropout before the linear layer is left out: checkpoints do not have the state of
+    its random generator, so a resumed run would end with other weights.
     """
     stem = spec.small_stem if image_size < _LARGE_IMAGE else "imagenet"
     backbone: Any = build_backbone(spec.arch, num_classes, stem)

@@ -1,7 +1,7 @@
-"""The teacher: a torchvision classifier with its input normalisation inside and its hint features within reach.
+"""The teacher: a torchvision classifier that normalises its input, with accessible feature maps for hints.
 
-`Teacher` takes pixels/255; what the backbone was trained with (mean and deviation) is part of the module. `FeatureTap`
-captures the maps that hints can aim at: pre-ReLU ends of residual blocks, or the stages of ``features``.
+`Teacher` takes pixels/255; the mean and deviation of its backbone's training are buffers of the module. `FeatureTap`
+captures the feature maps for hints: pre-ReLU ends of residual blocks, or the stages of ``features``.
 """
 
 import contextlib
@@ -60,22 +60,22 @@ def build_teacher(arch: str, num_classes: int, stem: str) -> Teacher:
         stem: As for `kdedge.pipeline.models.backbone.build_backbone`.
 
     Raises:
-        InputError: Unknown architecture, or a stem that it cannot have.
+        InputError: The architecture is unknown or does not support the stem.
     """
     check_arch(arch)
     backbone = build_backbone(arch, num_classes, stem)
     for module in backbone.modules():
-        # Blocks reuse one in-place ReLU, which would overwrite what a hook has captured.
+        # An in-place ReLU would overwrite the maps that a hook has captured.
         if isinstance(module, nn.ReLU):
             module.inplace = False
     return Teacher(backbone)
 
 
 def check_arch(arch: str) -> None:
-    """Refuse a name that no torchvision classifier has.
+    """Refuse an unknown torchvision classifier.
 
     Raises:
-        InputError: There is none.
+        InputError: The name is unknown.
     """
     import torchvision
 
@@ -88,7 +88,7 @@ def check_arch(arch: str) -> None:
 
 
 def check_image_size(teacher: Teacher, arch: str, image_size: int) -> None:
-    """Refuse a teacher that cannot take images of this size, before any are read.
+    """Refuse a teacher that does not support the image size, before any image is read.
 
     Raises:
         InputError: A forward pass on two black images fails.
@@ -107,7 +107,7 @@ def check_image_size(teacher: Teacher, arch: str, image_size: int) -> None:
 
 
 def hint_candidates(teacher: Teacher) -> dict[str, nn.Module]:
-    """Return the places whose maps hints can aim at, in depth order, by name; see `backbone_blocks`."""
+    """Return the modules whose maps hints can use, in depth order, by name; see `backbone_blocks`."""
     return backbone_blocks(teacher.backbone)
 
 
@@ -115,12 +115,12 @@ def hint_candidates(teacher: Teacher) -> dict[str, nn.Module]:
 def fold_batch_norms(teacher: Teacher, image_size: int) -> Teacher:
     """Return a copy of a teacher in eval mode whose batch norms are folded into the convolutions before them.
 
-    A frozen teacher runs on every batch of a distillation, and its batch norms only move memory. Folding pairs a
-    convolution with the batch norm registered right after it; where an architecture does not call them in that order
-    the outputs differ and the teacher is returned as it is.
+    A frozen teacher runs on every batch of a distillation, and its batch norms only cost time. Folding pairs a
+    convolution with the batch norm registered right after it. If an architecture calls them in another order, the
+    outputs differ and the teacher is returned unchanged.
 
     Args:
-        teacher: In eval mode, on the CPU: in full fp32 what differs is not rounding.
+        teacher: In eval mode, on the CPU, where fp32 outputs differ by rounding only.
         image_size: Side length in pixels of the images on which the outputs are compared.
     """
     folded = copy.deepcopy(teacher)
@@ -138,11 +138,11 @@ def fold_batch_norms(teacher: Teacher, image_size: int) -> Teacher:
 
 
 class _DeepestReachedError(Exception):
-    """Ends a forward pass of which only maps are wanted."""
+    """Ends a forward pass after the deepest captured map."""
 
 
 class FeatureTap:
-    """Captures feature maps of a teacher while it runs; removes its hooks when the block ends.
+    """Captures feature maps of a running teacher, as a context manager that removes its hooks.
 
     For residual blocks the map is the sum before the last ReLU, elsewhere the module's output.
 
@@ -186,7 +186,7 @@ class FeatureTap:
         self.maps = {}
 
     def run_to_deepest(self, pixels: Tensor) -> None:
-        """Fill `maps` for ``pixels`` float32 ``[N, 3, S, S]`` in 0..1; what follows the deepest block is not run."""
+        """Fill `maps` for ``pixels`` float32 ``[N, 3, S, S]`` in 0..1, without the layers after the deepest block."""
         self._maps_only = True
         with contextlib.suppress(_DeepestReachedError):
             self._teacher(pixels)

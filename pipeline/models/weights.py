@@ -1,4 +1,4 @@
-"""Weight files: safetensors for everything that is kept, ``weights_only`` for checkpoints. No pickle is executed."""
+"""Weight files: writes safetensors, reads safetensors and PyTorch files. No pickle is executed."""
 
 import os
 import pickle
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kdedge.errors import InputError
 from kdedge.files import write_atomic
 
-# What reading a damaged weight file raises. The list for .pth was found by flipping and cutting bytes.
+# Errors of reading a damaged weight file; those of .pth files were found by flipping and cutting bytes.
 DAMAGED = (
     SafetensorError,
     pickle.UnpicklingError,
@@ -34,7 +34,7 @@ DAMAGED = (
     OverflowError,
 )
 
-# Where checkpoints keep the state dict: Lightning, torchvision, timm and what many scripts do.
+# Keys of the state dict in checkpoints of Lightning, torchvision, timm and other scripts.
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema")
 _LARGEST = 1e10
 
@@ -51,14 +51,14 @@ def save_module(module: nn.Module, path: Path, *, dtype: torch.dtype | None = No
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a weight file without executing what it holds.
+    """Read the tensors of a weight file without executing pickles.
 
     Args:
         path: A ``.safetensors`` file, or one of ``torch.save`` (``.pth``, ``.pt``, ``.bin``, ``.ckpt``) with a state
-            dict or with a checkpoint that has one under a usual name, whose other entries are ignored.
+            dict, or with a checkpoint that has one under a usual key and other entries, which are ignored.
 
     Raises:
-        InputError: The file is missing, damaged or holds no state dict, or its values are not those of a network.
+        InputError: The file is missing, damaged or has no state dict, or its values are not those of a network.
     """
     if re.match(r"\w{2,}:/", str(path)):
         raise InputError(
@@ -75,9 +75,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     except DAMAGED as error:
         objects = _foreign_objects(path)
         what = (
-            f"holds Python objects ({objects}), which are never loaded"
+            f"has Python objects ({objects}), which are never loaded"
             if objects
-            else "is damaged or holds more than tensors"
+            else "is damaged or has objects other than tensors"
         )
         raise InputError(
             f"{path} ({os.path.getsize(path)} bytes) {what}",
@@ -93,7 +93,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _foreign_objects(path: Path) -> str:
-    """Return the names of the classes that a file of ``torch.save`` would need beside tensors (empty: none found)."""
+    """Return up to three names of classes other than tensors in a file of ``torch.save``; empty if none are found."""
     try:
         return ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))[:3])
     except DAMAGED:
@@ -101,23 +101,23 @@ def _foreign_objects(path: Path) -> str:
 
 
 def _state_dict(content: Any) -> dict[str, Tensor]:
-    """Return the tensors by name of a state dict, or of the one in a checkpoint; empty: there is none."""
+    """Return the tensors of a state dict, or of the state dict in a checkpoint, by name; empty if there is none."""
     if not isinstance(content, Mapping):
         return {}
     nested = next((content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), content)
     state = OrderedDict((k, v.detach()) for k, v in nested.items() if isinstance(k, str) and isinstance(v, Tensor))
     if isinstance(metadata := getattr(nested, "_metadata", None), Mapping):
-        state._metadata = metadata  # type: ignore[attr-defined] # the versions of modules, which PyTorch reads
+        state._metadata = metadata  # type: ignore[attr-defined] # versions of modules, for PyTorch
     return state
 
 
 def _fault(name: str, value: Tensor) -> str:
-    """Return why no network has this tensor (empty: it may be one's)."""
+    """Return the reason why a tensor is not the weight of a network, or an empty string."""
     if value.layout != torch.strided or value.is_complex() or value.is_meta or value.is_quantized:
         return "is not a plain tensor of real numbers"
     if not value.is_floating_point():
         return ""
-    numbers = value.float()  # finite where it is used
+    numbers = value.float()  # the type of the computation, in which larger values overflow
     if not torch.isfinite(numbers).all():
         return "has values that are not finite"
     if name.endswith("running_var") and (numbers < 0).any():
@@ -130,7 +130,7 @@ def load_module(module: nn.Module, path: Path, what: str) -> None:
     """Load a safetensors file into ``module``, strictly.
 
     Raises:
-        InputError: The file is missing or damaged, or is of another architecture or class count.
+        InputError: The file is missing or damaged, or has another architecture or class count.
     """
     state = load_weights(path)
     own = module.state_dict()
@@ -140,14 +140,14 @@ def load_module(module: nn.Module, path: Path, what: str) -> None:
         if expected != found:
             raise InputError(
                 f"{path} does not fit {what}: {name} is {found or 'missing'}, expected {expected or 'no such tensor'}",
-                "it is of another architecture or class count; make it again, or give the matching options",
+                "it has another architecture or class count; train it again, or give the matching options",
             )
     own.update({name: value.to(own[name].dtype) for name, value in state.items()})
-    module.load_state_dict(own)  # with the versions of its modules, without which an MNASNet refuses
+    module.load_state_dict(own)  # with the versions of modules that MNASNet requires
 
 
 def load_mean(module: nn.Module, paths: Sequence[Path], what: str) -> None:
-    """Load the mean of the weights in safetensors files into ``module``; what is no float is of the last file.
+    """Load the mean of the weights in safetensors files into ``module``; integers are those of the last file.
 
     Raises:
         InputError: As for `load_module`.

@@ -197,7 +197,7 @@ class Malicious:
 def test_a_pickle_in_the_cache_is_not_executed(publish, small, capsys):
     publish(SMALL, *published_file({"conv1.0.weight": Malicious()}, SMALL))
     assert start(SMALL, weights="auto").origin == "none"
-    with pytest.raises(StageError, match=r"holds Python objects \((__builtin__|builtins)\.print\), which are never"):
+    with pytest.raises(StageError, match=r"has Python objects \((__builtin__|builtins)\.print\), which are never"):
         start(SMALL, weights="imagenet")
     assert "executed" not in capsys.readouterr().out
 
@@ -274,8 +274,8 @@ def test_a_file_that_cannot_be_meant_is_refused_with_the_reason(tmp_path, resnet
             start(weights=str(tmp_path / "w.pth"), **settings)
 
     two = prefixed("student.")(resnet) | prefixed("teacher.")(resnet)
-    refused("holds several networks: names begin with 'student.' and with 'teacher.'", two)
-    refused(r"holds Python objects \(argparse.Namespace\)", {"state_dict": resnet, "args": argparse.Namespace(a=1)})
+    refused("has several networks: names begin with 'student.' and with 'teacher.'", two)
+    refused(r"has Python objects \(argparse.Namespace\)", {"state_dict": resnet, "args": argparse.Namespace(a=1)})
     refused("w.pth is not a state dict of tensors", {"epoch": 1})
     refused("running_var in .* has negative variances", {**resnet, "bn1.running_var": -torch.ones(64)})
     refused("values up to 1.0e", {**resnet, "bn1.running_var": torch.full((64,), 1e30)})
@@ -314,7 +314,7 @@ def test_an_address_is_no_file():
 def test_the_stem_of_a_teacher_is_read_from_what_lies_beside_it(tmp_path):
     save_module(build_teacher("resnet18", 3, "cifar"), tmp_path / "teacher.safetensors")
     file = str(tmp_path / "teacher.safetensors")
-    with pytest.raises(InputError, match="has a 3x3 stem, but does not say whether a 2x2 pooling follows") as caught:
+    with pytest.raises(InputError, match="has a 3x3 stem, and does not record whether a 2x2 pooling follows") as caught:
         start(weights=file, epochs=0)
     assert "--teacher-stem cifar (without pooling) or cifar-pool" in caught.value.hint
     assert start(weights=file, size=128).stem == "cifar-pool"

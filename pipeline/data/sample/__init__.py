@@ -1,8 +1,8 @@
-"""The sample: 4,000 training and 1,000 test images of CIFAR-10, shipped inside the package.
+"""The sample: 4,000 training and 1,000 test images of CIFAR-10, part of this package.
 
-Each part is one lossless WebP, a fifth smaller than PNG: a sheet of 32x32 tiles with ten columns. Image ``i`` lies in
-row ``i // 10`` and column ``i % 10``, and the column is its class. ``experiments/make_sample.py`` made the
-sheets and printed the hashes.
+Each part is one lossless WebP, a fifth smaller than PNG: a sheet of 32x32 tiles with ten columns. Image ``i`` is in row
+``i // 10`` and column ``i % 10``, and the column is its class. ``experiments/make_sample.py`` writes the sheets and
+prints the hashes.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ class Sample:
     class_names: tuple[str, ...] = CLASS_NAMES
 
     def train(self) -> Split:
-        """Decode the training sheet and keep what is used, see `Dataset.train`."""
+        """Decode the training sheet and return the images that are used, see `Dataset.train`."""
         used = keep_used(self._decode("train.webp"), self.val_fraction, self.train_size)
         return replace(used, images=resize_images(used.images, self.image_size, copies=2))
 
@@ -55,11 +55,11 @@ class Sample:
         return [100] * len(CLASS_NAMES)
 
     def train_sha256(self) -> str:
-        """Identify the training images by the hash of their sheet and the image size."""
+        """Return a SHA-256 of the training sheet and the image size."""
         return self._fingerprint("train.webp")
 
     def test_sha256(self) -> str:
-        """Identify the test images by the hash of their sheet and the image size."""
+        """Return a SHA-256 of the test sheet and the image size."""
         return self._fingerprint("test.webp")
 
     def _decode(self, name: str) -> Split:
@@ -73,12 +73,12 @@ class Sample:
 
 
 def open_sample(image_size: int, val_fraction: float = 0.1, train_size: int = 0) -> Sample:
-    """Open the shipped sample and check its files.
+    """Open the sample and check its files.
 
     Args:
         image_size: Side length in pixels to which the images are resized.
         val_fraction: Share of the training images held out for validation.
-        train_size: Number of training images that are used besides (0: all).
+        train_size: Number of training images without the validation images (0: all).
 
     Raises:
         InputError: A file of the installed package is missing or was altered.
@@ -89,7 +89,7 @@ def open_sample(image_size: int, val_fraction: float = 0.1, train_size: int = 0)
 
 
 def to_sheet(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Lay images out as a sheet.
+    """Arrange images as a sheet.
 
     Args:
         images: [N, 32, 32, 3] uint8 with N a multiple of 10.
@@ -102,7 +102,7 @@ def to_sheet(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def from_sheet(sheet: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Take a sheet apart: the inverse of `to_sheet`."""
+    """Return the images of a sheet: the inverse of `to_sheet`."""
     rows = sheet.reshape(-1, _SIZE, len(CLASS_NAMES), _SIZE, 3)
     return np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(-1, _SIZE, _SIZE, 3)
 

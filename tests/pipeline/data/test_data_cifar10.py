@@ -143,7 +143,7 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
         open_cifar10(tmp_path / "nowhere", 32)
     assert caught.value.exit_code == 2
     assert "--data sample" in caught.value.hint
-    with pytest.raises(InputError, match=r"holds no CIFAR-10: expected data_batch_1.bin"):
+    with pytest.raises(InputError, match=r"has no CIFAR-10 files: expected data_batch_1.bin"):
         open_cifar10(tmp_path, 32)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match="file is not a folder"):

@@ -90,7 +90,7 @@ def test_train_size_that_leaves_a_class_empty() -> None:
         ("folders:x", "did you mean 'folder'"),
         ("mnist", "unknown data set --data mnist$"),
         ("folder", "unknown data set --data folder"),
-        ("folder:", "names no folder"),
+        ("folder:", "has no path"),
     ],
 )
 def test_unknown_source(source: str, message: str) -> None:
