@@ -1,5 +1,5 @@
-"""Is the INT8 model good enough, how fast is it here, and can the numbers be trusted? Imports no torch.
+"""Accuracy, latency, memory and stability of an FP32 and an INT8 model on this host. Imports no torch.
 
-`stage.run_benchmark` puts everything together; the other modules each answer one question and work alone:
-`gate` (accuracy loss), `accuracy`, `latency`, `proof` (integer kernels), `host`, `report`, `figures`.
+`measure.run_benchmark` combines the other modules. Each of them also works on its own: `gate` (accuracy loss),
+`accuracy`, `latency`, `stability`, `memory`, `providers` (integer kernels), `host`, `report`, `emulate`.
 """

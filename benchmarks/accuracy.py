@@ -15,7 +15,7 @@ __all__ = ["answer_changes", "balanced_pct", "per_class_table", "predict_logits"
 
 
 def predict_logits(model: Model, images: npt.NDArray[np.uint8], *, title: str = "accuracy") -> npt.NDArray[np.float32]:
-    """Run a model over many images with a progress bar, 256 of up to 32 pixels at once and fewer larger ones.
+    """Run a model over many images with a progress bar, in batches of 256 images up to 32 pixels, fewer if larger.
 
     Args:
         model: The open model.
@@ -36,7 +36,7 @@ def predict_logits(model: Model, images: npt.NDArray[np.uint8], *, title: str = 
 
 
 def top1_pct(right: npt.NDArray[np.bool_]) -> float:
-    """Return the share of right answers, ``[N]`` bool, in percent, rounded to 4 decimals."""
+    """Return the share of correct predictions, ``[N]`` bool, in percent, rounded to 4 decimals."""
     return round(100 * float(right.mean()), 4)
 
 
@@ -86,7 +86,7 @@ def answer_changes(
     int8_answers: npt.NDArray[np.int64],
     class_names: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Return what INT8 answers otherwise than FP32: ``label``, ``fp32``, ``int8`` (class names) and ``count`` (images).
+    """Count the predictions that INT8 changes.
 
     Args:
         labels: ``[N]`` int64.
@@ -95,7 +95,8 @@ def answer_changes(
         class_names: Names of the C classes.
 
     Returns:
-        One row per kind of change, the most frequent first, equally frequent ones in the order of the classes.
+        Rows of ``label``, ``fp32``, ``int8`` (class names) and ``count`` (images), one per kind of change, the most
+        frequent first, equally frequent ones in the order of the classes.
     """
     changed = fp32_answers != int8_answers
     kinds = np.stack([labels[changed], fp32_answers[changed], int8_answers[changed]], axis=1)

@@ -1,6 +1,6 @@
-"""Measure on some CPUs of this machine only: a smaller share of it, which is not another device.
+"""Measure on only some CPUs of this machine. A share of a machine does not simulate another device.
 
-Only what is started inside `pinned` is bound: threads that a library started before keep the CPUs that they had.
+`pinned` binds only threads that start inside it; earlier threads of a library keep their CPUs.
 """
 
 import contextlib
@@ -13,10 +13,10 @@ __all__ = ["check_cpus", "pinned"]
 
 
 def check_cpus(cpus: Sequence[int]) -> None:
-    """Check that this process can be bound to these CPUs (empty: it need not be).
+    """Check that this process can be bound to these CPUs. Nothing is checked if there are none.
 
     Raises:
-        InputError: The system cannot bind, or a CPU is not there or not for this process.
+        InputError: The system cannot bind processes, or this process may not use one of the CPUs.
     """
     if not cpus:
         return
@@ -25,17 +25,17 @@ def check_cpus(cpus: Sequence[int]) -> None:
     usable = os.sched_getaffinity(0)
     if missing := sorted(set(cpus) - usable):
         raise InputError(
-            f"--affinity: CPU {', '.join(map(str, missing))} is not among those that this process may use",
+            f"--affinity: CPU {', '.join(map(str, missing))} is not available to this process",
             f"choose from {', '.join(map(str, sorted(usable)))}",
         )
 
 
 @contextlib.contextmanager
 def pinned(cpus: Sequence[int]) -> Iterator[None]:
-    """Bind this thread, and the threads and processes that it starts, to some CPUs; undo it at the end.
+    """Bind this thread, with the threads and processes that it starts, to some CPUs until the block ends.
 
     Args:
-        cpus: Numbers of the CPUs; empty: change nothing.
+        cpus: Numbers of the CPUs. Empty: no binding.
 
     Raises:
         InputError: See `check_cpus`.

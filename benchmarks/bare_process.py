@@ -1,7 +1,7 @@
-"""Load a model and run it in a process that holds nothing else; print its peak memory as one JSON line.
+"""Load and run a model in a process with only numpy and onnxruntime; print its peak memory as one JSON line.
 
-`kdedge.benchmarks.memory` runs this file by its path, so that of kdedge and its dependencies only numpy and onnxruntime
-are in the process. Arguments: the model, intra-op threads, and the memory limit in MiB (0: none).
+`kdedge.benchmarks.memory` runs this file by its path, so the process imports nothing else of kdedge. Arguments: the
+model, intra-op threads, and the memory limit in MiB (0: none).
 
     python -P benchmarks/bare_process.py student.int8.onnx 1 0
 """
@@ -11,7 +11,7 @@ import sys
 
 __all__ = ["main"]
 
-# The allocator has reached its size after the first run; the others show that it stays there.
+# The allocator reaches its size in the first run; the others show that it stays there.
 _RUNS = 20
 
 
@@ -21,7 +21,7 @@ def main(path: str, threads: int, limit_mib: int) -> None:
     Args:
         path: A model of kdedge.
         threads: Intra-op threads.
-        limit_mib: Most private writable memory (heap, stacks, buffers) in MiB; 0: as much as there is.
+        limit_mib: Limit of private writable memory (heap, stacks, buffers) in MiB; 0: none.
     """
     if limit_mib:
         import resource
@@ -45,9 +45,9 @@ def main(path: str, threads: int, limit_mib: int) -> None:
 
 
 def _peak_rss_bytes() -> int | None:
-    """Return the peak of the resident memory of this program; None where Linux's ``/proc`` is not there.
+    """Return the peak resident memory of this program; None without Linux's ``/proc``.
 
-    Not ``ru_maxrss``: a process inherits it from the one that started it, through fork and exec.
+    Not ``ru_maxrss``: a process inherits it from its parent through fork and exec.
     """
     try:
         with open("/proc/self/status") as file:

@@ -1,13 +1,13 @@
-"""Latency on CUDA: FP32, FP16 and INT8, each with what the provider really ran.
+"""Latency on CUDA: FP32, FP16 and INT8, each with the arithmetic and the provider of its kernels.
 
 onnxruntime's CUDA provider has no INT8 convolution: a QDQ graph runs in float between Quantize and Dequantize, and
-QLinear operators fall back to the CPU with copies around them. So every row says in what arithmetic its convolutions
-ran and on which provider its nodes lay. FP16, which is what speeds up a GPU, is made from the FP32 model. Latency is
-told with the copies of input and output (``session.run`` on arrays of the host) and without them (``on_device``: IO
-binding to memory of the device).
+QLinear operators fall back to the CPU with copies around them. So every row has the arithmetic of its convolutions and
+the providers of its nodes. FP16, the fast format on a GPU, is made from the FP32 model. Latency is measured with the
+copies of input and output (``session.run`` on arrays of the host) and without them (``on_device``: IO binding to memory
+of the device).
 
-The tests run this path on the CPU provider, where all but the device is the same; on CUDA it was run once (`LOG.md`,
-section 48). Load by other programs on the GPU is not among the evidence of the verdict.
+The tests run this path on the CPU provider; on CUDA it was run once (`LOG.md`, section 48). The stability verdict does
+not include load by other programs on the GPU.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.benchmarks.latency import MOST_WINDOWS, measure_latency
-from kdedge.benchmarks.providers import what_ran
+from kdedge.benchmarks.providers import kernels_run
 from kdedge.benchmarks.session import CUDA
 from kdedge.files import scratch_dir
 
@@ -35,14 +35,14 @@ def measure_cuda(
 
     Args:
         models: The files of ``fp32`` and ``int8``.
-        batches: Batch sizes to measure.
+        batches: Batch sizes.
         threads: Intra-op thread counts, for the nodes that stay on the CPU.
         seconds: Measuring time per model, batch size and thread count.
         provider: Execution provider.
 
     Returns:
-        Rows and raw samples as `measure_latency` gives them, the rows with ``ran_as`` (see `proof.what_ran`); and what
-        could not be measured, as in ``unavailable`` of ``report.json``.
+        Rows and raw samples of `measure_latency`, the rows with ``ran_as`` (see `kernels_run`), and the rows of
+        ``unavailable`` of ``report.json``.
 
     Raises:
         InputError: A model cannot be read.
@@ -70,15 +70,12 @@ def measure_cuda(
             most_windows=MOST_WINDOWS,
             on_device=True,
         )
-        ran_as = {name: what_ran(path, provider) for name, path in paths.items()}
+        ran_as = {name: kernels_run(path, provider) for name, path in paths.items()}
     return [{**row, "ran_as": ran_as[row["model"]]} for row in rows], raw, unavailable
 
 
 def write_fp16(fp32: Path, path: Path) -> Path:
-    """Write the FP16 version of an FP32 model: weights and arithmetic in half precision, inputs and outputs as before.
-
-    Needs the package onnx.
-    """
+    """Write the FP16 version of an FP32 model, with the same inputs and outputs. Needs the package onnx."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 

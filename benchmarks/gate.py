@@ -1,17 +1,16 @@
-"""The accuracy gate: may this INT8 model replace the FP32 model, as far as the test images can tell?
+"""The accuracy gate: decide from test images whether an INT8 model may replace its FP32 model.
 
-Three questions, each answered with a 95 % interval on the same images:
+Three checks, each with a 95 % interval on the same images:
 
-1. Has the model learned anything? Both models are better than always answering the most frequent class
+1. Both models have learned something: they are better than always predicting the most frequent class
    (`kdedge.benchmarks.chance`).
-2. Does INT8 keep the accuracy? The paired loss (`kdedge.benchmarks.interval`) is below the limit. A gain that is shown
-to
-   reach the limit fails, too: rounding does not teach a model.
-3. Does INT8 follow FP32? It changes fewer than 20 times the limit of the answers (10 % at 0.5 pp). Near a border
-   between classes an answer changes either way at no cost, and the shipped models change 0.5 to 2.4 % of theirs
-   (experiments/LOG.md, section 50); a model that changes more is another model, whatever its accuracy.
+2. INT8 keeps the accuracy: the paired loss (`kdedge.benchmarks.interval`) is below the limit. A significant gain of the
+   limit fails too, because rounding does not teach a model.
+3. INT8 follows FP32: the share of changed predictions is below 20 times the limit (10 % at 0.5 pp). Near a class border
+   a prediction changes either way at no cost; the shipped models change 0.5 to 2.4 % (experiments/LOG.md, section 50).
+   A model that changes more is another model, whatever its accuracy.
 
-A question that is answered with no fails the gate. One that the images leave open leaves it undecided.
+A failed check fails the gate. A check that the images cannot decide leaves it undecided.
 """
 
 import math
@@ -26,10 +25,10 @@ from kdedge.benchmarks.interval import tango_interval, wilson_interval_pct
 
 __all__ = ["judge", "tango_interval"]
 
-# Nobody collects more images than this; beyond it "undecided" cannot be resolved by testing.
+# More test images than this are unrealistic.
 _MOST_IMAGES = 10**12
 _CHANGES_PER_LOSS = 20
-_PLAUSIBLE = 10  # so many times the images at hand may be asked for
+_PLAUSIBLE = 10  # times the number of test images: more are not suggested
 
 
 def judge(
@@ -41,32 +40,31 @@ def judge(
     labels: npt.NDArray[np.int64] | None = None,
     class_names: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Compare two models on the same images and give the verdict of the gate.
+    """Compare two models on the same images and return the verdict of the gate.
 
     Args:
-        fp32_right: ``[N]`` bool, whether the FP32 model's first answer was right, image by image.
+        fp32_right: ``[N]`` bool, whether the FP32 model is correct, image by image.
         int8_right: ``[N]`` bool, the same images in the same order for INT8.
-        limit_pp: The loss that is refused, in percentage points, greater than 0.
-        changed: Images that INT8 answers differently; None: only those on which exactly one model is right.
-        labels: ``[N]`` int64, the classes of the images; None: the models are not compared with a constant answer.
+        limit_pp: Maximum accepted loss in percentage points, greater than 0.
+        changed: Number of images with different predictions; None: with exactly one correct prediction.
+        labels: ``[N]`` int64, the classes of the images; None: no comparison with a constant prediction.
         class_names: Names of the classes; needed with ``labels``.
 
     Returns:
         The ``gate`` section of ``report.json``:
 
         - ``verdict``: ``passed``, ``failed`` or ``undecided``; ``passed``: whether it is ``passed``.
-        - ``cause``: the question that decided against the model: ``learned``, ``loss``, ``gain`` or ``changed``; None
-          if it passed.
+        - ``cause``: the check that did not pass: ``learned``, ``loss``, ``gain`` or ``changed``; None if all did.
         - ``limit_pp``, ``loss_pp`` and the ends of its 95 % interval, ``loss_lower95_pp`` and ``loss_upper95_pp``.
         - ``fp32_only_right``, ``int8_only_right`` and ``changed_answers``: numbers of images.
-        - ``provable_pp``: the smallest limit in steps of 0.1 pp that the same answers would pass; None if the loss is
-          not what is undecided.
+        - ``provable_pp``: the smallest limit in steps of 0.1 pp that the same predictions would pass; None unless the
+          loss is undecided.
         - ``images_to_decide``: the number of images at which the same rates would decide an undecided loss; None if it
-          is decided, or if the loss equals the limit so that no number would.
-        - ``reason``: all of this in one sentence or two.
+          is decided, or if no number would decide it because the loss equals the limit.
+        - ``reason``: one or two sentences.
 
     Raises:
-        ValueError: The two differ in shape, or are empty.
+        ValueError: The arrays differ in shape, or are empty.
     """
     if fp32_right.shape != int8_right.shape or fp32_right.ndim != 1 or not len(fp32_right):
         raise ValueError(f"expected two [N] arrays, N > 0; got {fp32_right.shape} and {int8_right.shape}")
@@ -113,7 +111,7 @@ def _verdict(
         loss: The interval of the loss, as fractions.
         limit: The limit, as a fraction.
         changed_pct: The interval of the share of changed answers, in percent.
-        known: Whether the models have learned something; None: the images cannot tell.
+        known: Whether the models have learned something; None: undecided.
     """
     most_changed_pct = 100 * _CHANGES_PER_LOSS * limit
     failed = {
@@ -123,8 +121,8 @@ def _verdict(
         "changed": changed_pct[0] >= most_changed_pct,
     }
     undecided = {"loss": loss[1] >= limit, "learned": known is None, "changed": changed_pct[1] >= most_changed_pct}
-    for verdict, questions in (("failed", failed), ("undecided", undecided)):
-        if cause := next((name for name, answer in questions.items() if answer), None):
+    for verdict, checks in (("failed", failed), ("undecided", undecided)):
+        if cause := next((name for name, found in checks.items() if found), None):
             return verdict, cause
     return "passed", None
 
@@ -156,28 +154,28 @@ def _images_to_decide(n: int, only_fp32: int, only_int8: int, limit: float) -> i
 
 
 def _reason(gate: Mapping[str, Any], n: int, constant: str) -> str:
-    """Return the verdict and its grounds in plain words; ``constant`` is the name of the most frequent class."""
+    """Return the verdict as a sentence; ``constant`` is the name of the most frequent class."""
     loss, lower, upper = (gate[key] for key in ("loss_pp", "loss_lower95_pp", "loss_upper95_pp"))
     change = f"{'loses' if loss > 0 else 'gains'} {abs(loss):.2f} pp" if loss else "neither loses nor gains"
     seen = f"INT8 {change} on {n:,} test images (95 % interval of the loss {lower:+.2f} to {upper:+.2f} pp)"
     limit = f"the limit of {gate['limit_pp']:g} pp"
-    changed = f"INT8 changed {100 * gate['changed_answers'] / n:.1f} % of the answers"
+    changed = f"INT8 changes {100 * gate['changed_answers'] / n:.1f} % of the predictions"
     most = f"the limit allows {_CHANGES_PER_LOSS * gate['limit_pp']:g} %"
-    constant = f"better than always answering `{constant}`"
+    constant = f"better than always predicting `{constant}`"
     return {
         ("passed", None): f"{seen}: less than {limit}.",
-        ("failed", "learned"): f"The model is no {constant}. {seen}.",
+        ("failed", "learned"): f"The model is not {constant}. {seen}.",
         ("failed", "loss"): f"{seen}: not less than {limit}.",
         ("failed", "gain"): f"INT8 does not follow FP32: {changed}. {seen}: rounding cannot gain {limit}.",
         ("failed", "changed"): f"INT8 does not follow FP32: {changed}, {most}. {seen}.",
         ("undecided", "loss"): f"{seen}: {limit} is inside the interval. {_provable(gate, n)}.",
-        ("undecided", "learned"): f"{seen}. These images are too few to show a model that is {constant}.",
+        ("undecided", "learned"): f"{seen}. These images are too few to show that the model is {constant}.",
         ("undecided", "changed"): f"INT8 may not follow FP32: {changed}, {most}. {seen}.",
     }[gate["verdict"], gate["cause"]]
 
 
 def _provable(gate: Mapping[str, Any], n: int) -> str:
-    """Return what the images at hand can prove, and how many more would prove the limit where that is plausible."""
+    """Return the limit that these images can prove, and a plausible number of images that would decide."""
     provable, needed = gate["provable_pp"], gate["images_to_decide"]
     if provable is None:
         return ""

@@ -1,7 +1,7 @@
-"""The machine that measures: processor, memory, system, execution providers, and why one is missing.
+"""This host: processor, memory, system, and execution providers with the reason if one is missing.
 
-`host_record` is the ``host`` section of ``report.json``; `doctor` adds what is installed and what to do about what
-is not, for ``kdedge doctor``. Nothing here imports torch.
+`host_record` returns the ``host`` section of ``report.json``; `doctor` adds the installed packages and the fix for each
+problem, for ``kdedge doctor``. Imports no torch.
 """
 
 import ctypes.util
@@ -33,8 +33,8 @@ __all__ = [
     "wrong_host",
 ]
 
-# Instruction sets that decide how fast, or how exactly, INT8 and low-precision kernels run: our name, and the
-# names under which Linux and cpuid list them.
+# Instruction sets that decide speed or exactness of INT8 and low-precision kernels: our name, and the names of Linux
+# and cpuid.
 _ISA = {
     "avx2": ("avx2",),
     "avx512f": ("avx512f",),
@@ -60,7 +60,7 @@ _TRAINING = ("torch", "torchvision", "onnx")
 _TENSORRT = "TensorrtExecutionProvider"
 _MIXTURE = "mixture"
 _ONLY_GPU = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
-_ANYWHERE = "`kdedge quantize --target portable` makes one that is right everywhere"
+_ANYWHERE = "`kdedge quantize --target portable` makes one with the same predictions on every CPU"
 
 
 def host_record() -> dict[str, Any]:
@@ -68,10 +68,10 @@ def host_record() -> dict[str, Any]:
 
     Returns:
         ``cpu``, ``board`` (single-board computers, else None), ``cores`` (logical CPUs that this process may use),
-        ``cpu_quota`` (how many CPUs' time its control group may use; None: no limit), ``physical_cores``, ``isa`` (the
-        instruction sets that matter for INT8), ``memory_bytes``, ``os``, ``python``, ``governor``, ``gpu`` (None: none
-        found), ``onnxruntime`` (version), ``providers``, ``cuda_problem`` and ``tensorrt_problem`` (None: the provider
-        is there; TensorRT is not measured).
+        ``cpu_quota`` (of its control group, in CPUs; None: no limit), ``physical_cores``, ``isa`` (the instruction sets
+        that matter for INT8), ``memory_bytes``, ``os``, ``python``, ``governor``, ``gpu`` (None: none found),
+        ``onnxruntime`` (version), ``providers``, ``cuda_problem`` and ``tensorrt_problem`` (None: the provider is
+        available; TensorRT is not measured).
 
     Raises:
         InputError: onnxruntime is missing or broken.
@@ -110,39 +110,39 @@ def host_kind() -> str:
 
 
 def wrong_host(model: Model) -> str:
-    """Say that a model was made for another kind of CPU than this host's; empty: for this one, or for all."""
+    """Return a warning if the target of a model is not the CPU of this host, else an empty text."""
     check = _target_check(model)
     return "" if check["status"] == "ok" else f"{check['detail']}; {check['fix']}"
 
 
 def artifact_check(model: Path) -> dict[str, str]:
-    """Say what a model was made for and whether this host is of that kind: a check as `doctor` lists them.
+    """Return a check, as in `doctor`, of whether this host is of the kind of CPU that a model was made for.
 
     Raises:
-        InputError: This is no usable model, or onnxruntime is missing.
+        InputError: The file is not a usable model, or onnxruntime is missing.
     """
     return _target_check(open_model(model))
 
 
 def _target_check(model: Model) -> dict[str, str]:
-    """Compare the kind of CPU that a model names as its target with this host."""
+    """Compare the target in the metadata of a model with this host."""
     target = model.session.get_modelmeta().custom_metadata_map.get("kdedge.target")
     name, here = model.path.name, host_kind() or platform.machine()
     status, fix = "ok", ""
     if target is None:
-        detail = f"{name} names no kind of CPU that it was made for"
+        detail = f"{name} has no target CPU in its metadata"
     elif target == "portable":
         detail = f"{name} was made for every CPU"
     elif target == host_kind():
         detail = f"{name} was made for {target}, and this host is of that kind"
     else:
         status, fix = "broken", _ANYWHERE
-        detail = f"{name} was made for {target} and this host is {here}: its answers may differ here"
+        detail = f"{name} was made for {target} and this host is {here}: its predictions may differ here"
     return {"name": "artifact", "status": status, "detail": detail, "fix": fix}
 
 
 def cuda_problem() -> dict[str, str] | None:
-    """Say why the CUDA execution provider cannot be used, or return None if it can.
+    """Return why the CUDA execution provider is unavailable; None if it is available.
 
     Returns:
         ``provider``, ``kind`` (``mixture`` of two builds of onnxruntime, ``no gpu`` or ``cpu build``), ``reason`` and
@@ -159,31 +159,31 @@ def cuda_problem() -> dict[str, str] | None:
         return None
     build = "" if available else "; the installed onnxruntime is the CPU build"
     if not gpu:
-        reason = f"no NVIDIA GPU found (nvidia-smi is not there or lists none){build}"
+        reason = f"no NVIDIA GPU found (nvidia-smi is missing or lists none){build}"
         return _problem("no gpu", reason, f"with a GPU: {_ONLY_GPU}")
-    return _problem("cpu build", f"{gpu} is there, but the installed onnxruntime is the CPU build", _ONLY_GPU)
+    return _problem("cpu build", f"{gpu} is available, but the installed onnxruntime is the CPU build", _ONLY_GPU)
 
 
 def tensorrt_problem() -> str | None:
-    """Say why the TensorRT execution provider cannot be used, or None if it is there; never seen at work.
+    """Return why the TensorRT execution provider is unavailable, else None. It was never tested.
 
     Raises:
         InputError: onnxruntime is missing or broken.
     """
     if _TENSORRT not in import_onnxruntime().get_available_providers():
         return "the installed onnxruntime has no TensorRT provider"
-    # Builds for GPUs list the provider whether or not NVIDIA's library is there.
+    # Builds for GPUs list the provider even without NVIDIA's library.
     if importlib.util.find_spec("tensorrt_libs") or ctypes.util.find_library("nvinfer"):
         return None
     return "onnxruntime has the provider, but the library of TensorRT (libnvinfer) was not found"
 
 
 def doctor() -> dict[str, Any]:
-    """Find out what this host can do.
+    """Check the capabilities of this host.
 
     Returns:
         ``host`` (see `host_record`; None if onnxruntime is unusable) and ``checks``: a list of ``{name, status,
-        detail, fix}`` with the status ``ok``, ``missing`` (something works without it) or ``broken``.
+        detail, fix}`` with the status ``ok``, ``missing`` (optional) or ``broken``.
     """
     checks: list[dict[str, str]] = []
 
@@ -206,19 +206,19 @@ def doctor() -> dict[str, Any]:
             status = "broken" if problem["kind"] == _MIXTURE else "missing"
             add("CUDA provider", status, problem["reason"], problem["fix"])
         trouble = host["tensorrt_problem"]
-        add("TensorRT provider", "missing" if trouble else "ok", trouble or "there; kdedge does not measure it")
+        add("TensorRT provider", "missing" if trouble else "ok", trouble or "available; kdedge does not measure it")
         add("INT8 instructions", *_int8_check(host["isa"]))
         if host["governor"] not in (None, "performance"):
             add(
                 "CPU governor", "missing", f"{host['governor']}: clocks change while measuring",
                 "sudo cpupower frequency-set -g performance",
             )  # fmt: skip
-    add("kdedge", "ok", f"{__version__}; what a command lacks is added with {install_command('EXTRA')}")
-    # find_spec looks a module up without importing it: torch alone takes seconds.
+    add("kdedge", "ok", f"{__version__}; install missing packages with {install_command('EXTRA')}")
+    # find_spec does not import the module: torch takes seconds.
     there = {module: importlib.util.find_spec(module) is not None for module, _ in _PACKAGES}
     device = not any(there[module] for module in _TRAINING)
     if device:
-        add("training", "ok", f"not installed; a device needs none of it. To train: {install_command('train')}")
+        add("training", "ok", f"not installed; not needed on a device. To train: {install_command('train')}")
     for module, purpose in _PACKAGES:
         package = {"PIL": "pillow"}.get(module, module)
         if device and module in (*_TRAINING, "matplotlib"):
@@ -231,15 +231,15 @@ def doctor() -> dict[str, Any]:
     return {"host": host, "checks": checks}
 
 
-def format_doctor(facts: dict[str, Any], width: int = 80) -> str:
-    """Format what `doctor` found as text of ``width`` columns."""
+def format_doctor(found: dict[str, Any], width: int = 80) -> str:
+    """Format the result of `doctor` as text of ``width`` columns."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     buffer = io.StringIO()
     console = Console(file=buffer, width=width, highlight=False, markup=False, color_system=None)
-    host = facts["host"]
+    host = found["host"]
     if host is not None:
         quota = "" if host["cpu_quota"] is None else f", a quota of {host['cpu_quota']:g}"
         about = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
@@ -247,7 +247,7 @@ def format_doctor(facts: dict[str, Any], width: int = 80) -> str:
             ("CPU", host["cpu"]),
             ("board", host["board"]),
             ("cores", f"{host['cores']} usable, {host['physical_cores'] or '?'} physical{quota}"),
-            ("instructions", ", ".join(host["isa"]) or "none of those that matter"),
+            ("instructions", ", ".join(host["isa"]) or "none that matter for INT8"),
             ("memory", f"{host['memory_bytes'] / 2**30:.1f} GiB"),
             ("system", f"{host['os']}, Python {host['python']}"),
             ("governor", host["governor"] or "not readable"),
@@ -261,7 +261,7 @@ def format_doctor(facts: dict[str, Any], width: int = 80) -> str:
     table.add_column("what", no_wrap=True)
     table.add_column("state", no_wrap=True)
     table.add_column("found, and what to do", ratio=1)
-    for check in facts["checks"]:
+    for check in found["checks"]:
         detail = printable(check["detail"]) + (f"\n→ {check['fix']}" if check["fix"] else "")
         table.add_row(check["name"], check["status"], detail)
     console.print(table)
@@ -269,7 +269,7 @@ def format_doctor(facts: dict[str, Any], width: int = 80) -> str:
 
 
 def _int8_check(isa: list[str]) -> tuple[str, str, str]:
-    """Say what INT8 can expect from the instruction sets: status, detail, fix."""
+    """Return status, detail and fix of the INT8 instructions."""
     fast = [name for name in ("avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm") if name in isa]
     if fast:
         return "ok", f"{', '.join(fast)}: integer dot products in hardware", ""
@@ -278,7 +278,7 @@ def _int8_check(isa: list[str]) -> tuple[str, str, str]:
 
 
 def _mixture() -> dict[str, str] | None:
-    """Say how to get out of a mixture of the two packages that install the same module; None: it is none."""
+    """Return the problem of both onnxruntime packages being installed; None: they are not."""
     if not all(_version(name) for name in ("onnxruntime", "onnxruntime-gpu")):
         return None
     wanted = "onnxruntime-gpu" if _gpu() else "onnxruntime"

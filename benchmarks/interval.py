@@ -1,6 +1,6 @@
 """Score intervals: Tango's of a difference of paired proportions, Wilson's of one proportion.
 
-Tango's keeps its coverage when discordant pairs are few or none, where the Wald interval has zero width.
+Tango's interval keeps its coverage with few or no discordant pairs, where the Wald interval has zero width.
 
     >>> tango_interval(161, 6, 16)          # Fagerland et al. (2014): -0.1240 to -0.0054
     (-0.124..., -0.0054...)
@@ -20,7 +20,7 @@ def tango_interval(n: float, only_a: float, only_b: float, confidence: float = 0
     """Return Tango's two-sided score interval of p_a - p_b for paired proportions.
 
     Args:
-        n: Number of pairs, greater than 0. Need not be whole (`judge` extrapolates with fractions of images).
+        n: Number of pairs, greater than 0; may be fractional (`judge` extrapolates).
         only_a: Pairs in which only ``a`` succeeded, at least 0.
         only_b: Pairs in which only ``b`` succeeded, at least 0; ``only_a + only_b <= n``.
         confidence: Two-sided confidence, between 0 and 1.
@@ -45,7 +45,7 @@ def tango_interval(n: float, only_a: float, only_b: float, confidence: float = 0
 
 
 def wilson_interval_pct(right: int, n: int, confidence: float = 0.95) -> list[float]:
-    """Return Wilson's score interval (1927) of ``right`` answers among ``n`` images, in percent: ``[lower, upper]``."""
+    """Return Wilson's score interval (1927) of ``right`` successes among ``n``, in percent: ``[lower, upper]``."""
     share = right / n
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)

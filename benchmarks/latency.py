@@ -1,12 +1,11 @@
-"""Latency of several models on this host, side by side.
+"""Latency of several models on this host, in alternating windows.
 
-For every provider, batch size and thread count the models are loaded, run once and warmed up, each told apart; then
-windows of fixed duration alternate between them, so that a change of clock or load hits all alike. Every call is timed
-alone around ``session.run``. Where the machine disturbed them, windows are added until the last five in a row are
-quiet, up to a limit (like the steady state of Georges et al., "Statistically rigorous Java performance evaluation",
-OOPSLA 2007); the earlier ones are kept and counted. What looked quiet until a later case ran at a faster clock is
-measured on at the end, within the same limit. Whether the numbers may be quoted is decided in
-`kdedge.benchmarks.stability`.
+For every provider, batch size and thread count each model is loaded, run once and warmed up, with separate times. Then
+windows of fixed duration alternate between the models, so a change of clock or load affects all of them. The timer
+surrounds only ``session.run``. After a disturbance more windows follow until the last five in a row are quiet, up to a
+limit (like the steady state of Georges et al., "Statistically rigorous Java performance evaluation", OOPSLA 2007); the
+earlier ones are recorded. A case that turns out to be disturbed because a later case ran at a faster clock gets more
+windows at the end, within the same limit. `kdedge.benchmarks.stability` decides whether the numbers may be quoted.
 """
 
 import functools
@@ -32,8 +31,8 @@ MOST_WINDOWS = 3 * WINDOWS
 
 _WARM_UP_CALLS = 3
 _WARM_UP_SHARE = 0.1
-# The fewest samples of which ten lie above the percentile; the median stands in every row, and `judge_windows` objects
-# to few samples.
+# With fewer samples, fewer than ten are above the percentile. Every row has a median; `judge_windows` checks the number
+# of its samples.
 _FEWEST_FOR = {"p50_ms": 1, "p90_ms": 100, "p95_ms": 200, "p99_ms": 1000}
 _ON_DEVICE = " on device"
 _FIRST_SPINS = 20
@@ -45,9 +44,9 @@ class Measured:
 
     Attributes:
         warm_up_calls: Calls before the first window.
-        warm_up_ms: Their duration together in milliseconds.
-        windows: The windows that count, in the order they were measured.
-        earlier: The windows before them, when these were not the first.
+        warm_up_ms: Total duration of these calls in milliseconds.
+        windows: The windows that count, in the order of measurement.
+        earlier: Disturbed windows before them.
     """
 
     warm_up_calls: int
@@ -58,13 +57,13 @@ class Measured:
 
 @dataclass
 class _Case:
-    """A thread count and a batch size, and what was measured with them.
+    """The measurement of a thread count and a batch size.
 
     Attributes:
         threads: Intra-op threads.
         batch: Images per call.
-        load_ms: How long each model took to load in milliseconds.
-        first_ms: Duration of its first run in milliseconds.
+        load_ms: Loading time of each model in milliseconds.
+        first_ms: Duration of the first run of each model in milliseconds.
         measured: The windows of each candidate: the models, and the models on the device.
     """
 
@@ -76,11 +75,11 @@ class _Case:
 
     @property
     def windows_so_far(self) -> int:
-        """Windows of each candidate, those that do not count too."""
+        """Number of windows of each candidate, including those that do not count."""
         return max(len(found.earlier) + len(found.windows) for found in self.measured.values())
 
-    def go_on(self, more: "_Case") -> None:
-        """Let the windows that were measured later count instead."""
+    def replace_windows(self, more: "_Case") -> None:
+        """Replace the windows that count by later ones."""
         for name, found in more.measured.items():
             before = self.measured[name]
             found.earlier = [*before.earlier, *before.windows, *found.earlier]
@@ -99,7 +98,7 @@ def measure_latency(
     on_device: bool = False,
     cores: int | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Measure the latency of several models side by side.
+    """Measure the latency of several models in alternating windows.
 
     Args:
         models: Name (``fp32``, ``int8``) to ONNX file.
@@ -107,33 +106,32 @@ def measure_latency(
         batches: Batch sizes to measure.
         threads: Intra-op thread counts to measure.
         seconds: Measuring time per model, batch size and thread count, split into `WINDOWS` windows.
-        most_windows: Where windows were disturbed, measure on for the last `WINDOWS` to be quiet, up to so many; a case
-            that turns out to be disturbed only by the faster clock of a later one is measured on once, at the end.
-        spinning: Let threads spin while they wait.
-        on_device: Measure with input and output on the provider's device as well.
-        cores: Cores that this process may use; None: ask the operating system.
+        most_windows: Maximum number of windows; those beyond `WINDOWS` follow disturbed ones.
+        spinning: Let waiting threads spin.
+        on_device: Also measure with input and output on the provider's device.
+        cores: Cores that this process may use; None: those that the operating system reports.
 
     Returns:
         The rows of ``latency`` in ``report.json``, and the raw samples in the same order: the keys of the row and
         ``windows_ms``, a list of calls for each window, and ``earlier_windows_ms``, those that do not count. With
         ``on_device`` a row has ``on_device`` with the same statistics, and the samples ``on_device_windows_ms`` and
-        ``on_device_earlier_windows_ms``; what stands in the row itself includes the copies.
+        ``on_device_earlier_windows_ms``; the other times of the row include the copies.
 
     Raises:
         InputError: A model cannot be read.
         StageError: The execution provider could not be started.
     """
     cores, quota = cores or usable_cores(), cpu_quota()
-    # The clock is compared with its highest in the whole run: a processor that throttles slowly is steady in each row.
-    # A first look, so that a fast clock that only the second case shows does not condemn the first.
+    # The reference is the fastest clock of the whole run: a processor that throttles slowly is steady within each row.
+    # Sampled before the first case, so that a fast clock in the second one rarely disqualifies the first.
     spins = [spin_ms() for _ in range(_FIRST_SPINS)]
     pairs = list(itertools.product(threads, batches))
 
     def disturbed(count: int) -> Callable[[Sequence[Sequence[Window]]], bool]:
-        return functools.partial(_disturbed, spins, spins_beside=spinning and count > 1)
+        return functools.partial(_disturbed, spins, spinning=spinning and count > 1)
 
     def measure(count: int, batch: int, done: int = 0) -> _Case:
-        """Measure a case of which ``done`` windows were measured before."""
+        """Measure a case that already has ``done`` windows."""
         options = session_options(count, spinning=spinning)
         opened = {
             name: open_model(path, provider=provider, threads=count, options=options) for name, path in models.items()
@@ -152,10 +150,10 @@ def measure_latency(
     with track(f"latency ({provider.removesuffix('ExecutionProvider')})", steps) as bar:
         cases = [measure(count, batch) for count, batch in pairs]
         for case in cases:
-            # One that was measured up to the limit had its chance. The others ended quiet, by the clock that was known.
+            # Cases below the limit ended quiet by the clock known then.
             done, windows = case.windows_so_far, [found.windows for found in case.measured.values()]
             if most_windows - done >= WINDOWS and disturbed(case.threads)(windows):
-                case.go_on(measure(case.threads, case.batch, done))
+                case.replace_windows(measure(case.threads, case.batch, done))
 
     rows: list[dict[str, Any]] = []
     raw: list[dict[str, Any]] = []
@@ -204,18 +202,18 @@ def measure_windows(
     """Time calls in windows of fixed duration that alternate between the candidates.
 
     Args:
-        calls: Name to the call that is measured.
+        calls: Name to call.
         seconds: Measuring time per candidate in seconds, over ``windows``; every window has at least one call.
-        windows: Windows per candidate that count.
-        most_windows: Windows per candidate at most, if those that count are disturbed; None: ``windows``.
-        disturbed: Whether the windows that count were disturbed, given those of each candidate.
+        windows: Number of windows per candidate that count.
+        most_windows: Maximum number of windows per candidate; None: ``windows``.
+        disturbed: Returns whether windows were disturbed, from those of each candidate.
         clock: Returns the time in nanoseconds.
         sense: Reads the state of the machine; called before the first window and after every one.
-        on_window: Called after every window with its number, from 1; all candidates have a first one, and so on.
+        on_window: Called after every window with its number, from 1, in its candidate.
 
     Returns:
-        The windows of each candidate; of more than ``windows`` the last ones count. The warm-up (at least 3 calls and a
-        tenth of ``seconds``) is not in them.
+        The windows of each candidate, of which the last ``windows`` count, without the warm-up (at least 3 calls and a
+        tenth of ``seconds``).
     """
     measured = {name: _warm_up(call, int(_WARM_UP_SHARE * seconds * 1e9), clock) for name, call in calls.items()}
     order = list(calls)
@@ -239,12 +237,12 @@ def measure_windows(
 def run_window(
     call: Callable[[], object], duration_ns: int, clock: Callable[[], int] = time.perf_counter_ns
 ) -> list[float]:
-    """Call until the duration is over, at least once; return the duration of each call in milliseconds."""
+    """Repeat a call for a duration, at least once; return the duration of each call in milliseconds."""
     samples: list[int] = []
     now = clock()
     until = now + duration_ns
     while now < until or not samples:
-        # The end of one call is not the start of the next: the bookkeeping between them is not measured.
+        # The bookkeeping between two calls is not measured.
         start = clock()
         call()
         now = clock()
@@ -255,8 +253,7 @@ def run_window(
 def summarise(windows: Sequence[Window], batch: int) -> dict[str, Any]:
     """Return percentiles, mean and throughput of all calls in some windows, and the median of each window.
 
-    A percentile above the median that the samples cannot support is None: fewer than ten would lie above it
-    (p90 below 100 samples, p95 below 200, p99 below 1000).
+    A percentile with fewer than ten samples above it is None (p90 below 100 samples, p95 below 200, p99 below 1000).
 
     Args:
         windows: At least one window with at least one sample.
@@ -279,7 +276,7 @@ def summarise(windows: Sequence[Window], batch: int) -> dict[str, Any]:
 def _calls(
     opened: Mapping[str, Model], batch: int, on_device: bool
 ) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
-    """Return what is measured by name, and the duration of the first run of each model in milliseconds."""
+    """Return the calls by name, and the duration of the first run of each model in milliseconds."""
     rng = np.random.default_rng(0)
     calls, first_ms = {}, {}
     for name, model in opened.items():
@@ -287,7 +284,7 @@ def _calls(
         pixels: npt.NDArray[np.uint8] = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
         calls[name] = model.caller(pixels)
         start = time.perf_counter_ns()
-        model.logits(pixels)  # the call with its errors and its result checked
+        model.logits(pixels)  # checks errors and result
         first_ms[name] = (time.perf_counter_ns() - start) / 1e6
         if on_device:
             calls[name + _ON_DEVICE] = model.device_caller(pixels)
@@ -304,22 +301,21 @@ def _warm_up(call: Callable[[], object], duration_ns: int, clock: Callable[[], i
     return Measured(done, (now - start) / 1e6)
 
 
-def _disturbed(spins: list[float], candidates: Sequence[Sequence[Window]], *, spins_beside: bool) -> bool:
-    """Return whether the windows of any candidate were disturbed, by the highest clock so far.
+def _disturbed(spins: list[float], candidates: Sequence[Sequence[Window]], *, spinning: bool) -> bool:
+    """Return whether the windows of any candidate were disturbed, relative to the fastest clock so far.
 
-    The fixed loops beside the windows are added to ``spins``, those of the run so far.
+    Adds the fixed loops of the windows to ``spins``, those of the run so far.
     """
     spins += [window.spin_ms for windows in candidates for window in windows if window.spin_ms is not None]
     return any(
-        disturbances(windows, spins_beside=spins_beside, fastest_spin_ms=min(spins, default=None))[0]
-        for windows in candidates
+        disturbances(windows, spinning=spinning, fastest_spin_ms=min(spins, default=None))[0] for windows in candidates
     )
 
 
 def _show(bar: Tracker, case: str, number: int) -> None:
-    """Show a window that was measured; those beyond the planned ones are no progress."""
+    """Show a measured window; only the planned ones are progress."""
     planned = number <= WINDOWS
-    bar.advance(int(planned), case if planned else f"{case}, disturbed: measuring on")
+    bar.advance(int(planned), case if planned else f"{case}, disturbed: measuring more")
 
 
 def _statistics(measured: Measured, batch: int) -> dict[str, Any]:

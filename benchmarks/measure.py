@@ -1,14 +1,13 @@
-"""What a pair of models is worth on this host, as ``report.json`` and pages.
+"""Measure an FP32 and an INT8 model on this host and write ``report.json`` and its pages.
 
     report = run_benchmark(
         settings, fp32_model, int8_model, dataset,
         images_sha256=dataset.test_sha256(), run_facts=facts, torch_top1=None, out_dir=out,
     )
 
-Measured are accuracy, gate, kernels, latency, memory, host and, where asked for, the answers on emulated CPUs. This is
-the only place that reads the test images, and it reads them once. It writes ``report.json``, ``report.html``,
-``report.md``, ``figures/*.png`` and ``latency_samples.json``. A failed gate is a result, not an error: who called
-decides what follows from it.
+It measures accuracy, gate, kernels, latency, memory, host and, on request, the predictions on emulated CPUs. It is the
+only module that reads test images, once. It writes ``report.json``, ``report.html``, ``report.md``, ``figures/*.png``
+and ``latency_samples.json``. A failed gate is a result, not an error.
 """
 
 import dataclasses
@@ -51,8 +50,8 @@ TorchTop1 = Callable[[Split], Mapping[str, float | None]]
 Emulate = Callable[[Path, Split], list[dict[str, Any]]]
 """Runs a model on emulated CPUs with some of these images.
 
-For every CPU the keys of `kdedge.benchmarks.emulate.emulator.Emulation.as_dict`; its ``image`` is the number of a test
-image.
+Returns for every CPU the keys of `kdedge.benchmarks.emulate.emulator.Emulation.as_dict`, with the index of a test image
+under ``image``.
 """
 
 _RUN = ("preset", "data", "seed", "commit", "wall_s", "versions")
@@ -75,16 +74,16 @@ def run_benchmark(
     """Measure both models and write the report.
 
     Args:
-        settings: What is measured.
+        settings: Options of the benchmark.
         fp32_model: ``student.onnx``.
         int8_model: ``student.int8.onnx``.
-        dataset: Its `test` is called exactly once, after both models were found usable.
-        images_sha256: From `Dataset.test_sha256`. Who calls has it, and it takes as long as reading the images.
-        run_facts: What earlier stages know: the mappings ``run``, ``teacher`` and ``student`` with the keys of
-            ``report.json``, ``training``, the rows of the training log, and ``quantization``, what the search tried.
-            What is missing becomes null.
-        torch_top1: Scores the PyTorch models on the same images; None where torch is absent.
-        emulate: Runs the INT8 model on emulated CPUs; None: on none. Other answers there fail no gate.
+        dataset: Its `test` is called exactly once, after both models were checked.
+        images_sha256: From `Dataset.test_sha256`, which takes as long as reading the images.
+        run_facts: Results of earlier stages: the mappings ``run``, ``teacher`` and ``student`` with the keys of
+            ``report.json``, ``training``, the rows of the training log, and ``quantization``, the record of the search.
+            Missing keys become null.
+        torch_top1: Scores the PyTorch models on the same images; None without torch.
+        emulate: Runs the INT8 model on emulated CPUs; None: no emulation. Other predictions there do not fail the gate.
         out_dir: Directory of the results; created if needed.
 
     Returns:
@@ -92,9 +91,9 @@ def run_benchmark(
 
     Raises:
         InputError: A model is unusable or does not fit the data set; an option is wrong; there are no test images; a
-            report to show beside this one is missing, or of another host or other test images.
-        StageError: A convolution or matrix product of the INT8 model runs in float and was not chosen to, or the
-            emulation failed.
+            report of ``--compare-with`` is missing, or of another host or other test images.
+        StageError: A convolution or matrix product of the INT8 model unexpectedly runs in float, or the emulation
+            failed.
     """
     cpus = parse_cpus(settings.affinity, "--affinity")
     check_cpus(cpus)
@@ -112,8 +111,8 @@ def run_benchmark(
     proof = int8_proof(int8_model)
     if left := proof["float_by_accident"]:
         raise StageError(
-            f"onnxruntime runs these layers of {int8_model} in float, which nobody chose: {', '.join(left)}",
-            "it is no INT8 model here: make it with `kdedge quantize` under this version of onnxruntime",
+            f"onnxruntime unexpectedly runs these layers of {int8_model} in FP32: {', '.join(left)}",
+            "run `kdedge quantize` with this version of onnxruntime",
         )
     test = dataset.test()
     if not len(test.labels):
@@ -124,7 +123,7 @@ def run_benchmark(
         for name, model in models.items()
     }
     right = {name: answer == test.labels for name, answer in answers.items()}
-    # Let go of the threads and memory of these sessions before anything is timed.
+    # Free the threads and memory of these sessions before timing.
     del models, model
     scores = dict(torch_top1(test)) if torch_top1 else {}
     teacher_pct = scores.get("teacher_test_top1_pct")
@@ -137,23 +136,23 @@ def run_benchmark(
         labels=test.labels,
         class_names=dataset.class_names,
     )
-    log(f"gate: {gate['verdict']}")  # the summary gives the reason
+    log(f"gate: {gate['verdict']}")  # the summary has the reason
     majority = majority_baseline(test.labels)
 
     with pinned(cpus):
         latency, samples, unavailable = _latency_everywhere(paths, settings)
         memory = measure_memory(paths, threads=_thread_counts(settings)[0], limit_mib=settings.memory_limit)
     portability = {"emulated": emulate(int8_model, test)} if emulate else None
-    facts = {name: dict(run_facts.get(name) or {}) for name in ("run", "teacher", "student")}
+    known = {name: dict(run_facts.get(name) or {}) for name in ("run", "teacher", "student")}
     sizes = {name: path.stat().st_size for name, path in paths.items()}
     report = {
         "schema": REPORT_SCHEMA,
         "run": _complete(
-            {"data": dataset.name, "commit": git_commit(), "versions": versions(), **facts["run"]},
+            {"data": dataset.name, "commit": git_commit(), "versions": versions(), **known["run"]},
             _RUN,
         ),
-        "teacher": _complete({**facts["teacher"], **teacher_score}, _TEACHER),
-        "student": _complete(facts["student"], _STUDENT),
+        "teacher": _complete({**known["teacher"], **teacher_score}, _TEACHER),
+        "student": _complete(known["student"], _STUDENT),
         "accuracy": {
             "split": "test",
             "n": len(test.labels),
@@ -190,7 +189,7 @@ def run_benchmark(
     report["beside"] = comparison_table(report, others)
     out_dir.mkdir(parents=True, exist_ok=True)
     write_report(report, out_dir)
-    # One line a case: the raw samples are many.
+    # One line per case.
     lines = ",\n".join(json.dumps(case) for case in samples)
     write_atomic(out_dir / "latency_samples.json", f"[\n{lines}\n]\n".encode())
     return report
@@ -199,7 +198,7 @@ def run_benchmark(
 def _latency_everywhere(
     paths: Mapping[str, Path], settings: BenchmarkConfig
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]]]:
-    """Measure on the CPU and, where it is there, on CUDA; return rows, raw samples and what is unavailable."""
+    """Measure on the CPU and, if available, on CUDA; return rows, raw samples and unavailable providers."""
     batches = parse_counts(settings.batches, "--latency-batches", 4096)
     threads = _thread_counts(settings)
     rows, samples = measure_latency(
@@ -216,11 +215,11 @@ def _latency_everywhere(
         return rows, samples, [problem]
     failures: tuple[type[Exception], ...] = (StageError, InputError, *onnxruntime_errors())
     try:
-        # Threads of the CPU hardly matter to a GPU: one count is enough.
+        # CPU threads hardly affect a GPU: one count is enough.
         more = measure_cuda(paths, batches=batches, threads=threads[:1], seconds=settings.seconds)
     except failures as error:
-        # onnxruntime only finds out when it loads the libraries of CUDA, or when a batch does not fit into the GPU's
-        # memory; what was measured on the CPU stands.
+        # onnxruntime fails late, on loading the CUDA libraries or on a batch that exceeds the GPU's memory. The results
+        # of the CPU remain.
         problem = {
             "provider": CUDA,
             "reason": str(error),
@@ -234,6 +233,6 @@ def _thread_counts(settings: BenchmarkConfig) -> list[int]:
     return parse_counts(settings.threads, "--latency-threads", 1024)
 
 
-def _complete(facts: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    """Return the facts with every key of the contract, null where unknown; further keys follow."""
-    return {**{key: facts.get(key) for key in keys}, **{key: facts[key] for key in facts if key not in keys}}
+def _complete(section: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """Return a section of the report that begins with these keys, null if unknown."""
+    return {**dict.fromkeys(keys), **section}

@@ -1,4 +1,4 @@
-"""Peak memory of a fresh process that only loads and runs a model, and whether it keeps within a limit.
+"""Peak memory of a new process that only loads and runs a model, and a test within a memory limit.
 
 The process is `benchmarks/bare_process.py`: Python, numpy, onnxruntime and the model.
 """
@@ -21,13 +21,13 @@ _TIMEOUT_S = 120
 
 
 def check_limit(limit_mib: int) -> None:
-    """Check that this system can limit the memory of a process (0: it need not).
+    """Check that this system can limit the memory of a process, unless the limit is 0.
 
     Raises:
-        InputError: It cannot.
+        InputError: The system cannot.
     """
     if limit_mib and sys.platform != "linux":
-        raise InputError(f"--memory-limit is for Linux, this is {sys.platform}", "leave --memory-limit out")
+        raise InputError(f"--memory-limit needs Linux, this is {sys.platform}", "leave --memory-limit out")
 
 
 def measure_memory(models: Mapping[str, Path], *, threads: int = 1, limit_mib: int = 0) -> list[dict[str, Any]]:
@@ -36,14 +36,13 @@ def measure_memory(models: Mapping[str, Path], *, threads: int = 1, limit_mib: i
     Args:
         models: Name (``fp32``, ``int8``) to ONNX file.
         threads: Intra-op threads.
-        limit_mib: Try it also with at most so much private writable memory (heap, stacks, buffers; not the libraries,
-            which are mapped from files) in MiB. 0: no. This looks at a smaller share of this machine and is no
-            simulation of another one.
+        limit_mib: Also run it within this limit of private writable memory (heap, stacks, buffers; not the mapped
+            libraries) in MiB. 0: no. The limit does not simulate another machine.
 
     Returns:
         The rows of ``memory`` in ``report.json``: ``model``, ``provider``, ``batch``, ``threads``, ``peak_rss_bytes``,
         ``baseline_bytes`` (the peak before the model was loaded) and ``reason`` (why they are unknown, else None);
-        ``limit_mib`` (None: no limit), ``within_limit`` (None: not tried) and ``limit_reason`` (how it failed).
+        ``limit_mib`` (None: no limit), ``within_limit`` (None: not tried) and ``limit_reason`` (the failure).
 
     Raises:
         InputError: This system cannot limit the memory of a process.
@@ -58,8 +57,8 @@ def measure_memory(models: Mapping[str, Path], *, threads: int = 1, limit_mib: i
             "limit_mib": limit_mib or None, "within_limit": None, "limit_reason": None,
         }  # fmt: skip
         if not reason and row["peak_rss_bytes"] is None:
-            row["reason"] = "this system does not tell the peak memory of a process (VmHWM in /proc/self/status)"
-        # What fails without a limit says nothing about it.
+            row["reason"] = "this system does not report the peak memory of a process (VmHWM in /proc/self/status)"
+        # Without a result, a limit cannot be tested.
         if limit_mib and not reason:
             _, failure = _run(path, threads, limit_mib)
             row |= {"within_limit": not failure, "limit_reason": failure or None}
@@ -68,10 +67,10 @@ def measure_memory(models: Mapping[str, Path], *, threads: int = 1, limit_mib: i
 
 
 def _run(path: Path, threads: int, limit_mib: int) -> tuple[dict[str, Any], str]:
-    """Return what the process printed, or how it failed (empty: it did not)."""
-    # -P: names of modules beside the program must not hide those of the standard library.
+    """Return the output of the process and its failure; empty: none."""
+    # -P: modules next to the program must not hide those of the standard library.
     command = [sys.executable, "-P", str(_PROGRAM), str(path), str(threads), str(limit_mib)]
-    # Buffers of a BLAS that the model never calls would grow with the cores of this machine.
+    # The buffers of BLAS, which the model does not use, would grow with the cores of this machine.
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     try:
         result = subprocess.run(

@@ -1,8 +1,8 @@
-"""What the runtime really executes: integer or float kernels, and on which execution provider.
+"""The kernels that onnxruntime executes: integer or float, and their execution providers.
 
-A quantized file proves nothing: onnxruntime may leave a convolution in float between Dequantize and Quantize.
-So the model is run once with profiling on, and the kernels are counted as they ran. Layers that the quantization left
-in float on purpose are named in the model's metadata (``kdedge.float_layers``). Needs no ``onnx`` package.
+A quantized file is not enough: onnxruntime may leave a convolution in float between Dequantize and Quantize. So the
+model runs once under the profiler, which counts the executed kernels. The model's metadata (``kdedge.float_layers``)
+name the layers that the quantization left in float on purpose. Needs no ``onnx`` package.
 """
 
 import json
@@ -15,7 +15,7 @@ import numpy as np
 from kdedge.benchmarks.session import CPU, import_onnxruntime, open_model, session_options
 from kdedge.files import scratch_dir
 
-__all__ = ["int8_proof", "what_ran"]
+__all__ = ["int8_proof", "kernels_run"]
 
 _INTEGER_CONVS = {"QLinearConv", "ConvInteger", "NhwcQLinearConv"}
 _FLOAT_CONVS = {"Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose"}
@@ -27,12 +27,12 @@ _FLOAT_TYPES = {"float", "float16", "double", "bfloat16"}
 
 
 class _Profile(NamedTuple):
-    """What one run of a model showed.
+    """The profile of one run of a model.
 
     Attributes:
         kernels: In order: name, op, provider, type of the first input, and whether it computes in float.
-        provider_options: The options that the provider ran with.
-        float_layers: The layers that the model's metadata says are in float on purpose.
+        provider_options: The options of the provider.
+        float_layers: The layers in float on purpose, from the model's metadata.
     """
 
     kernels: list[dict[str, Any]]
@@ -49,13 +49,12 @@ def int8_proof(path: Path, *, provider: str = CPU) -> dict[str, Any]:
 
     Returns:
         Counts ``integer_convs``, ``float_convs``, ``integer_gemms``, ``float_gemms``; ``ops_by_type``
-        (kernel to count); ``float_operators`` (names of the nodes that take and return floats, Quantize and
-        Dequantize aside); ``float_on_purpose`` and ``float_by_accident`` (of these, the convolutions and matrix
-        products that the metadata names, and those that it does not); ``providers_by_node`` (node to execution
-        provider).
+        (kernel to count); ``float_operators`` (names of the nodes that take and return floats, without Quantize and
+        Dequantize); ``float_on_purpose`` and ``float_by_accident`` (convolutions and matrix products among them that
+        are and are not in the metadata); ``providers_by_node`` (node to execution provider).
 
     Raises:
-        InputError: The file is not a model of kdedge (see `runtime.open_model`).
+        InputError: The file is not a model of kdedge (see `kdedge.benchmarks.session.open_model`).
         StageError: The execution provider could not be started.
     """
     ort = import_onnxruntime()
@@ -64,8 +63,8 @@ def int8_proof(path: Path, *, provider: str = CPU) -> dict[str, Any]:
     ops = Counter(kernel["op"] for kernel in kernels)
     left = [kernel for kernel in kernels if kernel["float"]]
     if left:
-        # The last level only changes memory layouts, but renames float nodes on the way. Quantized operators are
-        # fused before it: the names are those of the level below.
+        # The last optimization level changes only memory layouts, but renames float nodes. The names are those of the
+        # level below, which already fuses quantized operators.
         named = _profile(path, provider, levels.ORT_ENABLE_EXTENDED).kernels
         left = [kernel for kernel in named if kernel["float"]]
     layers = [kernel["name"] for kernel in left if kernel["op"] in _FLOAT_CONVS | _FLOAT_GEMMS]
@@ -82,11 +81,11 @@ def int8_proof(path: Path, *, provider: str = CPU) -> dict[str, Any]:
     }
 
 
-def what_ran(path: Path, provider: str) -> dict[str, Any]:
-    """Run a model once on one image and say in what arithmetic, and where.
+def kernels_run(path: Path, provider: str) -> dict[str, Any]:
+    """Run a model once on one image and return arithmetic and providers of its kernels.
 
-    A provider that lacks a kernel leaves the node to the CPU, with copies around it, or computes it in another
-    precision: CUDA has no INT8 convolution.
+    A provider without a kernel leaves the node to the CPU, with copies around it, or computes it in another precision:
+    CUDA has no INT8 convolution.
 
     Args:
         path: The ONNX model.
@@ -96,10 +95,10 @@ def what_ran(path: Path, provider: str) -> dict[str, Any]:
         ``convs``: number of convolutions by arithmetic (``integer``, or the float type of their input);
         ``nodes_by_provider``: number of kernels by execution provider; ``copies``: kernels that copy between host and
         device; ``quantize_nodes``: Quantize and Dequantize kernels; ``tf32``: whether float convolutions may be
-        computed in TensorFloat-32 (None: the provider has no such option).
+        computed in TensorFloat-32 (None: the provider lacks the option).
 
     Raises:
-        InputError: The file is not a model of kdedge (see `runtime.open_model`).
+        InputError: The file is not a model of kdedge (see `kdedge.benchmarks.session.open_model`).
         StageError: The execution provider could not be started.
     """
     kernels, options, _ = _profile(path, provider, import_onnxruntime().GraphOptimizationLevel.ORT_ENABLE_ALL)
@@ -139,7 +138,7 @@ def _profile(path: Path, provider: str, level: Any) -> _Profile:
                     "op": args["op_name"],
                     "provider": args["provider"],
                     "type": next(iter((args.get("input_type_shape") or [{}])[0]), ""),
-                    "float": args["op_name"] not in _BOUNDARIES and _takes_float(args) and _gives_float(args),
+                    "float": args["op_name"] not in _BOUNDARIES and _takes_float(args) and _returns_float(args),
                 }
             )
     return _Profile(kernels, provider_options, chosen)
@@ -151,7 +150,7 @@ def _takes_float(args: dict[str, Any]) -> bool:
     return bool(_FLOAT_TYPES & shapes[0].keys())
 
 
-def _gives_float(args: dict[str, Any]) -> bool:
+def _returns_float(args: dict[str, Any]) -> bool:
     return any(_FLOAT_TYPES & shape.keys() for shape in args.get("output_type_shape") or [])
 
 

@@ -1,7 +1,4 @@
-"""One way to draw a few images from many: stratified by class, with a seed.
-
-Calibration, golden inputs and emulated CPUs all draw with `stratified_sample`, so that no class is left out.
-"""
+"""Draw a sample of images, stratified by class and seeded, for calibration, golden inputs and emulated CPUs."""
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +11,8 @@ def stratified_sample(labels: npt.NDArray[np.int64], count: int, seed: int) -> n
 
     Args:
         labels: ``[N] int64``, the class of each image.
-        count: How many to draw; all N if there are fewer.
-        seed: Decides which.
+        count: Number of images; all N if there are fewer.
+        seed: Seed of the sample.
 
     Returns:
         Indices into ``labels``, ``[min(count, N)] int64``, in random order; a smaller count returns the first indices
@@ -26,5 +23,5 @@ def stratified_sample(labels: npt.NDArray[np.int64], count: int, seed: int) -> n
     for label in np.unique(labels):
         members = order[labels[order] == label]
         rank[members] = np.arange(len(members))
-    # Every class gives its first image before any gives its second; the permutation breaks ties.
+    # The first image of every class comes before any second one; the permutation breaks ties.
     return order[np.argsort(rank[order], kind="stable")][:count]

@@ -1,7 +1,7 @@
-"""Open ONNX models for measuring: sessions with stated threads and provider, checked before they are used.
+"""Open and check ONNX models: sessions with given threads and execution provider.
 
 A model of kdedge takes ``pixels`` (uint8 ``[N, S, S, 3]``, RGB) and returns ``logits`` (float32 ``[N, C]``).
-Everything else, and every file that onnxruntime cannot read, is an `InputError` that says what was expected.
+Other models, and files that onnxruntime cannot read, raise an `InputError` with the expected format.
 """
 
 import time
@@ -44,7 +44,7 @@ class Model:
     Attributes:
         path: The file.
         session: The onnxruntime session.
-        provider: The execution provider asked for (nodes that it lacks still run on the CPU).
+        provider: The requested execution provider (nodes without a kernel there run on the CPU).
         threads: Intra-op threads.
         image_size: Side length S of the images in pixels.
         classes: Number of classes C.
@@ -65,7 +65,7 @@ class Model:
         """Run the model: uint8 ``[N, S, S, 3]`` to finite float32 ``[N, C]``.
 
         Raises:
-            StageError: onnxruntime fails, or returns another number of logits, or logits that are not finite.
+            StageError: onnxruntime fails, or returns logits of another shape or not finite ones.
         """
         try:
             result: npt.NDArray[np.float32] = self.session.run(["logits"], {"pixels": pixels})[0]
@@ -79,14 +79,14 @@ class Model:
         return result
 
     def caller(self, pixels: npt.NDArray[np.uint8]) -> Callable[[], object]:
-        """Return the bare call on fixed ``pixels``, with nothing around ``session.run`` to be measured."""
+        """Return a call of only ``session.run`` on fixed ``pixels``, for timing."""
         run, names, feed = self.session.run, ["logits"], {"pixels": pixels}
         return lambda: run(names, feed)
 
     def device_caller(self, pixels: npt.NDArray[np.uint8]) -> Callable[[], object]:
-        """Return the call with ``pixels`` and logits on the provider's device: copies are not in it.
+        """Return the call with ``pixels`` and logits on the provider's device, without copies.
 
-        The tests run it on the CPU provider, whose device is the host. On CUDA onnxruntime waits at the end of the run
+        The tests run it on the CPU provider, whose device is the host. On CUDA a run of onnxruntime ends with a wait
         for the GPU.
         """
         device = _DEVICES[self.provider]
@@ -102,7 +102,7 @@ def import_onnxruntime() -> Any:
     """Import onnxruntime.
 
     Raises:
-        InputError: It is not installed, or its installation is broken.
+        InputError: onnxruntime is not installed, or its installation is broken.
     """
     try:
         import onnxruntime
@@ -112,16 +112,16 @@ def import_onnxruntime() -> Any:
             "pip install onnxruntime  (or onnxruntime-gpu on a machine with an NVIDIA GPU)",
         ) from error
     if not hasattr(onnxruntime, "InferenceSession"):
-        # What is left of the package after one of onnxruntime and onnxruntime-gpu was uninstalled over the other.
+        # The rest of the package after one of onnxruntime and onnxruntime-gpu was uninstalled over the other.
         raise InputError(
-            "the installation of onnxruntime is broken: the module is there but empty",
+            "the installation of onnxruntime is broken: the module is empty",
             "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime",
         )
     return onnxruntime
 
 
 def session_options(threads: int, *, spinning: bool = False) -> Any:
-    """Return session options: ``threads`` intra-op threads that sleep while they wait, and no log beside exceptions.
+    """Return session options with ``threads`` intra-op threads and without a log; waiting threads sleep.
 
     Spinning threads look faster on an idle machine and stall on a busy one: with 2 threads p90 went from
     0.8 to 5 ms.
@@ -135,7 +135,7 @@ def session_options(threads: int, *, spinning: bool = False) -> Any:
 
 
 def open_model(path: Path, *, provider: str = CPU, threads: int = 1, options: Any = None) -> Model:
-    """Open an ONNX model and check that it speaks kdedge's format.
+    """Open an ONNX model and check that it has kdedge's format.
 
     Args:
         path: The model file.
@@ -144,8 +144,8 @@ def open_model(path: Path, *, provider: str = CPU, threads: int = 1, options: An
         options: Session options instead of `session_options`.
 
     Raises:
-        InputError: The file is missing, truncated, no ONNX model, or has other inputs or outputs.
-        StageError: The execution provider could not be started.
+        InputError: The file is missing, truncated, not an ONNX model, or has other inputs or outputs.
+        StageError: The execution provider is unavailable.
     """
     ort = import_onnxruntime()
     if not path.is_file():
@@ -187,19 +187,19 @@ def run_model(model: Model, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.flo
 
 
 def batch_size(image_size: int) -> int:
-    """Return how many images of side ``image_size`` pixels go into a batch, so that activations stay small."""
+    """Return the batch size for images of side ``image_size`` pixels that limits the memory of activations."""
     return images_at_once(image_size, 64, 32)
 
 
 def check_fits(model: Model, class_names: Sequence[str], image_size: int) -> None:
-    """Check that a model and a data set belong together.
+    """Check that a model fits a data set.
 
     Raises:
-        InputError: They differ in the classes or in the image size.
+        InputError: They differ in classes or image size.
     """
     hint = "benchmark with the data set that the model was trained on (--data, --image-size)"
     if model.classes != len(class_names):
-        raise InputError(f"{model.path} knows {model.classes} classes, the data set has {len(class_names)}", hint)
+        raise InputError(f"{model.path} has {model.classes} classes, the data set has {len(class_names)}", hint)
     if model.class_names is not None and model.class_names != tuple(class_names):
         index = next(i for i, name in enumerate(class_names) if model.class_names[i] != name)
         raise InputError(
@@ -208,7 +208,7 @@ def check_fits(model: Model, class_names: Sequence[str], image_size: int) -> Non
     if model.image_size != image_size:
         raise InputError(
             f"{model.path} takes images of {model.image_size}x{model.image_size} pixels, "
-            f"the data set gives {image_size}x{image_size}",
+            f"the data set has {image_size}x{image_size}",
             hint,
         )
 
@@ -248,7 +248,7 @@ def _class_names(path: Path, session: Any) -> tuple[str, ...] | None:
     except ValueError:
         names = None
     if not isinstance(names, list) or len(names) != session.get_outputs()[0].shape[1]:
-        raise InputError(f"{path}: the metadata kdedge.classes is no JSON list with one name per class", _EXPORT)
+        raise InputError(f"{path}: the metadata kdedge.classes is not a JSON list with one name per class", _EXPORT)
     return tuple(str(name) for name in names)
 
 
@@ -263,7 +263,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def onnxruntime_errors() -> tuple[type[Exception], ...]:
-    """Return what onnxruntime raises where it cannot load or run a model; they share no base below Exception."""
+    """Return the errors of onnxruntime for models that it cannot load or run; they lack a common base class."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     return (

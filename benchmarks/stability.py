@@ -1,9 +1,9 @@
-"""Whether measured latencies may be quoted: the evidence beside every window, and the verdict.
+"""Stability of measured latencies: the evidence of every window, and the verdict whether numbers may be quoted.
 
 Between windows `Reading.take` reads the CPU times of the machine and the kernel's counters of thermal throttling, and
-times a fixed piece of integer work: it takes longer when the clock is lower or the core is shared, also in a virtual
-machine, which hides the clock itself. `judge_windows` weighs what was found; `disturbances` is the part of it that may
-pass, so that measuring on can help.
+times a fixed loop. The loop takes longer at a lower clock or on a shared core, also in a virtual machine, which hides
+the clock. `judge_windows` returns the verdict. `disturbances` returns only the temporary problems, for which more
+windows help.
 """
 
 import dataclasses
@@ -39,24 +39,24 @@ NOISY = "noisy: do not quote"
 # Medians of windows on a quiet machine agree within a few percent, and so does the duration of a fixed loop.
 _MOST_SPREAD = 0.10
 _MOST_CLOCK_CHANGE = 0.10
-# Work of other processes as a share of the CPUs: one busy core counts on anything below 10 cores. A thread that spins
-# while it waits for one that was displaced makes more of the same disturbance.
+# Load by other processes as a share of the CPUs: one busy core counts below 10 cores. Spinning threads amplify the
+# disturbance, because they wait for a displaced thread.
 _MOST_OTHER_LOAD = 0.10
 _MOST_OTHER_LOAD_SPINNING = 0.03
 _FEWEST_SAMPLES = 50
 _SHORTEST_FOR_LOAD_S = 0.1  # the kernel counts CPU time in steps of 0.01 s
-# A sixth of a millisecond on a PC, half a millisecond on a small board; the fastest of several was not interrupted.
+# 0.17 ms on a PC, 0.5 ms on a small board; the fastest of several runs was not interrupted.
 _SPIN_STEPS = 10_000
 _SPINS = 10
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
 
 
-# What a doubt says, by kind, and whether a smaller value is the worse one.
+# By kind: the sentence, and whether a smaller value is worse.
 _SENTENCES = {
     "spread": ("medians of the windows differ by {value:.1f} % (at most {bound:.0f} %)", False),
     "load": ("other processes used {value:.1f} % of the CPU (at most {bound:.0f} %): stop them", False),
     "load_spinning": (
-        "other processes used {value:.1f} % of the CPU (at most {bound:.0f} % beside spinning threads): stop them",
+        "other processes used {value:.1f} % of the CPU (at most {bound:.0f} % with spinning threads): stop them",
         False,
     ),
     "clock": (
@@ -85,8 +85,8 @@ class Doubt:
 
     Attributes:
         kind: A key of the sentences above.
-        value: What was found, in the unit of the sentence.
-        bound: What would have been accepted.
+        value: The measured value, in the unit of the sentence.
+        bound: The accepted value, in the same unit.
     """
 
     kind: str
@@ -95,7 +95,7 @@ class Doubt:
 
     @property
     def sentence(self) -> str:
-        """Return the doubt as a sentence with what to do."""
+        """Return the doubt as a sentence with advice."""
         text, _ = _SENTENCES[self.kind]
         return text.format(value=self.value, bound=self.bound, plural="s" * (self.bound != 1))
 
@@ -108,13 +108,13 @@ class Doubt:
 
 @dataclass(frozen=True)
 class CpuTimes:
-    """A moment.
+    """CPU times at a moment.
 
     Attributes:
         wall_s: Wall time in seconds.
         own_s: CPU time of this process so far in seconds.
-        busy_s: Time that each CPU of the machine was busy so far in seconds.
-        usable: Positions in ``busy_s`` of the CPUs that this process may use.
+        busy_s: Busy time of each CPU of the machine so far in seconds.
+        usable: Indices in ``busy_s`` of the CPUs that this process may use.
     """
 
     wall_s: float
@@ -124,7 +124,7 @@ class CpuTimes:
 
     @classmethod
     def now(cls) -> "CpuTimes | None":
-        """Read the counters; None where the operating system has none."""
+        """Read the counters; None if the operating system has none."""
         try:
             import psutil
 
@@ -135,17 +135,17 @@ class CpuTimes:
         idle = {"idle", "iowait", "guest", "guest_nice"}
         busy = tuple(sum(value for name, value in times._asdict().items() if name not in idle) for times in every)
         usable = tuple(range(len(every)))
-        # Where a CPU is offline the list has gaps and its positions are no CPU numbers: then all of them count.
+        # With an offline CPU the indices are not CPU numbers: then all CPUs count.
         if hasattr(os, "sched_getaffinity") and os.sysconf("SC_NPROCESSORS_CONF") == len(every):
             usable = tuple(os.sched_getaffinity(0))
         own = os.times()
         return cls(time.monotonic(), own.user + own.system, busy, usable)
 
     def others_since(self, earlier: "CpuTimes") -> float | None:
-        """Return the CPU time that others took since ``earlier`` as a share of the CPUs (0..1).
+        """Return the CPU time of other processes since ``earlier`` as a share of the CPUs (0..1).
 
-        The larger of two shares: of the CPUs that this process may use, where others take its turn, and of all CPUs of
-        the machine, which share caches, memory and clock with them. None for less than 0.1 s, or if CPUs came or went.
+        The larger of two shares: of the CPUs that this process may use, and of all CPUs of the machine, which share
+        caches, memory and clock with them. None for less than 0.1 s, or if the number of CPUs changed.
         """
         wall = self.wall_s - earlier.wall_s
         if wall < _SHORTEST_FOR_LOAD_S or len(self.busy_s) != len(earlier.busy_s):
@@ -159,7 +159,7 @@ class CpuTimes:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the machine tells between two windows.
+    """The state of the machine between two windows.
 
     Attributes:
         cpu: CPU times so far, or None.
@@ -173,7 +173,7 @@ class Reading:
 
     @classmethod
     def take(cls) -> "Reading":
-        """Read everything, in a few milliseconds."""
+        """Read the state, in a few milliseconds."""
         return cls(CpuTimes.now(), throttle_count(), spin_ms())
 
 
@@ -183,11 +183,11 @@ class Window:
 
     Attributes:
         samples_ms: Duration of every call in milliseconds.
-        other_load: CPU time that other processes (and the hypervisor) took meanwhile, see `CpuTimes.others_since`;
-            None if the operating system does not tell, or the window is too short.
-        spin_ms: The faster of the fixed loops before and after it, in milliseconds; None if they were not timed. One of
-            them alone may have been disturbed, while a low clock, or a busy neighbour on the same core, lasts.
-        throttles: Thermal throttling events meanwhile; None if the operating system does not tell.
+        other_load: CPU time of other processes (and the hypervisor) in it, see `CpuTimes.others_since`; None if
+            unknown or the window is too short.
+        spin_ms: The faster of the fixed loops before and after it, in milliseconds; None if they were not timed. A low
+            clock or a busy neighbour on the core slows both, a short interruption only one.
+        throttles: Thermal throttling events in it; None if unknown.
     """
 
     samples_ms: list[float] = field(default_factory=list)
@@ -197,7 +197,7 @@ class Window:
 
     @classmethod
     def between(cls, samples_ms: list[float], before: Reading, after: Reading) -> "Window":
-        """Return the window that lies between two readings."""
+        """Return the window between two readings."""
         spins = [reading.spin_ms for reading in (before, after) if reading.spin_ms is not None]
         throttles = None
         if before.throttles is not None and after.throttles is not None:
@@ -207,7 +207,7 @@ class Window:
 
 
 def spin_ms(clock: Callable[[], int] = time.perf_counter_ns) -> float:
-    """Return how long a fixed piece of integer work takes in milliseconds, the fastest of ten times.
+    """Return the duration of a fixed loop of integer work in milliseconds, the fastest of ten runs.
 
     Args:
         clock: Returns the time in nanoseconds.
@@ -221,10 +221,10 @@ def spin_ms(clock: Callable[[], int] = time.perf_counter_ns) -> float:
 
 
 def throttle_count(folder: Path = _CPU_FOLDER) -> int | None:
-    """Return how often the kernel saw CPUs throttled by heat since boot; None where it does not count (x86 does).
+    """Return the number of thermal throttling events since boot; None if the kernel does not count them (x86 does).
 
     Args:
-        folder: The directory of sysfs that has a directory for every CPU.
+        folder: The sysfs directory of the CPUs.
     """
     counts = []
     for path in _throttle_files(folder):
@@ -241,14 +241,14 @@ def _throttle_files(folder: Path) -> list[Path]:
 
 
 def disturbances(
-    windows: Sequence[Window], *, spins_beside: bool = False, fastest_spin_ms: float | None = None
+    windows: Sequence[Window], *, spinning: bool = False, fastest_spin_ms: float | None = None
 ) -> tuple[list[Doubt], dict[str, Any]]:
-    """Return what disturbed some windows: other processes, a lower clock, heat, or what only they show.
+    """Return the disturbances of some windows: spread, other processes, a lower clock, heat.
 
     Args:
         windows: The windows of one model.
-        spins_beside: Whether several threads spun while they waited.
-        fastest_spin_ms: The fixed loop at the highest clock that was seen; None: the fastest beside these windows.
+        spinning: Whether several threads spun while they waited.
+        fastest_spin_ms: The fixed loop at the highest clock so far; None: the fastest of these windows.
 
     Returns:
         The evidence against the numbers, and the evidence of `judge_windows`.
@@ -259,12 +259,12 @@ def disturbances(
     spins = [window.spin_ms for window in windows if window.spin_ms is not None]
     clock_change = max(spins) / (fastest_spin_ms or min(spins)) - 1 if spins else None
     throttled = [window.throttles for window in windows if window.throttles is not None]
-    most_load = _MOST_OTHER_LOAD_SPINNING if spins_beside else _MOST_OTHER_LOAD
+    most_load = _MOST_OTHER_LOAD_SPINNING if spinning else _MOST_OTHER_LOAD
     doubts = []
     if spread > _MOST_SPREAD:
         doubts.append(Doubt("spread", 100 * spread, 100 * _MOST_SPREAD))
     if other is not None and other > most_load:
-        doubts.append(Doubt("load_spinning" if spins_beside else "load", 100 * other, 100 * most_load))
+        doubts.append(Doubt("load_spinning" if spinning else "load", 100 * other, 100 * most_load))
     if clock_change is not None and clock_change > _MOST_CLOCK_CHANGE:
         doubts.append(Doubt("clock", 100 * clock_change, 100 * _MOST_CLOCK_CHANGE))
     if sum(throttled):
@@ -286,27 +286,27 @@ def judge_windows(
     fastest_spin_ms: float | None = None,
     quota: float | None = None,
 ) -> dict[str, Any]:
-    """Decide whether measured windows can be trusted.
+    """Decide whether the latencies of measured windows may be quoted.
 
     Args:
         windows: The windows of one model.
-        threads: Intra-op threads that it ran with.
+        threads: Intra-op threads of the model.
         cores: Cores that this process may use.
         spinning: Whether its threads spun while they waited.
-        fastest_spin_ms: The fixed loop at the highest clock that was seen; None: the fastest beside these windows.
-        quota: How many CPUs' time the kernel lets this process use; None: no limit.
+        fastest_spin_ms: The fixed loop at the highest clock so far; None: the fastest of these windows.
+        quota: CPU quota of this process in CPUs; None: no limit.
 
     Returns:
         ``verdict`` (`STEADY` or `NOISY`), ``doubts`` (each piece of evidence against the numbers, see `Doubt`),
         ``reasons`` (the same as sentences), and the evidence, None where unknown: ``window_spread_pct`` (range of the
         window medians over their median), ``other_load_pct`` (highest load by other processes in a window),
-        ``clock_change_pct`` (how much longer the slowest fixed loop took than the fastest), ``throttle_events``.
+        ``clock_change_pct`` (excess of the slowest fixed loop over the fastest), ``throttle_events``.
     """
-    doubts, evidence = disturbances(windows, spins_beside=spinning and threads > 1, fastest_spin_ms=fastest_spin_ms)
+    doubts, evidence = disturbances(windows, spinning=spinning and threads > 1, fastest_spin_ms=fastest_spin_ms)
     samples = sum(len(window.samples_ms) for window in windows)
     if samples < _FEWEST_SAMPLES:
         doubts.append(Doubt("samples", samples, _FEWEST_SAMPLES))
-    # A load that nobody looked for is no sign of a quiet machine.
+    # An unknown load does not prove a quiet machine.
     unseen_s = [sum(window.samples_ms) / 1000 for window in windows if window.other_load is None]
     if unseen_s and min(unseen_s) < _SHORTEST_FOR_LOAD_S:
         doubts.append(Doubt("short", min(unseen_s), _SHORTEST_FOR_LOAD_S))
@@ -323,26 +323,26 @@ def judge_windows(
 
 
 def stability_word(verdict: str) -> str:
-    """Return the word of a verdict in tables; reports of earlier versions have the same verdicts."""
+    """Return the word for a verdict in tables, also of reports of earlier versions."""
     return "steady" if verdict == STEADY else "noisy"
 
 
-def worst_doubts(trusts: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
+def worst_doubts(verdicts: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
     """Return each kind of doubt about several measurements once.
 
     Args:
-        trusts: What `judge_windows` returned for each; reports of earlier versions have only ``reasons``, those of
-            later ones may have doubts of other kinds.
+        verdicts: The result of `judge_windows` for each. Reports of earlier versions have only ``reasons``; those of
+            later versions may have other kinds of doubts.
 
     Returns:
         The sentence of the worst of each kind, and the number of measurements with that kind.
     """
     kinds: dict[str, list[Doubt]] = {}
     other: Counter[str] = Counter()
-    for trust in trusts:
-        doubts = trust.get("doubts")
+    for verdict in verdicts:
+        doubts = verdict.get("doubts")
         if doubts is None or any(doubt["kind"] not in _SENTENCES for doubt in doubts):
-            other.update(trust["reasons"])
+            other.update(verdict["reasons"])
             continue
         for doubt in doubts:
             kinds.setdefault(doubt["kind"], []).append(Doubt(doubt["kind"], doubt["value"], doubt["bound"]))

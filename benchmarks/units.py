@@ -1,4 +1,4 @@
-"""Numbers as text, alike wherever a report shows them."""
+"""Numbers as text, in the same form everywhere in a report."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ __all__ = ["format_bytes", "format_count", "format_ms", "format_pct", "number", 
 
 
 def number(value: Any) -> float | None:
-    """Return a value of a report as a float, or None if it is missing or no number."""
+    """Return a value of a report as a float, or None if it is missing or not a number."""
     try:
         result = float(value)
     except (TypeError, ValueError):
@@ -16,7 +16,7 @@ def number(value: Any) -> float | None:
 
 
 def short_provider(provider: str) -> str:
-    """Return the name of an execution provider without what all of them end in."""
+    """Return the name of an execution provider without its common suffix."""
     return provider.removesuffix("ExecutionProvider")
 
 
@@ -31,7 +31,7 @@ def format_ms(value: float | None) -> str:
 
 
 def format_count(value: Any) -> str | None:
-    """Format a count, such as parameters, in millions where there are; None: it is no number."""
+    """Format a count, from a million on in millions; None: not a number."""
     amount = number(value)
     if amount is None:
         return None

@@ -1,1 +1,1 @@
-"""An INT8 model on CPUs that are not here, under qemu."""
+"""An INT8 model on other CPUs, emulated by qemu."""

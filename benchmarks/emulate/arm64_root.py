@@ -1,8 +1,8 @@
 """A folder with an arm64 Python, numpy and onnxruntime for `kdedge.benchmarks.emulate.emulator` to run under qemu.
 
-Built once in the cache, without root rights and without touching the system: apt, with a state of its own, fetches the
-arm64 packages from the sources that this system has, dpkg-deb unpacks them, pip adds the aarch64 wheels. The folder
-holds nothing of the host, so a copy of it serves a host without apt.
+It is built once in the cache, without root rights and without changing the system: apt with its own state downloads the
+arm64 packages from the package sources of this system, dpkg-deb unpacks them, pip adds the aarch64 wheels. The folder
+has no files of the host, so a copy of it serves a host without apt.
 
     python -m kdedge.benchmarks.emulate.arm64_root
 """
@@ -25,7 +25,7 @@ from kdedge.progress import log
 
 __all__ = ["ONNXRUNTIME", "Root", "prepare_arm64_root", "root_path"]
 
-# The newest that runs under qemu 7.2: 1.28.0, 1.29.0, 1.31.1 and 1.32.0 crash there when they are imported.
+# The newest version that runs under qemu 7.2: 1.28.0, 1.29.0, 1.31.1 and 1.32.0 crash there at import.
 ONNXRUNTIME = "1.27.0"
 _PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6")
 _PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64")
@@ -36,9 +36,9 @@ class Root:
     """An arm64 root.
 
     Attributes:
-        path: What qemu's ``-L`` takes.
+        path: Argument of qemu's ``-L``.
         python: Its interpreter.
-        site: Where its numpy and onnxruntime are.
+        site: Folder of its numpy and onnxruntime.
     """
 
     path: Path
@@ -47,20 +47,20 @@ class Root:
 
 
 def root_path() -> Path:
-    """Return where the root is, or will be."""
+    """Return the folder of the root, whether it exists or not."""
     return cache_dir().absolute() / "emulate" / f"arm64-onnxruntime-{ONNXRUNTIME}"
 
 
 def prepare_arm64_root() -> Root:
-    """Return the arm64 root, building it first if need be.
+    """Return the arm64 root; build it if it is missing.
 
     Raises:
-        StageError: A tool is missing, packages or wheels cannot be had, or the cache cannot be written.
+        StageError: A tool is missing, packages or wheels are unavailable, or the cache cannot be written.
     """
     path = root_path()
     if not path.is_dir():
         with _cache_errors(path), _locked(path):
-            if not path.is_dir():  # else another process built it while this one waited
+            if not path.is_dir():  # else another process built it during the wait
                 log(f"emulate: building {path} from Debian's arm64 packages and aarch64 wheels (60 MB to fetch)")
                 partial = path.with_name(f"{path.name}.partial")
                 shutil.rmtree(partial, ignore_errors=True)
@@ -84,13 +84,13 @@ def _build(root: Path) -> None:
         "Dir::Cache": apt / "cache",
     }
     command = ["apt-get", "-q", "-y", *(part for key, value in settings.items() for part in ("-o", f"{key}={value}"))]
-    # A source that has no arm64 fails the update; whether what is needed is there shows next.
+    # A source without arm64 fails the update; the next command fails if packages are missing.
     _call("fetching arm64 packages", [*command, "update"], may_fail=True)
     _call("fetching arm64 packages", [*command, "--download-only", "--no-install-recommends", "install", *_PACKAGES])
     for package in sorted((apt / "cache" / "archives").glob("*.deb")):
         _call(f"unpacking {package.name}", ["dpkg-deb", "--extract", str(package), str(root)])
     if not (root / "lib").exists():
-        # From Debian 13 on, packages hold /usr/lib alone, and the loader is still named /lib/ld-linux-aarch64.so.1.
+        # From Debian 13 on, packages have only /usr/lib; the loader is still /lib/ld-linux-aarch64.so.1.
         (root / "lib").symlink_to("usr/lib")
     shutil.rmtree(apt)
     version = _find_python(root).name.removeprefix("python")
@@ -106,22 +106,22 @@ def _build(root: Path) -> None:
     )  # fmt: skip
 
 
-def _call(what: str, command: list[str], *, may_fail: bool = False) -> None:
-    """Run a tool; say which one is missing or what its last word was."""
+def _call(task: str, command: list[str], *, may_fail: bool = False) -> None:
+    """Run a tool; raise an error with the missing tool or its last line."""
     try:
         done = subprocess.run(
             command, env={**os.environ, "LC_ALL": "C"}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
             check=False,
         )  # fmt: skip
     except FileNotFoundError as error:
-        raise StageError(f"{what} needs {error.filename}, which is not installed", _hint()) from error
+        raise StageError(f"{task} needs {error.filename}, which is not installed", _hint()) from error
     if done.returncode and not may_fail:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise StageError(f"{what} failed: {lines[-1] if lines else f'exit code {done.returncode}'}", _hint())
+        raise StageError(f"{task} failed: {lines[-1] if lines else f'exit code {done.returncode}'}", _hint())
 
 
 def _hint() -> str:
-    return f"it works on Debian with apt-get, dpkg-deb and pip; elsewhere copy {root_path()} from such a machine"
+    return f"the build needs Debian with apt-get, dpkg-deb and pip; elsewhere copy {root_path()} from such a machine"
 
 
 def _find_python(root: Path) -> Path:
@@ -129,12 +129,12 @@ def _find_python(root: Path) -> Path:
     for path in sorted((root / "usr" / "bin").glob("python3.*")):
         if re.fullmatch(r"python3\.\d+", path.name):
             return path
-    raise StageError(f"{root} holds no usr/bin/python3.N", "remove the folder; it is built again")
+    raise StageError(f"{root} has no usr/bin/python3.N", "remove the folder; kdedge builds it again")
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Let one process build the root."""
+    """Hold the lock for building the root."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f"{path.name}.lock")):
         yield
@@ -142,7 +142,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _cache_errors(path: Path) -> Iterator[None]:
-    """Name the cache if it cannot be written."""
+    """Turn errors of the operating system into an error with the cache folder."""
     try:
         yield
     except OSError as error:

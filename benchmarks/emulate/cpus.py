@@ -13,11 +13,11 @@ class Cpu:
 
     Attributes:
         qemu: The emulator's name.
-        model: What its ``-cpu`` takes.
-        arm64: Whether it needs the arm64 root; otherwise it runs this host's own x86-64 Python.
-        has: Features, as numpy calls them, that the program must see.
+        model: Argument of its ``-cpu``.
+        arm64: Whether it needs the arm64 root; otherwise it runs this host's x86-64 Python.
+        has: Features, by numpy's names, that the program must see.
         lacks: Features that it must not see.
-        note: What makes this CPU worth a look.
+        note: Why this CPU is tested.
     """
 
     qemu: str
@@ -38,10 +38,10 @@ CPUS = {
 
 
 def parse_emulated(text: str, flag: str) -> list[str]:
-    """Parse a comma-separated list of CPUs to emulate; the empty text names none.
+    """Parse a comma-separated list of CPUs to emulate; an empty text is an empty list.
 
     Raises:
-        InputError: A part is no key of `CPUS`.
+        InputError: A part is not a key of `CPUS`.
     """
     if not text:
         return []

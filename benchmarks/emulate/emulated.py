@@ -1,12 +1,12 @@
-"""What runs inside the emulator: a model over images, with numpy and onnxruntime alone.
+"""The program inside the emulator: run a model over images with only numpy and onnxruntime.
 
-`kdedge.benchmarks.emulate.emulator` starts it under qemu, without the user's ``site``, so the folders to import from
-are arguments:
+`kdedge.benchmarks.emulate.emulator` starts it under qemu without the user's ``site``, so the import folders are
+arguments:
 
     qemu-x86_64 -cpu Haswell python -I -S -B emulated.py MODEL PIXELS.npy LOGITS.npy BATCH FOLDER...
 
-It prints lines that begin with ``@``, each a JSON object: first the versions and the instruction sets of the CPU that
-it sees, then how many images are done.
+It prints lines of ``@`` and a JSON object: first versions and instruction sets of the CPU that it sees, then the number
+of finished images.
 """
 
 import json
@@ -21,10 +21,10 @@ def main(model: str, pixels_file: str, logits_file: str, batch: int) -> None:
     import numpy as np
     import onnxruntime
 
-    # Private, but the only thing here that asks the CPU itself: /proc/cpuinfo is that of the host.
+    # Private, but it queries the emulated CPU: /proc/cpuinfo is that of the host.
     known: dict[str, bool] = np._core._multiarray_umath.__cpu_features__  # type: ignore[attr-defined]
     features = sorted(name for name, there in known.items() if there)
-    _say({"onnxruntime": onnxruntime.__version__, "numpy": np.__version__, "features": features})
+    _print({"onnxruntime": onnxruntime.__version__, "numpy": np.__version__, "features": features})
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
@@ -33,12 +33,12 @@ def main(model: str, pixels_file: str, logits_file: str, batch: int) -> None:
     parts = []
     for start in range(0, len(pixels), batch):
         parts.append(session.run(["logits"], {"pixels": pixels[start : start + batch]})[0])
-        _say({"images": start + len(parts[-1])})
+        _print({"images": start + len(parts[-1])})
     np.save(logits_file, np.concatenate(parts))
 
 
-def _say(fact: dict[str, object]) -> None:
-    print(f"@{json.dumps(fact)}", flush=True)
+def _print(values: dict[str, object]) -> None:
+    print(f"@{json.dumps(values)}", flush=True)
 
 
 if __name__ == "__main__":

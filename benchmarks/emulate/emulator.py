@@ -1,16 +1,15 @@
-"""Run a model on CPUs that are not here, under qemu's user emulation, and compare with what it computes natively.
+"""Run a model on other CPUs under qemu's user emulation and compare it with its native run.
 
-An INT8 model can give other answers on another CPU: where there are no integer dot products, products of 8-bit weights
-overflow the 16-bit sums of the x86 kernels. `emulate` shows it before shipping, for any model of kdedge's format:
+An INT8 model can predict other classes on another CPU: without integer dot products, products of 8-bit weights overflow
+the 16-bit sums of the x86 kernels. `emulate` detects it before shipping, for any model of kdedge's format:
 
     kdedge verify BUNDLE --emulate haswell --emulate cortex-a76 --emulate cortex-a72
 
-x86 CPUs run this very Python, numpy and onnxruntime; arm64 CPUs those of `kdedge.benchmarks.emulate.arm64_root`. What
-the program sees of the emulated CPU is checked, because an old qemu silently lacks AVX2 and then other kernels would
-run.
+Emulated x86 CPUs run the Python, numpy and onnxruntime of this process, arm64 CPUs those of
+`kdedge.benchmarks.emulate.arm64_root`. The features that the program sees are checked: an old qemu silently lacks AVX2,
+and other kernels would run.
 """
 
-import difflib
 import json
 import platform
 import re
@@ -33,28 +32,29 @@ from kdedge.benchmarks.emulate.cpus import CPUS
 from kdedge.benchmarks.session import Model, import_onnxruntime, open_model
 from kdedge.errors import InputError, StageError
 from kdedge.files import scratch_dir
+from kdedge.parsing import closest
 from kdedge.progress import track
 
 __all__ = ["CPUS", "Emulation", "check_emulators", "emulate", "emulation_checks"]
 
 Logits = npt.NDArray[np.float32]
 
-# The native run takes the same batches, so that a float kernel's choice of blocks cannot make a difference.
+# The native run has the same batches, so the block size of a float kernel cannot make a difference.
 _BATCH = 8
 
 
 @dataclass(frozen=True)
 class Emulation:
-    """What a model computed on an emulated CPU, beside what it computes here.
+    """The results of a model on an emulated CPU and on this one.
 
     Attributes:
         cpu: The emulated CPU, a key of `CPUS`.
         qemu: Emulator and version.
-        onnxruntime: The version that ran in it; ``native_onnxruntime`` ran here.
+        onnxruntime: Its version under emulation; ``native_onnxruntime`` is the version here.
         flipped: ``(image, native class, emulated class)`` for every prediction that differs.
         max_abs_diff: Largest absolute difference of a logit.
         max_rel_diff: The same, relative to the largest absolute native logit.
-        seconds: Time under emulation, start included.
+        seconds: Duration of the emulation, with its start.
         logits: Emulated logits, ``[N, C] float32``.
         native_logits: Native logits, ``[N, C] float32``.
     """
@@ -71,26 +71,26 @@ class Emulation:
     native_logits: Logits = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold: everything but the logits, with the counts ``images`` and ``flips``."""
+        """Return all but the logits for JSON, with the counts ``images`` and ``flips``."""
         left_out = ("logits", "native_logits", "flipped")
-        facts = {name: value for name, value in vars(self).items() if name not in left_out}
+        row = {name: value for name, value in vars(self).items() if name not in left_out}
         flipped = [dict(zip(("image", "native", "emulated"), flip, strict=True)) for flip in self.flipped]
-        return facts | {"images": len(self.logits), "flips": len(flipped), "flipped": flipped}
+        return row | {"images": len(self.logits), "flips": len(flipped), "flipped": flipped}
 
 
 def check_emulators(cpus: Iterable[str]) -> None:
-    """Check that these CPUs can be emulated, building the arm64 root if one needs it.
+    """Check that these CPUs can be emulated; build the arm64 root if one needs it.
 
     Raises:
         InputError: Unknown CPU.
-        StageError: qemu or the arm64 root is missing and cannot be made.
+        StageError: qemu is missing, or the arm64 root is missing and cannot be built.
     """
     for name in cpus:
         _command(name)
 
 
 def emulate(model: Path, pixels: npt.NDArray[np.uint8], cpu: str) -> Emulation:
-    """Run a model here and on an emulated CPU. Other answers there are a result, not an error.
+    """Run a model here and on an emulated CPU. Different predictions are a result, not an error.
 
     Args:
         model: An ONNX model of kdedge's format, INT8 or not.
@@ -98,7 +98,7 @@ def emulate(model: Path, pixels: npt.NDArray[np.uint8], cpu: str) -> Emulation:
         cpu: A key of `CPUS`.
 
     Raises:
-        InputError: Unknown CPU, no usable model, or images that do not fit it.
+        InputError: Unknown CPU, unusable model, or images that do not fit it.
         StageError: qemu or the arm64 root is missing, qemu shows the wrong CPU, or the program in it crashed.
     """
     command, folders = _command(cpu)
@@ -106,7 +106,7 @@ def emulate(model: Path, pixels: npt.NDArray[np.uint8], cpu: str) -> Emulation:
     shape = (opened.image_size, opened.image_size, 3)
     if not len(pixels) or pixels.dtype != np.uint8 or pixels.shape[1:] != shape:
         raise InputError(
-            f"{model} cannot take images {pixels.dtype} {list(pixels.shape)}", f"give uint8 [N, {str(shape)[1:-1]}]"
+            f"{model} cannot take images {pixels.dtype} {list(pixels.shape)}", f"expected uint8 [N, {str(shape)[1:-1]}]"
         )
     native = _native_logits(opened, pixels)
     start = time.monotonic()
@@ -117,7 +117,7 @@ def emulate(model: Path, pixels: npt.NDArray[np.uint8], cpu: str) -> Emulation:
         seen = _run([*command, *map(str, (*files, _BATCH, *folders))], cpu, len(pixels))
         logits: Logits = np.load(outputs, allow_pickle=False)
     if logits.shape != native.shape:
-        raise StageError(f"{cpu}: {model} gave logits {list(logits.shape)}, natively {list(native.shape)}")
+        raise StageError(f"{cpu}: {model} returns logits {list(logits.shape)}, natively {list(native.shape)}")
     diff = np.abs(logits.astype(np.float64) - native)
     known = np.isfinite(diff)
     largest, scale = float(diff.max(where=known, initial=0.0)), float(np.abs(native).max())
@@ -137,7 +137,7 @@ def emulate(model: Path, pixels: npt.NDArray[np.uint8], cpu: str) -> Emulation:
 
 
 def emulation_checks() -> list[dict[str, str]]:
-    """Say for each CPU whether it can be emulated here: checks as `kdedge.benchmarks.host.doctor` lists them."""
+    """Return for each CPU a check, as in `kdedge.benchmarks.host.doctor`, of whether it can be emulated here."""
     checks = []
     for name, cpu in CPUS.items():
         try:
@@ -147,7 +147,7 @@ def emulation_checks() -> list[dict[str, str]]:
             continue
         detail = f"{cpu.note}: {Path(qemu).name} {_qemu_version(qemu)}"
         if cpu.arm64 and not root_path().is_dir():
-            detail += f"; onnxruntime {ONNXRUNTIME} for arm64 is fetched at its first use"
+            detail += f"; onnxruntime {ONNXRUNTIME} for arm64 is downloaded at the first use"
         checks.append({"name": f"emulate {name}", "status": "ok", "detail": detail, "fix": ""})
     return checks
 
@@ -155,9 +155,7 @@ def emulation_checks() -> list[dict[str, str]]:
 def _find_qemu(name: str) -> str:
     """Return the path of the emulator for a CPU."""
     if name not in CPUS:
-        match = difflib.get_close_matches(name, CPUS, n=1)
-        suggestion = f" (did you mean {match[0]!r}?)" if match else ""
-        raise InputError(f"cannot emulate the CPU {name!r}{suggestion}", f"expected one of {', '.join(CPUS)}")
+        raise InputError(f"cannot emulate the CPU {name!r}{closest(name, CPUS)}", f"expected one of {', '.join(CPUS)}")
     cpu = CPUS[name]
     if not cpu.arm64 and platform.machine().lower() not in ("x86_64", "amd64"):
         raise StageError(f"emulating {name} needs an x86-64 host; this one is {platform.machine()}", "use a PC")
@@ -170,9 +168,9 @@ def _find_qemu(name: str) -> str:
 
 
 def _command(name: str) -> tuple[list[str], list[Path]]:
-    """Return the command up to the program, and the folders that the program imports from."""
+    """Return the command up to the program, and the program's import folders."""
     qemu = [_find_qemu(name), "-cpu", CPUS[name].model]
-    # Without the user's site: neither .pth files nor PYTHONPATH may change what is imported.
+    # Without the user's site: neither .pth files nor PYTHONPATH may change the imports.
     isolated = ["-I", "-S", "-B", str(Path(emulated.__file__).absolute())]
     if CPUS[name].arm64:
         root = prepare_arm64_root()
@@ -183,12 +181,12 @@ def _command(name: str) -> tuple[list[str], list[Path]]:
 
 
 def _native_logits(model: Model, pixels: npt.NDArray[np.uint8]) -> Logits:
-    """Return what the model computes on this CPU."""
+    """Return the logits of the model on this CPU."""
     return np.concatenate([model.logits(pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH)])
 
 
 def _run(command: list[str], name: str, total: int) -> dict[str, Any]:
-    """Run the program under emulation with its progress shown; return what it said first."""
+    """Run the program under emulation, with progress; return its first line of values."""
     seen: dict[str, Any] = {}
     done = 0
     with tempfile.TemporaryFile("w+", errors="replace") as errors, track(f"emulating {name}", total) as progress:
@@ -199,40 +197,42 @@ def _run(command: list[str], name: str, total: int) -> dict[str, Any]:
             try:
                 for line in process.stdout:
                     if not line.startswith("@"):
-                        continue  # libraries print warnings about a CPU that they do not know
-                    fact = json.loads(line[1:])
-                    if "images" in fact:
-                        progress.advance(fact["images"] - done)
-                        done = fact["images"]
+                        continue  # libraries print warnings about an unknown CPU
+                    values = json.loads(line[1:])
+                    if "images" in values:
+                        progress.advance(values["images"] - done)
+                        done = values["images"]
                     else:
-                        seen = fact
-                        _check_features(name, set(fact["features"]))
+                        seen = values
+                        _check_features(name, set(values["features"]))
             except BaseException:
                 process.kill()
                 raise
         if process.returncode:
             errors.seek(0)
-            said = [line.strip() for line in errors if line.strip()]
-            last = said[-1] if said else f"exit code {process.returncode}"
+            printed = [line.strip() for line in errors if line.strip()]
+            last = printed[-1] if printed else f"exit code {process.returncode}"
             hint = f"rebuild its root: remove {root_path()}" if CPUS[name].arm64 else "see `kdedge doctor`"
             raise StageError(f"emulating {name} ended after {done} of {total} images: {last}", hint)
     return seen
 
 
 def _check_features(name: str, features: set[str]) -> None:
-    """Refuse an emulated CPU on which other kernels would run than on the real one."""
+    """Refuse an emulated CPU that would run other kernels than the real one."""
     cpu = CPUS[name]
     wrong = [f"no {feature}" for feature in cpu.has if feature not in features]
     wrong += [feature for feature in cpu.lacks if feature in features]
     if wrong:
-        raise StageError(f"{cpu.qemu} shows no {name}: the program sees {', '.join(wrong)}", "use qemu 7.2 or newer")
+        raise StageError(
+            f"{cpu.qemu} shows another CPU than {name}: the program sees {', '.join(wrong)}", "use qemu 7.2 or newer"
+        )
 
 
 def _qemu_version(qemu: str) -> str:
     """Return the version of an emulator."""
     try:
-        said = subprocess.run([qemu, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+        text = subprocess.run([qemu, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
-        said = ""
-    match = re.search(r"version (\S+)", said)
+        text = ""
+    match = re.search(r"version (\S+)", text)
     return match[1] if match else "of unknown version"

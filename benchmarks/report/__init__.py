@@ -1,1 +1,1 @@
-"""What a benchmark found, as JSON, Markdown, HTML and figures, and the comparison of several."""
+"""The report of a benchmark as JSON, Markdown, HTML and figures, and comparisons of several reports."""

@@ -1,7 +1,4 @@
-"""What the report shows: every number as the text that stands on the pages and in the summary.
-
-It is said once here, so that `kdedge.benchmarks.report.pages` shows the same on the console, in HTML and in Markdown.
-"""
+"""The content of the report as text, shared by console, HTML and Markdown (`kdedge.benchmarks.report.pages`)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +15,7 @@ _MOST_CHANGES = 8
 _HEADLINES = {
     "passed": "Passed: INT8 keeps its accuracy",
     "failed": "Failed: INT8 loses too much accuracy",
-    "undecided": "Undecided: too few test images to tell",
+    "undecided": "Undecided: too few test images",
 }
 _FAILED_BY = {
     "learned": "Failed: the model has learned nothing",
@@ -30,12 +27,12 @@ _MOST_NAMED = 5
 
 
 def context(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Prepare everything that the templates and the summary show, as text where numbers need rounding."""
+    """Return the values for the templates and the summary, rounded numbers as text."""
     latency = [_latency_row(row) for row in report["latency"]]
     return {
         "report": report,
         "headline": _headline(report["gate"]),
-        "key_facts": _key_facts(report),
+        "key_metrics": _key_metrics(report),
         "accuracy": _accuracy_rows(report),
         "per_class": [
             {
@@ -67,10 +64,10 @@ def context(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def warnings(report: Mapping[str, Any]) -> list[str]:
-    """Return what must be read before any number, a sentence each."""
+    """Return the warnings at the top of the report, one sentence each."""
     found = []
     if report["run"].get("same_test_images") is False:
-        found.append("These are not the test images that the bundle was judged on: compare no accuracies")
+        found.append("The test images differ from those of the bundle: do not compare accuracies")
     if weak := _hardly_found(report.get("per_class") or []):
         found.append(weak)
     if elsewhere := _not_portable(report):
@@ -79,7 +76,7 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
 
 
 def _hardly_found(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Name the classes that INT8 hardly ever recognises; empty: there are none."""
+    """Return the classes that INT8 hardly ever recognises as text; empty: none."""
     seen = [row for row in rows if row["n"]]
     least = min(_HARDLY_FOUND_PCT, 100 / max(len(seen), 1))
     weak = [row for row in seen if row["int8_top1_pct"] < least]
@@ -99,47 +96,47 @@ def _headline(gate: Mapping[str, Any]) -> str:
 
 
 def _not_portable(report: Mapping[str, Any]) -> str:
-    """Say on which emulated CPUs INT8 gives other answers than on the host; empty: on none that was tried."""
+    """Return the emulated CPUs with other INT8 predictions than the host as text; empty: none."""
     other = [
-        f"{row['flips']:,} of {row['images']:,} answers differ on {row['cpu']}"
+        f"{row['flips']:,} of {row['images']:,} predictions differ on {row['cpu']}"
         for row in _emulated(report)
         if row["flips"]
     ]
     return f"not portable: {', '.join(other)}" if other else ""
 
 
-def _key_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the handful of numbers that stand on top."""
+def _key_metrics(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the numbers at the top of the report."""
     accuracy, size, proof = report["accuracy"], report["size"], report["int8_proof"]
     low, high = accuracy["onnx_int8_ci95_pct"]
     convs = proof["integer_convs"] + proof["float_convs"]
-    facts = [("INT8 top-1", f"{format_pct(accuracy['onnx_int8_top1_pct'])}  (95 %: {low:.2f} to {high:.2f})")]
+    metrics = [("INT8 top-1", f"{format_pct(accuracy['onnx_int8_top1_pct'])}  (95 %: {low:.2f} to {high:.2f})")]
     if "majority_pct" in accuracy:
-        facts.append((f"always `{accuracy['majority_class']}`", format_pct(accuracy["majority_pct"])))
-        facts.append(("INT8 mean per class", format_pct(accuracy["balanced_pct"])))
-    facts += [
+        metrics.append((f"always `{accuracy['majority_class']}`", format_pct(accuracy["majority_pct"])))
+        metrics.append(("INT8 mean per class", format_pct(accuracy["balanced_pct"])))
+    metrics += [
         ("FP32 top-1", format_pct(accuracy["onnx_fp32_top1_pct"])),
         ("INT8 size", f"{format_bytes(size['int8_bytes'])}, {size['ratio']:.2f}× smaller than FP32"),
     ]
     for speedup in _speedups(report["latency"])[:1]:
-        facts.append(("INT8 latency", speedup))
+        metrics.append(("INT8 latency", speedup))
     for row in report.get("memory") or []:
         if row["model"] == "int8" and row["peak_rss_bytes"]:
-            facts.append(
-                ("INT8 memory", f"{format_bytes(row['peak_rss_bytes'])} at most in a process that only runs it")
+            metrics.append(
+                ("INT8 memory", f"{format_bytes(row['peak_rss_bytes'])} peak in a process that only runs it")
             )
     chosen = len(proof.get("float_on_purpose") or [])
     purpose = f"; {chosen} in float on purpose" if chosen else ""
-    facts.append(("integer kernels", f"{proof['integer_convs']} of {convs} convolutions{purpose}"))
+    metrics.append(("integer kernels", f"{proof['integer_convs']} of {convs} convolutions{purpose}"))
     if same := [row for row in _emulated(report) if not row["flips"]]:
         count = " and ".join(sorted({f"{row['images']:,}" for row in same}))
         cpus = ", ".join(row["cpu"] for row in same)
-        facts.append(("other CPUs", f"the same {count} answers on {cpus} (emulated)"))
-    return facts
+        metrics.append(("other CPUs", f"the same {count} predictions on {cpus} (emulated)"))
+    return metrics
 
 
 def _speedups(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a sentence on INT8 against FP32 for every provider, batch and thread count that has both."""
+    """Compare INT8 with FP32 for every provider, batch and thread count with both, one sentence each."""
     by_key = {(row["provider"], row["batch"], row["threads"], row["model"]): row for row in rows}
     sentences = []
     for (provider, batch, threads, model), int8 in by_key.items():
@@ -147,10 +144,10 @@ def _speedups(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if model != "int8" or fp32 is None:
             continue
         steady = all(row["trust"]["verdict"] == STEADY for row in (fp32, int8))
-        # A ratio is what people quote, so there is none of what must not be quoted.
-        beside = f"{fp32['p50_ms'] / int8['p50_ms']:.2f}× as fast as FP32" if steady else "not compared with FP32"
+        # No ratio of noisy latencies, because a ratio gets quoted.
+        ratio = f"{fp32['p50_ms'] / int8['p50_ms']:.2f}× as fast as FP32" if steady else "not compared with FP32"
         sentences.append(
-            f"{format_ms(int8['p50_ms'])} ms, {beside} "
+            f"{format_ms(int8['p50_ms'])} ms, {ratio} "
             f"({short_provider(provider)}, batch {batch}, {threads} thread{'s' * (threads > 1)}"
             f"{'' if steady else '; noisy: do not quote'})"
         )
@@ -158,7 +155,7 @@ def _speedups(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _accuracy_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return model, top-1 and 95 % interval for every model that was scored."""
+    """Return model, top-1 and 95 % interval of every scored model."""
     accuracy = report["accuracy"]
     arch, teacher = report["teacher"]["arch"], report["teacher"]["test_top1_pct"]
     torch = accuracy["torch_fp32_top1_pct"]
@@ -181,7 +178,7 @@ def _range(interval: Sequence[float] | None) -> str:
 
 
 def _latency_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return one row of the latency table as text."""
+    """Return a row of the latency table as text."""
     return {
         "provider": short_provider(row["provider"]),
         "model": row["model"].upper(),
@@ -196,19 +193,19 @@ def _latency_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _measured_on(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Say what the star behind a number of calls means; empty: no row has one."""
+    """Return the footnote of the star after a number of calls; empty: no row has a star."""
     counted = [(len(row["window_p50_ms"]), row["earlier_windows"]) for row in rows if row.get("earlier_windows")]
     if not counted:
         return ""
     totals = sorted({last + earlier for last, earlier in counted})
     return (
-        f"the last {counted[0][0]} windows of {' to '.join(map(str, dict.fromkeys((totals[0], totals[-1]))))}; those "
-        "before them were disturbed and do not count"
+        f"the last {counted[0][0]} windows of {' to '.join(map(str, dict.fromkeys((totals[0], totals[-1]))))}; the "
+        "disturbed ones before them do not count"
     )
 
 
 def _changes(rows: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:
-    """Return how many answers INT8 changed, what that did, and the most frequent changes; None if it is not known."""
+    """Return counts and most frequent kinds of the predictions that INT8 changes; None: unknown."""
     if rows is None:
         return None
     lost = sum(row["count"] for row in rows if row["fp32"] == row["label"])
@@ -242,9 +239,9 @@ def _memory(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             sentences.append(f"{row['model'].upper()}: unknown, {row['reason']}")
             continue
         peak, before = format_bytes(row["peak_rss_bytes"]), format_bytes(row["baseline_bytes"])
-        text = f"{row['model'].upper()}: {peak} at most, {before} of them before the model is loaded"
+        text = f"{row['model'].upper()}: peak {peak}, of which {before} before the model is loaded"
         if row["limit_mib"]:
-            kept = "keeps within" if row["within_limit"] else "does not keep within"
+            kept = "fits into" if row["within_limit"] else "does not fit into"
             reason = f" ({row['limit_reason']})" if row["limit_reason"] else ""
             text += f"; {kept} {row['limit_mib']} MiB of heap and buffers{reason}"
         sentences.append(text)
@@ -252,7 +249,7 @@ def _memory(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _ran_as(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a sentence on each model of an accelerator: in what arithmetic it ran, and without the copies."""
+    """Return arithmetic, providers and latency without copies of each model on an accelerator, a sentence each."""
     sentences = []
     for row in rows:
         if "ran_as" not in row:
@@ -276,7 +273,7 @@ def _emulated(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _portability(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Return the rows of the table of emulated CPUs (see `_emulated`)."""
+    """Return the table of emulated CPUs (see `_emulated`)."""
     return [
         {
             "cpu": row["cpu"],
@@ -290,7 +287,7 @@ def _portability(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def _doubts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return each kind of evidence against the latencies once, with its worst number and how often it was found."""
+    """Return each kind of doubt about the latencies once, with its worst value and its count."""
     verdicts = [timed["trust"] for row in rows for timed in (row, row.get("on_device")) if timed]
     return [
         f"{sentence} ({'the worst of' if count > 1 else 'in'} {count} of {len(verdicts)} measurements)"
@@ -299,12 +296,12 @@ def _doubts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _proof_rows(proof: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what ran as integers and what did not."""
+    """Return the rows on integer and float kernels."""
     providers = {short_provider(name) for name in proof["providers_by_node"].values()}
     chosen = proof.get("float_on_purpose") or []
-    beside = [name for name in proof.get("float_operators") or [] if name not in chosen]
-    groups = {"left in float on purpose, for accuracy": chosen, "beside them" if chosen else "": beside}
-    left = [f"{what}: {', '.join(names)}".removeprefix(": ") for what, names in groups.items() if names]
+    others = [name for name in proof.get("float_operators") or [] if name not in chosen]
+    groups = {"on purpose, for accuracy": chosen, "others" if chosen else "": others}
+    left = [f"{group}: {', '.join(names)}".removeprefix(": ") for group, names in groups.items() if names]
     return {
         "convs": f"{proof['integer_convs']} integer, {proof['float_convs']} float",
         "gemms": f"{proof['integer_gemms']} integer, {proof['float_gemms']} float",

@@ -1,4 +1,4 @@
-"""The facts at the end of a report, as text: run, models, quantization, measurement and host."""
+"""The details at the end of a report, as text: run, models, quantization, measurement and host."""
 
 import re
 from collections.abc import Mapping
@@ -13,23 +13,23 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 
 def starts_from(student: Mapping[str, Any]) -> str:
-    """Say which weights a student began from, by the first digits of their SHA-256; empty: from none, or unknown."""
+    """Return the initial weights of a student by the first digits of their SHA-256; empty: none, or unknown."""
     hashes = student.get("weights_sha256") or []
     students = "a student" if len(hashes) == 1 else f"mean of {len(hashes)} students"
     return f"{students} ({', '.join(sha256[:8] for sha256 in hashes)})" if hashes else ""
 
 
 def quantization_sentence(record: Mapping[str, Any] | None) -> str:
-    """Return what the search chose and what was done to it then, with the numbers of both; empty: not known."""
+    """Return the choice of the search and the repair steps, with their numbers; empty: unknown."""
     if not record or not record.get("rungs"):
         return ""
     first, last = record["rungs"][0], record["rungs"][-1]
     text = f"The search chose {record['chosen']} for the target {record['target']}: {_rung(first)}"
     if last["rung"] != first["rung"]:
-        text += f". Shipped is the model after {last['rung']}: {_rung(last)}"
+        text += f". The shipped model is after {last['rung']}: {_rung(last)}"
     for rung in record["rungs"]:
         if rung["rung"] not in (first["rung"], last["rung"]) and not rung.get("refused"):
-            text += f". Tried and not taken is {rung['rung']}: {_rung(rung)}"
+            text += f". Tried and not kept: {rung['rung']}: {_rung(rung)}"
     return f"{text} (on {record['scored_images']:,} validation images, against FP32)"
 
 
@@ -41,7 +41,7 @@ def _rung(rung: Mapping[str, Any]) -> str:
 
 
 def _measurement_rows(report: Mapping[str, Any]) -> list[tuple[str, str | None]]:
-    """Return how latencies were measured; older reports do not tell."""
+    """Return how latencies were measured; older reports lack it."""
     settings = report.get("benchmark") or {}
     windows = sorted({len(row["window_p50_ms"]) for row in report["latency"] if row.get("window_p50_ms")})
     split = f", in {windows[-1]} windows" if windows else ""
@@ -49,13 +49,13 @@ def _measurement_rows(report: Mapping[str, Any]) -> list[tuple[str, str | None]]
     return [
         ("time for each latency", f"{settings['seconds']:g} s{split}" if settings.get("seconds") else None),
         ("bound to CPUs", settings.get("affinity")),
-        ("cores to run on", ", ".join(map(str, cores))),
-        ("threads that wait", "spin (--latency-spinning)" if settings.get("spinning") else None),
+        ("usable cores", ", ".join(map(str, cores))),
+        ("waiting threads", "spin (--latency-spinning)" if settings.get("spinning") else None),
     ]
 
 
 def fact_rows(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return the sections of facts about run, models and host, leaving out what is unknown."""
+    """Return the sections about run, models and host, without unknown rows."""
     run, teacher, student, host, size = (report[key] for key in ("run", "teacher", "student", "host", "size"))
     quantization = report.get("quantization") or {}
     rung = quantization.get("rung")
@@ -87,8 +87,8 @@ def fact_rows(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]
                 ("method", student["method"]),
                 ("epochs in this run" if begun else "epochs", student["epochs"]),
                 ("INT8 format", quantization.get("chosen")),
-                ("INT8 made for", quantization.get("target")),
-                ("improved after the search by", "nothing" if rung == "search" else rung),
+                ("INT8 target", quantization.get("target")),
+                ("repair step after the search", "none" if rung == "search" else rung),
                 ("FP32 file", format_bytes(size["fp32_bytes"])),
                 ("INT8 file", format_bytes(size["int8_bytes"])),
             ],
@@ -117,4 +117,4 @@ def fact_rows(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]
 def _tensorrt(host: Mapping[str, Any]) -> str | None:
     if "tensorrt_problem" not in host:
         return None
-    return f"not available: {host['tensorrt_problem']}" if host["tensorrt_problem"] else "available; it is not measured"
+    return f"not available: {host['tensorrt_problem']}" if host["tensorrt_problem"] else "available, not measured"

@@ -1,7 +1,7 @@
 """The figures of the report, drawn with matplotlib in two themes.
 
 `draw_figures` writes the light ones to ``figures/*.png`` and returns both for embedding into ``report.html``.
-Without matplotlib the report has tables and bars only.
+Without matplotlib the report has only tables.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ from kdedge.progress import log
 
 __all__ = ["Figure", "draw_comparison", "draw_figures", "render", "series"]
 
-_CREATOR = "kdedge figure"  # in the metadata of a file, so that one can tell who drew it
+_CREATOR = "kdedge figure"  # in the metadata of a file, marks it as a figure of kdedge
 
 _FP32, _INT8, _GREY, _NOISY = "#8a94a6", "#2f7ed8", "#888888", "#d0453e"
 _PALETTE = ("#2f7ed8", "#e07b39", "#3c9d6b", "#a25ddc", "#8a94a6")
@@ -42,8 +42,8 @@ class Figure:
     Attributes:
         name: Name of its file without suffix.
         section: The section of the report that it belongs to.
-        title: What it shows.
-        alt: Text for those who cannot see it.
+        title: Its heading.
+        alt: Alternative text.
         light: PNG for light pages.
         dark: PNG for dark ones.
     """
@@ -57,7 +57,7 @@ class Figure:
 
 
 def draw_figures(report: Mapping[str, Any], out_dir: Path) -> list[Figure]:
-    """Draw what the report has data for.
+    """Draw the figures for which the report has data.
 
     Args:
         report: The content of ``report.json``.
@@ -109,11 +109,11 @@ def draw_figures(report: Mapping[str, Any], out_dir: Path) -> list[Figure]:
     if quantization := report.get("quantization"):
         layers = quantization["sensitivity"]["layers"]
         wanted.append(
-            ("candidates", "quantization", "What was tried", "Dots: SQNR of the logits against latency by format",
+            ("candidates", "quantization", "Candidates", "Dots: SQNR of the logits against latency by format",
              partial(paint_candidates, record=quantization), (7.2, 4.0))
         )  # fmt: skip
         wanted.append(
-            ("sensitivity", "quantization", "Which layers cost", "Bars: share of the logits' noise by layer",
+            ("sensitivity", "quantization", "Noise by layer", "Bars: share of the logits' noise by layer",
              partial(paint_sensitivity, rows=layers), (7.2, 1.2 + 0.22 * min(len(layers), 30)))
         )  # fmt: skip
     figures = []
@@ -159,7 +159,7 @@ def render(paint: Callable[[Any], None], size: tuple[float, float], theme: str =
     """Draw one figure.
 
     Args:
-        paint: Draws on the matplotlib axes that it is given.
+        paint: Draws on matplotlib axes.
         size: Width and height in inches.
         theme: ``light`` or ``dark``.
         kind: ``png`` or ``svg``.
@@ -177,7 +177,7 @@ def render(paint: Callable[[Any], None], size: tuple[float, float], theme: str =
         "axes.spines.right": False,
         "axes.axisbelow": True,
         "legend.frameon": False,
-        # Class names are the user's, and a dollar sign in one is no formula.
+        # Class names are the user's; a dollar sign in one does not begin a formula.
         "text.parse_math": False,
         "svg.hashsalt": "kdedge",
         "svg.fonttype": "none",
@@ -192,14 +192,14 @@ def render(paint: Callable[[Any], None], size: tuple[float, float], theme: str =
     with rc_context(style):
         canvas = Canvas(figsize=size, dpi=150, layout="constrained")
         paint(canvas.subplots())
-        # No version, no date: the same data gives the same file.
+        # No version, no date: the same data produces the same file.
         metadata = {"Software": _CREATOR} if kind == "png" else {"Date": None, "Creator": _CREATOR}
         canvas.savefig(buffer, format=kind, metadata=metadata)
     return buffer.getvalue()
 
 
 def _latency(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the median latency per image, the models side by side, and ticks at the higher percentiles that are known.
+    """Draw the median latency per image of each model as a bar, with ticks at the known higher percentiles.
 
     Args:
         axes: Matplotlib axes.
@@ -219,7 +219,7 @@ def _latency(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
             higher = [row[key] / row["batch"] for key in _HIGHER if row.get(key)]
             axes.vlines([spot] * len(higher[-1:]), height, higher[-1:], color=_GREY, linewidth=1.2)
             axes.scatter([spot] * len(higher), higher, s=60, marker="_", color=_GREY, linewidths=1.4, zorder=3)
-            # Left of the ticks, so that it is read as the height of the bar.
+            # Left of the ticks: it is the height of the bar.
             axes.annotate(
                 f"{height:.3g}" if height >= 0.1 else f"{height:.2g}", (spot - 0.46 * width, height),
                 xytext=(1, 2), textcoords="offset points", fontsize=7, color="black" if _steady(row) else _NOISY,
@@ -234,7 +234,7 @@ def _latency(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.margins(y=0.12)
     axes.grid(axis="y")
     axes.legend(ncols=len(models) + 1, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8)
-    # The picture must not travel without the verdict.
+    # A copied figure needs the verdict.
     if noisy := [row for row in rows if not _steady(row)]:
         which = "noisy" if len(noisy) == len(rows) else "red numbers are noisy"
         axes.set_title(f"{which}: do not quote", fontsize=9, color=_NOISY, loc="left")
@@ -263,7 +263,7 @@ def _per_class(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _drawable(name: str, instead: str) -> str:
-    """Return a class name, or what stands for it if the font lacks one of its characters."""
+    """Return a class name, or ``instead`` if the font lacks one of its characters."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     known = get_font(findfont(FontProperties())).get_charmap()
@@ -286,7 +286,7 @@ def _training(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _beta(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw beta by epoch, marking where it was halved, and the cosine similarity on the right axis."""
+    """Draw beta by epoch, with its reductions, and the cosine similarity on the right axis."""
     epochs, values = series(rows, "beta")
     axes.step(epochs, values, where="mid", color=_PALETTE[1], linewidth=2, label="beta")
     axes.set_xlabel("epoch")
@@ -301,7 +301,7 @@ def _beta(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _right_axis(axes: Any, rows: Sequence[Mapping[str, Any]], key: str, label: str, unit: str = "") -> None:
-    """Draw one more column on an axis of its own, and the legend of all lines above the figure."""
+    """Draw a column on a right axis, and the legend of all lines above the figure."""
     handles = axes.get_lines()
     epochs, values = series(rows, key)
     if epochs:
@@ -313,7 +313,7 @@ def _right_axis(axes: Any, rows: Sequence[Mapping[str, Any]], key: str, label: s
 
 
 def series(rows: Sequence[Mapping[str, Any]], column: str) -> tuple[list[float], list[float]]:
-    """Return the epochs and the values of a column of a training log, leaving out rows without a number in it."""
+    """Return epochs and values of a column of a training log, without rows that lack a number."""
     points = [(number(row.get("epoch")), number(row.get(column))) for row in rows]
     known = [(epoch, value) for epoch, value in points if epoch is not None and value is not None]
     return [epoch for epoch, _ in known], [value for _, value in known]

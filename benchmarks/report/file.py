@@ -1,4 +1,4 @@
-"""Reading a report: where it lies, and whether it has what the pages and the comparisons rely on."""
+"""Find, read and check ``report.json``, so that pages and comparisons can rely on its keys and types."""
 
 import math
 import reprlib
@@ -20,11 +20,11 @@ _HINT = "give a run directory, what `kdedge benchmark` wrote, a bundle, or a rep
 
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of value.
+    """A kind of JSON value.
 
     Attributes:
-        words: What it is called in a message.
-        fits: Whether a value of JSON is one.
+        words: Its name in messages.
+        fits: Whether a value is of this kind.
     """
 
     words: str
@@ -183,7 +183,7 @@ _REPORT: _Contract = {
 
 
 def load_report(path: Path) -> dict[str, Any]:
-    """Read a report to show it: as `read_report`, without characters that could change a terminal."""
+    """Read a report as `read_report` does, with characters escaped that could change a terminal."""
     report: dict[str, Any] = _escaped(read_report(path))
     return report
 
@@ -192,10 +192,10 @@ def read_report(path: Path) -> dict[str, Any]:
     """Read a report.
 
     Args:
-        path: A ``report.json``, or a directory that holds one: a run, a benchmark, a bundle.
+        path: A ``report.json``, or the directory of a run, a benchmark or a bundle.
 
     Raises:
-        InputError: There is none, it cannot be read, or it is no report of this schema.
+        InputError: The report is missing, unreadable or not of this schema.
     """
     file = find_report(path)
     try:
@@ -204,11 +204,11 @@ def read_report(path: Path) -> dict[str, Any]:
         raise InputError(f"cannot read the report {file}: {error}", _HINT) from error
     schema = report.get("schema") if isinstance(report, dict) else _SCHEMA
     if schema != _SCHEMA:
-        raise InputError(f"{file} is no report of kdedge: schema is {schema!r}, expected {_SCHEMA}", _HINT)
+        raise InputError(f"{file} is not a report of kdedge: schema is {schema!r}, expected {_SCHEMA}", _HINT)
     problems = list(_problems("", report, _REPORT)) or list(_contradictions(report))
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise InputError(f"{file} is no report of kdedge: {'; '.join(problems[:3])}{more}", _HINT)
+        raise InputError(f"{file} is not a report of kdedge: {'; '.join(problems[:3])}{more}", _HINT)
     return dict(report)
 
 
@@ -222,10 +222,10 @@ def _escaped(value: Any) -> Any:
 
 
 def find_report(path: Path) -> Path:
-    """Return the file of the report that ``path`` means; see `load_report`.
+    """Return the file of the report at ``path``; see `read_report`.
 
     Raises:
-        InputError: There is none.
+        InputError: The report is missing.
     """
     if path.is_file():
         return path
@@ -236,11 +236,11 @@ def find_report(path: Path) -> Path:
             return file
     if (path / "config.json").is_file():
         raise InputError(f"the run {path} has no report yet", f"run `kdedge benchmark --out {path}` first")
-    raise InputError(f"{path} holds no {REPORT}", _HINT)
+    raise InputError(f"{path} has no {REPORT}", _HINT)
 
 
 def _problems(place: str, value: Any, contract: _Contract) -> Iterator[str]:
-    """Yield what keeps a value of JSON, which is at ``place``, from having what a contract names."""
+    """Yield the differences of a JSON value at ``place`` from a contract."""
     if isinstance(contract, _Kind):
         if not contract.fits(value):
             yield f"{place} is {reprlib.repr(value)}, expected {contract.words}"
@@ -269,7 +269,7 @@ def _path(place: str, key: str) -> str:
 
 
 def _contradictions(report: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what a report that has the right types lacks because of other values in it."""
+    """Yield contradictions between values of a report with the right types."""
     accuracy, quantization = report["accuracy"], report.get("quantization") or {}
     for model in ("fp32", "int8"):
         (low, high), top1 = accuracy[f"onnx_{model}_ci95_pct"], accuracy[f"onnx_{model}_top1_pct"]

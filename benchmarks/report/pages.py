@@ -1,7 +1,7 @@
 """The report for people: ``report.html`` (one file, no network), ``report.md``, and the summary on the console.
 
-All three say the verdict first and show the same numbers; what makes a number doubtful stands beside it. The HTML
-and Markdown are templates in ``benchmarks/templates``; `kdedge.benchmarks.report.content` prepares what they show.
+All three begin with the verdict and show the same numbers, each with its doubts. HTML and Markdown are templates in
+``benchmarks/report/templates``; `kdedge.benchmarks.report.content` prepares their content.
 """
 
 import base64
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OTHER_FILES", "print_summary", "render_html", "render_markdown", "write_report"]
 
-# What is in a directory of a benchmark next to report.json, which is written first.
+# The files of a benchmark next to report.json, which is written first.
 OTHER_FILES = ("report.html", "report.md", "figures", "latency_samples.json")
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -31,7 +31,7 @@ def write_report(report: Mapping[str, Any], out_dir: Path) -> None:
     """Write ``report.json``, ``figures/*.png``, ``report.html`` and ``report.md``.
 
     Args:
-        report: The content of ``report.json`` (see `stage.run_benchmark`).
+        report: The content of ``report.json`` (see `kdedge.benchmarks.measure.run_benchmark`).
         out_dir: An existing directory.
     """
     write_json(out_dir / "report.json", report)
@@ -51,7 +51,7 @@ def render_html(report: Mapping[str, Any], figures: Sequence[Figure]) -> str:
 
 
 def render_markdown(report: Mapping[str, Any], figures: Sequence[Figure]) -> str:
-    """Return the report as Markdown that refers to ``figures/*.png`` beside it."""
+    """Return the report as Markdown with links to ``figures/*.png``."""
     files = [{"title": figure.title, "alt": figure.alt, "file": f"figures/{figure.name}.png"} for figure in figures]
     return _render("report.md.j2", {**context(report), "figures": files})
 
@@ -61,7 +61,7 @@ def print_summary(report: Mapping[str, Any], console: "Console | None" = None) -
 
     Args:
         report: The content of ``report.json``.
-        console: Where to print; by default standard output.
+        console: Default: standard output.
     """
     from rich import box
     from rich.console import Console
@@ -76,10 +76,10 @@ def print_summary(report: Mapping[str, Any], console: "Console | None" = None) -
     for warning in shown["warnings"]:
         console.print(Text(warning, style="bold yellow"))
     console.print()
-    facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    for label, value in shown["key_facts"]:
-        facts.add_row(label, value)
-    console.print(facts)
+    metrics = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for label, value in shown["key_metrics"]:
+        metrics.add_row(label, value)
+    console.print(metrics)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for title in ("provider", "model", "batch", "threads", "p50 ms", "p90 ms", "img/s", "trust"):
         text = title in ("provider", "model", "trust")
@@ -112,7 +112,7 @@ def _template(template: str) -> "Template":
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )
-    # Class names are the user's: a bar would end the cell of a Markdown table.
+    # Class names are the user's: a bar in one would end the cell of a Markdown table.
     environment.filters["cell"] = lambda value: str(value).replace("|", "\\|")
     return environment.get_template(template)
 

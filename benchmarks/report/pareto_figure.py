@@ -1,4 +1,4 @@
-"""The picture of several runs, accuracy against latency, which a reader shall understand without the text around it."""
+"""The figure of several runs, accuracy against latency, readable without its context."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,11 @@ PICTURE_SIZE = (7.2, 4.4)  # inches
 _COLOR, _DOMINATED, _GREY, _NOISY = "#2f7ed8", "#a9b1bc", "#7a8491", "#d0453e"
 _LABEL_SIZE = 8
 _PLACES = ((-5, 4), (-5, -4), (5, 4), (5, -4), (-5, 14), (5, 14), (-5, -14), (5, -14))  # of a label, in points
-_LONGEST_LABEL = 36  # characters, of which half the width of the picture holds more
+_LONGEST_LABEL = 36  # characters: less than half the width of the figure
 
 
 def paint_picture(axes: Any, table: Mapping[str, Any]) -> None:
-    """Draw top-1 against latency: FP32 hollow, INT8 filled, a line between those of a run; grey is dominated.
+    """Draw top-1 against latency: FP32 hollow, INT8 filled, a line between the two of a run, dominated ones grey.
 
     Args:
         axes: Matplotlib axes.
@@ -50,7 +50,7 @@ def paint_picture(axes: Any, table: Mapping[str, Any]) -> None:
     axes.set_ylabel(f"top-1 in % with 95 % interval\n{first['test_images']:,} test images of {first['data']}")
     axes.grid()
     axes.figure.legend(*axes.get_legend_handles_labels(), ncols=3, loc="outside upper right", fontsize=8)
-    # The picture must not travel without what limits it.
+    # A copied figure needs its limits.
     doubts = ["noisy: do not quote"] if any(is_noisy(row) for row in rows) else []
     if doubts := [*doubts, *table["notes"]]:
         axes.set_title("\n".join(doubts), fontsize=8, color=_NOISY, loc="left")
@@ -58,7 +58,7 @@ def paint_picture(axes: Any, table: Mapping[str, Any]) -> None:
 
 
 def _paint_row(axes: Any, row: Mapping[str, Any]) -> None:
-    """Draw one point with its interval, and the word where it is noisy."""
+    """Draw a point with its interval, marked if noisy."""
     color = _DOMINATED if row["dominated_by"] else _COLOR
     low, high = row["ci95_pct"]
     axes.errorbar(
@@ -74,11 +74,11 @@ def _paint_row(axes: Any, row: Mapping[str, Any]) -> None:
 
 
 def _paint_labels(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the label of each run beside its fastest point, where it covers no point, line or other label."""
+    """Write the label of each run next to its fastest point, without covering points, lines or other labels."""
     import numpy as np
     from matplotlib.transforms import Bbox
 
-    axes.figure.draw_without_rendering()  # where things lie is only known after the layout
+    axes.figure.draw_without_rendering()  # the layout decides the positions
     runs = [[row for row in rows if row["run"] == run] for run in dict.fromkeys(row["run"] for row in rows)]
     taken = []
     for pair in runs:
@@ -95,7 +95,7 @@ def _paint_labels(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
             _short_label(first), (first["p50_ms"], first["top1_pct"]), xytext=_PLACES[0],
             textcoords="offset points", fontsize=_LABEL_SIZE, **color,
         )  # fmt: skip
-        # First above and left of the point, where nothing lies unless it dominates the point; last there again.
+        # First above and left of the point, where only points that dominate it can be; last there again.
         for across, up in (*_PLACES, _PLACES[0]):
             label.set(position=(across, up), ha="right" if across < 0 else "left", va="top" if up < 0 else "bottom")
             box = label.get_window_extent()
@@ -105,7 +105,7 @@ def _paint_labels(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _limits(axes: Any, rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Return the ends of the latency axis that leave room for every label, left of its point."""
+    """Return the ends of a latency axis with room for every label left of its point."""
     low, high = (math.log(end) for end in axes.get_xlim())
     points = 0.82 * 72 * PICTURE_SIZE[0]  # width of the axes
     for row in rows:

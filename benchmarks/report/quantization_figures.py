@@ -10,7 +10,7 @@ _PALETTE = ("#2f7ed8", "#e07b39", "#3c9d6b", "#a25ddc", "#d0453e")
 
 
 def paint_candidates(axes: Any, record: Mapping[str, Any]) -> None:
-    """Draw the logits' SQNR against latency: colour tells the format, hollow is refused for the target.
+    """Draw the logits' SQNR against latency: a color per format, hollow if unsuitable for the target.
 
     Args:
         axes: Matplotlib axes.
@@ -34,7 +34,7 @@ def paint_candidates(axes: Any, record: Mapping[str, Any]) -> None:
     axes.axvline(record["fp32_p50_ms"], color=_FP32, linestyle="--", linewidth=1.2, label="latency of FP32")
     axes.set_xlim(left=0)
     axes.margins(x=0.12, y=0.1)
-    axes.set_xlabel("median ms at batch 1, one thread of the host that quantized")
+    axes.set_xlabel("median ms at batch 1, one thread of the quantizing host")
     axes.set_ylabel("SQNR of the logits in dB (more is better)")
     axes.set_title(f"hollow: not for the target {record['target']!r}", fontsize=8, loc="left")
     axes.grid()
@@ -42,7 +42,7 @@ def paint_candidates(axes: Any, record: Mapping[str, Any]) -> None:
 
 
 def paint_sensitivity(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the noise that quantizing each layer alone adds, as a share of all layers' noise, with its SQNR.
+    """Draw the noise of quantizing only one layer, for each layer, as a share of all layers' noise, with its SQNR.
 
     Args:
         axes: Matplotlib axes.
@@ -56,12 +56,12 @@ def paint_sensitivity(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     chosen = f" (the worst {len(shown)} of {len(rows)} layers)" if len(shown) < len(rows) else ""
-    axes.set_xlabel(f"share of the logits' noise in %, each layer quantized alone{chosen}")
+    axes.set_xlabel(f"share of the logits' noise in %, only this layer quantized{chosen}")
     axes.grid(axis="x")
 
 
 def _chosen_label(record: Mapping[str, Any]) -> str:
-    """Say what the ring means: what was done to the chosen model afterwards moved it."""
+    """Return the label of the ring; a repair step moved the chosen model afterwards."""
     rung = record.get("rung") or "search"
     return "chosen" if rung == "search" else f"chosen format,\nbefore {rung}"
 

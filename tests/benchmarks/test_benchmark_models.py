@@ -92,11 +92,11 @@ def test_wrong_signatures(tmp_path: Path, shape: list[Any], kind: int, message: 
 
 def test_models_of_another_data_set(models: dict[str, Path], dataset: Any) -> None:
     model = open_model(models["fp32"])
-    with pytest.raises(InputError, match="knows 4 classes, the data set has 10"):
+    with pytest.raises(InputError, match="has 4 classes, the data set has 10"):
         check_fits(model, [str(index) for index in range(10)], 16)
     with pytest.raises(InputError, match="calls class 0 'cat', the data set 'plane'"):
         check_fits(model, ("plane", *dataset.class_names[1:]), 16)
-    with pytest.raises(InputError, match="takes images of 16x16 pixels, the data set gives 32x32"):
+    with pytest.raises(InputError, match="takes images of 16x16 pixels, the data set has 32x32"):
         check_fits(model, dataset.class_names, 32)
 
 

@@ -47,14 +47,14 @@ def test_a_model_that_learned_nothing_stops_the_stage() -> None:
     with pytest.raises(StageError) as caught:
         check_learned("the teacher", right(MANY, 0.0, 1.0), MANY, NAMES, "train for longer: --teacher-epochs 20")
     assert "the teacher has learned nothing" in str(caught.value)
-    assert "90.00 % of 800 validation images, no better than always answering `good` (90.00 %)" in str(caught.value)
+    assert "90.00 % of 800 validation images, no better than always predicting `good` (90.00 %)" in str(caught.value)
     assert caught.value.hint == "train for longer: --teacher-epochs 20"
 
 
 def test_too_few_images_only_warn(capsys: pytest.CaptureFixture[str]) -> None:
     labels = np.repeat([0, 1], 12)
     check_learned("the student", right(labels, 0.5, 0.5), labels, NAMES, "")
-    assert "too few images to show that it is better than always answering `bad` (50.00 %)" in capsys.readouterr().err
+    assert "too few images to show that it is better than always predicting `bad` (50.00 %)" in capsys.readouterr().err
 
 
 def test_a_good_model_goes_through_in_silence(capsys: pytest.CaptureFixture[str]) -> None:

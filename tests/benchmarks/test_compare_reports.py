@@ -138,7 +138,7 @@ def test_what_is_a_report_can_be_shown(tmp_path: Path, path: Path | None) -> Non
 def test_a_report_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         load_report(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"holds no report\.json"):
+    with pytest.raises(InputError, match=r"has no report\.json"):
         load_report(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="has no report yet") as caught:

@@ -13,11 +13,11 @@ from kdedge.benchmarks import cuda
 from kdedge.benchmarks import providers as proof
 from kdedge.benchmarks import session as runtime
 from kdedge.benchmarks.cuda import measure_cuda, write_fp16
-from kdedge.benchmarks.providers import what_ran
+from kdedge.benchmarks.providers import kernels_run
 from kdedge.benchmarks.session import CPU, CUDA, Model, open_model
 
 
-def test_three_precisions_with_what_ran(models: dict[str, Path]) -> None:
+def test_three_precisions_with_their_kernels(models: dict[str, Path]) -> None:
     rows, raw, unavailable = measure_cuda(models, batches=[1], threads=[1], seconds=0.05, provider=CPU)
     assert unavailable == []
     assert [row["model"] for row in rows] == ["fp32", "int8", "fp16"]
@@ -110,7 +110,7 @@ def fake(tmp_path: Path) -> tuple[FakeCuda, Model]:
 
 def test_placement_is_read_from_the_profile(fake: tuple[FakeCuda, Model], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proof, "open_model", lambda *_, **__: fake[1])
-    assert what_ran(Path("m.onnx"), CUDA) == {
+    assert kernels_run(Path("m.onnx"), CUDA) == {
         "convs": {"float": 1, "integer": 1},
         "nodes_by_provider": {CPU: 1, CUDA: 3},
         "copies": 1,

@@ -89,7 +89,7 @@ def test_a_shown_gain_is_a_fault() -> None:
     """FP32 23.75 %, INT8 33.25 % of noise: 7 answers lost, 83 won."""
     gate = judge(*outcomes(800, 7, 83), 0.5)
     assert (gate["verdict"], gate["passed"], gate["cause"]) == ("failed", False, "gain")
-    assert "INT8 does not follow FP32: INT8 changed 11.2 % of the answers" in gate["reason"]
+    assert "INT8 does not follow FP32: INT8 changes 11.2 % of the predictions" in gate["reason"]
     # Symmetric in what it refuses: the same answers the other way round are a loss.
     assert judge(*outcomes(800, 83, 7), 0.5)["cause"] == "loss"
 
@@ -102,7 +102,7 @@ def test_many_changed_answers_are_a_fault_whatever_the_accuracy(changed: int, ve
     gate = judge(*outcomes(10_000, 23, 16), 0.5, changed=changed)
     assert (gate["verdict"], gate["cause"], gate["changed_answers"]) == (verdict, cause, changed)
     if cause:
-        assert f"changed {changed / 100:.1f} % of the answers, the limit allows 10 %" in gate["reason"]
+        assert f"changes {changed / 100:.1f} % of the predictions, the limit allows 10 %" in gate["reason"]
 
 
 def constant_answer(n: int, of_majority: int) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +120,7 @@ def test_a_model_that_learned_nothing_fails(n: int, of_majority: int) -> None:
     names = [f"class {index}" for index in range(11)]
     gate = judge(right, right, 0.5, labels=labels, class_names=names)
     assert (gate["verdict"], gate["passed"], gate["cause"]) == ("failed", False, "learned")
-    assert gate["reason"].startswith("The model is no better than always answering `class 1`.")
+    assert gate["reason"].startswith("The model is not better than always predicting `class 1`.")
 
 
 def test_too_few_images_to_show_that_anything_was_learned_pass_nothing() -> None:

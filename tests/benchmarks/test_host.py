@@ -47,7 +47,7 @@ def test_instruction_sets_have_one_name(monkeypatch: pytest.MonkeyPatch) -> None
     ("setup", "reason", "fix"),
     [
         (({"onnxruntime"}, None), "no NVIDIA GPU found .*CPU build", "with a GPU: pip uninstall"),
-        (({"onnxruntime"}, "H100"), "H100 is there, but .*CPU build", "pip install onnxruntime-gpu"),
+        (({"onnxruntime"}, "H100"), "H100 is available, but .*CPU build", "pip install onnxruntime-gpu"),
         (({"onnxruntime-gpu"}, None, "CUDA"), "no NVIDIA GPU found", "with a GPU"),
         (({"onnxruntime", "onnxruntime-gpu"}, "H100", "CUDA"), "both installed", "&& pip install onnxruntime-gpu"),
         (({"onnxruntime", "onnxruntime-gpu"}, None), "both installed", "&& pip install onnxruntime"),
@@ -161,10 +161,10 @@ def test_a_model_for_other_cpus_is_told(monkeypatch: pytest.MonkeyPatch, target:
 @pytest.mark.parametrize(
     ("target", "status", "detail"),
     [
-        (None, "ok", "m.onnx names no kind of CPU that it was made for"),
+        (None, "ok", "m.onnx has no target CPU in its metadata"),
         ("portable", "ok", "m.onnx was made for every CPU"),
         ("arm64", "ok", "m.onnx was made for arm64, and this host is of that kind"),
-        ("x64-vnni", "broken", "m.onnx was made for x64-vnni and this host is arm64: its answers may differ here"),
+        ("x64-vnni", "broken", "m.onnx was made for x64-vnni and this host is arm64: its predictions may differ here"),
     ],
 )
 def test_what_an_artifact_was_made_for_is_a_check(
@@ -186,7 +186,7 @@ def test_a_device_misses_nothing_that_only_training_needs(monkeypatch: pytest.Mo
     checks = {check["name"]: check for check in host.doctor()["checks"]}
     assert not lacking & checks.keys()
     assert checks["training"]["status"] == "ok"
-    assert "a device needs none of it" in checks["training"]["detail"]
+    assert "not needed on a device" in checks["training"]["detail"]
     lacking.discard("torch")
     checks = {check["name"]: check for check in host.doctor()["checks"]}
     assert checks["onnx"]["status"] == "missing"

@@ -63,7 +63,7 @@ def test_a_process_that_fails_is_a_reason(tmp_path: Path) -> None:
 def test_a_system_that_does_not_tell_is_a_reason(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_run", lambda *_: ({"peak_rss_bytes": None, "baseline_bytes": None}, ""))
     (row,) = measure_memory({"int8": models["int8"]})
-    assert "does not tell the peak memory" in row["reason"]
+    assert "does not report the peak memory" in row["reason"]
 
 
 def test_a_process_that_hangs_is_a_reason(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +74,7 @@ def test_a_process_that_hangs_is_a_reason(models: dict[str, Path], monkeypatch: 
 
 def test_a_limit_needs_linux(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory.sys, "platform", "darwin")
-    with pytest.raises(InputError, match="--memory-limit is for Linux, this is darwin"):
+    with pytest.raises(InputError, match="--memory-limit needs Linux, this is darwin"):
         measure_memory({"int8": models["int8"]}, limit_mib=64)
 
 
@@ -93,7 +93,7 @@ def test_pinned_and_let_go() -> None:
     assert os.sched_getaffinity(0) == before
     with pinned([]):
         assert os.sched_getaffinity(0) == before
-    with pytest.raises(InputError, match="CPU 9999 is not among those that this process may use"):
+    with pytest.raises(InputError, match="CPU 9999 is not available to this process"):
         check_cpus([cpu, 9999])
 
 

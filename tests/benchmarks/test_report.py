@@ -49,7 +49,7 @@ def test_answer_changes_are_shown_with_their_effect() -> None:
         {"label": "cat", "fp32": "dog|wolf", "int8": "frog", "count": 2},
     ]
     html, markdown = texts(answer_changes=rows)
-    summary = "14 of 10,000: 7 from right to wrong, 5 from wrong to right, 2 from one wrong answer to another."
+    summary = "14 of 10,000: 7 from right to wrong, 5 from wrong to right, 2 from one wrong class to another."
     assert summary in html.replace(" ,", ",")
     assert summary in markdown
     assert "7 cat cat dog|wolf lost 5 cat dog|wolf cat won 2 cat dog|wolf frog neither" in html
@@ -102,7 +102,7 @@ def test_the_table_of_latencies_has_the_percentiles_that_were_measured_and_the_t
     counted = f"{row['samples']:,}"
     assert f"| {counted} |" in markdown
     measured_on, longer = ({**row, "window_p50_ms": [1.0] * 5, "earlier_windows": count} for count in (3, 7))
-    said = "* the last 5 windows of {}; those before them were disturbed and do not count"
+    said = "* the last 5 windows of {}; the disturbed ones before them do not count"
     for rows, windows in (([row, measured_on], "8"), ([longer, measured_on], "8 to 12")):
         html, markdown = texts(latency=rows)
         assert f"| {counted}* |" in markdown
@@ -139,10 +139,10 @@ def test_memory_is_shown_with_its_limit_or_why_it_is_unknown() -> None:
     }  # fmt: skip
     unknown = {**known, "model": "fp32", "peak_rss_bytes": None, "reason": "this system does not tell"}
     for text in texts(memory=[known, unknown]):
-        assert "INT8: 67.20 MB at most, 53.00 MB of them before the model is loaded" in text
-        assert "does not keep within 64 MiB of heap and buffers (killed)" in text
+        assert "INT8: peak 67.20 MB, of which 53.00 MB before the model is loaded" in text
+        assert "does not fit into 64 MiB of heap and buffers (killed)" in text
         assert "FP32: unknown, this system does not tell" in text
-        assert "67.20 MB at most in a process that only runs it" in text
+        assert "67.20 MB peak in a process that only runs it" in text
     assert "Memory of a process" not in "".join(texts())
 
 
@@ -198,8 +198,8 @@ def test_answers_that_differ_elsewhere_are_said_in_front_and_in_the_summary(caps
         {**row, "cpu": "cortex-a76", "images": 1000, "flips": 55},
         {**row, "cpu": "cortex-a72", "images": 1000, "flips": 3},
     ]
-    said = "not portable: 55 of 1,000 answers differ on cortex-a76, 3 of 1,000 answers differ on cortex-a72"
-    same = "the same 1,000 answers on haswell (emulated)"
+    said = "not portable: 55 of 1,000 predictions differ on cortex-a76, 3 of 1,000 predictions differ on cortex-a72"
+    same = "the same 1,000 predictions on haswell (emulated)"
     for text in texts(portability={"emulated": rows}):
         assert text.index("INT8 is " + said) < text.index(same) < text.index("Accuracy")
     print_summary({**REPORT, "portability": {"emulated": rows}})
@@ -214,7 +214,7 @@ def test_answers_that_differ_elsewhere_are_said_in_front_and_in_the_summary(caps
 
 
 def test_other_test_images_are_said_in_front_and_in_the_summary(capsys: pytest.CaptureFixture[str]) -> None:
-    said = "These are not the test images that the bundle was judged on: compare no accuracies"
+    said = "The test images differ from those of the bundle: do not compare accuracies"
     for same in (False, True, None):
         run = {**REPORT["run"], "same_test_images": same}
         print_summary({**REPORT, "run": run})
@@ -248,8 +248,8 @@ def test_how_it_was_measured_is_said() -> None:
     settings = {"seconds": 1.5, "affinity": "0", "spinning": True}
     rows = [{**row, "cores": 1, "window_p50_ms": [1.0] * 5} for row in REPORT["latency"]]
     _, markdown = texts(latency=rows, benchmark=settings)
-    for line in ("time for each latency | 1.5 s, in 5 windows", "bound to CPUs | 0", "cores to run on | 1",
-                 "threads that wait | spin (--latency-spinning)"):  # fmt: skip
+    for line in ("time for each latency | 1.5 s, in 5 windows", "bound to CPUs | 0", "usable cores | 1",
+                 "waiting threads | spin (--latency-spinning)"):  # fmt: skip
         assert f"| {line} |" in markdown
     _, markdown = texts(latency=rows, benchmark={**settings, "affinity": "", "spinning": False})
     assert "| Measurement | |" in markdown
@@ -260,7 +260,7 @@ def test_how_it_was_measured_is_said() -> None:
 
 @pytest.mark.parametrize(
     ("problem", "said"),
-    [("no provider", "not available: no provider"), (None, "available; it is not measured")],
+    [("no provider", "not available: no provider"), (None, "available, not measured")],
 )
 def test_tensorrt_is_said_to_be_there_or_not(problem: str | None, said: str) -> None:
     assert f"| TensorRT | {said} |" in texts(host={**REPORT["host"], "tensorrt_problem": problem})[1]
@@ -277,16 +277,16 @@ def test_the_shipped_model_is_told_apart_from_the_choice_of_the_search() -> None
     record = quantization(rung=final["rung"], rungs=[search, final])
     for text in texts(quantization=record):
         assert f"chose {record['chosen']} for the target portable: loss {search['loss_pp']:+.2f} pp" in text
-        shipped = f"Shipped is the model after bias correction: loss {final['loss_pp']:+.2f} pp"
+        shipped = f"The shipped model is after bias correction: loss {final['loss_pp']:+.2f} pp"
         assert text.index(shipped) < text.index(f"SQNR of the logits {final['sqnr_db']:.1f} dB")
         assert "5,000 validation images" in text
-    assert "| improved after the search by | bias correction |" in texts(quantization=record)[1]
+    assert "| repair step after the search | bias correction |" in texts(quantization=record)[1]
     for text in texts(quantization=quantization(rung="search", rungs=[search])):
-        assert "Shipped is" not in text
-        assert re.search(r"improved after the search by \W*nothing", text)
+        assert "The shipped model" not in text
+        assert re.search(r"repair step after the search \W*none", text)
     for text in texts(quantization=quantization(rungs=[search, final, search])):
-        assert "Shipped is" not in text
-        assert f"Tried and not taken is bias correction: loss {final['loss_pp']:+.2f} pp" in text
+        assert "The shipped model" not in text
+        assert f"Tried and not kept: bias correction: loss {final['loss_pp']:+.2f} pp" in text
 
 
 @pytest.mark.parametrize(
@@ -296,4 +296,4 @@ def test_the_figure_of_the_search_rings_what_was_chosen_before_the_ladder(rung: 
     axes = pytest.importorskip("matplotlib.figure").Figure().subplots()
     paint_candidates(axes, quantization(rung=rung))
     assert label in axes.get_legend_handles_labels()[1]
-    assert axes.get_xlabel().endswith("of the host that quantized")
+    assert axes.get_xlabel().endswith("of the quantizing host")

@@ -94,7 +94,7 @@ def test_heat_makes_numbers_noisy() -> None:
 def test_spinning_threads_bear_less_load(threads: int, spinning: bool, verdict: str) -> None:
     trust = judge_windows(windows_of(1.0, 1.0, load=0.05), threads, 2, spinning=spinning)
     assert trust["verdict"] == verdict
-    assert ("at most 3 % beside spinning threads" in " ".join(trust["reasons"])) is (verdict == NOISY)
+    assert ("at most 3 % with spinning threads" in " ".join(trust["reasons"])) is (verdict == NOISY)
 
 
 def test_a_window_lies_between_two_readings() -> None:

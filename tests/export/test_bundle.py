@@ -23,7 +23,7 @@ from kdedge.pipeline.stages.bundle import run
 def test_the_model_card_says_where_the_answers_differ(make_bundle: Callable[..., Path]) -> None:
     row = {"cpu": "haswell", "images": 200, "flips": 55, "onnxruntime": "1.32.0", "max_abs_diff": 0.5}
     card = (make_bundle({**REPORT, "portability": {"emulated": [row]}}) / "MODEL_CARD.md").read_text()
-    warning = "**INT8 is not portable: 55 of 200 answers differ on haswell.**"
+    warning = "**INT8 is not portable: 55 of 200 predictions differ on haswell.**"
     assert f"pp.\n\n{warning}\n\nRecall of every class, in percent:\n\n" in card
 
 

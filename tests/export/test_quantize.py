@@ -197,7 +197,7 @@ def test_layers_that_a_repair_step_left_in_float_are_in_the_model_and_in_the_pro
 
 def test_classes_of_another_data_set(exported: Path, tmp_path: Path, config: Config, dataset: Any) -> None:
     dataset.class_names = ("ant", "bee", "cat")
-    with pytest.raises(InputError, match="knows 4 classes, the data set has 3"):
+    with pytest.raises(InputError, match="has 4 classes, the data set has 3"):
         stage.run(config, {"export": exported}, tmp_path)
 
 

@@ -34,7 +34,7 @@ def config(tmp_path_factory):
 
 def test_a_teacher_of_noise_stops_the_run(config, tmp_path):
     with pytest.raises(
-        StageError, match=r"^the teacher has learned nothing: .* no better than always answering `good`"
+        StageError, match=r"^the teacher has learned nothing: .* no better than always predicting `good`"
     ):
         teacher.run(config, {}, tmp_path)
 

@@ -37,7 +37,7 @@ def no_work(monkeypatch):
     ("arguments", "message"),
     [
         (["distill", "--data", "sample"], "holds no finished stage"),
-        (["run-all", "--data", "sample", "--affinity", "77"], "CPU 77 is not among those"),
+        (["run-all", "--data", "sample", "--affinity", "77"], "CPU 77 is not available"),
         (["run-all", "--data", "sample", "--teacher-cutout", "512"], "--teacher-cutout 512 is larger than the images"),
         (["run-all", "--data", "sample", "--teacher", "resnet19"], "unknown teacher 'resnet19' (did you mean"),
         (["run-all", "--data", "sample", "--teacher-weights", "no.pth"], "weights no.pth do not exist"),
