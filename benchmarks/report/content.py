@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdedge.benchmarks.interval import wilson_interval_pct
-from kdedge.benchmarks.report.facts import fact_rows, quantization_sentence
+from kdedge.benchmarks.report.details import detail_rows, quantization_sentence
 from kdedge.benchmarks.stability import STEADY, stability_word, worst_doubts
 from kdedge.benchmarks.units import format_bytes, format_ms, format_pct, short_provider
 
@@ -57,7 +57,7 @@ def context(report: Mapping[str, Any]) -> dict[str, Any]:
         "quantization": quantization_sentence(report.get("quantization")),
         "commands": report["run"].get("commands") or [],
         "commands_lack_paths": report["run"].get("commands_lack_paths", False),
-        "facts": fact_rows(report),
+        "details": detail_rows(report),
         "speedups": _speedups(report["latency"]),
         "unavailable": [{**item, "provider": short_provider(item["provider"])} for item in report["unavailable"]],
     }

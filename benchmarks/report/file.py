@@ -65,7 +65,7 @@ _SOME = _Kind("a positive whole number", lambda value: _is_count(value) and valu
 # missing or null. Other keys are ignored.
 _Contract = _Kind | list[Any] | dict[str, Any]
 
-_TRUST: _Contract = {
+_STABILITY: _Contract = {
     "verdict": _TEXT,
     "reasons": [_TEXT],
     "doubts?": [{"kind": _TEXT, "value": _NUMBER, "bound": _NUMBER}],
@@ -122,12 +122,12 @@ _REPORT: _Contract = {
             "p50_ms": _POSITIVE,
             "throughput_ips": _AMOUNT,
             "samples": _COUNT,
-            "trust": _TRUST,
+            "trust": _STABILITY,
             **dict.fromkeys(("p90_ms?", "p95_ms?", "p99_ms?", "load_ms?", "first_run_ms?"), _AMOUNT),
             **dict.fromkeys(("cores?", "earlier_windows?"), _COUNT),
             "window_p50_ms?": [_AMOUNT],
             "ran_as?": {"convs": {"*": _COUNT}, "nodes_by_provider": {"*": _COUNT}},
-            "on_device?": {"p50_ms": _POSITIVE, "trust": _TRUST},
+            "on_device?": {"p50_ms": _POSITIVE, "trust": _STABILITY},
         }
     ],
     "unavailable": [dict.fromkeys(("provider", "reason", "fix"), _TEXT)],

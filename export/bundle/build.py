@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.benchmarks.report.content import warnings
-from kdedge.benchmarks.report.facts import starts_from
+from kdedge.benchmarks.report.details import starts_from
 from kdedge.benchmarks.session import check_fits, open_model, run_model
 from kdedge.errors import GateError
 from kdedge.export.bundle.contents import COPIED, GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS

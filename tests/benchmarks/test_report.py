@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdedge.benchmarks import stability as trust
+from kdedge.benchmarks import stability
 from kdedge.benchmarks.accuracy import answer_changes
-from kdedge.benchmarks.report.facts import starts_from
+from kdedge.benchmarks.report.details import starts_from
 from kdedge.benchmarks.report.pages import print_summary, render_html, render_markdown
 from kdedge.benchmarks.report.quantization_figures import paint_candidates
 from kdedge.benchmarks.stability import NOISY, Doubt
@@ -91,7 +91,7 @@ def test_portability_and_commands_are_shown_where_they_are_known() -> None:
         assert "Commands" not in text
 
 
-def test_the_table_of_latencies_has_the_percentiles_that_were_measured_and_the_trust_beside_the_median() -> None:
+def test_the_table_of_latencies_has_the_percentiles_that_were_measured_and_the_stability_next_to_the_median() -> None:
     row = {**REPORT["latency"][0], "p90_ms": None, "p95_ms": 1.234, "p99_ms": None}
     noisy = {**row, "p95_ms": None, "trust": {"verdict": "noisy: do not quote", "reasons": ["load of 42 %"]}}
     _, markdown = texts(latency=[row, noisy])
@@ -170,8 +170,8 @@ def test_each_doubt_is_shown_once_with_its_worst_number() -> None:
 
 
 def test_other_words_name_the_same_worst_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = {kind: (f"{kind} = {{value:.0f}}", less) for kind, (_, less) in trust._SENTENCES.items()}
-    monkeypatch.setattr(trust, "_SENTENCES", words)
+    words = {kind: (f"{kind} = {{value:.0f}}", less) for kind, (_, less) in stability._SENTENCES.items()}
+    monkeypatch.setattr(stability, "_SENTENCES", words)
     rows = [{**REPORT["latency"][0], "trust": noisy([Doubt(kind, value, 10) for kind in words])} for value in (4, 40)]
     for text in texts(latency=rows):
         for kind, (_, less_is_worse) in words.items():

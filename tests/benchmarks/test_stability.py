@@ -24,10 +24,10 @@ def windows_of(*medians_ms: float, samples: int = 200, load: float | None = 0.0)
 
 
 def test_quiet_windows_are_steady() -> None:
-    trust = judge_windows(windows_of(1.0, 1.01, 0.99, 1.0, 1.02, load=0.02), threads=1, cores=2)
-    assert (trust["verdict"], trust["reasons"]) == (STEADY, [])
-    assert trust["window_spread_pct"] == pytest.approx(3.0)
-    assert trust["other_load_pct"] == pytest.approx(2.0)
+    stability = judge_windows(windows_of(1.0, 1.01, 0.99, 1.0, 1.02, load=0.02), threads=1, cores=2)
+    assert (stability["verdict"], stability["reasons"]) == (STEADY, [])
+    assert stability["window_spread_pct"] == pytest.approx(3.0)
+    assert stability["other_load_pct"] == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(
@@ -40,22 +40,22 @@ def test_quiet_windows_are_steady() -> None:
     ],
 )
 def test_evidence_makes_numbers_noisy(windows: list[Window], threads: int, evidence: str) -> None:
-    trust = judge_windows(windows, threads, cores=2)
-    assert trust["verdict"] == NOISY
-    assert len(trust["reasons"]) == 1
-    assert evidence in trust["reasons"][0]
+    stability = judge_windows(windows, threads, cores=2)
+    assert stability["verdict"] == NOISY
+    assert len(stability["reasons"]) == 1
+    assert evidence in stability["reasons"][0]
 
 
 def test_unknown_load_is_no_evidence() -> None:
-    trust = judge_windows(windows_of(1.0, 1.0, load=None), threads=1, cores=2)
-    assert (trust["verdict"], trust["other_load_pct"]) == (STEADY, None)
-    assert (trust["clock_change_pct"], trust["throttle_events"]) == (None, None)
+    stability = judge_windows(windows_of(1.0, 1.0, load=None), threads=1, cores=2)
+    assert (stability["verdict"], stability["other_load_pct"]) == (STEADY, None)
+    assert (stability["clock_change_pct"], stability["throttle_events"]) == (None, None)
 
 
 def test_windows_too_short_to_see_other_load_are_not_steady() -> None:
-    trust = judge_windows(windows_of(0.25, 0.25, samples=200, load=None), threads=1, cores=2)
-    assert (trust["verdict"], trust["other_load_pct"]) == (NOISY, None)
-    assert trust["reasons"] == [
+    stability = judge_windows(windows_of(0.25, 0.25, samples=200, load=None), threads=1, cores=2)
+    assert (stability["verdict"], stability["other_load_pct"]) == (NOISY, None)
+    assert stability["reasons"] == [
         "windows of 0.05 s are too short to see other load (at least 0.1 s): raise --latency-seconds"
     ]
     seen = judge_windows(windows_of(0.25, 0.25, samples=200, load=0.0), threads=1, cores=2)
@@ -64,10 +64,10 @@ def test_windows_too_short_to_see_other_load_are_not_steady() -> None:
 
 def test_a_lower_clock_makes_numbers_noisy() -> None:
     windows = [Window([1.0] * 200, spin_ms=spin) for spin in (0.30, 0.31, 0.36)]
-    trust = judge_windows(windows, threads=1, cores=2)
-    assert trust["verdict"] == NOISY
-    assert "a fixed loop took 20.0 % longer than at its fastest" in trust["reasons"][0]
-    assert trust["clock_change_pct"] == pytest.approx(20)
+    stability = judge_windows(windows, threads=1, cores=2)
+    assert stability["verdict"] == NOISY
+    assert "a fixed loop took 20.0 % longer than at its fastest" in stability["reasons"][0]
+    assert stability["clock_change_pct"] == pytest.approx(20)
 
 
 def test_an_excess_that_is_small_is_not_rounded_away() -> None:
@@ -79,22 +79,22 @@ def test_an_excess_that_is_small_is_not_rounded_away() -> None:
 def test_a_clock_that_fell_before_these_windows_is_seen() -> None:
     windows = [Window([1.0] * 200, spin_ms=0.45)] * 5
     assert judge_windows(windows, 1, 2)["verdict"] == STEADY
-    trust = judge_windows(windows, 1, 2, fastest_spin_ms=0.30)
-    assert (trust["verdict"], trust["clock_change_pct"]) == (NOISY, 50)
+    stability = judge_windows(windows, 1, 2, fastest_spin_ms=0.30)
+    assert (stability["verdict"], stability["clock_change_pct"]) == (NOISY, 50)
 
 
 def test_heat_makes_numbers_noisy() -> None:
     windows = [Window([1.0] * 200, throttles=count) for count in (0, 2, 1)]
-    trust = judge_windows(windows, threads=1, cores=2)
-    assert trust["reasons"] == ["the processor was throttled by heat: cool it"]
-    assert trust["throttle_events"] == 3
+    stability = judge_windows(windows, threads=1, cores=2)
+    assert stability["reasons"] == ["the processor was throttled by heat: cool it"]
+    assert stability["throttle_events"] == 3
 
 
 @pytest.mark.parametrize(("threads", "spinning", "verdict"), [(2, True, NOISY), (2, False, STEADY), (1, True, STEADY)])
 def test_spinning_threads_bear_less_load(threads: int, spinning: bool, verdict: str) -> None:
-    trust = judge_windows(windows_of(1.0, 1.0, load=0.05), threads, 2, spinning=spinning)
-    assert trust["verdict"] == verdict
-    assert ("at most 3 % with spinning threads" in " ".join(trust["reasons"])) is (verdict == NOISY)
+    stability = judge_windows(windows_of(1.0, 1.0, load=0.05), threads, 2, spinning=spinning)
+    assert stability["verdict"] == verdict
+    assert ("at most 3 % with spinning threads" in " ".join(stability["reasons"])) is (verdict == NOISY)
 
 
 def test_a_window_lies_between_two_readings() -> None:

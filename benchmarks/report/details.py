@@ -7,7 +7,7 @@ from typing import Any
 from kdedge.benchmarks.units import format_bytes, format_count
 from kdedge.progress import format_duration
 
-__all__ = ["fact_rows", "quantization_sentence", "starts_from"]
+__all__ = ["detail_rows", "quantization_sentence", "starts_from"]
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -54,7 +54,7 @@ def _measurement_rows(report: Mapping[str, Any]) -> list[tuple[str, str | None]]
     ]
 
 
-def fact_rows(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+def detail_rows(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return the sections about run, models and host, without unknown rows."""
     run, teacher, student, host, size = (report[key] for key in ("run", "teacher", "student", "host", "size"))
     quantization = report.get("quantization") or {}
