@@ -164,7 +164,7 @@ def list_part(part_root: Path, train_root: Path, base: Path, names: list[str], l
     return [replace(item, label=names.index(part_names[item.label])) for item in items]
 
 
-def warn_missing(part_root: Path, names: list[str]) -> None:
+def warn_missing(part_root: object, names: list[str]) -> None:
     """Warn of classes without images in a part."""
     warn_once(f"{part_root} has no images of {', '.join(names)}: the accuracy does not include these classes")
 

@@ -264,6 +264,10 @@ def from_parts(
             f"{root} has no test {_PART_IS[kind]}: {len(parts['test'])} of {len(listed['train'])} images of train are "
             "held out as test images (--test-fraction), val is used for validation"
         )
+    for part in ("val", "test") if kind != "folder" else ():
+        present = {item.label for item in parts.get(part, ())}
+        if present and (missing := [name for label, name in enumerate(names) if label not in present]):
+            warn_missing(f"{root}, {part}", missing)
     train, test, val = (tuple(parts.get(part, ())) for part in ("train", "test", "val"))
     return Folder(
         kind, root, tuple(names), config.image_size, train, test, val, left_out or {}, config.val_fraction,

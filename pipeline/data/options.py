@@ -10,8 +10,10 @@ __all__ = ["NAMES", "PATH_KINDS", "DataConfig"]
 NAMES = ("cifar10", "sample")
 """The data sets that have a name. Any other source is a kind and a path, such as ``folder:my_images``."""
 
-PATH_KINDS = ("folder",)
+PATH_KINDS = ("folder", "table")
 """Kinds of data sets that are paths."""
+
+_KIND_OF_FILE = {".csv": "table", ".parquet": "table"}
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,9 @@ class DataConfig:
     ``source`` always has one form: a path without a kind gets it here, so that both ways to write it are the same run.
     """
 
-    source: str = option("cifar10", "Data set: cifar10, sample or the PATH of a folder.", flag="--data")
+    source: str = option(
+        "cifar10", "Data set: cifar10, sample or the PATH of a folder or table (.csv, .parquet).", flag="--data"
+    )
     dir: str = option(
         "",
         "Folder with CIFAR-10 in an official format. If not given, CIFAR-10 comes from the cache or a download.",
@@ -32,7 +36,7 @@ class DataConfig:
         0.1, "Share of the training images held out for validation.", flag="--val-fraction", least=0.01, most=0.5
     )
     test_fraction: float = option(
-        0.2, "Share of test images if a folder has no train/ and test/.", flag="--test-fraction", least=0.05, most=0.5
+        0.2, "Share of test images if the data set has no test images.", flag="--test-fraction", least=0.05, most=0.5
     )
     train_size: int = option(
         0, "Number of training images, stratified by class (0 = all).", flag="--train-size", least=0
@@ -44,8 +48,11 @@ class DataConfig:
 
 
 def _with_kind(source: str) -> str:
-    """Return ``folder:PATH`` for a path, and any other source unchanged."""
+    """Return ``KIND:PATH`` for a path, and any other source unchanged."""
     if source in NAMES or source.partition(":")[0] in PATH_KINDS:
         return source
     is_path = any(separator in source for separator in (os.sep, os.altsep) if separator)
-    return f"folder:{source}" if is_path or os.path.exists(os.path.expanduser(source)) else source
+    path = os.path.expanduser(source)
+    if (kind := _KIND_OF_FILE.get(os.path.splitext(path)[1].lower())) and not os.path.isdir(path):
+        return f"{kind}:{source}"
+    return f"folder:{source}" if is_path or os.path.exists(path) else source

@@ -1,4 +1,4 @@
-"""Opens data sets: CIFAR-10, the sample of it in this package, or the user's own class folders.
+"""Opens data sets: CIFAR-10, the sample of it in this package, or the user's own images.
 
 `open_dataset` finds the files, downloads them if necessary, and checks them. Only `Dataset.train` and `Dataset.test`
 return pixels, and only the benchmark calls the latter. Every choice uses the two parts of `split_train_val`. `opened`
@@ -27,7 +27,9 @@ def _user_path(text: str) -> Path:
         path = Path(text).expanduser()
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"the path {text[:80]!r} cannot be used: {error}", "give the path of a folder") from error
+        raise InputError(
+            f"the path {text[:80]!r} cannot be used: {error}", "give the path of a folder or file"
+        ) from error
     return path
 
 
@@ -67,17 +69,19 @@ def find_dataset(config: DataConfig) -> Dataset:
         from kdedge.pipeline.data.sample import open_sample
 
         return open_sample(config.image_size, config.val_fraction, config.train_size)
-    if source == "folder" and colon:
+    if source in PATH_KINDS and colon:
         from kdedge.pipeline.data.folder import open_folder
+        from kdedge.pipeline.data.table import open_table
 
         if not path:
-            raise InputError("--data folder: has no path", "give its path, as in `--data my_images`")
-        return open_folder(config, _user_path(path))
+            raise InputError(f"--data {source}: has no path", "give its path, as in `--data my_images`")
+        return {"folder": open_folder, "table": open_table}[source](config, _user_path(path))
     match = difflib.get_close_matches(source, [*NAMES, *PATH_KINDS], n=1)
     suggestion = f" (did you mean {match[0]!r}?)" if match else ""
     raise InputError(
         f"unknown data set --data {config.source}{suggestion}",
-        f"expected {', '.join(NAMES)} or the path of a folder; there is no file or folder of that name",
+        f"expected {', '.join(NAMES)} or the path of a folder or table (.csv, .parquet); there is no file or folder of "
+        "that name",
     )
 
 
