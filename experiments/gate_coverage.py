@@ -1,17 +1,16 @@
 """Coverage of the gate's interval, and how often its verdict is wrong, computed exactly.
 
-Only the counts of discordant images decide the verdict: ``a`` images that FP32 alone gets right and ``b`` that INT8
-alone gets right are trinomial with n images. For every n, discordance (share of images on which exactly one is
-right) and true loss, all pairs of counts with probability above 1e-12 are enumerated, the gate's own interval
-(`kdedge.benchmarks.gate.tango_interval`) is computed for each, and the probabilities are added up: no random numbers,
-no data. Beside it Wald's interval, the textbook one, to show why the gate does not use it. Takes half a minute.
+Only the numbers of discordant images decide the verdict: ``a`` images that only FP32 predicts correctly and ``b`` that
+only INT8 predicts correctly are trinomial with n images. For every n, discordance (share of images on which exactly one
+model is correct) and true loss, the script enumerates all pairs (a, b) with probability above 1e-12, computes the
+gate's interval (`kdedge.benchmarks.gate.tango_interval`) for each, and sums the probabilities. It uses no random
+numbers and no data. Wald's textbook interval is computed for comparison. Takes half a minute.
 
     python experiments/gate_coverage.py
 
 Prints Markdown tables of ``Tango / Wald`` in percent, a row per n, a column per discordance: coverage of the true
 loss, nominal 95; the probability of passing at a true loss of exactly the limit; of failing at a true loss just
-below it (both nominal at most 2.5, and the largest over all losses on the wrong side); and what the gate decides
-when nothing is lost.
+below it (both nominal at most 2.5, and the largest over all losses on the wrong side); and the verdicts without a loss.
 """
 
 import functools
@@ -72,7 +71,7 @@ def trinomial(
 
 
 def verdict(lower: float, upper: float, limit: float) -> str:
-    """Return what `kdedge.benchmarks.gate.judge` says for an interval of the loss; a test holds the two together."""
+    """Return the verdict of `kdedge.benchmarks.gate.judge` for an interval of the loss; a test compares the two."""
     return "passed" if upper < limit else "failed" if lower >= limit else "undecided"
 
 

@@ -1,18 +1,18 @@
-"""What the latency harness itself costs, and how well its medians and verdicts repeat.
+"""The overhead of the latency harness, and the repeatability of its medians and verdicts.
 
     python experiments/harness_overhead.py [--bundle PATH] [--rounds 40] [--runs 10] [--seconds 3]
 
 **Overhead.** Both models of the bundle at batch 1 on one thread. In every round a window of the harness and a bare loop
 of as many ``session.run`` calls follow each other, in alternating order. "Per call" is the wall time of the window over
-its calls, bookkeeping between the samples included, against that of the bare loop; "in the samples" is the mean sample
-of the window against the bare loop, which is what the clock adds to a reported number. Medians and quartiles over the
-rounds.
+its calls, including bookkeeping between the samples, against that of the bare loop; "in the samples" is the mean sample
+of the window against the bare loop, so the time that the clock adds to a reported number. Medians and quartiles over
+the rounds.
 
-**Repeatability.** The latency measurement of `kdedge benchmark` at batch 1, so many runs in a row, each in a process of
-its own: the p50 of every run, their range over their median, the largest difference between two neighbours, the windows
+**Repeatability.** The latency measurement of `kdedge benchmark` at batch 1, in several consecutive runs, each in a new
+process: the p50 of every run, their range over their median, the largest difference between two neighbours, the windows
 that were measured, and the share of runs whose verdict is steady for both models, with the reasons of the others.
 
-Prints Markdown, first the machine. Needs a quiet one.
+Prints the machine and the results as Markdown. Needs a quiet machine.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def overhead(call: Callable[[], object], rounds: int) -> dict[str, Any]:
 
 
 def measure_once(bundle: Path, seconds: float) -> list[dict[str, Any]]:
-    """Measure both models at batch 1 on one thread; runs in a process of its own."""
+    """Measure both models at batch 1 on one thread; runs in a new process."""
     paths = {name: bundle / file for name, file in MODELS.items()}
     return measure_latency(paths, seconds=seconds, most_windows=MOST_WINDOWS)[0]
 

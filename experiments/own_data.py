@@ -1,11 +1,11 @@
-"""One row per data set: what kdedge reaches with its defaults, next to simpler models in the same time.
+"""One row per data set: kdedge with its defaults, next to simpler models in the same time.
 
     python experiments/own_data_sets.py digits --out SETS
     python experiments/own_data.py SETS/digits --out RUNS --csv own_data.csv
 
 A data set is a folder with ``train/CLASS/*.png`` and ``test/CLASS/*.png``. All accuracies are of test images, except
-that of the teacher, which kdedge measures on validation images. A run that exists is continued. The logistic regression
-needs scikit-learn; without it its column is empty.
+the teacher's, which is of validation images. An existing run is continued. The logistic regression needs scikit-learn;
+without it its column is empty.
 """
 
 import argparse

@@ -33,7 +33,7 @@ def main() -> None:
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     low, high = (100 * end for end in tango_interval(len(test), only_a, only_b))
     difference = top1_pct(right_a) - top1_pct(right_b)
-    print("| images | A top-1 % | B top-1 % | right in A alone | right in B alone | A minus B, pp (95 %) |")
+    print("| images | A top-1 % | B top-1 % | correct only in A | correct only in B | A minus B, pp (95 %) |")
     print("|---|---|---|---|---|---|")
     print(
         f"| {len(test):,} | {top1_pct(right_a):.2f} | {top1_pct(right_b):.2f} | {only_a} | {only_b} "

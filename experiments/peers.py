@@ -1,7 +1,7 @@
-"""kdedge's INT8 beside other formats and other toolkits, on the same student, calibration images and machine.
+"""kdedge's INT8 compared with other formats and toolkits, on the same student, calibration images and machine.
 
     python experiments/peers.py --data-dir PATH --what formats
-    pip install -r experiments/peers-requirements.txt          # into an environment of its own
+    pip install -r experiments/peers-requirements.txt          # into another environment
     python experiments/peers.py --data-dir PATH --what peers [--python inc=PATH] [--emulate 500]
 
 **formats.** The INT8 formats that onnxruntime offers, built from the reference student and run on this host. On an x86
@@ -10,18 +10,18 @@ CPU without VNNI (see `kdedge doctor`), products of 8-bit weights overflow 16-bi
 **peers.** onnxruntime's `quantize_static`, NNCF with OpenVINO, Intel Neural Compressor and LiteRT, each with its
 defaults (`experiments/peers_build.py`) and each against its own FP32. A toolkit that is not installed or fails
 is reported with the last line of its error. ``--python NAME=PATH`` names the interpreter that has a toolkit (nncf, inc,
-litert) for building; OpenVINO and LiteRT must be in this one to be measured. ``--emulate N`` lets all of them answer N
-test images on an emulated Haswell (AVX2, no VNNI; needs qemu-user, 8 images a second).
+litert) for building; OpenVINO and LiteRT must be in this one to be measured. ``--emulate N`` runs all of them on N test
+images on an emulated Haswell (AVX2, no VNNI; needs qemu-user, 8 images a second).
 
-Calibration images are the 512 training images that kdedge picks. The test images choose nothing here: every model is
-built before they are read, and none is shipped because of what it scores on them.
+The calibration images are the 512 training images that kdedge picks. Test images choose nothing: every model is built
+before they are read.
 
 Prints Markdown tables: top-1 on the 10,000 test images, the loss against the toolkit's own FP32 with its 95 % interval,
-images whose answer is another than that FP32's, file size, and the latency on one thread: median of all calls, range of
+images with another prediction than that FP32's, file size, and the latency on one thread: median of all calls, range of
 the medians of the windows, and first decile, which other work on the machine disturbs least. The windows of all models
-alternate. On a machine that others use too, ``--clock cpu`` takes the processor time of this process instead: the
-latency without the waiting for a core, though what others take from the caches still shows. Every model is handed uint8
-pixels as a decoder gives them; LiteRT's take float or int8, so the conversion by numpy counts for it.
+alternate. On a shared machine, ``--clock cpu`` measures the processor time of this process: the latency without waiting
+for a core, but with the effect of others on the caches. Every model starts from the uint8 pixels of a decoder; LiteRT's
+models take float or int8, so their latency includes the conversion by numpy.
 """
 
 import argparse
@@ -127,7 +127,7 @@ def litert_runner(stem: Path, fp32: str = "") -> Runner:
             opened[len(pixels)].allocate_tensors()
         interpreter = opened[len(pixels)]
         source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]["index"]
-        # What each of the 256 pixel values is as input: a float in 0..1, or that quantized.
+        # The input of each of the 256 pixel values: a float in 0..1, or its quantized value.
         values = np.arange(256, dtype=np.float32) / 255
         if source["dtype"] == np.int8:
             scale, zero = source["quantization"]
@@ -157,7 +157,7 @@ PEERS: dict[str, Callable[[Path], Runner]] = {
 
 
 def build_peers(student: Path, calibration: Pixels, folder: Path, pythons: Mapping[str, str]) -> dict[str, Runner]:
-    """Build all models of the comparison, say which failed, and open the others."""
+    """Build all models of the comparison, print failures, and open the others."""
     shutil.copy(student, folder / "student.onnx")
     np.save(folder / "calibration.npy", calibration)
     (folder / "kdedge.onnx").write_bytes(Quantizer.from_model(read_model(student), calibration).build(KDEDGE))
@@ -178,7 +178,7 @@ def build_peers(student: Path, calibration: Pixels, folder: Path, pythons: Mappi
 
 
 def emulated(runners: Mapping[str, Runner], test: Split, folder: Path) -> str:
-    """Let every model answer some images on an emulated Haswell, in a process of its own; return a table."""
+    """Run every model on some images on an emulated Haswell, in a new process; return a table."""
     np.save(folder / "images.npy", test.images)
     lines = ["| model | here: top-1 % | Haswell: top-1 % | answers that differ |", "|---|---|---|---|"]
     for name, runner in runners.items():
@@ -279,13 +279,13 @@ def formats(student: Path, calibration: Pixels, folder: Path) -> dict[str, Runne
 
 
 def main() -> None:
-    """Build and measure what was asked for."""
+    """Build and measure the selected models."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", default="", help="folder with CIFAR-10 (default: cache or download)")
     parser.add_argument("--what", choices=("formats", "peers"), default="formats")
     parser.add_argument("--student", type=Path, default=STUDENT, help="FP32 model that kdedge exported")
     parser.add_argument("--seconds", type=float, default=9.0, help="latency measurement per model and batch size")
-    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="what is measured")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="clock of the latency")
     parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="interpreter of a toolkit")
     parser.add_argument("--emulate", type=int, default=0, metavar="N", help="test images on an emulated Haswell")
     parser.add_argument("--folder", type=Path, help="keep the models here (default: a temporary folder)")

@@ -2,9 +2,9 @@
 
     python experiments/peers_build.py nncf|inc|litert FOLDER
 
-Reads FOLDER/student.onnx and FOLDER/calibration.npy (uint8 ``[N, S, S, 3]``) and writes the toolkit's files there. A
-program of its own that imports nothing of kdedge, because the toolkits want versions of packages that exclude each
-other: each may run in an environment of its own.
+Reads FOLDER/student.onnx and FOLDER/calibration.npy (uint8 ``[N, S, S, 3]``) and writes the toolkit's files there. It
+imports nothing of kdedge, because the toolkits need versions of packages that exclude each other: each can run in
+another environment.
 """
 
 import os
@@ -95,7 +95,7 @@ def _as_torch(path: Path) -> Any:
         elif node.op_type == "Reshape":
             layer = nn.Flatten()
         else:
-            raise SystemExit(f"the student has an operator {node.op_type} that this script does not know")
+            raise SystemExit(f"the student has an operator {node.op_type} that this script does not support")
         layers.append(layer)
     return nn.Sequential(*layers).eval()
 

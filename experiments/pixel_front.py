@@ -1,16 +1,16 @@
-"""What it saves that the INT8 model takes uint8 pixels and computes in integers from the first convolution on.
+"""The time saved by an INT8 model that takes uint8 pixels and computes in integers from the first convolution on.
 
     python experiments/pixel_front.py [--bundle DIR] [--batches 1 32] [--seconds 20]
 
 Three ways from the pixels of a decoder to the same logits, around the same quantized network:
 
 - **deployed**: the model of the bundle; the pixels enter the first convolution as they are.
-- **front in the graph**: uint8 NHWC → Cast → Mul(1/255) → Transpose → QuantizeLinear, which is what quantizing the
-  exported model as a whole gives.
+- **front in the graph**: uint8 NHWC → Cast → Mul(1/255) → Transpose → QuantizeLinear, as from quantizing the
+  whole exported model.
 - **front in numpy**: the graph takes float32 NCHW and begins with a QuantizeLinear; numpy scales and transposes the
   pixels, and its time is counted.
 
-All three are checked to give the same logits to the bit. They take turns in windows on one thread. Prints a Markdown
+All three must return the same logits to the bit. They take turns in windows on one thread. Prints a Markdown
 table with a row per way and batch size; the operators are those of the graph that onnxruntime runs here (it moves a
 Transpose of uint8 into the convolution, but not one of floats that come from outside).
 """
@@ -51,7 +51,7 @@ def with_front(deployed: onnx.ModelProto, front: str) -> onnx.ModelProto:
     constants = {item.name: item for item in graph.initializer}
     # A first layer in float has a scale per channel (see `kdedge.export.graph.keep_float`).
     if [node.op_type for node in old] != ["DequantizeLinear", "Transpose"] or constants[old[0].input[1]].dims:
-        raise SystemExit("the model does not enter its pixels into an integer convolution; give another --bundle")
+        raise SystemExit("the model does not enter its pixels into an integer convolution; use another --bundle")
     (_, *parameters), (image,) = old[0].input, old[1].output
     size = graph.input[0].type.tensor_type.shape.dim[1].dim_value
     if front == "front in numpy":
@@ -111,7 +111,7 @@ def main() -> None:
         logits = {front: call()[0] for front, call in calls.items()}
         for front, values in logits.items():
             if not np.array_equal(values, logits["deployed"]):
-                raise SystemExit(f"{front} gives other logits than the deployed model: nothing to compare")
+                raise SystemExit(f"{front} returns other logits than the deployed model: nothing to compare")
         measured = measure_windows(calls, options.seconds)
         rows = {front: summarise(found.windows, batch) for front, found in measured.items()}
         for front, row in rows.items():

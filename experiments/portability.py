@@ -1,4 +1,4 @@
-"""What 7-bit weights are for: the same model with 8-bit weights, here and on emulated CPUs.
+"""The same model with 8-bit instead of 7-bit weights, here and on emulated CPUs.
 
 Quantizes the FP32 model of a bundle the way the portable format is made, but with weights in 8 bits, calibrated on the
 same training images, and runs test images through it here and under qemu. Prints one JSON line per CPU.

@@ -1,14 +1,14 @@
-"""How fast `kdedge predict` starts, and how its throughput compares with a bare decode-and-run loop.
+"""The start-up time of `kdedge predict`, and its throughput compared with a bare decode-and-run loop.
 
-Start-up: the whole command, ``kdedge predict BUNDLE one.png --json``, in a fresh process, again and again. Throughput:
+Start-up: the whole command, ``kdedge predict BUNDLE one.png --json``, repeatedly in a new process. Throughput:
 images in files, in three kinds, through `kdedge.export.bundle.predict.predict` with its answers as JSON lines, in turn
-with the shortest loop that gives the same labels: Pillow opens, converts and resizes, one session runs one image. Both
-have one thread for the model; kdedge decodes ahead on others. Needs the base install.
+with the shortest loop that returns the same labels: Pillow opens, converts and resizes, one session runs one image.
+Both use one thread for the model; kdedge decodes ahead on others. Needs the base install.
 
     python experiments/predict_speed.py artifacts/reference/bundle [--starts 15] [--rounds 7]
 
-Prints the start-up and a Markdown table: median (lowest to highest); of the ratios those of each round. The answers of
-both loops are compared first, so that nothing is timed that computes something else.
+Prints the start-up and a Markdown table: median (lowest to highest); ratios per round. The labels of both
+loops are compared first.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from PIL import Image
 from kdedge.benchmarks.session import open_model
 from kdedge.export.bundle.predict import predict
 
-# Name, suffix, side lengths in pixels, how many.
+# Name, suffix, side lengths in pixels, number.
 KINDS = (
     ("PNG 32x32", ".png", (32, 32), 3000),
     ("PNG 224x224", ".png", (224, 224), 500),

@@ -1,7 +1,7 @@
-"""Copy what is worth shipping of a finished run to artifacts/reference.
+"""Copy the results of a finished run to artifacts/reference.
 
-The bundle, the report with its figures and samples, the logs and manifests of every stage, and a teacher that the run
-trained as fp16 safetensors, so that nobody has to train it twice.
+The bundle, the report with its figures and samples, the logs and manifests of every stage, and a trained teacher as
+fp16 safetensors.
 
     python experiments/publish_reference.py RUN
 """
@@ -19,7 +19,7 @@ from kdedge.pipeline.models.weights import save_module
 from kdedge.pipeline.stages.registry import STAGES
 
 TARGET = Path(__file__).resolve().parents[1] / "artifacts" / "reference"
-# Weights that the bundle's FP32 model holds too, and the teacher's in full precision.
+# Weights that are also in the bundle's FP32 model, and the teacher's in full precision.
 LEFT_OUT = shutil.ignore_patterns("*.safetensors", "student.onnx", "student.int8.onnx")
 
 

@@ -1,16 +1,17 @@
-"""How close the convolutions of the INT8 student come to what onnxruntime reaches on this core at best.
+"""The speed of the INT8 student's convolutions compared with the peak of onnxruntime on this core.
 
     python experiments/roofline.py [--seconds 20]
 
 **Peak** is the highest rate, in multiply-accumulates per second on one thread, of any probe: single operators of
 several sizes (MatMulInteger, QLinearMatMul and QLinearConv for INT8, MatMul and Conv for FP32), large enough to be
-bound by arithmetic, run by the same onnxruntime. It is what its kernels reach on this core, not what the instructions
-would allow. INT8 probes have the student's types, uint8 activations and int8 weights.
+bound by arithmetic, run by the same onnxruntime. It is the peak of its kernels on this core, not of the
+instructions. INT8 probes have the student's types, uint8 activations and int8 weights.
 
-Probes and models are profiled by onnxruntime itself, which gives the time of every kernel; they take turns in windows,
-and a tenth of the calls at the start is dropped. Times are first deciles (nine tenths of the calls took longer),
-because whatever else runs on a machine only ever adds time; medians stand beside them. Images are random, accuracy is
-not touched. Prints a Markdown table of the probes, then one per batch size with a row per convolution.
+onnxruntime profiles probes and models and reports the time of every kernel. They take turns in windows, and the first
+tenth of the calls is dropped. Times are first deciles (nine tenths of the calls took longer), because other load only
+adds time; medians are next to them. Images are random.
+
+Prints a Markdown table of the probes, then one per batch size with a row per convolution.
 """
 
 import argparse

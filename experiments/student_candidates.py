@@ -2,7 +2,7 @@
 
 Trains every candidate on the same images in the same order (cross-entropy, the recipe of `kdedge.pipeline.config`),
 exports and quantizes it as kdedge does, and measures FP32 and INT8 latency at batch 1 on one thread. Prints a Markdown
-table; `experiments/LOG.md` keeps the tables on which the default student rests. Test images are not read.
+table; `experiments/LOG.md` has the tables behind the default student. Test images are not read.
 
     python experiments/student_candidates.py --data-dir PATH --epochs 4 [--train-size 10000] [NAME ...]
 """

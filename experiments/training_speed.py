@@ -1,8 +1,8 @@
-"""How much faster kdedge trains than the plain way, on the same architectures and this machine.
+"""The training speed of kdedge compared with a plain script, on the same architectures and this machine.
 
-The plain way is what a script off the shelf does: fp32, NCHW, a DataLoader with torchvision transforms, batch 64, the
-teacher's logits computed every step. A few steps of teacher training and of distillation are timed both ways, and the
-time of a full default run (45,000 images; epochs as in the default preset) is extrapolated from the throughput.
+The plain script uses fp32, NCHW, a DataLoader with torchvision transforms and batch 64, and computes the teacher's
+logits in every step. A few steps of teacher training and of distillation are timed both ways, and the time of a full
+default run (45,000 images; epochs as in the default preset) is extrapolated from the throughput.
 
     python experiments/training_speed.py [--steps 12]
 """

@@ -1,26 +1,26 @@
-"""How much a student relies on its teacher: the weight of the hint term, beta, and the end of the KD term.
+"""The weights of a teacher's terms: beta of the hint term, and the end of the KD term.
 
-Beta is halved when the validation KD loss stops improving, as in the method's source. There hints and KD last to the
-end of the training. A student that becomes better than its teacher loses by both: up to 14 pp by hints and 2 pp by KD
-(experiments/LOG.md, sections 38 and 51). So a weak teacher gives no hints, and both terms end once the student has
-passed its teacher.
+Beta is halved when the validation KD loss stops improving, as in the method's source. In the source, hints and KD last
+to the end of the training. They harm a student that becomes better than its teacher: by up to 14 pp (hints) and 2 pp
+(KD; experiments/LOG.md, sections 38 and 51). So there are no hints of a weak teacher, and both terms end once the
+student is better.
 """
 
 from typing import Any
 
 __all__ = ["BETA_UNIT", "BetaSchedule", "KdSchedule", "hint_share", "kd_share", "skill"]
 
-# Normalised hints count beta in it: at this beta their term starts as large as the cross-entropy.
+# The unit of beta for normalised hints: at this beta their term starts as large as the cross-entropy.
 BETA_UNIT = 250.0
 
 
 _NO_HINTS_BELOW, _FULL_HINTS_FROM = 0.7, 0.9  # see `skill`
 _NO_KD_BELOW, _FULL_KD_FROM = 0.3, 0.7
-_CLEARLY = 0.8  # share of the teacher's validation errors; with fewer the student has clearly passed its teacher
+_CLEARLY = 0.8  # share of the teacher's validation errors below which the student is clearly better
 
 
 def skill(teacher_top1_pct: float, majority_pct: float) -> float:
-    """Return 0 or less for a teacher no better than always answering the largest class, 1 for one without errors.
+    """Return the skill of a teacher: at most 0 if it is no better than the largest class, 1 without errors.
 
     Args:
         teacher_top1_pct: Its validation accuracy in percent.
@@ -37,8 +37,7 @@ def hint_share(skill: float) -> float:
 def kd_share(skill: float) -> float:
     """Return the share of alpha, 0..1, that the logits of a teacher of this skill get: all from 0.7, none below 0.3.
 
-    A teacher near chance answers much the same for every image. A student that learns that from it learns the labels
-    late (experiments/LOG.md, section 52).
+    A teacher near chance has similar logits for every image, which delay learning (experiments/LOG.md, section 52).
     """
     return min(1.0, max(0.0, (skill - _NO_KD_BELOW) / (_FULL_KD_FROM - _NO_KD_BELOW)))
 
@@ -50,7 +49,7 @@ class KdSchedule:
         drop: False keeps the term to the end.
 
     Attributes:
-        active: Whether the student still learns from its teacher's logits.
+        active: Whether the KD term is trained.
     """
 
     def __init__(self, *, drop: bool) -> None:
@@ -58,16 +57,16 @@ class KdSchedule:
         self._drop = drop
 
     def update(self, student_top1_pct: float, teacher_top1_pct: float) -> None:
-        """Take note of the validation accuracies after an epoch, in percent."""
+        """Update with the validation accuracies after an epoch, in percent."""
         if self._drop and 100 - student_top1_pct < _CLEARLY * (100 - teacher_top1_pct):
             self.active = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold."""
+        """Return the state for a checkpoint."""
         return {"active": self.active}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state of `state_dict`."""
         self.active = state["active"]
 
 
@@ -77,9 +76,9 @@ class BetaSchedule:
     Args:
         start: Initial beta.
         patience: Epochs without improvement before beta is halved.
-        warmup_epochs: Epochs at the start that do not count.
+        warmup_epochs: Epochs at the start without an update.
         adaptive: False keeps beta at its start.
-        drop: Whether beta becomes 0 for good as soon as the student has passed the teacher.
+        drop: Whether beta becomes 0 for good once the student is better than the teacher.
     """
 
     def __init__(self, start: float, *, patience: int, warmup_epochs: int, adaptive: bool, drop: bool) -> None:
@@ -92,12 +91,12 @@ class BetaSchedule:
         self._stale_epochs = 0
 
     def update(self, epoch: int, val_kd: float, *, passed: bool) -> None:
-        """Take note of the student after epoch number ``epoch`` (from 0).
+        """Update after epoch number ``epoch`` (from 0).
 
         Args:
             epoch: The epoch.
             val_kd: Validation KD loss.
-            passed: Whether the student answers more validation images right than its teacher.
+            passed: Whether the student has a higher validation accuracy than its teacher.
         """
         if not self._adaptive or epoch < self._warmup_epochs:
             return
@@ -112,9 +111,9 @@ class BetaSchedule:
             self.beta, self._stale_epochs = self.beta / 2, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold."""
+        """Return the state for a checkpoint."""
         return {"beta": self.beta, "best": self._best, "stale_epochs": self._stale_epochs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state of `state_dict`."""
         self.beta, self._best, self._stale_epochs = state["beta"], state["best"], state["stale_epochs"]

@@ -1,7 +1,7 @@
-"""The rules by which a method chooses the teacher blocks that it hints at. Imports no PyTorch.
+"""The rules by which a method chooses teacher blocks for hints. Imports no PyTorch.
 
-A rule is called with what is known of every block in depth order, the number of blocks to choose (``--hint-blocks``)
-and the seed of the run, and returns names in depth order.
+A rule is called with every block in depth order, the number of blocks to choose (``--hint-blocks``) and the seed of the
+run, and returns names in depth order.
 """
 
 import random
@@ -20,13 +20,12 @@ __all__ = [
     "stage_ends",
 ]
 
-# Features of every student are compared with the teacher's at as many blocks of the highest variance, whatever its
-# method and ``--hint-blocks`` are.
+# The number of blocks, of the highest variance, at which the features of every student are compared with the teacher's.
 COMPARED_BLOCKS = 3
 
 
 class TeacherBlock(NamedTuple):
-    """What a rule may know of a teacher block.
+    """Properties of a teacher block for a rule.
 
     Attributes:
         variance: Activation variance of its map.
@@ -52,8 +51,8 @@ def highest_variance(blocks: Blocks, count: int, seed: int = 0) -> tuple[str, ..
 
 
 def random_blocks(blocks: Blocks, count: int, seed: int) -> tuple[str, ...]:
-    """Return ``count`` blocks drawn by the seed, so that a study over seeds tries several draws."""
-    # `Random.random` gives the same numbers in every Python version, `Random.sample` promises nothing.
+    """Return ``count`` random blocks; another seed draws other blocks."""
+    # `Random.random` returns the same numbers in every Python version, `Random.sample` need not.
     draw = random.Random(seed).random
     return _in_depth_order(blocks, sorted(blocks, key=lambda _: draw())[:count])
 

@@ -1,12 +1,10 @@
 """The method ``dynamic``: the blocks to hint at are chosen again while training.
 
-The teacher is frozen, so its activation variances stay; what changes is how much of them the student has learnt. The
-first blocks are those of the highest variance, as for ``selective``. Then, every ``--rechoose-epochs`` epochs, the
-blocks are taken of which the student leaves the largest share of the variance unexplained: the share that the best
-linear adapter, fitted on training images, leaves on validation images
-(`kdedge.pipeline.distill.hints.measure_similarity`). Every block has an adapter from the start, to a student block that
-stays the same: that with which ``all`` pairs it, which can be another than that of ``selective``. A block that is
-chosen, left out and chosen again goes on with the weights that its adapter had.
+The first blocks have the highest activation variance, as for ``selective``. Then, every ``--rechoose-epochs`` epochs,
+the method chooses the blocks with the largest unexplained share of the variance: the share that the best linear
+adapter, fitted on training images, leaves on validation images (`kdedge.pipeline.distill.hints.measure_similarity`).
+Every block has an adapter from the start, to the student block with which ``all`` pairs it; ``selective`` can pair it
+with another one. A block that is chosen again continues with the earlier weights of its adapter.
 """
 
 from collections.abc import Callable
@@ -20,13 +18,13 @@ __all__ = ["DynamicChoice"]
 
 
 class DynamicChoice:
-    """Chooses which adapters are trained, and remembers every choice.
+    """Chooses the trained adapters, and records every choice.
 
     Args:
-        adapters: Adapters of all candidates, of which the first choice is trained.
+        adapters: Adapters of all candidates, with the first choice.
         count: Blocks to choose.
         every: Epochs between two choices.
-        epochs: Epochs of the whole training; after the last there is nothing to choose for.
+        epochs: Epochs of the training; there is no choice after the last one.
     """
 
     def __init__(self, adapters: HintAdapters, count: int, *, every: int, epochs: int) -> None:
@@ -51,10 +49,10 @@ class DynamicChoice:
         self.history.append({"epoch": done, "chosen": list(chosen), "unexplained": shares})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold."""
+        """Return the state for a checkpoint."""
         return {"history": self.history}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state of `state_dict`."""
         self.history = state["history"]
         self._adapters.choose(tuple(self.history[-1]["chosen"]))

@@ -1,4 +1,4 @@
-"""Measures a student on the validation images against what the teacher said of them."""
+"""Measures a student on the validation images, and compares it with the teacher."""
 
 import math
 from collections.abc import Sequence
@@ -25,20 +25,20 @@ _SIMILARITY_IMAGES = 256  # to fit the adapters on, and as many to score, fewer 
 
 
 class StudentEvaluator:
-    """Measures a student; the teacher is asked once.
+    """Measures a student; the teacher runs once.
 
     Args:
         config: As of `kdedge.pipeline.distill.trainer.Trainer`.
         teacher: In eval mode.
-        student: The attribute of this name may be replaced by another of the same architecture.
-        pairs: Feature similarity is reported of these: the same for every method.
-        candidates: Further pairs that `unexplained` is asked of.
-        train: Training images, to fit adapters on.
+        student: The attribute of this name can be replaced by another student of the same architecture.
+        pairs: Pairs for the reported feature similarity, the same for every method.
+        candidates: Further pairs for `unexplained`.
+        train: Training images, to fit adapters.
         val: Validation images.
-        device: Where the models are.
+        device: Device of the models.
 
     Attributes:
-        teacher_top1_pct: Share of the validation images that the teacher answers right, in percent.
+        teacher_top1_pct: Validation accuracy of the teacher in percent.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class StudentEvaluator:
         self.student.eval()
         with autocast(self._config.runtime):
             logits = predict_logits(self.student, self._val.images, self._device)
-        # Without pairs (the teacher has no blocks that hints can aim at) there is nothing to compare.
+        # A teacher without blocks for hints has no pairs.
         similarities = self._similarities(self._pairs) or [(math.nan, math.nan)]
         unexplained, cosine = (sum(values) / len(values) for values in zip(*similarities, strict=True))
         return {
@@ -90,7 +90,7 @@ class StudentEvaluator:
 
     @torch.no_grad()
     def right(self) -> npt.NDArray[np.bool_]:
-        """Return whether the student answers each validation image right, ``[N] bool``."""
+        """Return whether the student predicts each validation image correctly, ``[N] bool``."""
         self.student.eval()
         with autocast(self._config.runtime):
             logits = predict_logits(self.student, self._val.images, self._device)
@@ -105,7 +105,7 @@ class StudentEvaluator:
         return {pair.teacher_block: share for pair, (share, _) in zip(self._candidates, similarities, strict=True)}
 
     def _top1_pct(self, logits: Tensor) -> float:
-        """Return the share of the validation images that logits ``[N, C]`` answer right, in percent."""
+        """Return the validation accuracy of logits ``[N, C]`` in percent."""
         return round(100 * (logits.argmax(1) == self._labels).float().mean().item(), 4)
 
     def _similarities(self, pairs: Sequence[HintPair]) -> list[tuple[float, float]]:

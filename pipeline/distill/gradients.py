@@ -1,4 +1,4 @@
-"""How much of the student's gradient each term of the loss supplies."""
+"""The share of each term of the loss in the student's gradient."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ def gradient_shares(terms: Mapping[str, Tensor], parameters: Sequence[nn.Paramet
 
     Args:
         terms: Weighted terms of the loss by name, scalars with a graph.
-        parameters: What the gradients are taken with respect to: the student's weights, not the adapters'.
+        parameters: Weights of the student, without those of the adapters.
     """
     if len(terms) == 1:
         return dict.fromkeys(terms, 100.0)

@@ -1,8 +1,8 @@
-"""Hints: with which of its own blocks the student imitates a teacher block, and through which adapters.
+"""Hints: pairs of teacher and student blocks, and adapters between them.
 
 `scan_variance` measures the teacher's blocks, a rule of `kdedge.pipeline.distill.blocks` chooses some, `pair_blocks`
-finds the student block for each, `HintAdapters` maps student maps to teacher maps while training. `measure_similarity`
-judges any student, also one that never saw a hint, through least-squares adapters.
+finds the student block for each, and `HintAdapters` maps student maps to teacher maps while training.
+`measure_similarity` measures any student, with or without hints, through least-squares adapters.
 """
 
 import math
@@ -108,7 +108,7 @@ class HintAdapters(nn.Module):
 
     Args:
         pairs: The pairs, of blocks that are all different.
-        normalised: Divide each loss by the variance of its teacher map, which `calibrate` measures.
+        normalised: Whether to divide each loss by the variance of its teacher map, from `calibrate`.
 
     Attributes:
         chosen: Teacher blocks whose adapters are trained, in depth order; all of them until `choose` is called.
@@ -131,7 +131,7 @@ class HintAdapters(nn.Module):
         self.register_buffer("variances", torch.ones(len(pairs)))
 
     def choose(self, blocks: tuple[str, ...]) -> None:
-        """Train the adapters of these teacher blocks from now on; those of the others keep their weights."""
+        """Train the adapters of these teacher blocks from now on; the other adapters keep their weights."""
         self.chosen = blocks
 
     def forward(self, student_maps: Sequence[Tensor], teacher_maps: dict[str, Tensor]) -> Tensor:
@@ -167,7 +167,7 @@ def measure_similarity(
     """Measure how well the student's map predicts the teacher's through the best linear adapter.
 
     A 1x1 convolution with bias is fitted by ridge regression on one set of images and scored on another, so that
-    students trained with and without hints are judged alike.
+    students with and without hints are measured in the same way.
 
     Args:
         pair: The pair.

@@ -1,4 +1,4 @@
-"""The methods by name, and what each of them is. Imports no PyTorch, so that the command line can list them.
+"""The distillation methods by name. Imports no PyTorch, so that the command line can list them.
 
 All minimise alpha * KD + beta * hint + gamma * CE, with the terms that the method has. ``ce`` is the control of every
 other method; ``random3``, ``last3`` and ``all`` are controls of ``selective``, from which they differ in the teacher's
@@ -24,16 +24,16 @@ __all__ = ["CONTROL", "METHODS", "Method"]
 
 @dataclass(frozen=True)
 class Method:
-    """What a method trains on.
+    """The terms and rules of a method.
 
     Attributes:
-        note: What it is, in a few words.
+        note: Short description.
         kd: Whether it learns from the teacher's logits.
         blocks: Rule that chooses the teacher blocks to hint at (None: no hints).
         adaptive_beta: Whether beta is halved when the validation KD loss stops improving.
-        hint_epochs: Hint-only epochs at the start, unless ``--hint-epochs`` says otherwise.
+        hint_epochs: Hint-only epochs at the start, unless ``--hint-epochs`` is set.
         dynamic: Whether the blocks are chosen again while training.
-        builds_on: The method that it adds to or changes; tables show what that is worth (empty: none).
+        builds_on: The method that it extends; tables have the difference to it (or an empty string).
     """
 
     note: str

@@ -25,7 +25,7 @@ def build_optimizer(settings: DistillConfig, student: nn.Module, adapters: nn.Mo
         {"params": biases, "lr_factor": factor, "weight_decay": settings.weight_decay / factor},
     ]
     if settings.optimizer == "sgd":
-        # Not fused on a GPU: PyTorch's fused SGD fails on weights whose first gradient comes later than that of others.
+        # Not fused on a GPU: PyTorch's fused SGD fails on weights whose first gradient comes later than others.
         return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, nesterov=True)
     # On a GPU a step is bound by its many small kernels, of which a fused Adam saves most.
     return torch.optim.Adam(groups, lr=settings.lr, fused=True if others[0].device.type == "cuda" else None)

@@ -30,7 +30,7 @@ class DistillConfig:
     )
     recipe: str = option(
         "kdedge",
-        "Training recipe, refined by other options: kdedge (the defaults) or source (that of the method's source).",
+        "Training recipe, refined by other options: kdedge (the defaults) or source (as in the source of the method).",
         flag="--recipe",
         choices=("kdedge", "source"),
     )

@@ -1,17 +1,17 @@
 """A frozen teacher whose logits of augmented images are computed once and cached in a file that all runs share.
 
 A flip and a shift are drawn from (image, epoch), so another run has the same augmented images. Logits are rounded to
-fp16 before they are used, also when they have just been computed, so that a run gives the same bits with an empty and
+fp16 before use, also when they were just computed, so that a run produces the same bits with an empty and
 with a full cache. For the same reason the teacher sees images in parts of one fixed size: the kernels that a library
 chooses, and with them the last bits, depend on the batch size. On a GPU, where no run repeats another to the bit, it
-sees the batch at once.
+sees the whole batch.
 
-Hints need the teacher's maps, which would take too much room. With the logits at hand, though, the teacher runs no
-further than the deepest block that is hinted at.
+The teacher's maps for hints are too large for a cache. With cached logits, the teacher runs only to the deepest block
+with hints.
 
 An entry is the fp16 logits of an augmented image and a CRC-32 over them and its number. An entry torn by a crash, or by
-two processes that write at once, has a wrong checksum and counts as missing, so no lock is needed. Holes of the sparse
-file read as zeros and count as missing, too.
+two processes that write in parallel, has a wrong checksum and counts as missing, so no lock is needed. Holes of the
+sparse file read as zeros and count as missing, too.
 """
 
 import hashlib
@@ -35,9 +35,9 @@ from kdedge.progress import log, warn_once
 
 __all__ = ["CachedTeacher", "LogitsFile", "cache_name"]
 
-# Raised whenever the same key would give other bits: other images of the same number, other rounding, other parts.
+# Raised whenever the same key would have other bits: other images of the same number, other rounding, other parts.
 _VERSION = 2
-_PART = 32  # images that the teacher sees at once on a CPU
+_PART = 32  # images per call of the teacher on a CPU
 _CRC_BYTES = 4
 _FILE_LIMIT = 1_500_000_000  # bytes; CIFAR-10 at shift 2 takes 60 MB
 _FOLDER_LIMIT = 4_000_000_000
@@ -63,7 +63,7 @@ class LogitsFile:
     """Logits by number of the augmented image, in one file, opened on first use.
 
     Args:
-        path: The file; made, with its folder, if it is not there.
+        path: The file; created if it is missing.
         classes: Logits per image.
         augmentations: Number of augmented images.
     """
@@ -73,7 +73,7 @@ class LogitsFile:
         self._entry = 2 * classes + _CRC_BYTES
 
     def read(self, augmentations: NDArray[np.int64]) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
-        """Return logits float16 ``[N, C]`` and which of them are there, bool ``[N]``."""
+        """Return logits float16 ``[N, C]`` and whether each is in the file, bool ``[N]``."""
         logits = np.zeros((len(augmentations), self._classes), np.float16)
         found = np.zeros(len(augmentations), bool)
         for row, number in enumerate(augmentations.tolist()):
@@ -91,7 +91,7 @@ class LogitsFile:
         return logits, found
 
     def write(self, augmentations: NDArray[np.int64], logits: NDArray[np.float16]) -> None:
-        """Keep logits float16 ``[N, C]``; a full disk costs the cache, not the run."""
+        """Write logits float16 ``[N, C]``; a full disk ends the cache, not the run."""
         for number, row in zip(augmentations.tolist(), logits, strict=True):
             if self._file is None:
                 return
@@ -103,8 +103,8 @@ class LogitsFile:
                 self._give_up(error)
 
     def close(self) -> None:
-        """Close the file if it is open; from now on everything is missing and nothing is kept."""
-        if file := self.__dict__.get("_file"):  # asking for the property would open it
+        """Close the file; later reads find nothing, and writes have no effect."""
+        if file := self.__dict__.get("_file"):  # the property would open it
             with suppress(OSError):
                 file.close()
         self._file = None
@@ -134,7 +134,7 @@ class CachedTeacher:
     Args:
         teacher: In eval mode.
         runtime: Decides the precision.
-        file: Where logits are kept.
+        file: The cache.
     """
 
     def __init__(self, teacher: Teacher, runtime: RuntimeConfig, file: LogitsFile) -> None:
@@ -175,7 +175,7 @@ class CachedTeacher:
         return on_device, {name: torch.cat(parts) for name, parts in maps.items()}
 
     def take_computed(self) -> int:
-        """Return how many logits were not in the file since the last call of this."""
+        """Return the number of logits computed since the last call."""
         computed, self._computed = self._computed, 0
         return computed
 
@@ -185,7 +185,7 @@ def _checksum(entry: bytes, number: int) -> bytes:
 
 
 def _make_room(path: Path) -> None:
-    """Delete the files that were not used for the longest time while the folder is too large, but not ``path``."""
+    """Delete the least recently used files, except ``path``, while the folder is too large."""
     path.touch()  # made, or used now
     others = sorted((other for other in path.parent.glob("*.logits") if other != path), key=_last_use)
     total = sum(map(_bytes_on_disk, [path, *others]))

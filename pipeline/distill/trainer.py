@@ -1,4 +1,4 @@
-"""One training step of a method: its terms, their weights, and what it updates."""
+"""The training step of a method: terms, weights and updates."""
 
 import copy
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ __all__ = ["Trainer", "first_batches"]
 
 @dataclass(frozen=True)
 class _Terms:
-    """Which terms of the loss a step trains."""
+    """The trained terms of the loss."""
 
     kd: bool
     hint: bool
@@ -38,20 +38,20 @@ class Trainer:
     """Trains a student by one method.
 
     Args:
-        config: Decides the method, its settings and the precision.
-        teacher: Gives logits and maps of a batch, from its cache where it can.
+        config: Method, settings and precision.
+        teacher: Returns logits and maps of a batch, from its cache if possible.
         student: Changed in place.
-        pairs: Pairs that may be hinted at; none for a method without hints.
-        chosen: Teacher blocks among them that are hinted at from the start.
-        hint_share: Share of beta that counts, see `kdedge.pipeline.distill.beta.hint_share`.
-        kd_share: Share of alpha that counts.
-        batches: What is trained on; the first ones calibrate the hints.
+        pairs: Possible pairs of hints; none for a method without hints.
+        chosen: Teacher blocks among them with hints from the start.
+        hint_share: Share of beta, see `kdedge.pipeline.distill.beta.hint_share`.
+        kd_share: Share of alpha.
+        batches: The training set; the first batches calibrate the hints.
 
     Attributes:
         adapters: The adapters of the pairs.
         beta: The schedule of beta.
         kd: The end of the KD term.
-        optimizer: Of student and adapters.
+        optimizer: Optimizer of student and adapters.
         shares: Share of each trained term in the gradient of the student's weights, in percent of the sum of norms,
             on the first batch of the epoch.
     """
@@ -119,7 +119,7 @@ class Trainer:
         return {"loss": loss, **losses}
 
     def update_reliance(self, epoch: int, row: Mapping[str, float], teacher_top1_pct: float) -> None:
-        """Update beta and the KD term by what was measured after an epoch, and log when that ends one of them."""
+        """Update beta and the KD term after an epoch, and log the end of a term."""
         student_top1_pct = row["val_top1_pct"]
         beta, kd = self.beta.beta, self.kd.active
         self.beta.update(epoch, row["val_kd"], passed=student_top1_pct > teacher_top1_pct)
@@ -134,7 +134,7 @@ class Trainer:
             )
 
     def refresh_norms(self, epoch: int) -> None:
-        """Measure the statistics of the student's batch norms on the first batches of an epoch, if that is wanted."""
+        """Recompute the student's batch-norm statistics on the first batches of an epoch, with ``--refresh-norms``."""
         if self._settings.refresh_norms:
             early = first_batches(self._batches, self._settings.scan_batches, epoch)
             with autocast(self._config.runtime):

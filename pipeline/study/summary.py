@@ -10,7 +10,8 @@ from kdedge.pipeline.study.statistics import paired_difference
 
 __all__ = ["FP32", "INT8", "summarise"]
 
-FP32, INT8 = "fp32_test_top1_pct", "int8_test_top1_pct"
+FP32 = "fp32_test_top1_pct"
+INT8 = "int8_test_top1_pct"
 _MEANS = (
     "val_top1_pct", "val_ce", "teacher_gap_pp", "params", "trained_params", "hint_map_bytes", "scan_s",
     "median_epoch_s", "drowned_epochs", "beta_halvings", "reach_epochs", FP32, INT8,

@@ -1,1 +1,1 @@
-"""What teacher and student share in training: batches, augmentations, the epoch loop, device and options."""
+"""Training of teacher and student: batches, augmentations, the epoch loop, device and options."""

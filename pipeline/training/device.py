@@ -1,7 +1,7 @@
-"""Where training computes: device, threads, precision, instruction set; resolved once and written to the run.
+"""The runtime of a training: device, threads, precision, instruction set; resolved once and recorded in the run.
 
-All four change the bits of the trained weights. `resolve` fills in the ``auto`` values; what a run resolved earlier
-on the same kind of CPU is kept, so that an interrupted run goes on as it began.
+All four change the bits of the trained weights. `resolve` replaces the ``auto`` values. Values that the run resolved
+earlier on the same kind of CPU are kept, so that an interrupted run resumes with them.
 """
 
 import ctypes
@@ -33,18 +33,18 @@ _MOST_THREADS_PER_CORE = 8
 
 
 def resolve(wanted: RuntimeConfig, earlier: Mapping[str, Any] | None, *, jobs: int = 1) -> RuntimeConfig:
-    """Replace ``auto`` and 0 by what this machine has.
+    """Replace ``auto`` and 0 by values of this machine.
 
-    The CPU beside a GPU decides no bits: what was trained there can be quantized and measured on any host. So what was
-    resolved to ``cuda`` before stays what it is; the device is asked for when a stage is to be trained.
+    The CPU of a host with a GPU decides no bits, so a student from a GPU can be quantized and measured on any host. A
+    runtime that was resolved to ``cuda`` is kept; the GPU is checked before a stage is trained.
 
     Args:
-        wanted: As the user gave it, or as it was resolved before.
+        wanted: The runtime of the user, or a resolved one.
         earlier: The ``runtime`` table that the same run resolved before, if any.
         jobs: Processes that share the cores.
 
     Raises:
-        InputError: ``cuda`` was asked for and is not there.
+        InputError: ``cuda`` was set and is unavailable.
     """
     isa = cpu_isa()
     known = earlier if earlier and earlier.get("isa") == isa else {}
@@ -68,20 +68,20 @@ def resolve(wanted: RuntimeConfig, earlier: Mapping[str, Any] | None, *, jobs: i
 
 
 def check_threads(threads: int, earlier: Mapping[str, Any] | None) -> None:
-    """Refuse to train with far more threads than this process may use cores: it would hardly move.
+    """Refuse far more threads than usable cores, which would be extremely slow.
 
     Args:
-        threads: As the user gave them (0: all cores).
-        earlier: As for `resolve`; work that was made with as many threads stays what it is.
+        threads: The number of the user (0: all cores).
+        earlier: As for `resolve`; its number of threads is accepted.
 
     Raises:
-        InputError: There are more than `_MOST_THREADS_PER_CORE` for each.
+        InputError: There are more than `_MOST_THREADS_PER_CORE` threads per core.
     """
     cores = usable_cores()
     if threads > _MOST_THREADS_PER_CORE * cores and threads != (earlier or {}).get("threads"):
         raise InputError(
             f"--threads {threads} is far above the {cores} usable cores, and slower than {cores} threads",
-            f"give at most {cores}, or leave it out",
+            f"use at most {cores}, or leave it out",
         )
 
 
@@ -89,7 +89,7 @@ def prepare(runtime: RuntimeConfig) -> "torch.device":
     """Set up PyTorch for a training stage: threads, deterministic kernels, the allocator, the seed.
 
     Raises:
-        InputError: It is to be trained on a GPU, and there is none.
+        InputError: The device is a GPU, and there is none.
     """
     import torch
 
@@ -98,8 +98,8 @@ def prepare(runtime: RuntimeConfig) -> "torch.device":
     torch.set_num_threads(runtime.threads)
     torch.manual_seed(runtime.seed)
     torch.use_deterministic_algorithms(True, warn_only=runtime.device == "cuda")
-    # With deterministic algorithms PyTorch fills every new buffer with NaN, to show reads of what nothing wrote; that
-    # costs 20 % of a student step and changes no result.
+    # With deterministic algorithms PyTorch fills every new buffer with NaN, to expose reads of uninitialized memory.
+    # That takes 20 % of a student step and changes no result.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if runtime.device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it matrix products are not deterministic
@@ -107,7 +107,7 @@ def prepare(runtime: RuntimeConfig) -> "torch.device":
         torch.backends.cudnn.allow_tf32 = runtime.precision != "fp32"  # by default fp32 convolutions round to 10 bits
     if sys.platform == "linux" and runtime.device == "cpu":
         # glibc returns big buffers to the kernel after every step and faults them in again (-3: M_MMAP_THRESHOLD,
-        # -1: M_TRIM_THRESHOLD); keeping them is worth 25 % of the training speed. musl has no mallopt.
+        # -1: M_TRIM_THRESHOLD). Keeping them makes training 25 % faster. musl has no mallopt.
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
             mallopt(-3, 1 << 30)
@@ -126,14 +126,14 @@ def check_cuda() -> None:
     """Check that there is a GPU to train on.
 
     Raises:
-        InputError: This PyTorch sees none.
+        InputError: PyTorch finds none.
     """
     import torch
 
     if not torch.cuda.is_available():
         raise InputError(
-            "training on cuda: this PyTorch sees no CUDA device",
-            "see `kdedge doctor`; --device cpu trains on the CPU, all stages anew if a GPU made the first ones",
+            "training on cuda: PyTorch finds no CUDA device",
+            "see `kdedge doctor`; --device cpu trains on the CPU, and repeats stages that a GPU made",
         )
 
 
@@ -147,7 +147,7 @@ def _cuda_precision() -> str:
 def _faster_precision(threads: int) -> str:
     """Time a convolution's training step in both precisions on this CPU.
 
-    The CPU's flags do not tell: some that have the bf16 instructions run them at half the fp32 rate.
+    Some CPUs with bf16 instructions run them at half the fp32 rate.
     """
     import torch
     from torch import nn
@@ -156,7 +156,7 @@ def _faster_precision(threads: int) -> str:
     conv = nn.Conv2d(128, 128, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
     x = torch.rand(32, 128, 16, 16).to(memory_format=torch.channels_last).requires_grad_()
     best_s = {"fp32": math.inf, "bf16": math.inf}
-    for _ in range(15):  # by turns, so that what else the cores do meets both; the first rounds warm up the primitives
+    for _ in range(15):  # in turns, so that other load affects both; the first rounds warm up the primitives
         for precision, best in best_s.items():
             start = time.perf_counter()
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):

@@ -1,9 +1,9 @@
-"""What the training images decide where the user does not: epochs, images per step, and whether images are mirrored.
+"""Defaults that depend on the training images: epochs, images per step, and whether images are mirrored.
 
-The defaults are measured on CIFAR-10's 45,000 training images. A fixed number of epochs gives a small set too few steps
-and a large one too many, a fixed number of steps the reverse. Between them, epochs fall with the cube root of the
-number of images: 1,000 images are seen 3.6 times as often as 45,000 (experiments/LOG.md, section 52). This is the most:
-a training whose images are learned earlier ends earlier (`kdedge.pipeline.training.epoch_loop.EpochLoop`).
+The defaults are measured on CIFAR-10's 45,000 training images. A fixed number of epochs means too few steps for a small
+set and too many for a large one, a fixed number of steps the reverse. Between them, epochs fall with the cube root of
+the number of images: 1,000 images are seen 3.6 times as often as 45,000 (experiments/LOG.md, section 52). A training
+ends earlier if its images are learned earlier (`kdedge.pipeline.training.epoch_loop.EpochLoop`).
 """
 
 import dataclasses
@@ -49,12 +49,12 @@ def batch_size(images: int, image_size: int) -> int:
 
 
 def fit_to_images(settings: SettingsT, train: Split, title: str, loaded: bool) -> SettingsT:
-    """Return the settings of a training with what they leave open decided by its images, and log that.
+    """Return the settings of a training with defaults from its images, and log them.
 
     Args:
-        settings: Of a teacher or a student.
+        settings: Settings of a teacher or a student.
         train: The training images.
-        title: What is trained.
+        title: Name of the training, for the log.
         loaded: Whether the initial weights are loaded from a file.
     """
     images = len(train)

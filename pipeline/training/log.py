@@ -13,7 +13,7 @@ def read_log(path: Path) -> TrainingLog:
     """Read the log of a teacher or a student, a row per epoch.
 
     Returns:
-        Values by column; None where an epoch did not train a term, and for what is not finite, which JSON lacks.
+        Values by column; None for a term that an epoch did not train and for values that are not finite.
     """
     with path.open(newline="") as file:
         return [{column: _finite(text) for column, text in row.items()} for row in csv.DictReader(file)]

@@ -347,7 +347,7 @@ def test_cuda_where_there_is_none_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = invoke("teacher", "--data", "sample", "--device", "cuda", "--out", tmp_path)
     assert result.exit_code == 2
-    assert "sees no CUDA device" in result.stderr
+    assert "finds no CUDA device" in result.stderr
 
 
 def test_a_run_that_a_gpu_made_is_left_as_it_is_by_training_that_is_refused(tmp_path, monkeypatch):
@@ -356,7 +356,7 @@ def test_a_run_that_a_gpu_made_is_left_as_it_is_by_training_that_is_refused(tmp_
     (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(made)))
     result = invoke("teacher", "--data", "sample", "--threads", "1", "--out", tmp_path)
     assert result.exit_code == 2
-    assert "sees no CUDA device" in result.stderr
+    assert "finds no CUDA device" in result.stderr
     assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["config.json"]
     assert json.loads((tmp_path / "config.json").read_text())["runtime"]["threads"] == 3
 

@@ -75,9 +75,9 @@ def test_what_a_gpu_trained_stays_what_it_is_on_a_host_without_one(monkeypatch):
     assert dataclasses.asdict(resolve(RuntimeConfig(), recorded)) == recorded
     assert resolve(RuntimeConfig(**recorded), None) == RuntimeConfig(**recorded)  # of a study, for a new cell
     assert resolve(RuntimeConfig(device="cpu", threads=1, precision="fp32"), recorded).isa != "another"
-    with pytest.raises(InputError, match="sees no CUDA device"):
+    with pytest.raises(InputError, match="finds no CUDA device"):
         prepare(resolve(RuntimeConfig(), recorded))
-    with pytest.raises(InputError, match="sees no CUDA device"):
+    with pytest.raises(InputError, match="finds no CUDA device"):
         resolve(RuntimeConfig(device="cuda"), recorded)
 
 
