@@ -82,7 +82,7 @@ def plain_resnet18(train: Images, test: Images, classes: int, seconds: float) ->
 
 
 def kdedge(data: Path, out: Path, *options: str) -> dict[str, object]:
-    """Run kdedge with its defaults and these options; return facts of its report and stages."""
+    """Run kdedge with its defaults and these options; return metrics of its report and stages."""
     command = ["kdedge", "run-all", "--data", f"folder:{data}", "--out", str(out), "--allow-undecided", "--quiet"]
     status = subprocess.run([*command, *options], check=False, stdout=subprocess.DEVNULL).returncode
     stages = {path.parent.name: json.loads(path.read_text()) for path in out.glob("*/manifest.json")}

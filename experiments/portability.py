@@ -48,11 +48,11 @@ def main() -> None:
         model.write_bytes(quantizer.build(Candidate(reduce_range=False)))
         for cpu in args.cpu or CPUS:
             result = emulate(model, pixels, cpu)
-            facts = result.as_dict()
-            del facts["flipped"]
+            metrics = result.as_dict()
+            del metrics["flipped"]
             for key, logits in (("native", result.native_logits), ("emulated", result.logits)):
-                facts[f"{key}_top1_pct"] = round(100 * float(np.mean(logits.argmax(1) == labels)), 2)
-            print(json.dumps(facts), flush=True)
+                metrics[f"{key}_top1_pct"] = round(100 * float(np.mean(logits.argmax(1) == labels)), 2)
+            print(json.dumps(metrics), flush=True)
 
 
 if __name__ == "__main__":
