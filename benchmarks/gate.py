@@ -14,16 +14,18 @@ A failed check fails the gate. A check that the images cannot decide leaves it u
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from kdedge.benchmarks.balanced import balanced_loss
 from kdedge.benchmarks.chance import learned, majority_baseline
 from kdedge.benchmarks.interval import tango_interval, wilson_interval_pct
 
-__all__ = ["judge", "tango_interval"]
+__all__ = ["images_to_pass", "judge", "tango_interval"]
 
 # More test images than this are unrealistic.
 _MOST_IMAGES = 10**12
@@ -39,6 +41,7 @@ def judge(
     changed: int | None = None,
     labels: npt.NDArray[np.int64] | None = None,
     class_names: Sequence[str] = (),
+    balanced: bool = False,
 ) -> dict[str, Any]:
     """Compare two models on the same images and return the verdict of the gate.
 
@@ -49,6 +52,7 @@ def judge(
         changed: Number of images with different predictions; None: with exactly one correct prediction.
         labels: ``[N]`` int64, the classes of the images; None: no comparison with a constant prediction.
         class_names: Names of the classes; needed with ``labels``.
+        balanced: Judge the loss of balanced accuracy (`kdedge.benchmarks.balanced`), not of top-1; needs ``labels``.
 
     Returns:
         The ``gate`` section of ``report.json``:
@@ -60,7 +64,7 @@ def judge(
         - ``provable_pp``: the smallest limit in steps of 0.1 pp that the same predictions would pass; None unless the
           loss is undecided.
         - ``images_to_decide``: the number of images at which the same rates would decide an undecided loss; None if it
-          is decided, or if no number would decide it because the loss equals the limit.
+          is decided, or if no number would decide it because the loss equals the limit, or for balanced accuracy.
         - ``reason``: one or two sentences.
 
     Raises:
@@ -72,7 +76,10 @@ def judge(
     only_fp32 = int(np.count_nonzero(fp32_right & ~int8_right))
     only_int8 = int(np.count_nonzero(int8_right & ~fp32_right))
     changed = only_fp32 + only_int8 if changed is None else changed
-    lower, upper = tango_interval(n, only_fp32, only_int8)
+    if balanced and labels is not None:
+        loss, lower, upper = balanced_loss(fp32_right, int8_right, labels)
+    else:
+        loss, (lower, upper) = (only_fp32 - only_int8) / n, tango_interval(n, only_fp32, only_int8)
     known = None if labels is None else _known(learned(right, labels) for right in (fp32_right, int8_right))
     verdict, cause = _verdict(
         (lower, upper), limit_pp / 100, wilson_interval_pct(changed, n), True if labels is None else known
@@ -80,7 +87,7 @@ def judge(
     open_loss = verdict == "undecided" and cause == "loss"
     gate = {
         "limit_pp": limit_pp,
-        "loss_pp": round(100 * (only_fp32 - only_int8) / n, 4),
+        "loss_pp": round(100 * loss, 4),
         "loss_lower95_pp": round(100 * lower, 4),
         "loss_upper95_pp": round(100 * upper, 4),
         "fp32_only_right": only_fp32,
@@ -90,10 +97,35 @@ def judge(
         "passed": verdict == "passed",
         "cause": cause,
         "provable_pp": round(math.floor(1000 * upper + 1) / 10, 1) if open_loss else None,
-        "images_to_decide": _images_to_decide(n, only_fp32, only_int8, limit_pp / 100) if open_loss else None,
+        "images_to_decide": (
+            _images_to_decide(n, only_fp32, only_int8, limit_pp / 100) if open_loss and not balanced else None
+        ),
     }
     constant = "" if labels is None else class_names[majority_baseline(labels).label]
-    return {**gate, "reason": _reason(gate, n, constant)}
+    return {**gate, "reason": _reason(gate, n, constant, " of balanced accuracy" if balanced else "")}
+
+
+def images_to_pass(limit_pp: float, discordance: float, power: float) -> int | None:
+    """Return how many test images an INT8 model needs that in truth loses nothing, to pass with a probability.
+
+    Args:
+        limit_pp: The loss that is refused, in percentage points, greater than 0.
+        discordance: Expected share of the images on which exactly one model is right, 0..1.
+        power: Probability that the gate passes, as a fraction from 0.5 to below 1.
+
+    Returns:
+        The number of images; None if INT8 changes too many answers to pass with any number.
+    """
+    limit, z = limit_pp / 100, NormalDist().inv_cdf(power)
+
+    def passes(images: int) -> bool:
+        # The loss on the test images is at most this one with that probability.
+        loss = min(z * math.sqrt(discordance / images), discordance)
+        only_fp32, only_int8 = ((discordance + sign * loss) * images / 2 for sign in (1, -1))
+        changed_pct = wilson_interval_pct(discordance * images, images)[1]
+        return tango_interval(images, only_fp32, only_int8)[1] < limit and changed_pct < _most_changed_pct(limit)
+
+    return _fewest(passes, 1)
 
 
 def _known(answers: Iterable[bool | None]) -> bool | None:
@@ -113,7 +145,7 @@ def _verdict(
         changed_pct: The interval of the share of changed answers, in percent.
         known: Whether the models have learned something; None: undecided.
     """
-    most_changed_pct = 100 * _CHANGES_PER_LOSS * limit
+    most_changed_pct = _most_changed_pct(limit)
     failed = {
         "learned": known is False,
         "loss": loss[0] >= limit,
@@ -138,25 +170,42 @@ def _images_to_decide(n: int, only_fp32: int, only_int8: int, limit: float) -> i
         lower, upper = tango_interval(images, only_fp32 * scale, only_int8 * scale)
         return upper < limit if loss < limit else lower >= limit
 
-    many = 2 * n
-    while not decided(many):
+    return _fewest(decided, n)
+
+
+def _fewest(enough: Callable[[int], bool], too_few: int) -> int | None:
+    """Return the smallest number of images that is enough (None: no number is)."""
+    many = 2 * too_few
+    while not enough(many):
         many *= 2
         if many > _MOST_IMAGES:
             return None
     few = many // 2
     while many - few > 1:
         middle = (few + many) // 2
-        if decided(middle):
+        if enough(middle):
             many = middle
         else:
             few = middle
     return many
 
 
-def _reason(gate: Mapping[str, Any], n: int, constant: str) -> str:
-    """Return the verdict as a sentence; ``constant`` is the name of the most frequent class."""
+def _most_changed_pct(limit: float) -> float:
+    """Return the share of changed answers, in percent, that is refused at a limit of the loss (a fraction)."""
+    return 100 * _CHANGES_PER_LOSS * limit
+
+
+def _reason(gate: Mapping[str, Any], n: int, constant: str, of_metric: str) -> str:
+    """Return the verdict as one or two sentences.
+
+    Args:
+        gate: The other entries of the gate.
+        n: Number of test images.
+        constant: Name of the most frequent class.
+        of_metric: Follows the size of the loss; empty for top-1.
+    """
     loss, lower, upper = (gate[key] for key in ("loss_pp", "loss_lower95_pp", "loss_upper95_pp"))
-    change = f"{'loses' if loss > 0 else 'gains'} {abs(loss):.2f} pp" if loss else "neither loses nor gains"
+    change = f"{'loses' if loss > 0 else 'gains'} {abs(loss):.2f} pp{of_metric}" if loss else "neither loses nor gains"
     seen = f"INT8 {change} on {n:,} test images (95 % interval of the loss {lower:+.2f} to {upper:+.2f} pp)"
     limit = f"the limit of {gate['limit_pp']:g} pp"
     changed = f"INT8 changes {100 * gate['changed_answers'] / n:.1f} % of the predictions"

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from kdedge import __version__
-from kdedge.pipeline.commands import bundles, stages, studies
+from kdedge.pipeline.commands import bundles, gate, stages, studies
 from kdedge.pipeline.commands.failures import Commands
 
 __all__ = ["app"]
@@ -26,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog="Start with: kdedge run-all --data sample --out artifacts/demo",
 )
-for group in (stages, studies, bundles):
+for group in (stages, studies, bundles, gate):
     app.add_typer(group.app)
 
 

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from kdedge.benchmarks.gate import judge, tango_interval
+from kdedge.benchmarks.balanced import balanced_loss
+from kdedge.benchmarks.gate import images_to_pass, judge, tango_interval
 
 
 def outcomes(n: int, only_fp32: int, only_int8: int) -> tuple[np.ndarray, np.ndarray]:
@@ -130,3 +131,45 @@ def test_too_few_images_to_show_that_anything_was_learned_pass_nothing() -> None
     assert "too few to show" in gate["reason"]
     everything = np.ones(24, bool)
     assert judge(everything, everything, 20, labels=labels, class_names=("bad", "good"))["passed"]
+
+
+@pytest.mark.parametrize("power", [0.8, 0.95])
+def test_planned_images_pass_about_as_often_as_stated(power: float) -> None:
+    discordance, limit_pp = 0.01, 0.5
+    images = images_to_pass(limit_pp, discordance, power)
+    assert images
+    rng = np.random.default_rng(0)
+    draws = rng.multinomial(images, [discordance / 2, discordance / 2, 1 - discordance], 400)
+    passed = [judge(*outcomes(images, only_fp32, only_int8), limit_pp)["passed"] for only_fp32, only_int8, _ in draws]
+    assert np.mean(passed) == pytest.approx(power, abs=0.05)
+
+
+def test_planned_images_are_the_fewest_that_can_pass() -> None:
+    assert images_to_pass(0.5, 0, 0.8) == 765
+    assert images_to_pass(0.5, 0.1, 0.8) is None  # as many changed answers are refused
+
+
+def test_the_balanced_loss_is_the_mean_loss_of_the_classes() -> None:
+    labels = np.repeat([0, 1, 3], [1000, 100, 10])
+    fp32, int8 = np.ones(1110, bool), np.ones(1110, bool)
+    int8[:10], int8[1000:1005], fp32[1105:1106] = False, False, False
+    loss, lower, upper = balanced_loss(fp32, int8, labels)
+    assert loss == pytest.approx((0.01 + 0.05 - 0.1) / 3)
+    assert lower < loss < upper
+    assert balanced_loss(fp32, int8, labels) == (loss, lower, upper)
+
+
+def test_the_balanced_interval_of_equal_classes_is_about_tangos() -> None:
+    labels = np.arange(4000) % 4
+    fp32, int8 = outcomes(4000, 60, 40)
+    tango = tango_interval(4000, 60, 40)
+    assert balanced_loss(fp32, int8, labels)[1:] == pytest.approx(tango, abs=5e-4)
+
+
+def test_no_changed_answer_proves_no_more_of_balanced_accuracy_than_of_top1() -> None:
+    labels = np.arange(764) % 4
+    assert judge(*outcomes(764, 0, 0), 0.5, labels=labels, class_names="abcd", balanced=True)["verdict"] == "undecided"
+    labels = np.arange(768) % 4
+    assert judge(*outcomes(768, 0, 0), 0.5, labels=labels, class_names="abcd", balanced=True)["verdict"] == "passed"
+    skewed = np.repeat([0, 1], [10_000, 20])
+    assert judge(*outcomes(10_020, 0, 0), 0.5, labels=skewed, class_names="ab", balanced=True)["verdict"] == "undecided"
