@@ -15,6 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from kdedge.errors import InputError
+from kdedge.export.lookup import arrays, attributes, producers, readers
 
 __all__ = [
     "CORE_INPUT",
@@ -68,18 +69,18 @@ def cut_input_adapter(model: onnx.ModelProto) -> onnx.ModelProto:
     core = onnx.ModelProto()
     core.CopyFrom(model)
     graph = core.graph
-    constants = {item.name: item for item in graph.initializer}
+    constants = arrays(graph)
     tensor, scale, perm, front = "pixels", 1.0, [], []
     for _ in range(3):
-        users = [node for node in graph.node if tensor in node.input]
+        users = readers(graph, tensor)
         if len(users) != 1:
             break
         node = users[0]
         if node.op_type == "Mul":
-            factors = [numpy_helper.to_array(constants[name]) for name in node.input if name in constants]
+            factors = [constants[name] for name in node.input if name in constants]
             scale *= float(factors[0]) if factors and factors[0].size == 1 else math.nan
         elif node.op_type == "Transpose":
-            perm = list(helper.get_node_attr_value(node, "perm"))
+            perm = attributes(node)["perm"]
         elif node.op_type != "Cast":
             break
         front.append(node)
@@ -110,14 +111,14 @@ def add_input_adapter(core: onnx.ModelProto) -> None:
         ValueError: The input is quantized to uint8 with another scale than 1/255 or zero point than 0.
     """
     graph = core.graph
-    constants = {item.name: item for item in graph.initializer}
-    for node in [node for node in graph.node if node.op_type == "QuantizeLinear" and CORE_INPUT in node.input]:
-        scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:])
+    constants = arrays(graph)
+    for node in [node for node in readers(graph, CORE_INPUT) if node.op_type == "QuantizeLinear"]:
+        scale, zero = (constants[name] for name in node.input[1:])
         if zero.dtype != np.uint8:
             continue
         if scale != np.float32(1) / np.float32(255) or zero != 0:
             raise ValueError(f"input scale {scale}, zero point {zero} {zero.dtype}; expected 1/255 and 0 uint8")
-        for reader in [reader for reader in graph.node if node.output[0] in reader.input]:
+        for reader in readers(graph, node.output[0]):
             _rename(graph, reader.output[0], CORE_INPUT)
             graph.node.remove(reader)
         graph.node.remove(node)
@@ -150,24 +151,21 @@ def keep_float(model: onnx.ModelProto) -> None:
     scale per channel, so these layers get one with equal scales.
     """
     graph = model.graph
-    constants = {item.name: item for item in graph.initializer}
-    producers = {name: node for node in graph.node for name in node.output}
+    constants, sources = arrays(graph), producers(graph)
     for layer in [node for node in graph.node if node.op_type in ("Conv", "Gemm") and node.input[1] in constants]:
         reader, axis = layer, 1
-        source = producers.get(layer.input[0])
+        source = sources.get(layer.input[0])
         if source is not None and source.op_type == "Transpose":
-            axis = helper.get_node_attr_value(source, "perm")[1]
-            reader, source = source, producers.get(source.input[0])
-        if source is None or source.op_type != "DequantizeLinear" or constants[source.input[1]].dims:
+            axis = attributes(source)["perm"][1]
+            reader, source = source, sources.get(source.input[0])
+        if source is None or source.op_type != "DequantizeLinear" or constants[source.input[1]].ndim:
             continue
-        weight, attributes = constants[layer.input[1]], {item.name: item.i for item in layer.attribute}
-        inputs = weight.dims[1] if layer.op_type == "Conv" or attributes.get("transB") else weight.dims[0]
-        channels = inputs * attributes.get("group", 1)
+        shape, options = constants[layer.input[1]].shape, attributes(layer)
+        inputs = shape[1] if layer.op_type == "Conv" or options.get("transB") else shape[0]
+        channels = inputs * options.get("group", 1)
         names = [f"{layer.name}_input_{part}" for part in ("scale", "zero_point")]
         for name, old in zip(names, source.input[1:], strict=True):
-            graph.initializer.append(
-                numpy_helper.from_array(np.repeat(numpy_helper.to_array(constants[old]), channels), name)
-            )
+            graph.initializer.append(numpy_helper.from_array(np.repeat(constants[old], channels), name))
         dequantize = helper.make_node(
             "DequantizeLinear",
             [source.input[0], *names],
@@ -187,7 +185,7 @@ def count_macs(model: onnx.ModelProto) -> int:
     """Count the multiply-accumulates of one image in all Conv, Gemm and MatMul nodes, without biases."""
     inferred = onnx.shape_inference.infer_shapes(model)
     shapes = {value.name: _shape(value) for value in (*inferred.graph.value_info, *inferred.graph.output)}
-    weights = {item.name: math.prod(item.dims) for item in inferred.graph.initializer}
+    weights = {name: array.size for name, array in arrays(inferred.graph).items()}
     total = 0
     for node in inferred.graph.node:
         if node.op_type == "Conv":

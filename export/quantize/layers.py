@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
+
+from kdedge.export import lookup
 
 __all__ = ["Layer", "Weights", "quantized_layer", "set_quantized_bias"]
 
@@ -61,13 +63,9 @@ class Weights:
         self.core = onnx.ModelProto()
         self.core.CopyFrom(core)
         graph = self.core.graph
-        self._constants = {item.name: item for item in graph.initializer}
+        self._constants = lookup.initializers(graph)
         self.uses = Counter(name for node in graph.node for name in node.input)
-        self.layers = [
-            Layer(node, {item.name: helper.get_attribute_value(item) for item in node.attribute})
-            for node in graph.node
-            if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in self._constants
-        ]
+        self.layers = [Layer(node, lookup.attributes(node)) for node in lookup.layers(graph)]
 
     def weight(self, layer: Layer) -> Array:
         """Return the weights: ``[out, in/group, kh, kw]`` for a Conv, else ``[out, in]`` or ``[in, out]``."""
@@ -113,12 +111,10 @@ def quantized_layer(model: onnx.ModelProto, name: str) -> tuple[onnx.NodeProto, 
     """
     graph = model.graph
     node = next(node for node in graph.node if node.name == name)
-    producers = {output: other for other in graph.node for output in other.output}
-    constants = {item.name: item for item in graph.initializer}
-    dequantize = producers.get(node.input[1])
+    dequantize = lookup.producers(graph).get(node.input[1])
     if dequantize is None:
         return node, None
-    return node, np.array(numpy_helper.to_array(constants[dequantize.input[1]]), np.float32)
+    return node, np.array(lookup.arrays(graph)[dequantize.input[1]], np.float32)
 
 
 def set_quantized_bias(model: onnx.ModelProto, node: onnx.NodeProto, bias: Array) -> None:
@@ -131,8 +127,8 @@ def set_quantized_bias(model: onnx.ModelProto, node: onnx.NodeProto, bias: Array
     """
     if node.op_type == "MatMul":
         return
-    constants = {item.name: item for item in model.graph.initializer}
-    dequantize = next((other for other in model.graph.node if node.input[2] in other.output), None)
+    constants = lookup.initializers(model.graph)
+    dequantize = lookup.producers(model.graph).get(node.input[2])
     if dequantize is None:  # the layer is in float
         target, values = constants[node.input[2]], bias
     else:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from kdedge.benchmarks.session import CPU, import_onnxruntime, session_options
+from kdedge.export.lookup import attributes, producers
 from kdedge.files import scratch_dir
 
 __all__ = ["integer_proof", "why_not_integer"]
@@ -105,7 +106,7 @@ def _read_optimised(graph: onnx.GraphProto) -> dict[str, Any]:
         elif kind == "DequantizeLinear":
             gives_float = True
         elif kind == "Cast":
-            gives_float = helper.get_node_attr_value(node, "to") == TensorProto.FLOAT
+            gives_float = attributes(node)["to"] == TensorProto.FLOAT
             if gives_float:
                 float_ops.append(label)
         elif kind != "QuantizeLinear" and not kind.startswith("QLinear") and floats.intersection(node.input):
@@ -126,10 +127,10 @@ def _read_optimised(graph: onnx.GraphProto) -> dict[str, Any]:
 
 def _path_to_input(graph: onnx.GraphProto, tensor: str) -> list[str]:
     """Return the types of the operators that lead from the graph input to ``tensor``, first to last."""
-    producers = {name: node for node in graph.node for name in node.output}
+    sources = producers(graph)
     found: list[str] = []
-    while tensor in producers:
-        node = producers[tensor]
+    while tensor in sources:
+        node = sources[tensor]
         found.insert(0, node.op_type)
         tensor = node.input[0]
     return found

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from kdedge.errors import StageError
+from kdedge.export import lookup
 from kdedge.export.graph import add_input_adapter, cut_input_adapter, keep_float
 from kdedge.export.quantize.calibrate import TensorStatistics
 from kdedge.export.quantize.candidates import Candidate
@@ -72,9 +73,7 @@ class Quantizer:
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the nodes that have weights (Conv, Gemm, MatMul), in the order of the graph."""
-        constants = {item.name for item in self.core.graph.initializer}
-        kinds = ("Conv", "Gemm", "MatMul")
-        return tuple(n.name for n in self.core.graph.node if n.op_type in kinds and n.input[1] in constants)
+        return tuple(node.name for node in lookup.layers(self.core.graph))
 
     def build(self, candidate: Candidate, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> bytes:
         """Return the deployed model of a candidate: uint8 pixels in, integer arithmetic, float logits out.
@@ -146,12 +145,12 @@ def _preprocess(core: onnx.ModelProto) -> onnx.ModelProto:
 
 def _pool_instead_of_mean(core: onnx.ModelProto) -> None:
     """Replace means over height and width by GlobalAveragePool: ReduceMean has no integer kernel."""
-    constants = {item.name: numpy_helper.to_array(item) for item in core.graph.initializer}
+    constants = lookup.arrays(core.graph)
     for index, node in enumerate(core.graph.node):
         if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in constants:
             continue
-        keepdims = next((item.i for item in node.attribute if item.name == "keepdims"), 1)
-        if keepdims and sorted(axis % 4 for axis in constants[node.input[1]].tolist()) == [2, 3]:
+        axes = sorted(axis % 4 for axis in constants[node.input[1]].tolist())
+        if axes == [2, 3] and lookup.attributes(node).get("keepdims", 1):
             pool = helper.make_node("GlobalAveragePool", [node.input[0]], list(node.output), name=node.name)
             core.graph.node[index].CopyFrom(pool)
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
 
 from kdedge.benchmarks.session import batch_size
+from kdedge.export import lookup
 from kdedge.export.quantize.calibrate import tensor_runner
 from kdedge.export.quantize.candidates import Candidate
 from kdedge.export.quantize.layers import Layer, Weights, quantized_layer, set_quantized_bias
@@ -116,12 +116,12 @@ def _collect(model: onnx.ModelProto, tensor: str, images: npt.NDArray[np.uint8])
 
 def _activation_limits(core: onnx.ModelProto, layer: Layer) -> tuple[float, float]:
     """Return the limits of the activation behind a layer, infinite without one."""
-    readers = [node for node in core.graph.node if layer.node.output[0] in node.input]
+    readers = lookup.readers(core.graph, layer.node.output[0])
     if len(readers) != 1 or readers[0].op_type not in ("Relu", "Clip"):
         return -np.inf, np.inf
     if readers[0].op_type == "Relu":
         return 0.0, np.inf
-    constants = {item.name: float(numpy_helper.to_array(item)) for item in core.graph.initializer if not item.dims}
+    constants = {name: float(array) for name, array in lookup.arrays(core.graph).items() if not array.ndim}
     low, high = ([*readers[0].input, "", ""])[1:3]
     return constants.get(low, -np.inf), constants.get(high, np.inf)
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
 from kdedge.errors import StageError
+from kdedge.export import lookup
 from kdedge.export.quantize.layers import Weights, quantized_layer
 
 __all__ = ["TorchGraph", "convolve"]
@@ -41,11 +41,9 @@ class TorchGraph(nn.Module):
                 f"the model cannot be trained in INT8: {', '.join(sorted(unknown))} is not implemented",
                 "leave out --qat",
             )
-        self._attributes = [
-            {item.name: helper.get_attribute_value(item) for item in node.attribute} for node in self._nodes
-        ]
-        self._constants = {item.name: torch.from_numpy(np.array(numpy_helper.to_array(item))) for item in
-                           model.graph.initializer}  # fmt: skip
+        self._attributes = [lookup.attributes(node) for node in self._nodes]
+        constants = lookup.arrays(model.graph)
+        self._constants = {name: torch.from_numpy(np.array(array)) for name, array in constants.items()}
         self._largest = 64.0 if reduce_range else 127.0
         self.weight, self.bias = nn.ParameterDict(), nn.ParameterDict()
         self._per_channel: dict[str, int | None] = {}

@@ -1,0 +1,41 @@
+"""Lookups in an ONNX graph: initializers, producers and readers of tensors, attributes, layers with weights."""
+
+from typing import Any
+
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+__all__ = ["arrays", "attributes", "initializers", "layers", "producers", "readers"]
+
+
+def initializers(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Return the initializers by name, to modify."""
+    return {item.name: item for item in graph.initializer}
+
+
+def arrays(graph: onnx.GraphProto) -> dict[str, npt.NDArray[Any]]:
+    """Return the values of the initializers by name, to read."""
+    return {item.name: numpy_helper.to_array(item) for item in graph.initializer}
+
+
+def producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """Return the node that computes each tensor, by the name of the tensor."""
+    return {name: node for node in graph.node for name in node.output}
+
+
+def readers(graph: onnx.GraphProto, tensor: str) -> list[onnx.NodeProto]:
+    """Return the nodes with this tensor among their inputs."""
+    return [node for node in graph.node if tensor in node.input]
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """Return the attributes of a node by name; lists as lists, strings as bytes."""
+    return {item.name: helper.get_attribute_value(item) for item in node.attribute}
+
+
+def layers(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return the Conv, Gemm and MatMul nodes with constant weights, in order."""
+    constants = {item.name for item in graph.initializer}
+    kinds = ("Conv", "Gemm", "MatMul")
+    return [node for node in graph.node if node.op_type in kinds and node.input[1] in constants]
