@@ -37,6 +37,7 @@ __all__ = [
     "preprocessing",
     "read_image",
     "resize_images",
+    "resize_pixels",
     "unreadable",
 ]
 
@@ -172,6 +173,20 @@ def read_image(path: Path, size: int) -> NDArray[np.uint8]:
     """
     with _opened(path) as image, _turn(image):
         return _resize(_to_rgb(image, path), size)
+
+
+def resize_pixels(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Resize one decoded image as `read_image` would.
+
+    Args:
+        pixels: uint8 [H, W] or [H, W, 1] grey, or [H, W, 3] RGB.
+        size: Side length S of the result in pixels.
+
+    Returns:
+        [S, S, 3] uint8 RGB.
+    """
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+    return _resize(image if image.mode == "RGB" else image.convert("RGB"), size)
 
 
 def resize_images(images: NDArray[np.uint8], size: int, copies: int = 1) -> NDArray[np.uint8]:

@@ -43,7 +43,7 @@ __all__ = ["Folder", "check_outside", "from_parts", "open_folder", "source_name"
 # The last decoded training images are kept for the next stage of the process, up to this size.
 _MOST_KEPT_BYTES = 1 << 30
 # The word for a part of a data set, by its kind.
-_PART_IS = {"folder": "folder", "table": "rows"}
+_PART_IS = {"folder": "folder", "table": "rows", "arrays": "array"}
 _decoded: dict[tuple[str, float, int], Split] = {}
 
 
@@ -52,7 +52,7 @@ class Folder:
     """A user's images, listed by class folders or by a table.
 
     Attributes:
-        kind: ``folder`` or ``table``.
+        kind: ``folder``, ``table`` or ``arrays``.
         root: The folder or the file that lists the images.
         class_names: Names of the classes, sorted.
         image_size: Side length S of the decoded images in pixels.
@@ -223,7 +223,7 @@ class Folder:
         if not self.train_items:
             raise InputError(
                 f"{self.root} has no train {_PART_IS[self.kind]}, which is only enough for `kdedge benchmark BUNDLE`",
-                f"add {self.root / 'train'}/CLASS/IMAGE to train on" if self.kind == "folder" else "add such rows",
+                f"add {self.root / 'train'}/CLASS/IMAGE to train on" if self.kind == "folder" else "add it",
             )
 
     def _decode(self, items: Sequence[Item], title: str, copies: int = 1) -> NDArray[np.uint8]:

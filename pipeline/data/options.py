@@ -10,10 +10,10 @@ __all__ = ["NAMES", "PATH_KINDS", "DataConfig"]
 NAMES = ("cifar10", "sample")
 """The data sets that have a name. Any other source is a kind and a path, such as ``folder:my_images``."""
 
-PATH_KINDS = ("folder", "table")
+PATH_KINDS = ("folder", "table", "arrays")
 """Kinds of data sets that are paths."""
 
-_KIND_OF_FILE = {".csv": "table", ".parquet": "table"}
+_KIND_OF_FILE = {".csv": "table", ".parquet": "table", ".npz": "arrays"}
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class DataConfig:
     """
 
     source: str = option(
-        "cifar10", "Data set: cifar10, sample or the PATH of a folder or table (.csv, .parquet).", flag="--data"
+        "cifar10", "Data set: cifar10, sample or the PATH of a folder, table (.csv, .parquet) or .npz.", flag="--data"
     )
     dir: str = option(
         "",

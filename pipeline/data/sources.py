@@ -70,18 +70,18 @@ def find_dataset(config: DataConfig) -> Dataset:
 
         return open_sample(config.image_size, config.val_fraction, config.train_size)
     if source in PATH_KINDS and colon:
+        from kdedge.pipeline.data.arrays import open_arrays
         from kdedge.pipeline.data.folder import open_folder
         from kdedge.pipeline.data.table import open_table
 
         if not path:
             raise InputError(f"--data {source}: has no path", "give its path, as in `--data my_images`")
-        return {"folder": open_folder, "table": open_table}[source](config, _user_path(path))
+        return {"folder": open_folder, "table": open_table, "arrays": open_arrays}[source](config, _user_path(path))
     match = difflib.get_close_matches(source, [*NAMES, *PATH_KINDS], n=1)
     suggestion = f" (did you mean {match[0]!r}?)" if match else ""
     raise InputError(
         f"unknown data set --data {config.source}{suggestion}",
-        f"expected {', '.join(NAMES)} or the path of a folder or table (.csv, .parquet); there is no file or folder of "
-        "that name",
+        f"expected {', '.join(NAMES)} or the path of a folder, table (.csv, .parquet) or .npz file; it is neither",
     )
 
 

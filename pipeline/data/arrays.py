@@ -1,0 +1,208 @@
+"""The user's images in a NumPy file: ``--data FILE.npz``.
+
+``x`` has the images, uint8 ``[N, H, W]``, ``[N, H, W, 1]`` (both grey) or ``[N, H, W, 3]`` (RGB). ``y`` has their
+classes, N integers or strings. ``x_val`` and ``y_val``, ``x_test`` and ``y_test`` are optional. So is ``group``, the
+group of each image of ``x``. ``x_train`` and ``y_train`` are other names of ``x`` and ``y``.
+"""
+
+import hashlib
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdedge.errors import InputError
+from kdedge.images import resize_pixels
+from kdedge.pipeline.data.class_folders import class_name, is_label, log_once
+from kdedge.pipeline.data.folder import Folder, from_parts
+from kdedge.pipeline.data.items import Item
+from kdedge.pipeline.data.options import DataConfig
+from kdedge.pipeline.data.parts import Parts
+
+__all__ = ["open_arrays"]
+
+_EXPECTED = (
+    "expected x (uint8 images [N, H, W], [N, H, W, 1] or [N, H, W, 3]) and y (N integers or strings), and optionally "
+    "x_val and y_val, x_test and y_test, and group (N integers or strings)"
+)
+# Several threads ask for the same array.
+_loading = threading.Lock()
+
+
+@dataclass(frozen=True)
+class _Array:
+    """An array of images in a file; its pixels are read when they are asked for."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    stamp: tuple[int, int]
+
+    def images(self) -> NDArray[np.uint8]:
+        """Return all images.
+
+        Raises:
+            InputError: The file has changed or is damaged, or memory is short.
+        """
+        with _loading:
+            return _load(self)
+
+    def digests(self) -> list[bytes]:
+        """Return the SHA-256 of the shape and the pixels of each image."""
+        return _digests(self)
+
+
+@lru_cache(maxsize=1)
+def _load(array: _Array) -> NDArray[np.uint8]:
+    if _stamp(array.file) != array.stamp:
+        raise InputError(f"{array.file} has changed", "leave the file as it is while kdedge runs")
+    return _loaded(array.file, array.key)
+
+
+@cache
+def _digests(array: _Array) -> list[bytes]:
+    shape = repr(array.shape[1:]).encode()
+    return [hashlib.sha256(shape + image.tobytes()).digest() for image in array.images()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ArrayItem(Item):
+    """One image of an array."""
+
+    array: _Array
+    index: int
+
+    def check(self) -> None:
+        """Do nothing: the shape of the array was checked."""
+
+    def check_pixels(self) -> None:
+        """Read the array."""
+        self.array.images()
+
+    def dimensions(self) -> tuple[int, int]:
+        """Return width and height in pixels."""
+        return self.array.shape[2], self.array.shape[1]
+
+    def read(self, size: int) -> NDArray[np.uint8]:
+        """Return the pixels, ``[size, size, 3]`` uint8."""
+        return resize_pixels(self.array.images()[self.index], size)
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 of shape and pixels."""
+        return self.array.digests()[self.index]
+
+
+def open_arrays(config: DataConfig, file: Path) -> Folder:
+    """List the images of a NumPy file and divide them into train, validation and test, without reading a pixel.
+
+    Args:
+        config: Image size, number of training images, and the shares to hold out for parts without an array.
+        file: The file.
+
+    Raises:
+        InputError: The file cannot be read, an array is missing or not as expected, there are fewer than two classes,
+            or a class has too few images or groups.
+    """
+    if not file.is_file():
+        raise InputError(f"the data file {file} {'is not a file' if file.exists() else 'does not exist'}", _EXPECTED)
+    with _reading(file), zipfile.ZipFile(file) as archive:
+        keys = [name.removesuffix(".npy") for name in archive.namelist()]
+    suffixes = {"train": "_train" if "x_train" in keys else "", "val": "_val", "test": "_test"}
+    known = {"group", *(letter + suffix for suffix in suffixes.values() for letter in "xy")}
+    if unused := [key for key in keys if key not in known]:
+        log_once(f"{file}: ignoring the arrays {', '.join(unused)}")
+    labels = {part: _texts(file, f"y{suffix}") for part, suffix in suffixes.items() if f"y{suffix}" in keys}
+    images = {part: _array(file, f"x{suffix}") for part, suffix in suffixes.items() if f"x{suffix}" in keys}
+    if not labels.keys() & {"train", "test"} or labels.keys() != images.keys():
+        raise InputError(f"{file} has the arrays {', '.join(keys) or '(none)'}", _EXPECTED)
+    groups = _texts(file, "group") if "group" in keys else []
+    if "train" not in labels:
+        labels.pop("val", None)
+    first = "train" if "train" in labels else "test"
+    names = list(dict.fromkeys(labels[first]))
+    names.sort(key=int if _is_numeric(names) else str)
+    if len(names) < 2:
+        raise InputError(f"{file} has {len(names)} class ({', '.join(names)}), expected at least two", _EXPECTED)
+    parts: Parts = {}
+    for part, texts in labels.items():
+        array, suffix = images[part], suffixes[part]
+        _check_length(file, f"y{suffix}", len(texts), array)
+        if groups and part == "train":
+            _check_length(file, "group", len(groups), array)
+        if other := [(index, text) for index, text in enumerate(texts) if text not in names]:
+            index, text = other[0]
+            raise InputError(f"y{suffix}[{index}] of {file} is {text}, a class that y has not", _EXPECTED)
+        indices = {name: label for label, name in enumerate(names)}
+        parts[part] = [
+            _ArrayItem(
+                file, indices[text], f"{array.key}[{index}]", f"{array.key}[{index}]",
+                groups[index] if groups and part == "train" else "", array=array, index=index,
+            )
+            for index, text in enumerate(texts)
+        ]  # fmt: skip
+    return from_parts("arrays", file, names, parts, config=config)
+
+
+def _check_length(file: Path, key: str, length: int, array: _Array) -> None:
+    if length != array.shape[0]:
+        raise InputError(
+            f"{key} of {file} has {length:,} values for {array.shape[0]:,} images in {array.key}", _EXPECTED
+        )
+
+
+def _is_numeric(names: list[str]) -> bool:
+    return all(name.removeprefix("-").isdecimal() and name.isascii() for name in names)
+
+
+def _array(file: Path, key: str) -> _Array:
+    """Return an array of images; reads its header only."""
+    with _reading(file), zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as stream:
+        newer = np.lib.format.read_magic(stream) > (1, 0)
+        read_header = np.lib.format.read_array_header_2_0 if newer else np.lib.format.read_array_header_1_0
+        shape, _, dtype = read_header(stream)
+    if dtype != np.uint8 or len(shape) not in {3, 4} or shape[3:] not in {(), (1,), (3,)} or 0 in shape:
+        raise InputError(f"{key} of {file} is {dtype} {list(shape)}", _EXPECTED)
+    return _Array(file, key, shape, _stamp(file))
+
+
+def _texts(file: Path, key: str) -> list[str]:
+    """Return classes or groups as texts."""
+    values = _loaded(file, key)
+    if values.ndim != 1 or values.dtype.kind not in "iuUS":
+        raise InputError(f"{key} of {file} is {values.dtype} {list(values.shape)}", _EXPECTED)
+    with _reading(file):
+        texts = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values.astype(str)
+    classes = list(map(class_name, texts.tolist()))
+    for index, name in enumerate(classes if key != "group" else ()):
+        if not name or not is_label(name):
+            raise InputError(f"{key}[{index}] of {file} is {name!r}, which cannot be a label", _EXPECTED)
+    return classes
+
+
+def _loaded(file: Path, key: str) -> NDArray[Any]:
+    with _reading(file), np.load(file, allow_pickle=False) as arrays:
+        return np.asarray(arrays[key])
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    with _reading(file):
+        status = file.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Raise what goes wrong in reading a file as an InputError."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise InputError(f"cannot read the data file {file}: {' '.join(reason.split())}", _EXPECTED) from error
