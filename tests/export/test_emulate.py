@@ -128,7 +128,7 @@ def test_a_qemu_that_shows_another_cpu_is_refused(tools, golden, monkeypatch):
     tools("qemu-x86_64", NATIVE)
     wrong = replace(CPUS["haswell"], has=("AVX9",), lacks=())
     monkeypatch.setattr(module, "CPUS", {"haswell": wrong})
-    with pytest.raises(StageError, match="shows no haswell: the program sees no AVX9") as caught:
+    with pytest.raises(StageError, match="shows another CPU than haswell: the program sees no AVX9") as caught:
         emulate(MODEL, golden, "haswell")
     assert "7.2" in caught.value.hint
 
@@ -167,7 +167,7 @@ def test_doctor_says_what_can_be_emulated(tools):
     checks = {check["name"]: check for check in emulation_checks()}
     assert list(checks) == [f"emulate {name}" for name in CPUS]
     assert checks["emulate haswell"]["detail"].endswith("qemu-x86_64 9.9")
-    assert "fetched at its first use" in checks["emulate cortex-a72"]["detail"]
+    assert "downloaded at the first use" in checks["emulate cortex-a72"]["detail"]
 
 
 # The arm64 root --------------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_the_root_is_built_once_and_used(debian, golden, tmp_path, capsys):
          "fetching arm64 packages failed: E: Unable to locate package python3-minimal"),
         ("dpkg-deb", "exit 2", r"unpacking python3\.deb failed: exit code 2"),
         ("fake-pip", "echo No module named pip; exit 1", "fetching aarch64 wheels failed: No module named pip"),
-        ("dpkg-deb", "exit 0", r"holds no usr/bin/python3\.N"),
+        ("dpkg-deb", "exit 0", r"has no usr/bin/python3\.N"),
     ],
 )  # fmt: skip
 def test_a_root_that_cannot_be_built(debian, tool, script, message):
@@ -325,7 +325,7 @@ def test_benchmark_runs_a_sample_of_the_test_images_on_each_cpu(tools, tmp_path)
     tools("qemu-x86_64", OTHER)
     result = benchmark(tmp_path, "--emulate", "haswell", "--emulate-images", 20)
     assert result.exit_code == 0, result.output
-    assert "not portable: 1 of 20 answers differ on haswell" in result.stdout
+    assert "not portable: 1 of 20 predictions differ on haswell" in result.stdout
     (row,) = json.loads((tmp_path / "report.json").read_text())["portability"]["emulated"]
     assert row["images"] == 20
     test = open_dataset(build_config({"data": {"source": "sample"}}).data).test()
