@@ -71,7 +71,7 @@ def test_no_change_is_said_and_not_knowing_is_not() -> None:
         assert "0 of 10,000: 0 from right to wrong" in text
         assert "image shows" not in text
     for text in texts():
-        assert "Which answers INT8 changed" not in text
+        assert "Predictions that INT8 changes" not in text
 
 
 def test_portability_and_commands_are_shown_where_they_are_known() -> None:
