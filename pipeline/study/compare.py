@@ -189,7 +189,7 @@ def run_study(study: Study, names: Sequence[str], config: Config, out: Path, opt
         result.update(rows=rows, summary=summary, alarms=warnings, page=str(out / "comparison.md"))
 
     rows = run_cells(
-        cells, out, teacher_dir, control=study.control, target_accuracy=options.target_accuracy, missing=missing,
+        cells, out, teacher_dir, target_accuracy=options.target_accuracy, missing=missing,
         jobs=options.jobs, report=report,
     )  # fmt: skip
     if options.test:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from kdedge.errors import DivergenceError, StageError
 from kdedge.ownership import partial_dir
-from kdedge.pipeline.distill.methods import CONTROL
 from kdedge.pipeline.run import run_stages
 from kdedge.pipeline.run_dir import lock_run
 from kdedge.pipeline.study.cells import Cell, Rows, identity, link_stage, row_of
@@ -32,7 +31,6 @@ def run_cells(
     out: Path,
     teacher_dir: Path,
     *,
-    control: str,
     target_accuracy: float,
     missing: Sequence[Cell],
     jobs: int,
@@ -44,7 +42,6 @@ def run_cells(
         cells: In the order of the tables.
         out: Directory of the study, locked.
         teacher_dir: Directory of a finished teacher stage.
-        control: Name of the cells that the others of the same epochs and seed are compared with.
         target_accuracy: Validation accuracy in percent whose first epoch is reported.
         missing: The unfinished cells, in the order of their training.
         jobs: Number of cells to train in parallel.
@@ -71,30 +68,11 @@ def run_cells(
                 warn(f"{cell}: {divergence}")
                 rows[cell] = {**identity(cell), "status": "diverged"}
             else:
-                rows[cell] = row_of(cell, cell.directory(out), target_accuracy)
-                _compare_with_control(rows, cell, control)
+                rows[cell] = row = row_of(cell, cell.directory(out), target_accuracy)
+                log(f"{cell}: {row['val_top1_pct']:.2f} % on validation, {format_duration(row['seconds'])}")
             rows = {cell: rows[cell] for cell in cells if cell in rows}
             report(rows)
     return rows
-
-
-def _compare_with_control(rows: Rows, last: Cell, control: str) -> None:
-    """Log the accuracy of the last cell and its gain to the control; of a control, the gains of earlier cells to it."""
-    row = rows[last]
-    log(f"{last}: {row['val_top1_pct']:.2f} % on validation, {format_duration(row['seconds'])}")
-    group = {
-        cell: other["val_top1_pct"]
-        for cell, other in rows.items()
-        if other["status"] == "done" and (other["epochs"], other["seed"]) == (row["epochs"], row["seed"])
-    }
-    reference = next((cell for cell in group if cell.name == control), None)
-    if reference is None:
-        return
-    for cell in group if last is reference else [last]:
-        if cell is not reference:
-            gain = group[cell] - group[reference]
-            alarming = control == CONTROL and gain <= 0
-            (warn if alarming else log)(f"{cell}: {gain:+.2f} pp to {control}" + (": not better" if alarming else ""))
 
 
 def _train(cell: Cell, out: Path, teacher_dir: Path) -> DivergenceError | None:

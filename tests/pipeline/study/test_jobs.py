@@ -12,14 +12,10 @@ import pytest
 from studies import kdedge, read, small
 
 from kdedge.pipeline.config import Config
-from kdedge.pipeline.distill.options import DistillConfig
 from kdedge.pipeline.run_dir import lock_run
 from kdedge.pipeline.study import compare, training
-from kdedge.pipeline.study.cells import Cell
 from kdedge.pipeline.training import device as runtime
 from kdedge.pipeline.training.options import RuntimeConfig
-
-CELLS = (("ce", 0), ("kd", 0), ("kd", 1))
 
 
 def student(out, method):
@@ -54,27 +50,6 @@ def test_what_the_system_refuses_to_a_run_is_said_as_without_processes(study, co
     result = kdedge(*small(study, tmp_path, "--jobs", jobs, methods="kd"), code=2)
     assert f"{tmp_path / 'e2' / 'seed0' / 'kd'}" in result.stderr
     assert "Traceback" not in result.stderr
-
-
-def test_gains_are_told_of_runs_that_end_before_their_control(monkeypatch):
-    said = []
-    monkeypatch.setattr(training, "log", said.append)
-    monkeypatch.setattr(training, "warn", said.append)
-    ce, kd, other = (
-        Cell(name, Config(distill=DistillConfig(epochs=20), runtime=RuntimeConfig(seed=seed))) for name, seed in CELLS
-    )
-    rows = {
-        kd: {"status": "done", "epochs": 20, "seed": 0, "val_top1_pct": 91.0, "seconds": 5},
-        other: {"status": "done", "epochs": 20, "seed": 1, "val_top1_pct": 91.0, "seconds": 5},
-    }
-    training._compare_with_control(rows, kd, "ce")
-    rows = {ce: {"status": "done", "epochs": 20, "seed": 0, "val_top1_pct": 91.5, "seconds": 5}, **rows}
-    training._compare_with_control(rows, ce, "ce")
-    assert said == [
-        "kd, 20 epochs, seed 0: 91.00 % on validation, 5 s",
-        "ce, 20 epochs, seed 0: 91.50 % on validation, 5 s",
-        "kd, 20 epochs, seed 0: -0.50 pp to ce: not better",
-    ]
 
 
 def test_a_process_that_is_killed_ends_the_study(study, compared, tmp_path, monkeypatch):
