@@ -56,15 +56,7 @@ def paired_difference(values: Mapping[int, float], control: Mapping[int, float])
 
 
 def student_t_975(freedom: int) -> float:
-    """Return the 97.5 % quantile of Student's t distribution, to four digits after the point.
+    """Return the 97.5 % quantile of Student's t distribution with ``freedom`` degrees of freedom, at least 1."""
+    from scipy.stats import t
 
-    Above 20 degrees of freedom it is the expansion of Abramowitz and Stegun, equation 26.7.5.
-
-    Args:
-        freedom: Degrees of freedom, at least 1.
-    """
-    if freedom <= len(_T_975):
-        return _T_975[freedom - 1]
-    z = statistics.NormalDist().inv_cdf(0.975)
-    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + terms[0] / freedom + terms[1] / freedom**2 + terms[2] / freedom**3
+    return float(t.ppf(0.975, freedom))
