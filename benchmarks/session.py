@@ -23,9 +23,13 @@ __all__ = [
     "Model",
     "batch_size",
     "check_fits",
+    "describe",
+    "first_line",
     "import_onnxruntime",
     "onnxruntime_errors",
     "open_model",
+    "open_session",
+    "read_class_names",
     "run_model",
     "session_options",
 ]
@@ -70,7 +74,7 @@ class Model:
         try:
             result: npt.NDArray[np.float32] = self.session.run(["logits"], {"pixels": pixels})[0]
         except onnxruntime_errors() as error:
-            raise StageError(f"{self.path} loads but does not run: {_first_line(error)}", _DAMAGED) from error
+            raise StageError(f"{self.path} loads but does not run: {first_line(error)}", _DAMAGED) from error
         shape = (len(pixels), self.classes)
         if result.shape != shape:
             raise StageError(f"{self.path} returns logits {list(result.shape)}, expected {list(shape)}", _DAMAGED)
@@ -147,28 +151,46 @@ def open_model(path: Path, *, provider: str = CPU, threads: int = 1, options: An
         InputError: The file is missing, truncated, not an ONNX model, or has other inputs or outputs.
         StageError: The execution provider is unavailable.
     """
+    session, load_ms = open_session(path, provider=provider, options=options or session_options(threads))
+    image_size, classes = _check_signature(path, session)
+    return Model(path, session, provider, threads, image_size, classes, read_class_names(path, session), load_ms)
+
+
+def open_session(path: Path, *, provider: str = CPU, options: Any, hint: str = _EXPORT) -> tuple[Any, float]:
+    """Open any ONNX model.
+
+    Args:
+        path: The model file.
+        provider: Execution provider to run on.
+        options: Session options.
+        hint: How to get a model.
+
+    Returns:
+        The session, and the time to load the model in milliseconds.
+
+    Raises:
+        InputError: The file is missing, truncated or not an ONNX model.
+        StageError: The execution provider is unavailable.
+    """
     ort = import_onnxruntime()
     if not path.is_file():
-        raise InputError(f"no model at {path}", _EXPORT)
+        raise InputError(f"no model at {path}", hint)
     if provider not in ort.get_available_providers():
         raise StageError(f"onnxruntime {ort.__version__} as installed has no {provider}", "see `kdedge doctor`")
     if provider == CUDA and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
     start = time.perf_counter_ns()
     try:
-        session = ort.InferenceSession(
-            path, options or session_options(threads), providers=[provider] if provider == CPU else [provider, CPU]
-        )
+        session = ort.InferenceSession(path, options, providers=[provider] if provider == CPU else [provider, CPU])
     except onnxruntime_errors() as error:
         raise InputError(
-            f"{path} ({path.stat().st_size:,} bytes) is not a usable ONNX model: {_first_line(error)}",
-            f"the file is truncated or altered, or needs a newer onnxruntime than {ort.__version__}; {_EXPORT}",
+            f"{path} ({path.stat().st_size:,} bytes) is not a usable ONNX model: {first_line(error)}",
+            f"the file is truncated or altered, or needs a newer onnxruntime than {ort.__version__}; {hint}",
         ) from error
     load_ms = (time.perf_counter_ns() - start) / 1e6
     if provider not in session.get_providers():
         raise StageError(f"onnxruntime fell back from {provider} to {', '.join(session.get_providers())}")
-    image_size, classes = _check_signature(path, session)
-    return Model(path, session, provider, threads, image_size, classes, _class_names(path, session), load_ms)
+    return session, load_ms
 
 
 def run_model(model: Model, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -216,7 +238,7 @@ def check_fits(model: Model, class_names: Sequence[str], image_size: int) -> Non
 def _check_signature(path: Path, session: Any) -> tuple[int, int]:
     """Return image size and class count of a session whose inputs and outputs are kdedge's."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    found = f"{path} takes {_describe(inputs)} and returns {_describe(outputs)}"
+    found = f"{path} takes {describe(inputs)} and returns {describe(outputs)}"
     wanted = "expected pixels uint8 [N, S, S, 3] and logits float [N, C]"
     fits = (
         len(inputs) == len(outputs) == 1
@@ -238,7 +260,7 @@ def _check_signature(path: Path, session: Any) -> tuple[int, int]:
     raise InputError(f"{found}; {wanted}", _EXPORT)
 
 
-def _class_names(path: Path, session: Any) -> tuple[str, ...] | None:
+def read_class_names(path: Path, session: Any) -> tuple[str, ...] | None:
     """Read the class names from the metadata of a model."""
     text = session.get_modelmeta().custom_metadata_map.get("kdedge.classes")
     if text is None:
@@ -252,11 +274,12 @@ def _class_names(path: Path, session: Any) -> tuple[str, ...] | None:
     return tuple(str(name) for name in names)
 
 
-def _describe(values: Sequence[Any]) -> str:
+def describe(values: Sequence[Any]) -> str:
+    """Return the inputs or outputs of a session as text."""
     return ", ".join(f"{v.name} {v.type.removeprefix('tensor(').removesuffix(')')} {v.shape}" for v in values)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """Return onnxruntime's message without its prefix and source location."""
     text = str(error).splitlines()[0]
     return text.split(" : ", 3)[-1].strip()

@@ -31,6 +31,7 @@ __all__ = [
     "UnreadableImageError",
     "check_image",
     "check_pixels",
+    "convert_image",
     "fill_images",
     "for_each",
     "image_dimensions",
@@ -171,8 +172,17 @@ def read_image(path: Path, size: int) -> NDArray[np.uint8]:
     Raises:
         UnreadableImageError: The file is missing, truncated, damaged, too large or not an image of a known format.
     """
+    return convert_image(path, lambda image: _resize(image, size))
+
+
+def convert_image(path: Path, convert: Callable[[Image.Image], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Decode an image file and convert it, upright and in RGB, to pixels.
+
+    Raises:
+        UnreadableImageError: As `read_image`.
+    """
     with _opened(path) as image, _turn(image):
-        return _resize(_to_rgb(image, path), size)
+        return convert(_to_rgb(image, path))
 
 
 def resize_pixels(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

@@ -1,15 +1,22 @@
 """The command ``gate``: the verdict on two models that kdedge need not have made."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kdedge.errors import GateError, InputError
+from kdedge.parsing import closest
 from kdedge.pipeline.commands.failures import reported
 from kdedge.pipeline.commands.flags import AsJson
+
+if TYPE_CHECKING:
+    from kdedge.benchmarks.input_adapter import Classifier, Preprocessing
+    from kdedge.benchmarks.prediction_files import Pairs
 
 __all__ = ["app"]
 
@@ -17,26 +24,52 @@ app = typer.Typer()
 
 _METRICS = ("top1", "balanced")
 _POWERS = (0.8, 0.95)
-_FILES = "give two prediction files (.csv, .npz): kdedge gate FP32 INT8"
+_FILES = "give two prediction files (.csv, .npz) or two models (.onnx): kdedge gate FP32 INT8"
 
 
 @app.command(
-    help="Decide whether an INT8 model may replace its FP32 model: two prediction files of any runtime. Exit code 3: "
-    "the gate failed or is undecided.",
+    help="Decide whether an INT8 model may replace its FP32 model, from two ONNX classifiers or from two prediction "
+    "files of any runtime. Exit code 3: the gate failed or is undecided.",
     short_help="Decide whether an INT8 model may replace its FP32 model.",
     rich_help_panel="More commands: other models",
 )
 @reported
 def gate(
     *,
-    fp32: Annotated[Path | None, typer.Argument(help="Predictions of the FP32 model: .csv or .npz.")] = None,
-    int8: Annotated[Path | None, typer.Argument(help="The same of the INT8 model.")] = None,
+    fp32: Annotated[Path | None, typer.Argument(help="FP32 model: .onnx, or its predictions: .csv, .npz.")] = None,
+    int8: Annotated[Path | None, typer.Argument(help="INT8 model, or its predictions.")] = None,
     limit_pp: Annotated[
         float, typer.Option("--limit-pp", help="Maximum accepted INT8 accuracy drop, in percentage points.")
     ] = 0.5,
     metric: Annotated[
         str, typer.Option("--metric", help="top1, or balanced: the mean recall of the classes.", metavar="NAME")
     ] = "top1",
+    data: Annotated[
+        str, typer.Option("--data", help="Test images of two models: PATH/CLASS/IMAGE, sample or cifar10.")
+    ] = "",
+    preprocessing: Annotated[
+        str,
+        typer.Option(
+            "--preprocessing",
+            help="Of models that take floats: kdedge, torchvision, timm, keras or ultralytics.",
+            metavar="NAME",
+        ),
+    ] = "",
+    mean: Annotated[
+        str, typer.Option("--mean", help="Subtracted from the scaled pixels: one number, or R,G,B.", metavar="FLOATS")
+    ] = "",
+    std: Annotated[
+        str, typer.Option("--std", help="Divides the difference: one number, or R,G,B.", metavar="FLOATS")
+    ] = "",
+    scale: Annotated[
+        float | None, typer.Option("--scale", help="Factor of the pixels (0 to 255). Default: 1/255.")
+    ] = None,
+    layout: Annotated[
+        str, typer.Option("--layout", help="NCHW or NHWC, if the model does not show it.", metavar="NAME")
+    ] = "",
+    image_size: Annotated[
+        int, typer.Option("--image-size", min=0, help="Side length in pixels, if the model does not fix it.")
+    ] = 0,
     plan: Annotated[
         bool, typer.Option("--plan", help="Print the number of test images that the gate needs. Takes no files.")
     ] = False,
@@ -68,17 +101,93 @@ def gate(
     from kdedge.benchmarks.paired_gate import gate_markdown, gate_pairs, print_gate
     from kdedge.benchmarks.prediction_files import SUFFIXES, pair, read_predictions
 
-    for path in (fp32, int8):
-        if path.suffix.lower() not in SUFFIXES:
-            raise InputError(f"{path} does not end in {' or '.join(SUFFIXES)}", _FILES)
-    result = gate_pairs(pair(read_predictions(fp32), read_predictions(int8)), limit_pp, balanced=metric == "balanced")
-    if as_json:
-        print(json.dumps(result))
-    elif markdown:
-        print(gate_markdown(result), end="")
+    numbers = {"--mean": _numbers("--mean", mean), "--std": _numbers("--std", std), "--scale": scale}
+    kinds = {path.suffix.lower() for path in (fp32, int8)}
+    if kinds == {".onnx"}:
+        models = _open_models((fp32, int8), layout, image_size)
+        pairs = _pair(models, data, _preprocessing(models, preprocessing, numbers))
+    elif kinds <= set(SUFFIXES):
+        _refuse(
+            {"--data": data, "--preprocessing": preprocessing, "--layout": layout, "--image-size": image_size or None}
+            | numbers
+        )
+        pairs = pair(read_predictions(fp32), read_predictions(int8))
+    else:
+        raise InputError(f"{fp32} and {int8} are neither two models nor two prediction files", _FILES)
+    result = gate_pairs(pairs, limit_pp, balanced=metric == "balanced")
+    if as_json or markdown:
+        print(json.dumps(result) + "\n" if as_json else gate_markdown(result), end="")
     else:
         print_gate(result)
     _check_passed(result)
+
+
+def _refuse(options: Mapping[str, Any]) -> None:
+    """Refuse options of images with prediction files.
+
+    Raises:
+        InputError: One is given.
+    """
+    if given := [flag for flag, value in options.items() if value not in ("", None)]:
+        raise InputError(f"{given[0]} is for two models; prediction files have no images", "leave it out")
+
+
+def _open_models(paths: Sequence[Path], layout: str, image_size: int) -> "list[Classifier]":
+    from kdedge.benchmarks.input_adapter import LAYOUTS, open_classifier
+
+    if layout and layout.upper() not in LAYOUTS:
+        raise InputError(f"--layout {layout!r} is unknown", f"known: {', '.join(LAYOUTS)}")
+    return [open_classifier(path, layout=layout.upper(), image_size=image_size) for path in paths]
+
+
+def _preprocessing(models: "Sequence[Classifier]", name: str, numbers: Mapping[str, Any]) -> "Preprocessing":
+    """Return the preprocessing that the options describe.
+
+    Raises:
+        InputError: The name is unknown, a model takes floats and no option describes them, or none does and one has.
+    """
+    from kdedge.benchmarks.input_adapter import PREPROCESSING
+
+    known = ", ".join(PREPROCESSING)
+    if name and name not in PREPROCESSING:
+        raise InputError(f"--preprocessing {name!r} is unknown{closest(name, PREPROCESSING)}", f"known: {known}")
+    given = {flag.removeprefix("--"): value for flag, value in numbers.items() if value is not None}
+    floats = [model for model in models if model.takes_floats]
+    if floats and not name and not given:
+        raise InputError(
+            f"{floats[0].path} takes floats, and the file does not describe the preprocessing",
+            f"give --preprocessing ({known}), or --mean, --std and --scale as in training",
+        )
+    if given and not floats:
+        raise InputError(f"--{next(iter(given))} has no effect: both models take uint8 pixels", "leave it out")
+    return replace(PREPROCESSING[name or "kdedge"], **given)
+
+
+def _pair(models: "Sequence[Classifier]", data: str, preprocessing: "Preprocessing") -> "Pairs":
+    from kdedge.pipeline.gate_models import pair_models
+
+    if not data:
+        raise InputError("two models need test images", "give --data PATH, with PATH/CLASS/IMAGE")
+    return pair_models(models[0], models[1], data, preprocessing)
+
+
+def _numbers(flag: str, text: str) -> tuple[float, float, float] | None:
+    """Return the numbers of the three colours; None: not given.
+
+    Raises:
+        InputError: The text is neither one number nor three, or a number cannot be used.
+    """
+    if not text:
+        return None
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    values = values * 3 if len(values) == 1 else values
+    if len(values) != 3 or not all(map(math.isfinite, values)) or (flag == "--std" and min(values) <= 0):
+        least = " above 0" if flag == "--std" else ""
+        raise InputError(f"{flag} {text!r} is not one number{least} or three", f"for example {flag} 0.485,0.456,0.406")
+    return values[0], values[1], values[2]
 
 
 def _check_passed(result: Mapping[str, Any]) -> None:

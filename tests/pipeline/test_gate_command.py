@@ -183,7 +183,7 @@ def test_what_is_no_npz_file_is_refused(tmp_path):
         ((), "two models are compared"),
         (("a.csv",), "two models are compared"),
         (("a.csv", "b.csv"), "no file of predictions at a.csv"),
-        (("a.csv", "b.txt"), "b.txt does not end in .csv or .npz"),
+        (("a.csv", "b.txt"), "neither two models nor two prediction files"),
         (("a.csv", "b.csv", "--limit-pp", "0"), "--limit-pp 0"),
         (("a.csv", "b.csv", "--metric", "f1"), "--metric 'f1'"),
         (("a.csv", "b.csv", "--json", "--markdown"), "exclude each other"),

@@ -1,0 +1,125 @@
+"""Predictions of any two ONNX classifiers for the images of a data set, paired for the gate.
+
+The images are all of ``PATH/CLASS/IMAGE``, or the test images if there is a test folder. The classes are the names of
+the folders, sorted; the class names in the metadata of kdedge's own models come first.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from kdedge.benchmarks.input_adapter import Classifier, Preprocessing, predict_all
+from kdedge.benchmarks.prediction_files import Pairs
+from kdedge.errors import InputError
+from kdedge.images import convert_image
+from kdedge.pipeline.data.class_folders import LAYOUT, find_parts, list_classes, list_part, warn_left_out
+from kdedge.pipeline.data.items import labels_of
+from kdedge.pipeline.data.options import NAMES, DataConfig
+from kdedge.pipeline.data.sources import find_dataset
+
+__all__ = ["pair_models"]
+
+_Convert = Callable[[Image.Image], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Test images that are not decoded yet.
+
+    Attributes:
+        class_names: Names of the classes.
+        labels: ``[N] int64``.
+        read: Decodes image ``index`` and converts it.
+    """
+
+    class_names: tuple[str, ...]
+    labels: NDArray[np.int64]
+    read: Callable[[int, _Convert], NDArray[np.uint8]]
+
+
+def pair_models(fp32: Classifier, int8: Classifier, source: str, preprocessing: Preprocessing) -> Pairs:
+    """Run both models on the images.
+
+    Args:
+        fp32: The FP32 model.
+        int8: The INT8 model.
+        source: As ``--data``.
+        preprocessing: For models that take floats; its resize and crop are for both.
+
+    Raises:
+        InputError: Models and images differ in classes or size, or an image cannot be read.
+        StageError: A model fails.
+    """
+    if fp32.image_size != int8.image_size:
+        raise InputError(
+            f"{fp32.path} takes images of {fp32.image_size} pixels, {int8.path} of {int8.image_size}",
+            "compare models of one image size",
+        )
+    images = _with_classes(_open_images(source), (fp32, int8))
+    size = fp32.image_size
+    predictions = predict_all(
+        (fp32, int8),
+        preprocessing,
+        lambda index: images.read(index, lambda image: preprocessing.pixels(image, size)),
+        len(images.labels),
+        len(images.class_names),
+    )
+    return Pairs(images.class_names, images.labels, *predictions)
+
+
+def _open_images(source: str) -> _Images:
+    config = DataConfig(source=source)
+    kind, _, path = config.source.partition(":")
+    if config.source in NAMES:
+        dataset = find_dataset(config)
+        test = dataset.test()
+        return _Images(
+            dataset.class_names, test.labels, lambda index, convert: convert(Image.fromarray(test.images[index]))
+        )
+    root = Path(path or source).expanduser()
+    if kind != "folder" or not root.is_dir():
+        raise InputError(
+            f"--data {source} is not a folder", f"give {' or '.join(NAMES)}, or the path of class folders; {LAYOUT}"
+        )
+    parts = find_parts(root)
+    if parts and "test" not in parts:
+        found = [folder.name for folder in parts.values()]
+        raise InputError(
+            f"{root} has {' and '.join(found)} but no test folder", f"name the images to use: --data {root / found[-1]}"
+        )
+    classes_root = parts.get("train") or parts.get("test") or root
+    names, items, left_out = list_classes(classes_root, root)
+    if "train" in parts:
+        left_out = {}
+        items = list_part(parts["test"], classes_root, root, names, left_out)
+    warn_left_out(root, left_out)
+    return _Images(tuple(names), labels_of(items), lambda index, convert: convert_image(items[index].path, convert))
+
+
+def _with_classes(images: _Images, models: Sequence[Classifier]) -> _Images:
+    """Return the images with the classes of the models, of which some may have no images."""
+    named = [model for model in models if model.class_names]
+    for model in named:
+        names = model.class_names or ()
+        if names != named[0].class_names:
+            raise InputError(f"{named[0].path} and {model.path} have different class names", "compare the same classes")
+        if unknown := sorted(set(images.class_names) - set(names)):
+            raise InputError(
+                f"the images have the class {unknown[0]!r}, {model.path} has {', '.join(names[:8])}"
+                f"{' …' if len(names) > 8 else ''}",
+                "use images of the classes that the model was trained on",
+            )
+        positions = np.array([names.index(name) for name in images.class_names])
+        images = replace(images, class_names=names, labels=positions[images.labels])
+    for model in models:
+        if model.classes not in (None, len(images.class_names)):
+            raise InputError(
+                f"{model.path} returns {model.classes} logits, the images have {len(images.class_names)} classes: "
+                f"{', '.join(images.class_names[:8])}{' …' if len(images.class_names) > 8 else ''}",
+                "the class folders, sorted by name, must be the classes of the model in the order of its logits",
+            )
+    return images

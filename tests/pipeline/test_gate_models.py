@@ -1,0 +1,194 @@
+"""`kdedge gate` on two ONNX models: kdedge's own, and classifiers with other inputs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from torchvision import transforms
+from typer.testing import CliRunner
+
+import kdedge
+from kdedge.benchmarks.input_adapter import PREPROCESSING, open_classifier
+from kdedge.benchmarks.session import open_model, run_model
+from kdedge.pipeline.cli import app
+from kdedge.pipeline.data.options import DataConfig
+from kdedge.pipeline.data.sources import open_dataset
+from tests.tiny import make_folder
+
+BUNDLE = Path(__file__).resolve().parents[2] / "artifacts" / "reference" / "bundle"
+FLOAT, HALF, UINT8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["gate", *map(str, arguments)], env={"COLUMNS": "80"})
+
+
+def colour_model(path, *, shape=("N", 3, 16, 16), kind=FLOAT, order=(2, 1, 0), classes=3):
+    """Write a classifier whose logits are the mean blue, green and red of the image (`order`: of the channels)."""
+    axes = [2, 3] if shape[1] == 3 else [1, 2]
+    nodes = [
+        helper.make_node("Cast", ["image"], ["floats"], to=FLOAT),
+        helper.make_node("ReduceMean", ["floats"], ["mean"], axes=axes, keepdims=0),
+        helper.make_node("Gather", ["mean", "order"], ["scores"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "colours",
+        [helper.make_tensor_value_info("image", kind, shape)],
+        [helper.make_tensor_value_info("scores", FLOAT, [shape[0], classes])],
+        [numpy_helper.from_array(np.array(order), "order")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("gate") / "images", train=3, test=10)
+
+
+def gate(fp32, int8, data, *options):
+    result = invoke(fp32, int8, "--data", data, "--limit-pp", 20, "--json", *options)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_the_reference_models_need_no_option_and_agree_with_the_python_function():
+    found = gate(BUNDLE / "student.onnx", BUNDLE / "student.int8.onnx", "sample")
+    test = open_dataset(DataConfig(source="sample")).test()
+    fp32, int8 = (run_model(open_model(BUNDLE / name), test.images) for name in ("student.onnx", "student.int8.onnx"))
+    expected = kdedge.gate(fp32.argmax(1) == test.labels, int8.argmax(1) == test.labels, 20)
+    same = ("verdict", "loss_pp", "loss_lower95_pp", "loss_upper95_pp", "fp32_only_right", "int8_only_right")
+    assert {key: found["gate"][key] for key in same} == {key: expected[key] for key in same}
+    assert found["gate"]["changed_answers"] == (fp32.argmax(1) != int8.argmax(1)).sum()
+    assert found["images"] == 1000
+    assert {row["class"] for row in found["per_class"]} == set(test.class_names)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "options"),
+    [
+        (("N", 3, 16, 16), FLOAT, ("--preprocessing", "torchvision")),
+        (("N", 16, 16, 3), FLOAT, ("--preprocessing", "keras")),
+        ((4, 3, 16, 16), HALF, ("--scale", 1, "--mean", "120,121,122")),
+        (("N", 16, 16, 3), UINT8, ()),
+        ((1, 3, 16, 16), UINT8, ()),
+        (("N", 3, "H", "W"), UINT8, ("--image-size", 16)),
+        (("N", "C", 16, 16), FLOAT, ("--layout", "nchw", "--std", 0.5)),
+    ],
+)
+def test_models_with_other_inputs(shape, kind, options, folder, tmp_path):
+    channels = tuple(3 if axis == "C" else axis for axis in shape)
+    model = colour_model(tmp_path / "model.onnx", shape=channels, kind=kind)
+    if channels != shape:  # the channels are dynamic
+        proto = onnx.load(model)
+        proto.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "C"
+        onnx.save(proto, model)
+    found = gate(model, model, folder, *options)
+    assert found["images"] == 30  # of the test folder only
+    assert found["accuracy"]["fp32_top1_pct"] == 100
+    assert found["gate"]["changed_answers"] == 0
+
+
+def test_a_folder_without_parts_is_used_whole(folder, tmp_path):
+    model = colour_model(tmp_path / "model.onnx", kind=UINT8)
+    assert gate(model, model, f"folder:{folder / 'train'}", "--limit-pp", 50)["images"] == 9
+
+
+def test_a_worse_model_fails(folder, tmp_path):
+    fp32 = colour_model(tmp_path / "fp32.onnx")
+    int8 = colour_model(tmp_path / "int8.onnx", kind=UINT8, order=(2, 2, 0), shape=("N", 16, 16, 3))
+    result = invoke(fp32, int8, "--data", folder, "--preprocessing", "kdedge")
+    assert result.exit_code == 3
+    assert "gate: failed" in result.stdout
+    assert result.stdout.index("green") < result.stdout.index("blue  ")
+
+
+def options_for(tmp_path, folder):
+    model = colour_model(tmp_path / "float.onnx")
+    pixels = colour_model(tmp_path / "uint8.onnx", kind=UINT8)
+    small = colour_model(tmp_path / "small.onnx", shape=("N", 3, 8, 8), kind=UINT8)
+    wide = colour_model(tmp_path / "wide.onnx", shape=("N", 3, 8, 16), kind=UINT8)
+    dynamic = colour_model(tmp_path / "dynamic.onnx", shape=("N", 3, "H", "W"), kind=UINT8)
+    unclear = colour_model(tmp_path / "unclear.onnx", shape=("N", 3, 3, 3), kind=UINT8)
+    four = colour_model(tmp_path / "four.onnx", kind=UINT8, order=(2, 1, 0, 0), classes=4)
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(pixels.read_bytes()[:50])
+    data = ("--data", folder)
+    return {
+        "no preprocessing": ((model, model, *data), "takes floats, and the file does not describe the preprocessing"),
+        "no data": ((pixels, pixels), "two models need test images"),
+        "no folder": ((pixels, pixels, "--data", tmp_path / "none"), "is not a folder"),
+        "no test folder": ((pixels, pixels, "--data", tmp_path / "parts"), "but no test folder"),
+        "unknown name": ((model, model, *data, "--preprocessing", "keers"), "did you mean 'keras'?"),
+        "bad mean": ((model, model, *data, "--mean", "1,2"), "--mean '1,2' is not one number or three"),
+        "zero std": ((model, model, *data, "--std", "0"), "--std '0' is not one number above 0"),
+        "no effect": ((pixels, pixels, *data, "--mean", "1"), "--mean has no effect"),
+        "unknown layout": ((pixels, pixels, *data, "--layout", "CHWN"), "--layout 'CHWN' is unknown"),
+        "wrong layout": ((pixels, pixels, *data, "--layout", "NHWC"), "in NHWC"),
+        "unclear layout": ((unclear, unclear, *data), "the layout is not clear"),
+        "not square": ((wide, wide, *data), "expected square images"),
+        "dynamic size": ((dynamic, dynamic, *data), "give --image-size"),
+        "another size": ((pixels, pixels, *data, "--image-size", "32"), "--image-size 32 differs from the 16 pixels"),
+        "two sizes": ((pixels, small, *data), "of 16 pixels"),
+        "classes": ((four, four, *data), "returns 4 logits, the images have 3 classes: blue, green, red"),
+        "names": ((BUNDLE / "student.onnx", BUNDLE / "student.int8.onnx", *data), "the images have the class 'blue'"),
+        "broken": ((broken, broken, *data), "is not a usable ONNX model"),
+        "missing": ((tmp_path / "none.onnx", pixels, *data), "no model at"),
+        "mixed": ((pixels, "b.csv", *data), "neither two models nor two prediction files"),
+        "files": (("a.csv", "b.csv", *data), "--data is for two models"),
+    }
+
+
+def test_what_does_not_fit_is_refused(folder, tmp_path):
+    for part in ("train", "val"):
+        (tmp_path / "parts" / part / "cat").mkdir(parents=True)
+    for name, (arguments, message) in options_for(tmp_path, folder).items():
+        result = invoke(*arguments)
+        assert result.exit_code == 2, (name, result.output, result.exception)
+        assert message in " ".join(result.stderr.split()), name
+        assert result.stdout == "", name
+
+
+def test_dynamic_quantization_sees_one_image_at_a_time(tmp_path):
+    model = onnx.load(colour_model(tmp_path / "model.onnx"))
+    model.graph.node.append(helper.make_node("DynamicQuantizeLinear", ["scores"], ["q", "scale", "zero"]))
+    onnx.save(model, tmp_path / "dynamic.onnx")
+    assert open_classifier(tmp_path / "model.onnx").batch is None
+    assert open_classifier(tmp_path / "dynamic.onnx").batch == 1
+
+
+@pytest.mark.parametrize(("width", "height"), [(50, 40), (40, 50), (23, 97), (32, 32)])
+def test_named_preprocessing_is_that_of_the_projects(width, height):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    filters = transforms.InterpolationMode
+    for name, side, resample in (
+        ("torchvision", 37, filters.BILINEAR), ("timm", 37, filters.BICUBIC), ("ultralytics", 32, filters.BILINEAR)
+    ):  # fmt: skip
+        steps = [transforms.Resize(side, resample), transforms.CenterCrop(32), transforms.ToTensor()]
+        if name != "ultralytics":
+            steps.append(transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        expected = transforms.Compose(steps)(image).numpy().transpose(1, 2, 0)
+        preprocessing = PREPROCESSING[name]
+        np.testing.assert_allclose(preprocessing.floats(preprocessing.pixels(image, 32)[None])[0], expected, atol=1e-5)
+    keras = PREPROCESSING["keras"].floats(np.array([0, 255], np.uint8).reshape(2, 1, 1, 1).repeat(3, axis=3))
+    assert np.unique(keras).tolist() == [-1, 1]
+
+
+def test_the_command_needs_no_pytorch(folder, tmp_path):
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'torchvision', 'onnx', 'matplotlib')))\n"
+        "from kdedge.pipeline.cli import app; app(sys.argv[1:])"
+    )
+    model = str(colour_model(tmp_path / "model.onnx"))
+    command = [sys.executable, "-c", code, "gate", model, model, "--data", str(folder), "--preprocessing", "timm"]
+    done = subprocess.run([*command, "--limit-pp", "20"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("gate: passed")
