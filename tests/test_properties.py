@@ -16,6 +16,7 @@ from kdedge.errors import InputError
 from kdedge.export.bundle import standalone
 from kdedge.images import read_image
 from kdedge.parsing import parse_choices, parse_counts, parse_cpus, parse_paths
+from kdedge.pipeline.data.parts import hold_out_groups
 
 few = settings(
     max_examples=50, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -151,6 +152,26 @@ def test_a_sample_is_stratified_and_the_beginning_of_a_larger_one(whole, count, 
     there, taken = np.bincount(whole.labels), np.bincount(whole.labels[drawn], minlength=whole.labels.max() + 1)
     # A class with fewer images than another gave all that it has, or is at most one behind.
     assert all(mine == have or mine >= taken.max() - 1 for mine, have in zip(taken, there, strict=True))
+
+
+@few
+@given(st.data(), st.floats(0.05, 0.5), st.integers(1, 2), st.booleans())
+def test_groups_are_held_out_as_a_whole_and_every_class_keeps_some(data, fraction, least_kept, pure):
+    count = data.draw(st.integers(1, 120))
+    drawn = data.draw(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=count, max_size=count))
+    labels, groups = np.array(drawn).T
+    if pure:  # each group has one class
+        groups += 10 * labels
+    groups, labels = (np.unique(values, return_inverse=True)[1] for values in (groups, labels))
+    division = [hold_out_groups(labels, groups, fraction, np.random.default_rng(0), least_kept) for _ in range(2)]
+    kept, held = division[0]
+    assert sorted([*kept, *held]) == list(range(count))
+    assert not set(groups[kept]) & set(groups[held])
+    assert all(np.array_equal(first, again) for first, again in zip(*division, strict=True))
+    for label in np.unique(labels):
+        there = len(set(groups[labels == label]))
+        assert len(set(groups[kept][labels[kept] == label])) >= min(there, least_kept)
+        assert not pure or there <= least_kept or label in labels[held]
 
 
 # Intervals and the gate ------------------------------------------------------------------------------------------
