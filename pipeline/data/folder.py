@@ -305,7 +305,8 @@ def open_folder(config: DataConfig, root: Path) -> Folder:
             classes of the parts differ.
     """
     if not root.is_dir():
-        raise InputError(f"the data folder {root} {'is not a folder' if root.exists() else 'does not exist'}", LAYOUT)
+        found = "is not a folder" if root.exists() else "does not exist"
+        raise InputError(f"the data folder {root} {found}", f"{LAYOUT}, or a .csv, .parquet or .npz file")
     folders = find_parts(root)
     classes_root = folders.get("train") or folders.get("test") or root
     names, items, left_out = list_classes(classes_root, root)

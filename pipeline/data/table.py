@@ -77,6 +77,8 @@ def _item(file: Path, row: _Row, names: list[str]) -> Item:
     name = row.path
     if path.is_absolute():  # what only this machine has is not part of a name
         name = path.relative_to(base).as_posix() if path.is_relative_to(base) else path.name
+    if not (base / path).is_file() and (base / path).exists():  # reading a FIFO would wait
+        raise _bad(file, row.place, f"{row.path} is not a regular file")
     return Item(base / path, names.index(row.label), name, f"{row.place} of {file.name}", row.group, row.part)
 
 

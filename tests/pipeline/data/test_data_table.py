@@ -1,5 +1,6 @@
 """Images that a table lists: CSV and Parquet, splits, groups, and every mistake with its line."""
 
+import os
 import shutil
 import sys
 import types
@@ -212,6 +213,17 @@ def test_images_that_cannot_be_read_are_named_with_their_line(tmp_path: Path) ->
     message = str(failure(file, r"\(2 images in all\)"))
     assert "No such file or directory (line 5 of labels.csv)" in message
     assert "(line 9 of labels.csv)" in message
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_folders_and_fifos_are_no_images(tmp_path: Path) -> None:
+    file = write(tmp_path, numbered({"a": 4, "b": 4}))
+    (tmp_path / "images" / "2.png").unlink()
+    (tmp_path / "images" / "2.png").mkdir()
+    failure(file, "line 4 of .*csv: images/2.png is not a regular file")
+    (tmp_path / "images" / "2.png").rmdir()
+    os.mkfifo(tmp_path / "images" / "2.png")
+    failure(file, "line 4 of .*csv: images/2.png is not a regular file")
 
 
 def test_a_moved_table_is_the_same_run(tmp_path: Path) -> None:
