@@ -66,7 +66,7 @@ class Dataset(Protocol):
         ...
 
     def test(self) -> Split:
-        """Decode the test images. Only the benchmark may call this."""
+        """Decode the test images. Only the benchmark and `kdedge data`, which chooses nothing, may call this."""
         ...
 
     def train_sha256(self) -> str:

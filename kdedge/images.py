@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,15 @@ from kdedge.progress import track, warn
 
 __all__ = [
     "EXTENSIONS",
+    "Overview",
     "UnreadableImageError",
     "check_image",
     "check_pixels",
     "convert_image",
     "fill_images",
     "for_each",
-    "image_dimensions",
+    "overview",
+    "overview_pixels",
     "preprocessing",
     "read_image",
     "resize_images",
@@ -138,16 +141,6 @@ def check_image(path: Path) -> None:
         image.verify()
 
 
-def image_dimensions(path: Path) -> tuple[int, int]:
-    """Return width and height in pixels from the header of an image file (smaller for a JPEG over the limit).
-
-    Raises:
-        UnreadableImageError: As `check_image`.
-    """
-    with _opened(path) as image:
-        return image.size
-
-
 def check_pixels(path: Path) -> None:
     """Check that `read_image` can read a file.
 
@@ -157,6 +150,49 @@ def check_pixels(path: Path) -> None:
     with _opened(path) as image, _turn(image):
         image.draft(None, (1, 1))  # JPEG only: the whole file is decoded, but to an eighth of its side
         _to_rgb(image, path)
+
+
+@dataclass(frozen=True, eq=False)
+class Overview:
+    """Contents of an image file.
+
+    Attributes:
+        size: Width and height in pixels.
+        mode: Pillow's name of the pixel format, such as ``L`` (grey) or ``RGB``.
+        transparent: Whether it has transparency.
+        thumbnail: The picture as RGB, ``[height, width, 3]`` uint8.
+    """
+
+    size: tuple[int, int]
+    mode: str
+    transparent: bool
+    thumbnail: NDArray[np.uint8]
+
+
+def overview(path: Path, size: tuple[int, int]) -> Overview:
+    """Decode an image file, a large JPEG to a fraction of its side, and return its contents.
+
+    Args:
+        path: The file.
+        size: Width and height of the thumbnail.
+
+    Raises:
+        UnreadableImageError: As `read_image`.
+    """
+    with _opened(path) as image, _turn(image):
+        seen = (image.size, image.mode, image.has_transparency_data)
+        image.draft(None, (4 * size[0], 4 * size[1]))
+        return Overview(*seen, _thumbnail(_to_rgb(image, path), size))
+
+
+def overview_pixels(pixels: NDArray[np.uint8], size: tuple[int, int]) -> Overview:
+    """Return the contents of a decoded image, see `overview` and `resize_pixels`."""
+    image = _from_pixels(pixels)
+    return Overview(image.size, image.mode, False, _thumbnail(image.convert("RGB"), size))
+
+
+def _thumbnail(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    return np.asarray(image.resize(size, Image.Resampling.BOX))
 
 
 def read_image(path: Path, size: int) -> NDArray[np.uint8]:
@@ -195,8 +231,12 @@ def resize_pixels(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     Returns:
         [S, S, 3] uint8 RGB.
     """
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+    image = _from_pixels(pixels)
     return _resize(image if image.mode == "RGB" else image.convert("RGB"), size)
+
+
+def _from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
 def resize_images(images: NDArray[np.uint8], size: int, copies: int = 1) -> NDArray[np.uint8]:

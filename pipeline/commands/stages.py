@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kdedge.errors import GateError
+from kdedge.errors import GateError, InputError
 from kdedge.pipeline.commands.flags import BEGINNING, DEFAULT_OUT, JSON, STAGE, Options, configured
 from kdedge.pipeline.config import SECTIONS, Config
 from kdedge.progress import log
@@ -24,6 +24,15 @@ _BUNDLE: Options = {
         None,
     ),
 } | JSON
+_DATA: Options = {
+    "page_dir": (
+        Annotated[
+            Path | None,
+            typer.Option("--out", help="Directory for the page data.html. Default: no page.", metavar="path"),
+        ],
+        None,
+    )
+}
 # The options in the README.
 _FIRST = (
     "out", "data__source", "data__image_size", "teacher__weights", "distill__student", "distill__method",
@@ -50,17 +59,28 @@ def run_all(config: Config, out: Path, **again: bool) -> None:
     print(f"bundle: {made}\n  kdedge verify --sha256 {_manifest_sha256(made)} {made}\n  kdedge predict {made} IMAGE")
 
 
-@app.command(help="Fetch the data set, check it and print a summary.")
-@configured(("data",), STAGE | JSON, without=("out", "force", "refresh"))
-def data(config: Config, as_json: bool) -> None:
-    """Print the data set as a table on a terminal, otherwise as one JSON line."""
-    from kdedge.pipeline.data.summary import print_summary, summarise
+@app.command(help="Fetch the data set, check it and show its contents. Exit code 2: training cannot use it.")
+@configured(("data",), _DATA | JSON | STAGE, without=("out", "force", "refresh"))
+def data(config: Config, as_json: bool, page_dir: Path | None) -> None:
+    """Print the data set as a table, or one JSON line if stdout is not a terminal, and write ``data.html``."""
+    from kdedge.pipeline.data.summary import summarise
+    from kdedge.pipeline.data.summary_text import print_summary, write_page
 
-    facts = summarise(config.data)
+    if page_dir:
+        from kdedge.pipeline.data.folder import check_outside
+        from kdedge.pipeline.data.sources import find_dataset
+
+        check_outside(find_dataset(config.data), page_dir)
+    facts, images = summarise(config.data)
+    page = write_page(facts, images, page_dir) if page_dir else None
     if as_json or not sys.stdout.isatty():
-        print(json.dumps(facts))
+        print(json.dumps(facts | {"page": str(page)} if page else facts))
     else:
         print_summary(facts)
+        if page:
+            print(f"page: {page}")
+    if unreadable := facts["unreadable"]:
+        raise InputError(f"{len(unreadable):,} images cannot be read", "replace or remove these files")
 
 
 @app.command(help="Fine-tune the teacher.", rich_help_panel=_STAGES)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdedge.errors import InputError
-from kdedge.images import resize_pixels
+from kdedge.images import Overview, overview_pixels, resize_pixels
 from kdedge.pipeline.data.class_folders import class_name, is_label, log_once
 from kdedge.pipeline.data.folder import Folder, from_parts
 from kdedge.pipeline.data.items import Item
@@ -87,9 +87,9 @@ class _ArrayItem(Item):
         """Read the array."""
         self.array.images()
 
-    def dimensions(self) -> tuple[int, int]:
-        """Return width and height in pixels."""
-        return self.array.shape[2], self.array.shape[1]
+    def overview(self, size: tuple[int, int]) -> Overview:
+        """Return the contents of the image, with a thumbnail of this width and height."""
+        return overview_pixels(self.array.images()[self.index], size)
 
     def read(self, size: int) -> NDArray[np.uint8]:
         """Return the pixels, ``[size, size, 3]`` uint8."""

@@ -1,17 +1,38 @@
-"""Finds files with the same bytes: test images that are also training images, and images in two classes."""
+"""Finds images that a data set holds more than once: with the same bytes, or with the same picture.
+
+The same picture may be stored in another format, quality or size. Its difference hash (dHash) hardly changes: 64 bits,
+one for each place in an 8 x 8 grid, set where the picture gets brighter to the right. Images whose hashes almost agree
+are compared pixel by pixel, as thumbnails.
+"""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kdedge.errors import InputError
 
-if TYPE_CHECKING:
-    from kdedge.pipeline.data.items import Item
+__all__ = ["COPIES", "THUMBNAIL", "dhash", "digest", "find_copies", "near_pairs", "same", "union"]
 
-__all__ = ["copied_test_images", "digest", "in_two_classes"]
+THUMBNAIL = (18, 16)
+"""Width and height in pixels of the thumbnails that are compared."""
+
+COPIES = {
+    "test_copies": "test images are copies of training or validation images",
+    "in_two_classes": "images have a copy in another class",
+    "in_training": "training and validation images are repeated",
+    "in_test": "test images are repeated",
+}
+"""The kinds of copies that `find_copies` returns."""
+
+_MOST_BITS = 8  # of 64, in which the hashes of the same picture differ
+_MOST_DIFFERENCE = 0.2  # between thumbnails of the same picture, relative to their contrast
+_LEAST_CONTRAST = 4.0  # standard deviation of a channel; a blank image is like every other
+_ROWS = 64  # hashes that are compared with all others at a time
+_PAIRS = 4096  # thumbnails that are compared at a time
 
 
 def digest(path: Path) -> bytes:
@@ -34,17 +55,76 @@ def _digest_of(path: Path, *_: int) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def copied_test_images(learned: Sequence["Item"], test: Sequence["Item"]) -> list[tuple["Item", "Item"]]:
-    """Return the test images that are copies of training or validation images, each with the first such image."""
-    known: dict[bytes, Item] = {}
-    for item in learned:
-        known.setdefault(item.digest(), item)
-    return [(item, known[item.digest()]) for item in test if item.digest() in known]
+def same(keys: Iterable[Hashable]) -> list[list[int]]:
+    """Return the indices of equal keys, in groups of at least two."""
+    places: dict[Hashable, list[int]] = {}
+    for index, key in enumerate(keys):
+        places.setdefault(key, []).append(index)
+    return [group for group in places.values() if len(group) > 1]
 
 
-def in_two_classes(items: Sequence["Item"]) -> list[list["Item"]]:
-    """Return the groups of images with the same bytes that are in more than one class."""
-    by_digest: dict[bytes, list[Item]] = {}
-    for item in items:
-        by_digest.setdefault(item.digest(), []).append(item)
-    return [group for group in by_digest.values() if len({item.label for item in group}) > 1]
+def dhash(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Return the difference hashes ``[N]`` of thumbnails ``[N, 16, 18, 3]``."""
+    cells = thumbnails.mean(3, dtype=np.float32).reshape(-1, 8, 2, 9, 2).mean((2, 4))
+    bits = np.diff(cells, axis=2) > 1  # one step of brightness: less is noise of a flat area
+    return np.packbits(bits.reshape(-1, 64), axis=1).view(np.uint64)[:, 0]
+
+
+def near_pairs(thumbnails: NDArray[np.uint8]) -> list[tuple[int, int]]:
+    """Return the pairs of images with the same picture, the lower index first; blank images have no pair.
+
+    Every image is compared with every other: 60,000 take some seconds.
+
+    Args:
+        thumbnails: uint8 RGB, ``[N, 16, 18, 3]``.
+    """
+    contrast = np.array([thumbnail.std((0, 1)).mean() for thumbnail in thumbnails])
+    images = np.flatnonzero(contrast >= _LEAST_CONTRAST)
+    hashes, found = dhash(thumbnails[images]), []
+    for start in range(0, len(images), _ROWS):
+        close = np.bitwise_count(hashes[start : start + _ROWS, None] ^ hashes[None, start:]) <= _MOST_BITS
+        pairs = images[start + np.argwhere(np.triu(close, 1))]
+        for first, second in (pairs[at : at + _PAIRS].T for at in range(0, len(pairs), _PAIRS)):
+            differences = np.abs(thumbnails[first].astype(np.int16) - thumbnails[second]).mean((1, 2, 3))
+            equal = differences <= _MOST_DIFFERENCE * np.minimum(contrast[first], contrast[second])
+            found += list(zip(first[equal].tolist(), second[equal].tolist(), strict=True))
+    return found
+
+
+def union(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """Return the groups of indices that pairs connect, each ascending."""
+    leader: dict[int, int] = {}
+
+    def find(index: int) -> int:
+        while (above := leader.setdefault(index, index)) != index:
+            index = leader[index] = leader[above]
+        return index
+
+    for pair in pairs:
+        low, high = sorted(map(find, pair))
+        leader[high] = low
+    members = sorted(leader)
+    return [[members[place] for place in group] for group in same(map(find, members))]
+
+
+def find_copies(
+    groups: Iterable[Sequence[int]], labels: Sequence[int] | NDArray[np.int64], test: Sequence[bool] | NDArray[np.bool_]
+) -> dict[str, list[tuple[int, int]]]:
+    """Return the copies of each kind of `COPIES`: one pair for each image that counts, the image and a copy of it.
+
+    Args:
+        groups: Indices of images that are copies of each other.
+        labels: Class of each image, ``[N]``.
+        test: Whether an image is a test image, ``[N]``.
+    """
+    copies: dict[str, list[tuple[int, int]]] = {kind: [] for kind in COPIES}
+    for group in groups:
+        tested, learned = [index for index in group if test[index]], [index for index in group if not test[index]]
+        copies["in_training"] += [(index, learned[0]) for index in learned[1:]]
+        copies["in_test"] += [(index, tested[0]) for index in tested[1:]]
+        if learned:
+            copies["test_copies"] += [(index, learned[0]) for index in tested]
+        first = {labels[index]: index for index in reversed(group)}
+        for index in group if len(first) > 1 else ():
+            copies["in_two_classes"].append((index, next(first[label] for label in first if label != labels[index])))
+    return copies

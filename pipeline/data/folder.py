@@ -11,7 +11,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from kdedge.pipeline.data.class_folders import (
     warn_left_out,
     warn_missing,
 )
-from kdedge.pipeline.data.duplicates import copied_test_images, in_two_classes
+from kdedge.pipeline.data.duplicates import find_copies, same
 from kdedge.pipeline.data.items import Item, for_all, labels_of
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.parts import Parts, divide
@@ -119,19 +119,36 @@ class Folder:
         key = (self.train_sha256(), self.val_fraction, self.train_size)
         if key in _decoded:
             return _decoded[key]
-        items = self.train_items + self.val_items
-        validation = np.arange(len(items)) >= len(self.train_items) if self.val_items else None
-        undecoded = Split(
-            np.empty((len(items), 0, 0, 3), np.uint8), labels_of(items), self.class_names, None, validation
-        )
-        used = keep_used(undecoded, self.val_fraction, self.train_size)
-        images = self._decode([items[index] for index in used.dataset_indices], "reading training images", copies=2)
-        split = replace(used, images=images)
+        split = self.decoded(keep_used(self.undecoded(), self.val_fraction, self.train_size), copies=2)
+        images = split.images
         _decoded.clear()
         if images.nbytes <= _MOST_KEPT_BYTES:
             images.flags.writeable = False
             _decoded[key] = split
         return split
+
+    def undecoded(self) -> Split:
+        """Return the training and validation images without their pixels."""
+        items = self.train_items + self.val_items
+        validation = np.arange(len(items)) >= len(self.train_items) if self.val_items else None
+        return Split(np.empty((len(items), 0, 0, 3), np.uint8), labels_of(items), self.class_names, None, validation)
+
+    def decoded(self, some: Split, copies: int = 1) -> Split:
+        """Return a part of `undecoded` with its pixels.
+
+        Raises:
+            InputError: Images cannot be read, or ``copies`` times their pixels do not fit into memory.
+        """
+        items = [self.items[index] for index in some.dataset_indices]
+        return replace(some, images=self._decode(items, "reading training images", copies))
+
+    def without(self, indices: Collection[int]) -> "Folder":
+        """Return the data set without these images, given by their index in `items`."""
+        kept = iter(index not in indices for index in range(len(self.items)))
+        train, val, test = (
+            tuple(item for item in items if next(kept)) for items in (self.train_items, self.val_items, self.test_items)
+        )
+        return replace(self, train_items=train, val_items=val, test_items=test)
 
     def test(self) -> Split:
         """Decode the test images, without opening a training image."""
@@ -161,20 +178,6 @@ class Folder:
         for_all(self.test_items, lambda index: self.test_items[index].check_pixels(), "checking test images")
         return self._hash(self.test_items)
 
-    def source_sizes(self) -> dict[str, list[int]]:
-        """Return width and height in pixels of the ``smallest``, ``median`` and ``largest`` stored image."""
-        items = self.items
-        sizes = [(0, 0)] * len(items)
-
-        def measure(index: int) -> None:
-            sizes[index] = items[index].dimensions()
-
-        for_all(items, measure, "reading sizes")
-        sizes.sort(key=lambda size: size[0] * size[1])
-        return {
-            name: list(sizes[place]) for name, place in (("smallest", 0), ("median", len(sizes) // 2), ("largest", -1))
-        }
-
     def duplicates(self) -> dict[str, Any]:
         """Count images with the same bytes.
 
@@ -186,15 +189,20 @@ class Folder:
         Raises:
             InputError: A file cannot be read.
         """
-        learned = self.train_items + self.val_items
-        copies, mixed = copied_test_images(learned, self.test_items), in_two_classes(learned + self.test_items)
-        other = [next(item for item in items if item.label != items[0].label) for items in mixed[:1]]
+        copies = self.copies(same(item.digest() for item in self.items))
         return {
-            "test_copies": len(copies),
-            "test_copies_example": self._names(copies[0]) if copies else None,
-            "in_two_classes": sum(len(items) for items in mixed),
-            "in_two_classes_example": self._names((mixed[0][0], other[0])) if mixed else None,
+            key: value
+            for kind in ("test_copies", "in_two_classes")
+            for key, value in (
+                (kind, len(copies[kind])),
+                (f"{kind}_example", list(map(self.file_name, copies[kind][0])) if copies[kind] else None),
+            )
         }
+
+    def copies(self, groups: Iterable[Sequence[int]]) -> dict[str, list[tuple[int, int]]]:
+        """Return the copies of each kind among groups of equal images, given by their index in `items`."""
+        learned = len(self.train_items) + len(self.val_items)
+        return find_copies(groups, labels_of(self.items), np.arange(len(self.items)) >= learned)
 
     def warn_duplicates(self) -> None:
         """Warn of the images that `duplicates` counts.
@@ -216,8 +224,9 @@ class Folder:
                 f"{second}: one of the labels is wrong"
             )
 
-    def _names(self, items: Sequence[Item]) -> list[str]:
-        return [os.fsencode(item.name).decode(errors="replace") for item in items]
+    def file_name(self, index: int) -> str:
+        """Return the name of an image, given by its index in `items`, for messages."""
+        return os.fsencode(self.items[index].name).decode(errors="replace")
 
     def _require_train(self) -> None:
         if not self.train_items:

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdedge.images import (
+    Overview,
     UnreadableImageError,
     check_image,
     check_pixels,
     for_each,
-    image_dimensions,
+    overview,
     read_image,
     unreadable,
 )
@@ -58,9 +59,9 @@ class Item:
         """Check that `read` works, see `kdedge.images.check_pixels`."""
         check_pixels(self.path)
 
-    def dimensions(self) -> tuple[int, int]:
-        """Return width and height in pixels, see `image_dimensions`."""
-        return image_dimensions(self.path)
+    def overview(self, size: tuple[int, int]) -> Overview:
+        """Return the contents of the image, with a thumbnail of this width and height, see `kdedge.images.overview`."""
+        return overview(self.path, size)
 
     def read(self, size: int) -> NDArray[np.uint8]:
         """Return the pixels, ``[size, size, 3]`` uint8, see `read_image`."""

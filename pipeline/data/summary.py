@@ -1,33 +1,48 @@
-"""Summary of a data set for `kdedge data`: counts of every class, files left out, duplicates.
-
-The training images are decoded and the test images checked, so a data set that `kdedge data` accepts is readable.
-"""
+"""Summary of a data set: plain data for `kdedge data`, and one line with which `run-all` begins."""
 
 from collections import Counter
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
-from kdedge.dataset import split_train_val
+from kdedge.benchmarks.gate import images_to_pass
+from kdedge.benchmarks.options import BenchmarkConfig
+from kdedge.dataset import Dataset, Split, split_train_val
+from kdedge.errors import InputError
+from kdedge.images import unreadable
 from kdedge.pipeline.data.folder import Folder
+from kdedge.pipeline.data.inspection import inspect, pixel_facts, sample, training_labels
 from kdedge.pipeline.data.options import DataConfig
-from kdedge.pipeline.data.sources import open_dataset
+from kdedge.pipeline.data.sources import find_dataset
 
-__all__ = ["print_summary", "summarise"]
+__all__ = ["short_summary", "summarise"]
 
-_MOST_ROWS = 40
+_FEW = 200  # images whose color the short summary looks at
+_LIKELY_CHANGED = 0.01  # share of the images on which exactly one of FP32 and INT8 is right
+_POWER = 0.8  # probability that the gate passes a model without a loss
+_KERNEL = 3  # pixels, of the first convolution of the default student
 
 
-def summarise(config: DataConfig) -> dict[str, Any]:
-    """Return the summary of a data set, JSON-ready.
+def summarise(config: DataConfig) -> tuple[dict[str, Any], Split]:
+    """Return the summary of a data set, JSON-ready, and a stratified sample of its training images.
+
+    Files that cannot be read are listed under ``unreadable`` and otherwise left out.
 
     Raises:
-        InputError: The data set is missing or damaged.
+        InputError: The data set is missing or damaged, or too few of its files can be read.
         StageError: CIFAR-10 cannot be downloaded.
     """
-    dataset = open_dataset(config)
+    inspection = inspect(find_dataset(config))
+    dataset, errors = inspection.dataset, inspection.unreadable
     names = dataset.class_names
-    train, val = split_train_val(dataset.train(), config.val_fraction, config.train_size)
+    whole = dataset.undecoded() if isinstance(dataset, Folder) else dataset.train()
+    try:
+        train, val = split_train_val(whole, config.val_fraction, config.train_size)
+    except InputError:
+        if errors:
+            raise unreadable(errors) from None
+        raise
     train_counts, val_counts = (np.bincount(part.labels, minlength=len(names)).tolist() for part in (train, val))
     test_counts = dataset.test_counts()
     left_out = dataset.left_out if isinstance(dataset, Folder) else {}
@@ -35,6 +50,8 @@ def summarise(config: DataConfig) -> dict[str, Any]:
     for (name, kind), count in left_out.items():
         of_class[name] += count
         of_kind[kind] += count
+    rarest, largest = int(np.argmin(train_counts)), int(np.argmax(train_counts))
+    shown, limit_pp = sample(dataset), BenchmarkConfig().limit_pp
     summary = {
         "data": dataset.name,
         "classes": list(names),
@@ -48,38 +65,57 @@ def summarise(config: DataConfig) -> dict[str, Any]:
             {"class": name, "train": a, "val": b, "test": c, "left_out": of_class[name]}
             for name, a, b, c in zip(names, train_counts, val_counts, test_counts, strict=True)
         ],
+        "smallest_class": {"class": names[rarest], "train": train_counts[rarest]},
+        "largest_class": {"class": names[largest], "train": train_counts[largest]},
+        "imbalance": round(train_counts[largest] / train_counts[rarest], 2),
         "left_out": dict(of_kind),
+        "unreadable": [{"file": str(error.path), "reason": error.reason} for error in errors],
+        "duplicates": inspection.duplicates,
+        "near_duplicates": inspection.near_duplicates,
+        "pixels": pixel_facts(shown.images),
+        "gate": {
+            "limit_pp": limit_pp,
+            "least_test_images": images_to_pass(limit_pp, discordance=0, power=_POWER),
+            "likely_changed_pct": 100 * _LIKELY_CHANGED,
+            "likely_test_images": images_to_pass(limit_pp, discordance=_LIKELY_CHANGED, power=_POWER),
+        },
+        "defaults": _defaults(shown),
     }
+    if inspection.files:
+        files = inspection.files
+        summary |= {"source_sizes": files["sizes"], "modes": files["modes"], "transparent": files["transparent"]}
     if isinstance(dataset, Folder):
         dataset.warn_duplicates()
-        summary |= {"source_sizes": dataset.source_sizes(), "duplicates": dataset.duplicates()}
-    return summary
+    return summary, shown
 
 
-def print_summary(summary: dict[str, Any]) -> None:
-    """Print the result of `summarise` as a table."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def short_summary(dataset: Dataset) -> str:
+    """Return the data set in one line: classes, images, the smallest class, grey or color, copies.
 
-    rows = summary["per_class"]
-    shown = rows if len(rows) <= _MOST_ROWS else sorted(rows, key=lambda row: row["train"])[: _MOST_ROWS // 2]
-    table = Table(box=None, pad_edge=False, show_footer=True)
-    table.add_column("class", footer="all" if shown is rows else f"all {len(rows)}")
-    for title, key in (("training", "train"), ("validation", "val"), ("test", "test"), ("left out", "left_out")):
-        total = sum(summary["left_out"].values()) if key == "left_out" else summary[key]
-        table.add_column(title, justify="right", footer=f"{total:,}")
-    for row in shown:
-        table.add_row(Text(row["class"]), *(f"{row[key]:,}" for key in ("train", "val", "test", "left_out")))
-    console = Console(highlight=False, markup=False)
-    console.print(table)
-    if shown is not rows:
-        console.print(f"({len(shown)} of {len(rows)} classes, those with the fewest training images; --json has all)")
-    resized = f"resized to {summary['image_size']} x {summary['image_size']} pixels"
-    if sizes := summary.get("source_sizes"):
-        small, median, large = (" x ".join(map(str, sizes[key])) for key in ("smallest", "median", "largest"))
-        console.print(f"images: {small} to {large} pixels, median {median}; {resized}")
-    else:
-        console.print(f"images: {resized}")
-    if summary["left_out"]:
-        console.print("left out: " + ", ".join(f"{count} {kind}" for kind, count in summary["left_out"].items()))
+    Only training images are opened, and few of them.
+
+    Raises:
+        InputError: An image cannot be read.
+    """
+    labels, names = training_labels(dataset), dataset.class_names
+    counts = np.bincount(labels, minlength=len(names))
+    few = pixel_facts(sample(dataset, _FEW).images)
+    parts = [
+        f"{len(names)} classes, {len(labels):,} training and {sum(dataset.test_counts()):,} test images",
+        f"smallest class {names[counts.argmin()]} with {counts.min():,}",
+        "grey" if few["grey"] == few["images"] else "color",
+    ]
+    if isinstance(dataset, Folder):
+        parts.append(f"{dataset.duplicates()['test_copies']:,} test images are copies of training images")
+    return f"{dataset.name}: {', '.join(parts)}"
+
+
+def _defaults(images: Split) -> dict[str, Any] | None:
+    """Return which defaults follow from these training images; None: PyTorch, which decides them, is not installed."""
+    if not find_spec("torch"):
+        return None
+    from kdedge.pipeline.data.mirroring import mirrored_keep_class
+    from kdedge.pipeline.models.initial import start_filters
+
+    whitening = len(start_filters(images.images, _KERNEL)) > 0
+    return {"mirrored": mirrored_keep_class(images), "init": "whitening" if whitening else "random"}

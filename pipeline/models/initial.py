@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdedge.pipeline.models.student import Block
 
-__all__ = ["initialise", "whitening_filters"]
+__all__ = ["initialise", "start_filters", "whitening_filters"]
 
 _IMAGES = 1000  # with about 900 patches each, enough for a stable covariance
 _CHUNK = 100  # images with patches in memory at a time: 106 MB for patches of 7 x 7 pixels
@@ -36,15 +36,19 @@ def initialise(student: nn.Module, images: NDArray[np.uint8]) -> None:
     first = next(module for module in student.modules() if isinstance(module, nn.Conv2d))
     blocks = [module for module in student.modules() if isinstance(module, Block) and module.conv is not first]
     with torch.no_grad():
-        # Spread over all images: those of a folder are in the order of their classes.
-        spread = images[:: -(-len(images) // _IMAGES)]
-        filters = whitening_filters(spread, first.kernel_size[0])
-        if len(filters) <= first.kernel_size[0] ** 2:  # the number of directions of patches with one channel
+        filters = start_filters(images, first.kernel_size[0])[: first.out_channels // 2]
+        if not len(filters):
             return
-        filters = filters[: first.out_channels // 2]
         first.weight[: 2 * len(filters)] = torch.cat([filters, -filters]).to(first.weight)
         for block in blocks:
             nn.init.dirac_(block.conv.weight[: block.conv.in_channels])
+
+
+def start_filters(images: NDArray[np.uint8], side: int) -> Tensor:
+    """Return the `whitening_filters` that a student starts with: none for images without color."""
+    # Spread over all images: those of a folder are in the order of their classes.
+    filters = whitening_filters(images[:: -(-len(images) // _IMAGES)], side)
+    return filters if len(filters) > side**2 else filters[:0]  # as many directions as the patches of one channel have
 
 
 def whitening_filters(images: NDArray[np.uint8], side: int) -> Tensor:

@@ -125,7 +125,7 @@ def test_an_old_name_of_an_option_still_works_and_names_the_new_one(command, old
 
 def test_data_offers_nothing_that_has_no_effect_on_it():
     text = invoke("data", "--help").output
-    assert not [flag for flag in ("--out", "--force", "--preset") if flag in text]
+    assert not [flag for flag in ("--force", "--preset") if flag in text]
 
 
 def test_help_imports_nothing_heavy():

@@ -1,18 +1,27 @@
-"""What `kdedge data` prints."""
+"""What `kdedge data` prints and writes, and the line with which `run-all` begins."""
 
 import json
+import re
 import shutil
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from image_folders import make_tree
+from PIL import Image
 from tiny import TINY
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
+from kdedge.errors import InputError
 from kdedge.pipeline import run as stages
 from kdedge.pipeline.cli import app
+from kdedge.pipeline.data import summary
 from kdedge.pipeline.data.options import DataConfig
-from kdedge.pipeline.data.summary import print_summary, summarise
+from kdedge.pipeline.data.sources import open_dataset
+from kdedge.pipeline.data.summary import short_summary, summarise
+from kdedge.pipeline.data.summary_text import findings, print_summary, write_page
 
 
 @pytest.fixture
@@ -23,47 +32,201 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def scene(seed: int, mode: str = "RGB", size: tuple[int, int] = (40, 32)) -> Image.Image:
+    """Return a picture of large patches: it survives JPEG."""
+    patches = np.random.default_rng(seed).integers(0, 256, (4, 5, 3)).astype(np.uint8)
+    return Image.fromarray(patches).resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Path:
+    """Class folders with train and test; every picture differs."""
+    root, seed = tmp_path / "photos", 0
+    for part, count in (("train", 12), ("test", 4)):
+        for name in ("cat", "dog"):
+            (root / part / name).mkdir(parents=True)
+            for index in range(count):
+                scene(seed := seed + 1).save(root / part / name / f"{index:02}.png")
+    return root
+
+
+def data(root: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(app, ["data", "--data", f"folder:{root}", "--image-size", "16", *arguments])
+
+
+def facts_of(root: Path) -> dict[str, Any]:
+    return summarise(DataConfig(source=f"folder:{root}", image_size=16))[0]
+
+
 def test_json_line(tree: Path) -> None:
-    done = CliRunner().invoke(app, ["data", "--data", f"folder:{tree}", "--image-size", "16"])
+    done = data(tree)
     assert done.exit_code == 0
     facts = json.loads(done.stdout)
     assert (facts["train"], facts["val"], facts["test"]) == (22, 3, 6)
     assert facts["per_class"][1] == {"class": "bee", "train": 14, "val": 2, "test": 4, "left_out": 1}
+    assert facts["smallest_class"] == {"class": "[ant]", "train": 8}
+    assert facts["imbalance"] == 1.75
     assert facts["left_out"] == {".heic": 1}
     assert facts["source_sizes"] == {key: [20, 30] for key in ("smallest", "median", "largest")}
+    assert facts["modes"] == {"RGB": 31}
     assert facts["duplicates"]["in_two_classes"] == 2
+    assert facts["near_duplicates"]["in_two_classes"] == 0  # blank images are like each other
+    assert facts["gate"] == {
+        "limit_pp": 0.5, "least_test_images": 765, "likely_changed_pct": 1, "likely_test_images": 3468,
+    }  # fmt: skip
     shown = " ".join(done.stderr.split())
     assert "images have copies in another class" in shown
     assert "1 file is not used: bee: 1 .heic (convert HEIC to JPEG)" in shown
 
 
 def test_table(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    print_summary(summarise(DataConfig(source=f"folder:{tree}", image_size=16)))
+    print_summary(facts_of(tree))
     out = capsys.readouterr().out
     lines = [line.split() for line in out.splitlines()]
     assert lines[0] == ["class", "training", "validation", "test", "left", "out"]
     assert ["[ant]", "8", "1", "2", "0"] in lines
     assert ["bee", "14", "2", "4", "1"] in lines
     assert ["all", "22", "3", "6", "1"] in lines
-    assert "20 x 30 to 20 x 30 pixels, median 20 x 30; resized to 16 x 16 pixels" in out
+    text = " ".join(out.split())
+    assert "20 x 30 to 20 x 30 pixels, median 20 x 30; resized to 16 x 16 pixels" in text
+    assert "2 images have a copy in another class" in text
+    assert "6 test images; a limit of 0.5 pp needs at least 765" in text
 
 
-def test_table_of_many_classes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_of_many_classes(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"class": str(number), "train": number, "val": 1, "test": 1, "left_out": 0} for number in range(100)]
-    facts = {"per_class": rows, "train": 4950, "val": 100, "test": 100, "left_out": {}, "image_size": 16}
-    print_summary(facts)
+    print_summary(facts_of(tree) | {"per_class": rows, "train": 4950})
     out = capsys.readouterr().out
-    assert len(out.splitlines()) < 30
+    assert len(out.splitlines()) < 50
     assert "20 of 100 classes" in out
     assert "4,950" in out
 
 
-def test_copies_are_told_before_anything_is_measured(
+def test_a_reencoded_copy_in_the_test_set_is_a_near_copy(split: Path) -> None:
+    scene(1).resize((20, 16)).save(split / "test" / "dog" / "again.jpg", quality=70)  # train/cat/00.png
+    shutil.copy(split / "train" / "dog" / "03.png", split / "test" / "dog" / "same.png")
+    facts = facts_of(split)
+    assert {kind: facts["duplicates"][kind] for kind in ("test_copies", "in_training", "in_two_classes")} == {
+        "test_copies": 1, "in_training": 0, "in_two_classes": 0,
+    }  # fmt: skip
+    assert facts["duplicates"]["test_copies_examples"] == [["test/dog/same.png", "train/dog/03.png"]]
+    assert facts["near_duplicates"]["test_copies_examples"] == [["test/dog/again.jpg", "train/cat/00.png"]]
+    assert facts["near_duplicates"]["in_two_classes"] == 2
+    assert facts["near_duplicates"]["compared"] == 33
+
+
+def test_every_unreadable_file_is_listed_next_to_the_rest(split: Path, tmp_path: Path) -> None:
+    good = (split / "train" / "cat" / "00.png").read_bytes()
+    for number in range(12):
+        (split / "train" / "cat" / f"cut{number:02}.png").write_bytes(good[: len(good) // 2])
+    (split / "test" / "dog" / "text.jpg").write_text("no image")
+    done = data(split, "--out", str(tmp_path / "page"))
+    assert done.exit_code == 2
+    assert "13 images cannot be read" in done.stderr
+    facts = json.loads(done.stdout)
+    assert [Path(item["file"]).name for item in facts["unreadable"]] == [
+        *(f"cut{number:02}.png" for number in range(12)), "text.jpg",
+    ]  # fmt: skip
+    assert (facts["train"] + facts["val"], facts["test"]) == (24, 8)
+    page = (tmp_path / "page" / "data.html").read_text()
+    assert page.count("cut") == 12
+
+
+def test_unreadable_files_that_leave_too_few_are_named(tree: Path) -> None:
+    for path in sorted((tree / "[ant]").iterdir())[1:]:
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"\(10 images in all\)|ant.*copy\.png"):
+        facts_of(tree)
+
+
+@pytest.mark.parametrize(
+    ("mode", "texts"),
+    [
+        ("RGB", ("all in color", "whitening start (images have color)", "28 RGB; 4 with transparency")),
+        ("L", ("all grey", "random start (grey images)", "28 L; 4 with transparency")),
+    ],
+)
+def test_grey_and_transparent_files(split: Path, mode: str, texts: tuple[str, ...]) -> None:
+    for seed, path in enumerate(sorted(split.glob("*/*/*.png"))):
+        image = scene(seed, mode)
+        if path.parts[-3:-1] == ("test", "cat"):
+            image.putalpha(200)
+        image.save(path)
+    shown = "\n".join(text for _, text in findings(facts_of(split)))
+    assert texts[0] in shown
+    assert texts[1] in shown
+    assert re.search(r"\d+ [A-Z]+, \d+ [A-Z]+; 4 with transparency", shown)
+
+
+def test_a_constant_channel_is_named(split: Path) -> None:
+    for path in split.glob("*/*/*.png"):
+        pixels = np.asarray(Image.open(path)).copy()
+        pixels[..., 2] = 7
+        Image.fromarray(pixels).save(path)
+    facts = facts_of(split)
+    assert facts["pixels"]["constant_channels"] == ["blue"]
+    assert "blue almost constant" in dict(findings(facts))["pixels"]
+
+
+def test_without_pytorch_the_defaults_are_unknown(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary, "find_spec", lambda _: None)
+    assert dict(findings(facts_of(tree)))["defaults"] == "unknown: PyTorch is not installed"
+
+
+class _Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.images: list[dict[str, str | None]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            self.images.append(dict(attrs))
+        elif tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_one_file_with_a_sheet_for_every_class(tree: Path, tmp_path: Path) -> None:
+    (tree / "bee").rename(tree / "<b>bee")
+    facts, images = summarise(DataConfig(source=f"folder:{tree}", image_size=16))
+    path = write_page(facts, images, tmp_path / "new" / "page")
+    text = path.read_text()
+    page = _Page(text)
+    assert page.open == []
+    assert [image["alt"] for image in page.images] == ["images of <b>bee", "images of [ant]"]
+    assert all((image["src"] or "").startswith("data:image/webp;base64,") for image in page.images)
+    assert not re.search(r"https?://|<script|<link", text)
+    assert "<b>" not in text
+
+
+def test_a_page_inside_the_images_is_refused(tree: Path) -> None:
+    done = data(tree, "--out", str(tree / "page"))
+    assert done.exit_code == 2
+    assert "is inside the data folder" in " ".join(done.stderr.split())
+
+
+def test_the_short_summary_is_one_line(tree: Path) -> None:
+    assert short_summary(open_dataset(DataConfig(source=f"folder:{tree}", image_size=16))) == (
+        "folder:images: 2 classes, 25 training and 6 test images, smallest class [ant] with 9, color, "
+        "0 test images are copies of training images"
+    )
+    assert short_summary(open_dataset(DataConfig(source="sample"))) == (
+        "sample: 10 classes, 4,000 training and 1,000 test images, smallest class airplane with 400, color"
+    )
+
+
+def test_run_all_tells_of_the_data_before_anything_is_measured(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stages, "run_stage", interrupt)
     done = CliRunner().invoke(app, ["run-all", "--data", f"folder:{tree}", "--out", str(tmp_path / "run"), *TINY])
-    assert "2 images have copies in another class" in " ".join(done.stderr.split())
+    shown = " ".join(done.stderr.split())
+    assert "2 images have copies in another class" in shown
+    assert "folder:images: 2 classes, 25 training and 6 test images" in shown
     assert done.exit_code == 130
 
 

@@ -170,7 +170,7 @@ def test_copies_summary_and_output_folder(tmp_path: Path, capsys: pytest.Capture
     lines = [f"{index}.png,{'ab'[index % 2]},{'train' if index < 6 else 'test'}" for index in range(8)]
     file = write(tmp_path, lines, "path,label,split")
     shutil.copy(tmp_path / "0.png", tmp_path / "6.png")
-    summary = summarise(DataConfig(source=str(file), image_size=16))
+    summary, _ = summarise(DataConfig(source=str(file), image_size=16))
     assert (summary["data"], summary["test"]) == ("table:labels.csv", 2)
     assert "1 of 2 test images are copies" in capsys.readouterr().err
     check_outside(opened(file), tmp_path / "out")

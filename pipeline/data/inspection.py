@@ -1,0 +1,176 @@
+"""Looks at every image of a data set once, for `kdedge data`: damage, sizes, modes, hashes, thumbnails.
+
+Files are decoded (large JPEGs to a fraction of their side), so an image that passes can be read. Statistics of pixels
+come from a stratified sample of the training images. Other data sets than files are decoded whole.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdedge.dataset import Dataset, Split
+from kdedge.images import Overview, UnreadableImageError, for_each, overview_pixels
+from kdedge.pipeline.data.duplicates import COPIES, THUMBNAIL, find_copies, near_pairs, same, union
+from kdedge.pipeline.data.folder import Folder
+from kdedge.pipeline.data.items import labels_of
+
+__all__ = ["Inspection", "inspect", "pixel_facts", "sample", "training_labels"]
+
+_MOST_SAMPLED = 2000
+_LEAST_OF_A_CLASS = 12  # in the sample, where there are that many
+_MOST_COMPARED = 60_000  # images: the time grows with the square
+_MOST_EXAMPLES = 20
+_MOST_COLOR = 8  # difference between the channels of a grey image: JPEG adds some
+_LEAST_SPREAD = 2.0  # standard deviation of a channel that is not constant
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Findings in the images of a data set.
+
+    Attributes:
+        dataset: The data set without the files that cannot be read.
+        unreadable: Those files.
+        files: ``sizes``, ``modes`` and ``transparent`` of the files; empty for a data set of arrays.
+        duplicates: Images with the same bytes or pixels, see `_copies`.
+        near_duplicates: Other images with the same picture.
+    """
+
+    dataset: Dataset
+    unreadable: tuple[UnreadableImageError, ...]
+    files: dict[str, Any]
+    duplicates: dict[str, Any]
+    near_duplicates: dict[str, Any]
+
+
+def inspect(dataset: Dataset) -> Inspection:
+    """Look at every image of a data set.
+
+    Raises:
+        InputError: The data set is damaged, or a file changes meanwhile.
+    """
+    return _inspect_files(dataset) if isinstance(dataset, Folder) else _inspect_arrays(dataset)
+
+
+def _inspect_files(folder: Folder) -> Inspection:
+    seen: dict[int, Overview] = {}
+    errors: dict[int, UnreadableImageError] = {}
+
+    def look(index: int) -> None:
+        try:
+            seen[index] = folder.items[index].overview(THUMBNAIL)
+        except UnreadableImageError as error:
+            errors[index] = error
+
+    for_each(len(folder.items), look, "reading images")
+    found = [seen[index] for index in sorted(seen)]
+    unreadable = tuple(errors[index] for index in sorted(errors))
+    folder = folder.without(errors)
+    sizes = sorted((image.size for image in found), key=lambda size: size[0] * size[1])
+    places = {"smallest": 0, "median": len(sizes) // 2, "largest": -1}
+    files = {
+        "sizes": {name: list(sizes[place]) for name, place in places.items()} if sizes else {},
+        "modes": dict(Counter(image.mode for image in found).most_common()),
+        "transparent": sum(image.transparent for image in found),
+    }
+    learned = len(folder.train_items) + len(folder.val_items)
+    labels, test = labels_of(folder.items), np.arange(len(folder.items)) >= learned
+    names = [folder.file_name(index) for index in range(len(folder.items))]
+    digests = [item.digest() for item in folder.items]
+    return Inspection(folder, unreadable, files, *_copies(digests, [i.thumbnail for i in found], labels, test, names))
+
+
+def _inspect_arrays(dataset: Dataset) -> Inspection:
+    parts = (dataset.train(), dataset.test())
+    digests = [hashlib.sha256(image.tobytes()).digest() for part in parts for image in part.images]
+    thumbnails = [overview_pixels(image, THUMBNAIL).thumbnail for part in parts for image in part.images]
+    names = [f"{title} image {index}" for title, part in zip(("training", "test"), parts, strict=True)
+             for index in part.dataset_indices]  # fmt: skip
+    labels, test = np.concatenate([part.labels for part in parts]), np.arange(len(names)) >= len(parts[0])
+    return Inspection(dataset, (), {}, *_copies(digests, thumbnails, labels, test, names))
+
+
+def _copies(
+    digests: Sequence[bytes],
+    thumbnails: Sequence[NDArray[np.uint8]],
+    labels: NDArray[np.int64],
+    test: NDArray[np.bool_],
+    names: Sequence[str],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the exact and the near copies: the number of each kind, and up to 20 examples (image, its copy)."""
+    exact = same(digests)
+    further = {index for group in exact for index in group[1:]}
+    compared = np.array([index for index in range(len(names)) if index not in further], np.int64)
+    if len(compared) > _MOST_COMPARED:
+        compared = np.sort(np.random.default_rng(0).choice(compared, _MOST_COMPARED, replace=False))
+    pairs = near_pairs(np.stack([thumbnails[index] for index in compared])) if len(compared) else []
+    near = [compared[group].tolist() for group in union(pairs)]
+    exact_facts, near_facts = (_facts(find_copies(groups, labels, test), names) for groups in (exact, near))
+    return exact_facts, {**near_facts, "compared": len(compared)}
+
+
+def _facts(copies: dict[str, list[tuple[int, int]]], names: Sequence[str]) -> dict[str, Any]:
+    counts = {kind: len(copies[kind]) for kind in COPIES}
+    examples = {
+        f"{kind}_examples": [[names[one], names[other]] for one, other in copies[kind][:_MOST_EXAMPLES]]
+        for kind in COPIES
+    }
+    return counts | examples
+
+
+def training_labels(dataset: Dataset) -> NDArray[np.int64]:
+    """Return the classes of the training and validation images; files are not opened."""
+    return (dataset.undecoded() if isinstance(dataset, Folder) else dataset.train()).labels
+
+
+def sample(dataset: Dataset, most: int = _MOST_SAMPLED) -> Split:
+    """Return about ``most`` decoded training and validation images, stratified by class, always the same."""
+    whole = dataset.undecoded() if isinstance(dataset, Folder) else dataset.train()
+    chosen = _stratified(whole.labels, most)
+    part = replace(
+        whole, images=whole.images[chosen], labels=whole.labels[chosen], subset_indices=whole.dataset_indices[chosen],
+        validation=None,
+    )  # fmt: skip
+    return dataset.decoded(part) if isinstance(dataset, Folder) else part
+
+
+def _stratified(labels: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Return the indices of a share of every class, of rare ones at least 12 images if ``most`` allows it."""
+    if len(labels) <= most:
+        return np.arange(len(labels))
+    rng = np.random.default_rng(0)
+    classes, counts = np.unique(labels, return_counts=True)
+    least = max(1, min(_LEAST_OF_A_CLASS, most // (2 * len(classes))))
+    quotas = least + max(0, most - least * len(classes)) * counts // len(labels)
+    chosen = [
+        rng.permutation(np.flatnonzero(labels == label))[:quota] for label, quota in zip(classes, quotas, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def pixel_facts(images: NDArray[np.uint8]) -> dict[str, Any]:
+    """Return statistics of decoded images, ``[N, S, S, 3]`` uint8.
+
+    Returns:
+        ``images``: their number; ``grey`` and ``blank``: the number of images without color and of images of one
+        color; ``mean`` and ``std`` of each channel, 0 to 255; ``constant_channels``: the channels that hardly vary.
+    """
+    grey = blank = 0
+    for image in images:
+        grey += int(np.ptp(image, axis=2).max()) <= _MOST_COLOR
+        blank += float(image.std((0, 1)).max()) < _LEAST_SPREAD
+    mean, std = images.mean((0, 1, 2)), images.std((0, 1, 2), dtype=np.float32)
+    constant = [name for name, spread in zip(("red", "green", "blue"), std, strict=True) if spread < _LEAST_SPREAD]
+    return {
+        "images": len(images),
+        "grey": grey,
+        "blank": blank,
+        "mean": [round(float(value), 1) for value in mean],
+        "std": [round(float(value), 1) for value in std],
+        "constant_channels": constant,
+    }

@@ -1,0 +1,193 @@
+"""Shows the summary of a data set as a table in a terminal and as ``data.html``.
+
+The page is one file without links to others. Its contact sheet shows images of every class as the student sees them.
+"""
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from kdedge.dataset import Split
+from kdedge.files import disk_errors, write_atomic
+from kdedge.pipeline.data.duplicates import COPIES
+from kdedge.progress import printable
+
+__all__ = ["findings", "print_summary", "write_page"]
+
+PAGE = "data.html"
+
+_MOST_ROWS = 40
+_PER_CLASS, _MOST_SHEETS = 12, 200  # images of a contact sheet, and classes that have one
+_MOST_SIDE = 96  # pixels of an image on a sheet
+_COLUMNS = {"training": "train", "validation": "val", "test": "test", "left out": "left_out"}
+
+
+def findings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the findings as lines of text, each with its subject."""
+    return [
+        ("class sizes", _balance(summary)),
+        ("image sizes", _sizes(summary)),
+        *([("file modes", _modes(summary))] if "modes" in summary else []),
+        ("pixels", _pixels(summary["pixels"])),
+        ("exact copies", _copies(summary["duplicates"])),
+        ("near copies", _copies(summary["near_duplicates"]) + _compared(summary)),
+        *([("left out", _left_out(summary["left_out"]))] if summary["left_out"] else []),
+        ("unreadable", f"{len(summary['unreadable']):,} files"),
+        ("gate", _gate(summary)),
+        ("defaults", _defaults(summary["defaults"])),
+    ]
+
+
+def print_summary(summary: Mapping[str, Any]) -> None:
+    """Print a table of the classes, the findings, and every file that cannot be read."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = summary["per_class"]
+    shown = rows if len(rows) <= _MOST_ROWS else sorted(rows, key=lambda row: row["train"])[: _MOST_ROWS // 2]
+    table = Table(box=None, pad_edge=False, show_footer=True)
+    table.add_column("class", footer="all" if shown is rows else f"all {len(rows)}")
+    for title, key in _COLUMNS.items():
+        total = sum(summary["left_out"].values()) if key == "left_out" else summary[key]
+        table.add_column(title, justify="right", footer=f"{total:,}")
+    for row in shown:
+        table.add_row(Text(row["class"]), *(f"{row[key]:,}" for key in _COLUMNS.values()))
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    if shown is not rows:
+        console.print(f"({len(shown)} of {len(rows)} classes, those with the fewest training images; --json has all)")
+    facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for subject, text in findings(summary):
+        facts.add_row(subject, Text(printable(text)))
+    console.print()
+    console.print(facts)
+    for kind, one, other in _examples(summary):
+        console.print(f"{kind}: {printable(one)} and {printable(other)}", soft_wrap=True)
+    for item in summary["unreadable"]:
+        console.print(f"cannot read {printable(item['file'])}: {printable(item['reason'])}", soft_wrap=True)
+
+
+def write_page(summary: Mapping[str, Any], sample: Split, out_dir: Path) -> Path:
+    """Write ``data.html`` and return its path.
+
+    Args:
+        summary: From `kdedge.pipeline.data.summary.summarise`.
+        sample: Training images for the contact sheets.
+        out_dir: The directory; it is made if it does not exist.
+
+    Raises:
+        StageError: The file cannot be written.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    rows = [
+        {**row, "sheet": _sheet(sample.images[sample.labels == label][:_PER_CLASS]) if label < _MOST_SHEETS else ""}
+        for label, row in enumerate(summary["per_class"])
+    ]
+    page = environment.get_template(f"{PAGE}.j2").render(
+        summary=summary, rows=rows, columns=_COLUMNS, findings=findings(summary), examples=_examples(summary, most=20)
+    )
+    with disk_errors(out_dir):
+        out_dir.mkdir(parents=True, exist_ok=True)
+    write_atomic(out_dir / PAGE, page.encode(errors="replace"))
+    return out_dir / PAGE
+
+
+def _sheet(images: "np.ndarray[Any, np.dtype[np.uint8]]") -> str:
+    """Return images next to each other as the URL of a picture; empty: there are none."""
+    if not len(images):
+        return ""
+    sheet = Image.fromarray(np.concatenate(list(images), axis=1))
+    side = min(_MOST_SIDE, images.shape[1])
+    file = io.BytesIO()
+    sheet.resize((side * len(images), side), Image.Resampling.BOX).save(file, "WEBP", quality=85)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _balance(summary: Mapping[str, Any]) -> str:
+    small, large = summary["smallest_class"], summary["largest_class"]
+    if small["train"] == large["train"]:
+        return f"all classes have {small['train']:,} training images"
+    return (
+        f"{small['class']} with {small['train']:,} training images; the largest, {large['class']}, has "
+        f"{large['train']:,} ({summary['imbalance']:g} times as many)"
+    )
+
+
+def _sizes(summary: Mapping[str, Any]) -> str:
+    resized = f"resized to {summary['image_size']} x {summary['image_size']} pixels"
+    if not (sizes := summary.get("source_sizes")):
+        return resized
+    small, median, large = (" x ".join(map(str, sizes[key])) for key in ("smallest", "median", "largest"))
+    return f"{small} to {large} pixels, median {median}; {resized}"
+
+
+def _modes(summary: Mapping[str, Any]) -> str:
+    modes = ", ".join(f"{count:,} {mode}" for mode, count in summary["modes"].items())
+    return f"{modes}; {summary['transparent']:,} with transparency" + (" (white)" if summary["transparent"] else "")
+
+
+def _pixels(pixels: Mapping[str, Any]) -> str:
+    count = pixels["images"]
+    color = {0: "all in color", count: "all grey"}.get(pixels["grey"], f"{pixels['grey']:,} grey")
+    parts = [color] + ([f"{pixels['blank']:,} of one color"] if pixels["blank"] else [])
+    if pixels["constant_channels"]:
+        parts.append(f"{', '.join(pixels['constant_channels'])} almost constant")
+    return f"{', '.join(parts)} (of {count:,} training images)"
+
+
+def _copies(copies: Mapping[str, Any]) -> str:
+    return "; ".join(f"{copies[kind]:,} {text}" for kind, text in COPIES.items() if copies[kind]) or "none"
+
+
+def _compared(summary: Mapping[str, Any]) -> str:
+    compared, images = summary["near_duplicates"]["compared"], sum(summary[key] for key in ("train", "val", "test"))
+    return f" (of {compared:,} different images)" if compared < images else ""
+
+
+def _examples(summary: Mapping[str, Any], most: int = 1) -> list[tuple[str, str, str]]:
+    """Return examples of copies: the kind and two images."""
+    return [
+        (f"{how} copy", one, other)
+        for how, copies in (("exact", summary["duplicates"]), ("near", summary["near_duplicates"]))
+        for kind in ("test_copies", "in_two_classes")
+        for one, other in copies[f"{kind}_examples"][:most]
+    ]
+
+
+def _left_out(left_out: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in left_out.items())
+
+
+def _gate(summary: Mapping[str, Any]) -> str:
+    gate = summary["gate"]
+    return (
+        f"{summary['test']:,} test images; a limit of {gate['limit_pp']:g} pp needs at least "
+        f"{gate['least_test_images']:,}, and about {gate['likely_test_images']:,} if INT8 changes "
+        f"{gate['likely_changed_pct']:g} % of the answers"
+    )
+
+
+def _defaults(defaults: Mapping[str, Any] | None) -> str:
+    if defaults is None:
+        return "unknown: PyTorch is not installed"
+    mirrored = (
+        "images are mirrored (mirror images look like their class)"
+        if defaults["mirrored"]
+        else "images are not mirrored (mirror images look like other classes)"
+    )
+    start = "whitening start (images have color)" if defaults["init"] == "whitening" else "random start (grey images)"
+    return f"{mirrored}; {start}"
