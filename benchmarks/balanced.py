@@ -3,8 +3,9 @@
 The same images of each class are drawn with replacement for both models (a paired, stratified bootstrap), 2,000 times
 with a fixed seed. The ends of the interval are the 2.5 % and 97.5 % percentiles.
 
-Few changed answers make this interval too narrow, and none make it a point. It is therefore at least as wide as Tango's
-interval of as many images without a changed answer, where as many counts each image by its weight.
+Few images with exactly one correct model make this interval too narrow, and none make it a point. It is therefore at
+least as wide as Tango's interval without such an image. A rare class can hide the largest loss, so all classes count as
+many images as the smallest one.
 """
 
 import numpy as np
@@ -39,6 +40,5 @@ def balanced_loss(
         loss += (only_fp32 - only_int8) / n / len(classes)
         resampled += (drawn[:, 0] - drawn[:, 1]) / n / len(classes)
     lower, upper = (float(end) for end in np.quantile(resampled, (0.025, 0.975)))
-    weighted_count = len(classes) ** 2 / float(np.sum(1 / sizes))
-    least = tango_interval(weighted_count, 0, 0)[1]
+    least = tango_interval(len(classes) * int(sizes.min()), 0, 0)[1]
     return loss, min(lower, loss - least), max(upper, loss + least)

@@ -152,6 +152,8 @@ def _preprocessing(models: "Sequence[Classifier]", name: str, numbers: Mapping[s
     if name and name not in PREPROCESSING:
         raise InputError(f"--preprocessing {name!r} is unknown{closest(name, PREPROCESSING)}", f"known: {known}")
     given = {flag.removeprefix("--"): value for flag, value in numbers.items() if value is not None}
+    if not 0 < given.get("scale", 1) < math.inf:
+        raise InputError(f"--scale {given['scale']:g} is not a number above 0", "for example --scale 0.00392157")
     floats = [model for model in models if model.takes_floats]
     if floats and not name and not given:
         raise InputError(

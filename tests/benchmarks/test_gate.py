@@ -173,3 +173,15 @@ def test_no_changed_answer_proves_no_more_of_balanced_accuracy_than_of_top1() ->
     assert judge(*outcomes(768, 0, 0), 0.5, labels=labels, class_names="abcd", balanced=True)["verdict"] == "passed"
     skewed = np.repeat([0, 1], [10_000, 20])
     assert judge(*outcomes(10_020, 0, 0), 0.5, labels=skewed, class_names="ab", balanced=True)["verdict"] == "undecided"
+
+
+def test_the_balanced_interval_holds_where_a_rare_class_hides_the_loss() -> None:
+    sizes, lost, gained = np.array([2000, 500, 50, 20]), np.array([0.01, 0.01, 0.05, 0.05]), 0.005
+    labels, rng = np.repeat(np.arange(4), sizes), np.random.default_rng(0)
+    missed = 0
+    for _ in range(200):
+        draw = rng.random(len(labels))
+        only_fp32 = draw < lost[labels]
+        only_int8 = (draw >= lost[labels]) & (draw < lost[labels] + gained)
+        missed += balanced_loss(~only_int8, ~only_fp32, labels)[2] < (lost - gained).mean()
+    assert missed <= 10  # 5 expected

@@ -129,6 +129,7 @@ def options_for(tmp_path, folder):
         "unknown name": ((model, model, *data, "--preprocessing", "keers"), "did you mean 'keras'?"),
         "bad mean": ((model, model, *data, "--mean", "1,2"), "--mean '1,2' is not one number or three"),
         "zero std": ((model, model, *data, "--std", "0"), "--std '0' is not one number above 0"),
+        "no scale": ((model, model, *data, "--scale", "nan"), "--scale nan is not a number above 0"),
         "no effect": ((pixels, pixels, *data, "--mean", "1"), "--mean has no effect"),
         "unknown layout": ((pixels, pixels, *data, "--layout", "CHWN"), "--layout 'CHWN' is unknown"),
         "wrong layout": ((pixels, pixels, *data, "--layout", "NHWC"), "in NHWC"),
