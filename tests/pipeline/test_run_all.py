@@ -56,6 +56,17 @@ def copied(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run", symlinks=True)
 
 
+@pytest.mark.parametrize("stage", ["quantize", "bundle"])
+def test_images_that_the_student_was_not_trained_on_are_refused(stage, copied, tmp_path):
+    others = make_folder(tmp_path / "others", train=30)
+    before = (copied / "config.json").read_bytes()
+    result = kdedge(stage, "--data", f"folder:{others}", "--out", copied, code=2)
+    error = " ".join(result.stderr.split())
+    assert "was trained on other images (folder:images)" in error
+    assert "name the data set that it was trained on with --data" in error
+    assert (copied / "config.json").read_bytes() == before
+
+
 def test_run_all_leaves_every_stage_with_exactly_its_files(finished, copied):
     run_dir, stdout = finished, (finished.parent / "stdout.txt").read_text()
     files = {
