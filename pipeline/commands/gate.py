@@ -193,17 +193,17 @@ def _numbers(flag: str, text: str) -> tuple[float, float, float] | None:
 
 
 def _check_passed(result: Mapping[str, Any]) -> None:
-    """Raise an error unless the gate passed; of an undecided one the hint is the command that plans more images."""
-    verdict, limit_pp = result["gate"]["verdict"], result["gate"]["limit_pp"]
-    if verdict == "failed":
+    """Raise an error unless the gate passed; of an undecided loss the hint is the command that plans more images."""
+    gate = result["gate"]
+    if gate["verdict"] == "failed":
         raise GateError("the gate failed")
-    if verdict == "undecided":
-        discordant = result["gate"]["fp32_only_right"] + result["gate"]["int8_only_right"]
-        raise GateError(
-            "the gate is undecided",
-            f"more test images decide; for their number: kdedge gate --plan --limit-pp {limit_pp:g} "
-            f"--discordance {discordant / result['images']:.3g}",
-        )
+    if gate["verdict"] == "undecided":
+        hint = "add test images" + (", most of all of the smallest class" if result["metric"] == "balanced" else "")
+        if gate["cause"] == "loss" and result["metric"] == "top1":
+            discordance = (gate["fp32_only_right"] + gate["int8_only_right"]) / result["images"]
+            options = f"--limit-pp {gate['limit_pp']:g} --discordance {discordance:.3g}"
+            hint += f"; for their number: kdedge gate --plan {options}"
+        raise GateError("the gate is undecided", hint)
 
 
 def _print_plan(limit_pp: float, discordance: float, *, as_json: bool) -> None:

@@ -79,6 +79,10 @@ def test_undecided_names_the_command_that_plans(files):
     assert result.exit_code == 3
     assert "gate: undecided" in result.stdout
     assert "kdedge gate --plan --limit-pp 0.3 --discordance 0.0025" in result.stderr
+    result = invoke(*files, "--limit-pp", 0.3, "--metric", "balanced")
+    assert result.exit_code == 3
+    assert "add test images, most of all of the smallest class" in result.stderr
+    assert "--plan" not in result.stderr
 
 
 def test_failed(tmp_path):
