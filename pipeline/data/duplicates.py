@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdedge.errors import InputError
+from kdedge.progress import track
 
 __all__ = ["COPIES", "THUMBNAIL", "dhash", "digest", "find_copies", "near_pairs", "same", "union"]
 
@@ -21,10 +22,10 @@ THUMBNAIL = (18, 16)
 """Width and height in pixels of the thumbnails that are compared."""
 
 COPIES = {
-    "test_copies": "test images are copies of training or validation images",
-    "in_two_classes": "images have a copy in another class",
-    "in_training": "training and validation images are repeated",
-    "in_test": "test images are repeated",
+    "test_copies": "test images that are also training or validation images",
+    "in_two_classes": "images with a copy in another class",
+    "in_training": "repeated training and validation images",
+    "in_test": "repeated test images",
 }
 """The kinds of copies that `find_copies` returns."""
 
@@ -81,13 +82,16 @@ def near_pairs(thumbnails: NDArray[np.uint8]) -> list[tuple[int, int]]:
     contrast = np.array([thumbnail.std((0, 1)).mean() for thumbnail in thumbnails])
     images = np.flatnonzero(contrast >= _LEAST_CONTRAST)
     hashes, found = dhash(thumbnails[images]), []
-    for start in range(0, len(images), _ROWS):
-        close = np.bitwise_count(hashes[start : start + _ROWS, None] ^ hashes[None, start:]) <= _MOST_BITS
-        pairs = images[start + np.argwhere(np.triu(close, 1))]
-        for first, second in (pairs[at : at + _PAIRS].T for at in range(0, len(pairs), _PAIRS)):
-            differences = np.abs(thumbnails[first].astype(np.int16) - thumbnails[second]).mean((1, 2, 3))
-            equal = differences <= _MOST_DIFFERENCE * np.minimum(contrast[first], contrast[second])
-            found += list(zip(first[equal].tolist(), second[equal].tolist(), strict=True))
+    with track("comparing images", len(images)) as progress:
+        for start in range(0, len(images), _ROWS):
+            rows = hashes[start : start + _ROWS]
+            close = np.bitwise_count(rows[:, None] ^ hashes[None, start:]) <= _MOST_BITS
+            pairs = images[start + np.argwhere(np.triu(close, 1))]
+            for first, second in (pairs[at : at + _PAIRS].T for at in range(0, len(pairs), _PAIRS)):
+                differences = np.abs(thumbnails[first].astype(np.int16) - thumbnails[second]).mean((1, 2, 3))
+                equal = differences <= _MOST_DIFFERENCE * np.minimum(contrast[first], contrast[second])
+                found += list(zip(first[equal].tolist(), second[equal].tolist(), strict=True))
+            progress.advance(len(rows))
     return found
 
 

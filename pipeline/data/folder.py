@@ -128,7 +128,12 @@ class Folder:
         return split
 
     def undecoded(self) -> Split:
-        """Return the training and validation images without their pixels."""
+        """Return the training and validation images without their pixels.
+
+        Raises:
+            InputError: There are none.
+        """
+        self._require_train()
         items = self.train_items + self.val_items
         validation = np.arange(len(items)) >= len(self.train_items) if self.val_items else None
         return Split(np.empty((len(items), 0, 0, 3), np.uint8), labels_of(items), self.class_names, None, validation)

@@ -22,7 +22,7 @@ from kdedge.pipeline.data.items import labels_of
 __all__ = ["Inspection", "inspect", "pixel_facts", "sample", "training_labels"]
 
 _MOST_SAMPLED = 2000
-_LEAST_OF_A_CLASS = 12  # in the sample, where there are that many
+_LEAST_OF_A_CLASS = 10  # in the sample, where there are that many
 _MOST_COMPARED = 60_000  # images: the time grows with the square
 _MOST_EXAMPLES = 20
 _MOST_COLOR = 8  # difference between the channels of a grey image: JPEG adds some
@@ -105,13 +105,13 @@ def _copies(
     """Return the exact and the near copies: the number of each kind, and up to 20 examples (image, its copy)."""
     exact = same(digests)
     further = {index for group in exact for index in group[1:]}
-    compared = np.array([index for index in range(len(names)) if index not in further], np.int64)
-    if len(compared) > _MOST_COMPARED:
-        compared = np.sort(np.random.default_rng(0).choice(compared, _MOST_COMPARED, replace=False))
+    compared = different = np.array([index for index in range(len(names)) if index not in further], np.int64)
+    if len(different) > _MOST_COMPARED:
+        compared = np.sort(np.random.default_rng(0).choice(different, _MOST_COMPARED, replace=False))
     pairs = near_pairs(np.stack([thumbnails[index] for index in compared])) if len(compared) else []
     near = [compared[group].tolist() for group in union(pairs)]
     exact_facts, near_facts = (_facts(find_copies(groups, labels, test), names) for groups in (exact, near))
-    return exact_facts, {**near_facts, "compared": len(compared)}
+    return exact_facts, {**near_facts, "different": len(different), "compared": len(compared)}
 
 
 def _facts(copies: dict[str, list[tuple[int, int]]], names: Sequence[str]) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def sample(dataset: Dataset, most: int = _MOST_SAMPLED) -> Split:
 
 
 def _stratified(labels: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Return the indices of a share of every class, of rare ones at least 12 images if ``most`` allows it."""
+    """Return the indices of a share of every class, of rare ones at least 10 images if ``most`` allows it."""
     if len(labels) <= most:
         return np.arange(len(labels))
     rng = np.random.default_rng(0)

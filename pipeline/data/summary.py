@@ -9,7 +9,6 @@ import numpy as np
 from kdedge.benchmarks.gate import images_to_pass
 from kdedge.benchmarks.options import BenchmarkConfig
 from kdedge.dataset import Dataset, Split, split_train_val
-from kdedge.errors import InputError
 from kdedge.images import unreadable
 from kdedge.pipeline.data.folder import Folder
 from kdedge.pipeline.data.inspection import inspect, pixel_facts, sample, training_labels
@@ -18,6 +17,7 @@ from kdedge.pipeline.data.sources import find_dataset
 
 __all__ = ["short_summary", "summarise"]
 
+_LEAST_OF_A_CLASS = 2  # images that can be divided into training and validation
 _FEW = 200  # images whose color the short summary looks at
 _LIKELY_CHANGED = 0.01  # share of the images on which exactly one of FP32 and INT8 is right
 _POWER = 0.8  # probability that the gate passes a model without a loss
@@ -37,12 +37,9 @@ def summarise(config: DataConfig) -> tuple[dict[str, Any], Split]:
     dataset, errors = inspection.dataset, inspection.unreadable
     names = dataset.class_names
     whole = dataset.undecoded() if isinstance(dataset, Folder) else dataset.train()
-    try:
-        train, val = split_train_val(whole, config.val_fraction, config.train_size)
-    except InputError:
-        if errors:
-            raise unreadable(errors) from None
-        raise
+    if errors and np.bincount(whole.labels, minlength=len(names)).min() < _LEAST_OF_A_CLASS:
+        raise unreadable(errors)
+    train, val = split_train_val(whole, config.val_fraction, config.train_size)
     train_counts, val_counts = (np.bincount(part.labels, minlength=len(names)).tolist() for part in (train, val))
     test_counts = dataset.test_counts()
     left_out = dataset.left_out if isinstance(dataset, Folder) else {}

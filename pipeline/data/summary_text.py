@@ -22,7 +22,7 @@ __all__ = ["findings", "print_summary", "write_page"]
 PAGE = "data.html"
 
 _MOST_ROWS = 40
-_PER_CLASS, _MOST_SHEETS = 12, 200  # images of a contact sheet, and classes that have one
+_PER_CLASS, _MOST_SHEETS = 10, 200  # images of a contact sheet, and classes that have one
 _MOST_SIDE = 96  # pixels of an image on a sheet
 _COLUMNS = {"training": "train", "validation": "val", "test": "test", "left out": "left_out"}
 
@@ -150,22 +150,23 @@ def _pixels(pixels: Mapping[str, Any]) -> str:
 
 
 def _copies(copies: Mapping[str, Any]) -> str:
-    return "; ".join(f"{copies[kind]:,} {text}" for kind, text in COPIES.items() if copies[kind]) or "none"
+    return "; ".join(f"{text}: {copies[kind]:,}" for kind, text in COPIES.items() if copies[kind]) or "none"
 
 
 def _compared(summary: Mapping[str, Any]) -> str:
-    compared, images = summary["near_duplicates"]["compared"], sum(summary[key] for key in ("train", "val", "test"))
-    return f" (of {compared:,} different images)" if compared < images else ""
+    compared, different = (summary["near_duplicates"][key] for key in ("compared", "different"))
+    return f" (among {compared:,} of {different:,} different images)" if compared < different else ""
 
 
 def _examples(summary: Mapping[str, Any], most: int = 1) -> list[tuple[str, str, str]]:
     """Return examples of copies: the kind and two images."""
-    return [
-        (f"{how} copy", one, other)
+    pairs = {
+        (f"{how} copy", *sorted(pair))
         for how, copies in (("exact", summary["duplicates"]), ("near", summary["near_duplicates"]))
         for kind in ("test_copies", "in_two_classes")
-        for one, other in copies[f"{kind}_examples"][:most]
-    ]
+        for pair in copies[f"{kind}_examples"][:most]
+    }
+    return sorted(pairs)
 
 
 def _left_out(left_out: Mapping[str, int]) -> str:

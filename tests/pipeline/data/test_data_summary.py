@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from kdedge.errors import InputError
 from kdedge.pipeline import run as stages
 from kdedge.pipeline.cli import app
-from kdedge.pipeline.data import summary
+from kdedge.pipeline.data import inspection, summary
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import open_dataset
 from kdedge.pipeline.data.summary import short_summary, summarise
@@ -89,7 +89,7 @@ def test_table(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ["all", "22", "3", "6", "1"] in lines
     text = " ".join(out.split())
     assert "20 x 30 to 20 x 30 pixels, median 20 x 30; resized to 16 x 16 pixels" in text
-    assert "2 images have a copy in another class" in text
+    assert "images with a copy in another class: 2" in text
     assert "6 test images; a limit of 0.5 pp needs at least 765" in text
 
 
@@ -132,11 +132,31 @@ def test_every_unreadable_file_is_listed_next_to_the_rest(split: Path, tmp_path:
     assert page.count("cut") == 12
 
 
-def test_unreadable_files_that_leave_too_few_are_named(tree: Path) -> None:
-    for path in sorted((tree / "[ant]").iterdir())[1:]:
+@pytest.mark.parametrize("left", [0, 1])
+def test_unreadable_files_that_leave_too_few_are_named(left: int, split: Path) -> None:
+    for path in sorted((split / "train" / "cat").iterdir())[left:]:
         path.write_bytes(b"")
-    with pytest.raises(InputError, match=r"\(10 images in all\)|ant.*copy\.png"):
-        facts_of(tree)
+    with pytest.raises(InputError, match=rf"cat.*\({12 - left} images in all\)"):
+        facts_of(split)
+
+
+def test_test_images_only_cannot_be_trained_on(split: Path) -> None:
+    shutil.rmtree(split / "train")
+    done = data(split)
+    assert done.exit_code == 2
+    assert "has no train folder" in " ".join(done.stderr.split())
+
+
+def test_a_large_set_is_sampled(split: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        scene(100 + number).save(split / "train" / "dog" / f"more{number}.png")
+    monkeypatch.setattr(inspection, "_MOST_COMPARED", 30)
+    facts = facts_of(split)
+    assert (facts["near_duplicates"]["different"], facts["near_duplicates"]["compared"]) == (52, 30)
+    assert "among 30 of 52 different images" in dict(findings(facts))["near copies"]
+    few = inspection.sample(open_dataset(DataConfig(source=f"folder:{split}", image_size=16)), most=16)
+    assert np.bincount(few.labels).tolist() == [6, 9]
+    assert few.images.shape == (15, 16, 16, 3)
 
 
 @pytest.mark.parametrize(
