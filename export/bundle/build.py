@@ -79,7 +79,7 @@ def build_bundle(
     card = _model_card(report, candidates, needs, classes, size)
     write_atomic(out_dir / "MODEL_CARD.md", card.encode(errors="replace"))
     if not passed:
-        warn(f"the bundle is marked as not passed: {report['gate'].get('reason', 'the gate is undecided')}")
+        warn("the bundle is marked as not passed: the gate is undecided")
     log(f"bundle: {sum(path.stat().st_size for path in out_dir.iterdir() if path.is_file()) / 1e6:.1f} MB")
     return {"passed": passed, "needs": needs, "history": history}
 

@@ -1,6 +1,6 @@
 """Repair steps after the search, from cheap to costly.
 
-Bias correction runs on every model and is kept if the rule of the search prefers it. If the gate fails on the
+Bias correction runs on every model and is kept if the rule of the search prefers it. If the gate does not pass on the
 validation images, further steps follow: cross-layer equalisation, adaptive rounding, the most sensitive layers in float
 (at most half of them), and with ``--qat`` a short fine-tuning. The first step that passes is taken if it follows FP32
 as closely as the best model before it: a logit SQNR more than 1 dB lower rejects it, unless it is shown to keep more of
@@ -29,6 +29,8 @@ from kdedge.progress import format_duration, log
 
 __all__ = ["RepairStep", "repair", "settled"]
 
+# Logit SQNR above which no validation set so far has shown a loss of the gate's limit (experiment log, section 54).
+FAITHFUL_DB = 30.0
 # Runs of onnxruntime over a batch that take about as long as a training step of PyTorch on it.
 _RUNS_PER_STEP = 8
 
@@ -61,14 +63,14 @@ class RepairStep:
         }
 
 
-def settled(gate: Mapping[str, Any], images: int) -> bool:
+def settled(gate: Mapping[str, Any], images: int, sqnr_db: float) -> bool:
     """Return whether no repair is needed.
 
-    That is the case if the gate passes, or if it has not failed and this number of images could not pass it even
-    without a single difference.
+    That is the case if the gate passes. If this number of images could not pass it even without a single difference,
+    the logits decide: the gate has not failed and their SQNR is at least `FAITHFUL_DB`.
     """
     too_few = 100 * tango_interval(images, 0, 0)[1] >= float(gate["limit_pp"])
-    return bool(gate["verdict"] == "passed" or (too_few and gate["verdict"] != "failed"))
+    return bool(gate["verdict"] == "passed" or (too_few and gate["verdict"] != "failed" and sqnr_db >= FAITHFUL_DB))
 
 
 def repair(
@@ -105,7 +107,9 @@ def repair(
         return step
 
     def done(step: RepairStep) -> bool:
-        return not step.trial.rejection_reason and settled(step.gate, images) and follows(step)
+        return (
+            not step.trial.rejection_reason and settled(step.gate, images, step.trial.score.sqnr_db) and follows(step)
+        )
 
     def follows(step: RepairStep) -> bool:
         """Return whether a step follows FP32 as closely as the best before it, or is shown to be more accurate."""

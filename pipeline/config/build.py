@@ -26,7 +26,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {},
     "sample": {
         "teacher": {"epochs": 3},
-        "distill": {"epochs": 12},
+        "distill": {"epochs": 10},
         "quantize": {"compare_formats": False},
         "benchmark": {"seconds": 1.0},
     },

@@ -120,7 +120,7 @@ def test_undecided_bundle_says_so_everywhere(
     assert load_manifest(bundle)["facts"]["passed"] is False
     assert "undecided: shipped although not passed" in (bundle / "MODEL_CARD.md").read_text()
     assert "passed: false" in (bundle / "MODEL_CARD.md").read_text()
-    assert "not passed: too few images" in capsys.readouterr().err
+    assert "marked as not passed: the gate is undecided" in capsys.readouterr().err
     assert verify_bundle(bundle)["passed"] is False
 
 

@@ -395,17 +395,27 @@ def test_no_layer_goes_to_float_without_a_shown_loss(scripted: Any, capsys: pyte
     assert "the gate does not pass" in err
 
 
-def test_few_images_that_cannot_decide_end_the_repair(scripted: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    steps = scripted(143, (1, 0, 26.0), (1, 0, 29.0))
+def test_few_images_that_cannot_decide_end_the_repair_of_faithful_logits(
+    scripted: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = scripted(143, (1, 0, 26.0), (1, 0, 31.0))
     assert [step.name for step in steps] == ["search", "bias correction"]
     assert "143 validation images are too few to show whether a repair helps" in capsys.readouterr().err
 
 
+def test_few_images_that_cannot_decide_leave_the_choice_to_the_logits(scripted: Any) -> None:
+    steps = scripted(143, (1, 0, 19.0), (1, 0, 24.2), (1, 0, 16.9), (2, 1, 30.9))
+    assert [step.name for step in steps][2:] == ["cross-layer equalisation", "adaptive rounding"]
+    steps = scripted(143, (1, 0, 19.0), (1, 0, 24.2), (1, 0, 16.9), (2, 1, 28.9))
+    assert steps[-1].name == "adaptive rounding", "nothing reaches the bound: the highest SQNR is chosen"
+    assert not any(step.trial.float_layers for step in steps)
+
+
 @pytest.mark.parametrize(
-    ("verdict", "count", "expected"),
-    [("passed", 5000, True), ("undecided", 5000, False), ("failed", 5000, False), ("undecided", 400, True),
-     ("failed", 400, False)],
+    ("verdict", "count", "sqnr_db", "expected"),
+    [("passed", 5000, 20.0, True), ("undecided", 5000, 40.0, False), ("failed", 5000, 40.0, False),
+     ("undecided", 400, 30.0, True), ("undecided", 400, 29.9, False), ("failed", 400, 40.0, False)],
 )  # fmt: skip
-def test_when_no_repair_is_needed(verdict: str, count: int, expected: bool) -> None:
+def test_when_no_repair_is_needed(verdict: str, count: int, sqnr_db: float, expected: bool) -> None:
     # 400 images cannot pass a limit of 0.5 pp: without one difference the upper end is 0.95 pp.
-    assert settled({"verdict": verdict, "limit_pp": 0.5}, count) is expected
+    assert settled({"verdict": verdict, "limit_pp": 0.5}, count, sqnr_db) is expected
