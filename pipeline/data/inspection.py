@@ -24,6 +24,8 @@ __all__ = ["Inspection", "inspect", "pixel_facts", "sample", "training_labels"]
 _MOST_SAMPLED = 2000
 _LEAST_OF_A_CLASS = 10  # in the sample, where there are that many
 _MOST_COMPARED = 60_000  # images: the time grows with the square
+# Images with a near copy in another class, above which the pictures are too much alike to find copies.
+_LOOK_ALIKE, _LOOK_ALIKE_SHARE = 20, 0.01
 _MOST_EXAMPLES = 20
 _MOST_COLOR = 8  # difference between the channels of a grey image: JPEG adds some
 _LEAST_SPREAD = 2.0  # standard deviation of a channel that is not constant
@@ -102,7 +104,10 @@ def _copies(
     test: NDArray[np.bool_],
     names: Sequence[str],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the exact and the near copies: the number of each kind, and up to 20 examples (image, its copy)."""
+    """Return the exact and the near copies: the number of each kind, and up to 20 examples (image, its copy).
+
+    Digits and letters of different classes look alike as thumbnails. Near copies are then not judged.
+    """
     exact = same(digests)
     further = {index for group in exact for index in group[1:]}
     compared = different = np.array([index for index in range(len(names)) if index not in further], np.int64)
@@ -110,8 +115,12 @@ def _copies(
         compared = np.sort(np.random.default_rng(0).choice(different, _MOST_COMPARED, replace=False))
     pairs = near_pairs(np.stack([thumbnails[index] for index in compared])) if len(compared) else []
     near = [compared[group].tolist() for group in union(pairs)]
-    exact_facts, near_facts = (_facts(find_copies(groups, labels, test), names) for groups in (exact, near))
-    return exact_facts, {**near_facts, "different": len(different), "compared": len(compared)}
+    exact_copies, near_copies = (find_copies(groups, labels, test) for groups in (exact, near))
+    judged = len(near_copies["in_two_classes"]) <= max(_LOOK_ALIKE, _LOOK_ALIKE_SHARE * len(compared))
+    if not judged:
+        near_copies = find_copies([], labels, test)
+    counts = {"judged": judged, "different": len(different), "compared": len(compared)}
+    return _facts(exact_copies, names), {**_facts(near_copies, names), **counts}
 
 
 def _facts(copies: dict[str, list[tuple[int, int]]], names: Sequence[str]) -> dict[str, Any]:

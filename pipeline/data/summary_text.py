@@ -35,7 +35,7 @@ def findings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         *([("file modes", _modes(summary))] if "modes" in summary else []),
         ("pixels", _pixels(summary["pixels"])),
         ("exact copies", _copies(summary["duplicates"])),
-        ("near copies", _copies(summary["near_duplicates"]) + _compared(summary)),
+        ("near copies", _near_copies(summary)),
         *([("left out", _left_out(summary["left_out"]))] if summary["left_out"] else []),
         ("unreadable", f"{len(summary['unreadable']):,} files"),
         ("gate", _gate(summary)),
@@ -153,9 +153,12 @@ def _copies(copies: Mapping[str, Any]) -> str:
     return "; ".join(f"{text}: {copies[kind]:,}" for kind, text in COPIES.items() if copies[kind]) or "none"
 
 
-def _compared(summary: Mapping[str, Any]) -> str:
-    compared, different = (summary["near_duplicates"][key] for key in ("compared", "different"))
-    return f" (among {compared:,} of {different:,} different images)" if compared < different else ""
+def _near_copies(summary: Mapping[str, Any]) -> str:
+    near = summary["near_duplicates"]
+    if not near["judged"]:
+        return "not judged: images of different classes look alike"
+    compared, different = near["compared"], near["different"]
+    return _copies(near) + (f" (among {compared:,} of {different:,} different images)" if compared < different else "")
 
 
 def _examples(summary: Mapping[str, Any], most: int = 1) -> list[tuple[str, str, str]]:

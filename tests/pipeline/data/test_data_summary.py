@@ -115,6 +115,18 @@ def test_a_reencoded_copy_in_the_test_set_is_a_near_copy(split: Path) -> None:
     assert facts["near_duplicates"]["compared"] == 33
 
 
+@pytest.mark.parametrize(("classes", "judged"), [(10, False), (1, True)])
+def test_near_copies_are_not_judged_where_classes_look_alike(classes: int, judged: bool) -> None:
+    rng = np.random.default_rng(0)
+    drawing = np.where(rng.random((16, 18, 1)) < 0.3, 255, 0) * np.ones(3)
+    thumbnails = np.clip(drawing + rng.normal(0, 5, (60, 16, 18, 3)), 0, 255).astype(np.uint8)
+    names, labels = [f"{index}.png" for index in range(60)], np.arange(60) % classes
+    exact, near = inspection._copies([name.encode() for name in names], list(thumbnails), labels, labels < 0, names)
+    assert (near["judged"], near["in_two_classes"]) == (judged, 0)
+    assert near["in_training"] == (59 if judged else 0)
+    assert exact["in_training"] == 0
+
+
 def test_every_unreadable_file_is_listed_next_to_the_rest(split: Path, tmp_path: Path) -> None:
     good = (split / "train" / "cat" / "00.png").read_bytes()
     for number in range(12):
