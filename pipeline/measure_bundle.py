@@ -1,6 +1,6 @@
 """Measure a bundle on this host with a data set of the same classes. Needs no PyTorch.
 
-kdedge benchmark BUNDLE --data test_images
+``kdedge benchmark BUNDLE --data test_images`` runs it.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ from kdedge.ownership import holds_nothing, is_stage, not_ours
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.data.folder import Folder, check_outside
 from kdedge.pipeline.data.sources import open_dataset
-from kdedge.pipeline.stages.measurable import check_measurable, emulation, sample
+from kdedge.pipeline.stages.benchmark_setup import check_measurable, emulation, sample
 from kdedge.pipeline.stages.registry import STAGES
 from kdedge.progress import warn
 

@@ -1,6 +1,6 @@
 """Runs stages in a run directory: checks first, runs stages that are not up to date, records the options.
 
-run_stages(("teacher", "distill"), config, Path("artifacts/run"))
+`check_stages` checks, and ``run_stages(("teacher", "distill"), config, Path("artifacts/run"))`` runs.
 """
 
 import dataclasses
@@ -15,26 +15,15 @@ from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.build import build_config
 from kdedge.pipeline.data.folder import check_outside
 from kdedge.pipeline.data.sources import opened
-from kdedge.pipeline.data.summary import short_summary
 from kdedge.pipeline.exchange import clean_up
 from kdedge.pipeline.run_dir import run_stage, why_rerun
 from kdedge.pipeline.stages import bundle
 from kdedge.pipeline.stages.registry import STAGES, TRAINING_STAGES
 from kdedge.pipeline.unfinished import unfinished_config
-from kdedge.progress import log
 
 __all__ = ["check_stages", "recorded_config", "recorded_runtime", "run_stages"]
 
 CONFIG = "config.json"
-# The sections of the configuration with options of each stage.
-_OPTIONS = {
-    "teacher": ("preset", "data", "teacher", "runtime"),
-    "distill": ("data", "distill", "runtime"),
-    "export": ("export",),
-    "quantize": ("data", "quantize"),
-    "benchmark": ("data", "benchmark"),
-    "bundle": ("data", "bundle"),
-}
 
 
 def check_stages(names: tuple[str, ...], config: Config, run_dir: Path) -> None:
@@ -95,8 +84,6 @@ def run_stages(
     """
     if not checked:
         check_stages(names, config, run_dir)
-    if names == tuple(STAGES):
-        log(short_summary(opened(config.data)))
     if not TRAINING_STAGES.isdisjoint(names):
         from kdedge.pipeline.training.device import resolve
 
@@ -158,7 +145,7 @@ def _record(config: Config, run_dir: Path, made: str) -> None:
     """Record the options of a stage; the options of other finished stages stay unchanged."""
     recorded, values = recorded_config(run_dir), dataclasses.asdict(config)
     for section in values.keys() & recorded.keys():
-        decided = [name for name, sections in _OPTIONS.items() if section in sections]
+        decided = [name for name, stage in STAGES.items() if section in stage.options]
         if made not in decided and any(is_stage(run_dir / name, name) for name in decided):
             values[section] = recorded[section]
     if values != recorded:

@@ -44,6 +44,7 @@ class StageSpec:
         packages: Packages whose versions decide the result.
         version: Raised when the same options, inputs and packages produce another result than before.
         work: Description for the log.
+        options: Sections of the configuration whose options the stage uses, for ``config.json``.
     """
 
     name: str
@@ -56,6 +57,7 @@ class StageSpec:
     packages: tuple[str, ...] = ()
     version: int = 1
     work: str = ""
+    options: tuple[str, ...] = ()
 
 
 @contextmanager

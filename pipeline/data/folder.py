@@ -40,11 +40,8 @@ from kdedge.progress import track, warn_once
 
 __all__ = ["Folder", "check_outside", "from_parts", "open_folder", "source_name"]
 
-# The last decoded training images are kept for the next stage of the process, up to this size.
-_MOST_KEPT_BYTES = 1 << 30
 # The word for a part of a data set, by its kind.
 _PART_IS = {"folder": "folder", "table": "rows", "arrays": "array"}
-_decoded: dict[tuple[str, float, int], Split] = {}
 
 
 @dataclass(frozen=True)
@@ -116,16 +113,7 @@ class Folder:
         Raises:
             InputError: There are none, some cannot be read, or they do not fit into memory.
         """
-        key = (self.train_sha256(), self.val_fraction, self.train_size)
-        if key in _decoded:
-            return _decoded[key]
-        split = self.decoded(keep_used(self.undecoded(), self.val_fraction, self.train_size), copies=2)
-        images = split.images
-        _decoded.clear()
-        if images.nbytes <= _MOST_KEPT_BYTES:
-            images.flags.writeable = False
-            _decoded[key] = split
-        return split
+        return self.decoded(keep_used(self.undecoded(), self.val_fraction, self.train_size), copies=2)
 
     def undecoded(self) -> Split:
         """Return the training and validation images without their pixels.

@@ -1,20 +1,24 @@
 """Opens data sets: CIFAR-10, the sample of it in this package, or the user's own images.
 
 `open_dataset` finds the files, downloads them if necessary, and checks them. Only `Dataset.train` and `Dataset.test`
-return pixels, and only the benchmark calls the latter. Every choice uses the two parts of `split_train_val`. `opened`
-and `data_sha256` cache their results, because listing and reading a large data set takes long. ``kdedge data --data
-sample`` prints the content of a source.
+return pixels, and only the benchmark calls the latter. Every choice uses the two parts of `split_train_val`. `opened`,
+`data_sha256` and `training_images` cache their results, because listing and reading a large data set takes long.
+``kdedge data --data sample`` prints the content of a source.
 """
 
 import difflib
 from functools import cache
 from pathlib import Path
 
-from kdedge.dataset import Dataset
+from kdedge.dataset import Dataset, Split, split_train_val
 from kdedge.errors import InputError
 from kdedge.pipeline.data.options import NAMES, PATH_KINDS, DataConfig
 
-__all__ = ["data_sha256", "find_dataset", "open_dataset", "opened"]
+__all__ = ["data_sha256", "find_dataset", "open_dataset", "opened", "training_images"]
+
+# The last decoded training images are kept for the next stage of the process, up to this size.
+_MOST_KEPT_BYTES = 1 << 30
+_kept: dict[tuple[DataConfig, Path, str], tuple[Split, Split]] = {}
 
 
 def _user_path(text: str) -> Path:
@@ -102,6 +106,26 @@ def data_sha256(data: DataConfig, part: str) -> str:
         InputError: An image cannot be read.
     """
     return _hashed(data, part, Path.cwd())
+
+
+def training_images(data: DataConfig) -> tuple[Split, Split]:
+    """Return the training and the validation images that are used, decoded once per process if they fit in 1 GiB.
+
+    The pixels of kept images are read-only.
+
+    Raises:
+        InputError: As `opened`, or images cannot be read or do not fit into memory.
+    """
+    key = (data, Path.cwd(), opened(data).train_sha256())
+    if key in _kept:
+        return _kept[key]
+    _kept.clear()
+    train, val = parts = split_train_val(opened(data).train(), data.val_fraction, data.train_size)
+    if train.images.nbytes + val.images.nbytes <= _MOST_KEPT_BYTES:
+        for part in parts:
+            part.images.flags.writeable = False
+        _kept[key] = parts
+    return parts
 
 
 @cache

@@ -23,7 +23,7 @@ from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.shareable import as_flags, cuts_paths
 from kdedge.pipeline.data.folder import Folder
 from kdedge.pipeline.data.sources import data_sha256, opened
-from kdedge.pipeline.stages.measurable import check_measurable, emulation
+from kdedge.pipeline.stages.benchmark_setup import check_measurable, emulation
 from kdedge.pipeline.stages.registry import STAGES
 from kdedge.pipeline.training.log import read_log
 

@@ -5,7 +5,7 @@
 If the gate refuses the model of a later run, its earlier bundle is moved to ``RUN/bundle.previous``.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,18 @@ import numpy as np
 
 from kdedge.benchmarks.report.file import read_report
 from kdedge.benchmarks.sampling import stratified_sample
-from kdedge.dataset import split_train_val
 from kdedge.errors import GateError
 from kdedge.export.bundle.build import GOLDEN_IMAGES, build_bundle, check_gate
 from kdedge.files import file_sha256, load_json
 from kdedge.manifest import load_manifest
 from kdedge.ownership import MANIFEST, holds_nothing, is_stage, not_ours, remove_marked
 from kdedge.pipeline.config import Config
-from kdedge.pipeline.data.sources import opened
-from kdedge.pipeline.stages.same_images import check_same_images
+from kdedge.pipeline.data.sources import opened, training_images
 from kdedge.progress import warn
 
-__all__ = ["check_data", "check_previous", "follow_gate", "run", "set_aside"]
+__all__ = ["check_previous", "follow_gate", "run", "set_aside"]
 
 PREVIOUS_BUNDLE = "bundle.previous"
-
-
-def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
-    """Refuse other training images than those of the student; see `check_same_images`."""
-    check_same_images(config, run_dir, names)
 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
@@ -44,7 +37,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     report = read_report(inputs["benchmark"] / "report.json")
     check_gate(report, allow_undecided=config.bundle.allow_undecided)
     dataset = opened(config.data)
-    _, val = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
+    _, val = training_images(config.data)
     golden = val.images[stratified_sample(val.labels, GOLDEN_IMAGES, config.runtime.seed)]
     return build_bundle(report, np.ascontiguousarray(golden), list(dataset.class_names), inputs, out_dir)
 

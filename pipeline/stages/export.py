@@ -1,6 +1,6 @@
 """The export stage: writes the trained student as ``student.onnx`` and compares it with PyTorch.
 
-kdedge export --out RUN        # reads RUN/distill, writes RUN/export/student.onnx
+``kdedge export --out RUN`` reads ``RUN/distill`` and writes ``RUN/export/student.onnx``.
 """
 
 from collections.abc import Mapping

@@ -1,25 +1,18 @@
 """The quantize stage: quantizes the exported student to INT8, with choices on its validation images.
 
-kdedge quantize --out RUN [--target portable]        # reads RUN/export, writes RUN/quantize
+``kdedge quantize --out RUN`` reads ``RUN/export`` and writes ``RUN/quantize``.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kdedge.benchmarks.session import check_fits, open_model
-from kdedge.dataset import split_train_val
 from kdedge.export.quantize.model import quantize_model
 from kdedge.pipeline.config import Config
-from kdedge.pipeline.data.sources import opened
-from kdedge.pipeline.stages.same_images import check_same_images
+from kdedge.pipeline.data.sources import opened, training_images
 
-__all__ = ["check_data", "run"]
-
-
-def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
-    """Refuse other training images than those of the student; see `check_same_images`."""
-    check_same_images(config, run_dir, names)
+__all__ = ["run"]
 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
@@ -32,7 +25,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     """
     path, dataset = inputs["export"] / "student.onnx", opened(config.data)
     check_fits(open_model(path), dataset.class_names, dataset.image_size)
-    train, val = split_train_val(dataset.train(), config.data.val_fraction, config.data.train_size)
+    train, val = training_images(config.data)
     return quantize_model(
         path, train, val, config.quantize, out_dir, limit_pp=config.benchmark.limit_pp, seed=config.runtime.seed
     )

@@ -40,6 +40,7 @@ STAGES = {
         StageSpec(
             "teacher",
             work="fine-tune the teacher on the training images",
+            options=("preset", "data", "teacher", "runtime"),
             reads=(),
             check=_lazy("teacher.check"),
             check_data=_lazy("teacher.check_data"),
@@ -52,6 +53,7 @@ STAGES = {
         StageSpec(
             "distill",
             work="train the student with the teacher",
+            options=("data", "distill", "runtime"),
             reads=("teacher",),
             check=_lazy("distill.check"),
             run=_lazy("distill.run"),
@@ -63,6 +65,7 @@ STAGES = {
         StageSpec(
             "export",
             work="write ONNX and compare it with PyTorch",
+            options=("export",),
             reads=("distill",),
             run=_lazy("export.run"),
             fingerprint=of_sections("export"),
@@ -72,8 +75,9 @@ STAGES = {
         StageSpec(
             "quantize",
             work="search for an INT8 format",
+            options=("data", "quantize"),
             reads=("export",),
-            check_data=_lazy("quantize.check_data"),
+            check_data=_lazy("same_images.check_data"),
             run=_lazy("quantize.run"),
             fingerprint=of_quantization,
             data=_data("train"),
@@ -82,6 +86,7 @@ STAGES = {
         StageSpec(
             "benchmark",
             work="measure accuracy, latency and memory, and decide the gate",
+            options=("data", "benchmark"),
             reads=("teacher", "distill", "export", "quantize"),
             check=_lazy("benchmark.check"),
             check_data=_lazy("benchmark.check_data"),
@@ -92,8 +97,9 @@ STAGES = {
         StageSpec(
             "bundle",
             work="write the folder to ship, if the gate passed",
+            options=("data", "bundle"),
             reads=("teacher", "distill", "export", "quantize", "benchmark"),
-            check_data=_lazy("bundle.check_data"),
+            check_data=_lazy("same_images.check_data"),
             run=_lazy("bundle.run"),
             fingerprint=of_sections("bundle", "all data", "seed"),
             data=_data("train"),

@@ -1,4 +1,4 @@
-"""Checks that quantization and bundle use the images that the student was trained on."""
+"""The check of quantization and bundle that their images are those that the student was trained on."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -8,10 +8,10 @@ from kdedge.manifest import load_manifest
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.data.sources import data_sha256
 
-__all__ = ["check_same_images"]
+__all__ = ["check_data"]
 
 
-def check_same_images(config: Config, run_dir: Path, names: Collection[str]) -> None:
+def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
     """Refuse other training images than those of the finished student.
 
     Args:

@@ -27,7 +27,7 @@ from kdedge.pipeline.cli import app
 from kdedge.pipeline.config.build import build_config
 from kdedge.pipeline.data.sources import open_dataset
 from kdedge.pipeline.stages import benchmark as evaluate
-from kdedge.pipeline.stages.measurable import emulation
+from kdedge.pipeline.stages.benchmark_setup import emulation
 from kdedge.pipeline.stages.registry import STAGES
 
 BUNDLE = Path(__file__).parents[2] / "artifacts" / "reference" / "bundle"

@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from image_folders import make_tree, open_folder, save
+from image_folders import make_tree, open_folder
 
 from kdedge import image_memory as memory
 from kdedge.errors import InputError
-from kdedge.pipeline.data import folder, items
+from kdedge.pipeline.data import items
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import open_dataset
 
@@ -65,20 +65,3 @@ def test_an_address_space_limit_counts() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert int(done.stdout) < 4 << 30
-
-
-def test_training_images_are_decoded_once_per_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_tree(tmp_path, {"a": 20, "b": 20})
-    first = open_folder(tmp_path).train()
-    with monkeypatch.context() as patch:
-        patch.setattr(items, "read_image", lambda *_: pytest.fail("decoded an image again"))
-        assert open_folder(tmp_path).train() is first
-    save(tmp_path / "a" / "000.png", (0, 0, 0))
-    save(tmp_path / "a" / "001.png", (0, 0, 0))
-    save(tmp_path / "a" / "002.png", (0, 0, 0))
-    changed = open_folder(tmp_path).train()
-    assert changed is not first
-    assert (changed.images == 0).all(axis=(1, 2, 3)).any()
-    assert len(open_folder(tmp_path, size=17).train()) == 32
-    monkeypatch.setattr(folder, "_MOST_KEPT_BYTES", 0)
-    assert open_folder(tmp_path).train() is not open_folder(tmp_path).train()

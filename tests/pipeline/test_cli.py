@@ -423,7 +423,7 @@ def test_emulators_are_checked_before_anything_is_trained(tmp_path, monkeypatch)
         assert list(cpus) == ["haswell"]
         raise StageError("no qemu")
 
-    monkeypatch.setattr("kdedge.pipeline.stages.measurable.check_emulators", missing)
+    monkeypatch.setattr("kdedge.pipeline.stages.benchmark_setup.check_emulators", missing)
     monkeypatch.setattr("kdedge.pipeline.training.device.resolve", lambda *_: pytest.fail("timed a training step"))
     result = invoke("run-all", "--data", "sample", "--emulate", "haswell", "--out", tmp_path / "run")
     assert result.exit_code == 1
