@@ -118,7 +118,7 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         ("changed answers", f"{gate['changed_answers']:,} ({100 * gate['changed_answers'] / images:.2f} %)"),
         (
-            "right in one only",
+            "correct in one only",
             f"{gate['fp32_only_right']:,} images in FP32, {gate['int8_only_right']:,} in INT8",
         ),
     ]

@@ -20,8 +20,8 @@ from kdedge.files import disk_errors, load_json
 from kdedge.manifest import load_manifest
 from kdedge.ownership import holds_nothing, is_stage, not_ours
 from kdedge.pipeline.config import Config
-from kdedge.pipeline.data.folder import Folder, check_outside
 from kdedge.pipeline.data.sources import open_dataset
+from kdedge.pipeline.data.user_images import UserImages, check_outside
 from kdedge.pipeline.stages.benchmark_setup import check_measurable, emulation, sample
 from kdedge.pipeline.stages.registry import STAGES
 from kdedge.progress import warn
@@ -119,6 +119,6 @@ def sample_test_images(config: Config, bundle: Path, count: int) -> tuple[list[i
 def _open_for(bundle: Path, config: Config) -> Dataset:
     """Open the data set for a bundle; a folder needs only test images."""
     dataset = open_dataset(config.data)
-    if not isinstance(dataset, Folder):
+    if not isinstance(dataset, UserImages):
         return dataset
     return dataset.labelled_as(tuple((bundle / "labels.txt").read_text(encoding="utf-8").splitlines()))

@@ -67,8 +67,8 @@ def data(config: Config, as_json: bool, page_dir: Path | None) -> None:
     from kdedge.pipeline.data.summary_text import print_summary, write_page
 
     if page_dir:
-        from kdedge.pipeline.data.folder import check_outside
         from kdedge.pipeline.data.sources import find_dataset
+        from kdedge.pipeline.data.user_images import check_outside
 
         check_outside(find_dataset(config.data), page_dir)
     facts, images = summarise(config.data)

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from kdedge.errors import InputError
 from kdedge.images import Overview, overview_pixels, resize_pixels
 from kdedge.pipeline.data.class_folders import class_name, is_label, log_once
-from kdedge.pipeline.data.folder import Folder, from_parts
 from kdedge.pipeline.data.items import Item
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.parts import Parts
+from kdedge.pipeline.data.user_images import UserImages, from_parts
 
 __all__ = ["open_arrays"]
 
@@ -100,7 +100,7 @@ class _ArrayItem(Item):
         return self.array.digests()[self.index]
 
 
-def open_arrays(config: DataConfig, file: Path) -> Folder:
+def open_arrays(config: DataConfig, file: Path) -> UserImages:
     """List the images of a NumPy file and divide them into train, validation and test, without reading a pixel.
 
     Args:

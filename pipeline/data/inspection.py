@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from kdedge.dataset import Dataset, Split
 from kdedge.images import Overview, UnreadableImageError, for_each, overview_pixels
 from kdedge.pipeline.data.duplicates import COPIES, THUMBNAIL, find_copies, near_pairs, same, union
-from kdedge.pipeline.data.folder import Folder
 from kdedge.pipeline.data.items import labels_of
+from kdedge.pipeline.data.user_images import UserImages
 
 __all__ = ["Inspection", "inspect", "pixel_facts", "sample", "training_labels"]
 
@@ -56,10 +56,10 @@ def inspect(dataset: Dataset) -> Inspection:
     Raises:
         InputError: The data set is damaged, or a file changes meanwhile.
     """
-    return _inspect_files(dataset) if isinstance(dataset, Folder) else _inspect_arrays(dataset)
+    return _inspect_files(dataset) if isinstance(dataset, UserImages) else _inspect_arrays(dataset)
 
 
-def _inspect_files(folder: Folder) -> Inspection:
+def _inspect_files(folder: UserImages) -> Inspection:
     seen: dict[int, Overview] = {}
     errors: dict[int, UnreadableImageError] = {}
 
@@ -134,18 +134,18 @@ def _facts(copies: dict[str, list[tuple[int, int]]], names: Sequence[str]) -> di
 
 def training_labels(dataset: Dataset) -> NDArray[np.int64]:
     """Return the classes of the training and validation images; files are not opened."""
-    return (dataset.undecoded() if isinstance(dataset, Folder) else dataset.train()).labels
+    return (dataset.undecoded() if isinstance(dataset, UserImages) else dataset.train()).labels
 
 
 def sample(dataset: Dataset, most: int = _MOST_SAMPLED) -> Split:
     """Return about ``most`` decoded training and validation images, stratified by class, always the same."""
-    whole = dataset.undecoded() if isinstance(dataset, Folder) else dataset.train()
+    whole = dataset.undecoded() if isinstance(dataset, UserImages) else dataset.train()
     chosen = _stratified(whole.labels, most)
     part = replace(
         whole, images=whole.images[chosen], labels=whole.labels[chosen], subset_indices=whole.dataset_indices[chosen],
         validation=None,
     )  # fmt: skip
-    return dataset.decoded(part) if isinstance(dataset, Folder) else part
+    return dataset.decoded(part) if isinstance(dataset, UserImages) else part
 
 
 def _stratified(labels: NDArray[np.int64], most: int) -> NDArray[np.int64]:

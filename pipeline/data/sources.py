@@ -47,10 +47,10 @@ def open_dataset(config: DataConfig) -> Dataset:
         InputError: As `find_dataset`, or images cannot be read.
         StageError: CIFAR-10 could not be fetched or not be written to the cache.
     """
-    from kdedge.pipeline.data.folder import Folder
+    from kdedge.pipeline.data.user_images import UserImages
 
     dataset = find_dataset(config)
-    if isinstance(dataset, Folder):
+    if isinstance(dataset, UserImages):
         dataset.check_files()
     return dataset
 

@@ -10,10 +10,10 @@ from kdedge.benchmarks.gate import images_to_pass
 from kdedge.benchmarks.options import BenchmarkConfig
 from kdedge.dataset import Dataset, Split, split_train_val
 from kdedge.images import unreadable
-from kdedge.pipeline.data.folder import Folder
 from kdedge.pipeline.data.inspection import inspect, pixel_facts, sample, training_labels
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import find_dataset
+from kdedge.pipeline.data.user_images import UserImages
 
 __all__ = ["short_summary", "summarise"]
 
@@ -36,13 +36,13 @@ def summarise(config: DataConfig) -> tuple[dict[str, Any], Split]:
     inspection = inspect(find_dataset(config))
     dataset, errors = inspection.dataset, inspection.unreadable
     names = dataset.class_names
-    whole = dataset.undecoded() if isinstance(dataset, Folder) else dataset.train()
+    whole = dataset.undecoded() if isinstance(dataset, UserImages) else dataset.train()
     if errors and np.bincount(whole.labels, minlength=len(names)).min() < _LEAST_OF_A_CLASS:
         raise unreadable(errors)
     train, val = split_train_val(whole, config.val_fraction, config.train_size)
     train_counts, val_counts = (np.bincount(part.labels, minlength=len(names)).tolist() for part in (train, val))
     test_counts = dataset.test_counts()
-    left_out = dataset.left_out if isinstance(dataset, Folder) else {}
+    left_out = dataset.left_out if isinstance(dataset, UserImages) else {}
     of_class, of_kind = Counter[str](), Counter[str]()
     for (name, kind), count in left_out.items():
         of_class[name] += count
@@ -81,7 +81,7 @@ def summarise(config: DataConfig) -> tuple[dict[str, Any], Split]:
     if inspection.files:
         files = inspection.files
         summary |= {"source_sizes": files["sizes"], "modes": files["modes"], "transparent": files["transparent"]}
-    if isinstance(dataset, Folder):
+    if isinstance(dataset, UserImages):
         dataset.warn_duplicates()
     return summary, shown
 
@@ -102,7 +102,7 @@ def short_summary(dataset: Dataset) -> str:
         f"smallest class {names[counts.argmin()]} with {counts.min():,}",
         "grey" if few["grey"] == few["images"] else "color",
     ]
-    if isinstance(dataset, Folder):
+    if isinstance(dataset, UserImages):
         parts.append(f"{dataset.duplicates()['test_copies']:,} test images are copies of training images")
     return f"{dataset.name}: {', '.join(parts)}"
 

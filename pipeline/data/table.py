@@ -16,10 +16,10 @@ from typing import Any
 
 from kdedge.errors import InputError
 from kdedge.pipeline.data.class_folders import PARTS, class_name, is_label, log_once
-from kdedge.pipeline.data.folder import Folder, from_parts
 from kdedge.pipeline.data.items import Item
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.parts import Parts
+from kdedge.pipeline.data.user_images import UserImages, from_parts
 
 __all__ = ["open_table"]
 
@@ -40,7 +40,7 @@ class _Row:
     group: str
 
 
-def open_table(config: DataConfig, file: Path) -> Folder:
+def open_table(config: DataConfig, file: Path) -> UserImages:
     """List the images of a table and divide them into train, validation and test, without opening one.
 
     Args:

@@ -21,8 +21,8 @@ from kdedge.files import load_json
 from kdedge.manifest import load_manifest
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.shareable import as_flags, cuts_paths
-from kdedge.pipeline.data.folder import Folder
 from kdedge.pipeline.data.sources import data_sha256, opened
+from kdedge.pipeline.data.user_images import UserImages
 from kdedge.pipeline.stages.benchmark_setup import check_measurable, emulation
 from kdedge.pipeline.stages.registry import STAGES
 from kdedge.pipeline.training.log import read_log
@@ -45,7 +45,7 @@ def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
         InputError: A report of ``--compare-with`` is missing, of this run, of another host or of other test images.
     """
     dataset = opened(config.data)
-    if isinstance(dataset, Folder):
+    if isinstance(dataset, UserImages):
         dataset.warn_duplicates()  # the hashes of all files are known
     if config.benchmark.compare_with:
         _check_others(config, run_dir)

@@ -8,8 +8,8 @@ from typing import Any
 from kdedge.files import file_sha256
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.build import RENAMED
-from kdedge.pipeline.data.folder import source_name
 from kdedge.pipeline.data.options import PATH_KINDS
+from kdedge.pipeline.data.user_images import source_name
 from kdedge.pipeline.distill.methods import METHODS
 from kdedge.pipeline.distill.options import DistillConfig
 from kdedge.pipeline.training.options import TeacherConfig

@@ -13,9 +13,9 @@ from kdedge.manifest import load_manifest
 from kdedge.pipeline import run as stages
 from kdedge.pipeline.cli import app
 from kdedge.pipeline.config.build import build_config
-from kdedge.pipeline.data.folder import check_outside
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import open_dataset
+from kdedge.pipeline.data.user_images import check_outside
 
 
 def kdedge(*arguments, code=0):

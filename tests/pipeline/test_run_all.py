@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from kdedge.files import file_sha256
 from kdedge.manifest import load_manifest
 from kdedge.pipeline.cli import app
-from kdedge.pipeline.data.folder import Folder
+from kdedge.pipeline.data.user_images import UserImages
 from kdedge.pipeline.distill.methods import METHODS
 
 pytestmark = pytest.mark.usefixtures("no_report_figures", "brief_search")
@@ -130,7 +130,7 @@ def test_stages_one_by_one_give_the_same_hashes_as_run_all(finished, folder_data
 
 def test_only_the_benchmark_reads_test_images(tiny_options, tmp_path, monkeypatch):
     readers = []
-    monkeypatch.setattr(Folder, "test", lambda self: readers.append("test") or pytest.fail("test images read"))
+    monkeypatch.setattr(UserImages, "test", lambda self: readers.append("test") or pytest.fail("test images read"))
     run_dir = tmp_path / "run"
     kdedge("teacher", *tiny_options[:2], *ALL_STAGES, *TEACHER, "--out", run_dir)
     kdedge("distill", "--distill-epochs", 1, "--student", "lite-xs", "--out", run_dir)

@@ -9,19 +9,19 @@ from PIL import Image
 from kdedge.dataset import split_train_val
 from kdedge.errors import InputError
 from kdedge.images import read_image
-from kdedge.pipeline.data.folder import Folder
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import open_dataset
 from kdedge.pipeline.data.summary import summarise
+from kdedge.pipeline.data.user_images import UserImages
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 9, 12, 3), np.uint8)
 LABELS = np.arange(24) % 3
 
 
-def opened(folder: Path, /, compressed: bool = False, **arrays: object) -> Folder:
+def opened(folder: Path, /, compressed: bool = False, **arrays: object) -> UserImages:
     (np.savez_compressed if compressed else np.savez)(folder / "my.npz", **arrays)  # type: ignore[arg-type]
     dataset = open_dataset(DataConfig(source=str(folder / "my.npz"), image_size=16))
-    assert isinstance(dataset, Folder)
+    assert isinstance(dataset, UserImages)
     return dataset
 
 

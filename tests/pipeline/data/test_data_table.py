@@ -16,10 +16,10 @@ from kdedge.errors import InputError
 from kdedge.images import read_image
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.data import table
-from kdedge.pipeline.data.folder import Folder, check_outside
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import open_dataset
 from kdedge.pipeline.data.summary import summarise
+from kdedge.pipeline.data.user_images import UserImages, check_outside
 from kdedge.pipeline.stages.fingerprint import of_sections
 
 
@@ -38,9 +38,9 @@ def numbered(counts: dict[str, int], more: str = "") -> list[str]:
     return [f"images/{index}.png,{label}" + more.format(index=index) for index, label in enumerate(labels)]
 
 
-def opened(file: Path, **options: object) -> Folder:
+def opened(file: Path, **options: object) -> UserImages:
     dataset = open_dataset(DataConfig(**{"source": str(file), "image_size": 16, **options}))  # type: ignore[arg-type]
-    assert isinstance(dataset, Folder)
+    assert isinstance(dataset, UserImages)
     return dataset
 
 
@@ -108,7 +108,7 @@ def write_table(root: Path, lines: "list[str]", header: str) -> Path:
     return root / "labels.csv"
 
 
-def opened_unchecked(file: Path) -> Folder:
+def opened_unchecked(file: Path) -> UserImages:
     """The listed images, which need not exist."""
     return table.open_table(DataConfig(image_size=16), file)
 

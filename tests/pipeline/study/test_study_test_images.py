@@ -82,15 +82,15 @@ def change(stage_dir, edit):
 
 
 def test_test_images_are_read_only_when_asked_for_and_after_the_last_training(study, compared, tmp_path, monkeypatch):
-    from kdedge.pipeline.data.folder import Folder
+    from kdedge.pipeline.data.user_images import UserImages
 
     events, scored = [], []
-    honest_test, honest_run, honest_top1 = Folder.test, stage.run, evaluate._top1_pct
+    honest_test, honest_run, honest_top1 = UserImages.test, stage.run, evaluate._top1_pct
     monkeypatch.setattr(evaluate._TorchScores, "_teachers", {})
     monkeypatch.setattr(
         evaluate, "_top1_pct", lambda model, split: scored.append(type(model)) or honest_top1(model, split)
     )
-    monkeypatch.setattr(Folder, "test", lambda self: events.append("test images") or honest_test(self))
+    monkeypatch.setattr(UserImages, "test", lambda self: events.append("test images") or honest_test(self))
     monkeypatch.setattr(stage, "run", lambda *arguments: events.append("training") or honest_run(*arguments))
     out, command = study
     command = [tmp_path if part == out else part for part in without_teacher_options(command)]

@@ -1,0 +1,281 @@
+"""The user's images, whatever lists them: class folders, a table or a NumPy file."""
+
+import hashlib
+import os
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdedge.dataset import Dataset, Split, keep_used
+from kdedge.errors import InputError
+from kdedge.image_memory import empty_images
+from kdedge.pipeline.data.class_folders import (
+    LeftOut,
+    log_once,
+    warn_missing,
+)
+from kdedge.pipeline.data.duplicates import find_copies, same
+from kdedge.pipeline.data.items import Item, for_all, labels_of
+from kdedge.pipeline.data.options import DataConfig
+from kdedge.pipeline.data.parts import Parts, divide
+from kdedge.progress import track, warn_once
+
+__all__ = ["UserImages", "check_outside", "from_parts", "source_name"]
+
+# The word for a part of a data set, by its kind.
+_PART_IS = {"folder": "folder", "table": "rows", "arrays": "array"}
+
+
+@dataclass(frozen=True)
+class UserImages:
+    """A user's images, listed by class folders, a table or a NumPy file.
+
+    Attributes:
+        kind: ``folder``, ``table`` or ``arrays``.
+        root: The folder or the file that lists the images.
+        class_names: Names of the classes, sorted.
+        image_size: Side length S of the decoded images in pixels.
+        train_items: Training images, including those held out for validation if ``val_items`` is empty.
+        test_items: Test images.
+        val_items: Images that the user set aside for validation.
+        left_out: Number of files that may be images and are not used, by class (empty if none) and extension or place.
+        val_fraction: Share of the training images held out for validation, if ``val_items`` is empty.
+        train_size: Number of training images that are used (0: all).
+    """
+
+    kind: str
+    root: Path
+    class_names: tuple[str, ...]
+    image_size: int
+    train_items: tuple[Item, ...]
+    test_items: tuple[Item, ...]
+    val_items: tuple[Item, ...]
+    left_out: LeftOut
+    val_fraction: float
+    train_size: int
+
+    @property
+    def name(self) -> str:
+        """Kind and name of the folder or file, see `source_name`."""
+        return source_name(self.kind, self.root)
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """All images: training, validation, test."""
+        return self.train_items + self.val_items + self.test_items
+
+    def check_files(self) -> None:
+        """Check the headers of all images.
+
+        Raises:
+            InputError: Images cannot be read; it names also those with an intact header.
+        """
+        items = self.items
+        try:
+            for_all(items, lambda index: items[index].check(), "checking images")
+        except InputError:
+            for_all(items, lambda index: items[index].check_pixels(), "checking images")
+            raise
+
+    def labelled_as(self, class_names: tuple[str, ...]) -> "UserImages":
+        """Return a data set of test images only with the classes of a model, of which some may have no images.
+
+        A data set with training images, or with classes that the model lacks, is returned unchanged.
+        """
+        unseen = [name for name in class_names if name not in self.class_names]
+        if self.train_items or not unseen or not set(self.class_names) <= set(class_names):
+            return self
+        warn_missing(self.test_items[0].path.parents[1] if self.kind == "folder" else self.root, unseen)
+        items = [replace(item, label=class_names.index(self.class_names[item.label])) for item in self.test_items]
+        return replace(self, class_names=class_names, test_items=tuple(items))
+
+    def train(self) -> Split:
+        """Decode the training and validation images that are used, without opening a test image.
+
+        Raises:
+            InputError: There are none, some cannot be read, or they do not fit into memory.
+        """
+        return self.decoded(keep_used(self.undecoded(), self.val_fraction, self.train_size), copies=2)
+
+    def undecoded(self) -> Split:
+        """Return the training and validation images without their pixels.
+
+        Raises:
+            InputError: There are none.
+        """
+        self._require_train()
+        items = self.train_items + self.val_items
+        validation = np.arange(len(items)) >= len(self.train_items) if self.val_items else None
+        return Split(np.empty((len(items), 0, 0, 3), np.uint8), labels_of(items), self.class_names, None, validation)
+
+    def decoded(self, some: Split, copies: int = 1) -> Split:
+        """Return a part of `undecoded` with its pixels.
+
+        Raises:
+            InputError: Images cannot be read, or ``copies`` times their pixels do not fit into memory.
+        """
+        items = [self.items[index] for index in some.dataset_indices]
+        return replace(some, images=self._decode(items, "reading training images", copies))
+
+    def without(self, indices: Collection[int]) -> "UserImages":
+        """Return the data set without these images, given by their index in `items`."""
+        kept = iter(index not in indices for index in range(len(self.items)))
+        train, val, test = (
+            tuple(item for item in items if next(kept)) for items in (self.train_items, self.val_items, self.test_items)
+        )
+        return replace(self, train_items=train, val_items=val, test_items=test)
+
+    def test(self) -> Split:
+        """Decode the test images, without opening a training image."""
+        return Split(self._decode(self.test_items, "reading test images"), labels_of(self.test_items), self.class_names)
+
+    def test_counts(self) -> list[int]:
+        """Return the number of test images of each class."""
+        return list(map(int, np.bincount(labels_of(self.test_items), minlength=len(self.class_names))))
+
+    def train_sha256(self) -> str:
+        """Hash image size, class names, relative names and bytes of the training and validation files.
+
+        Raises:
+            InputError: There are none, or one cannot be read.
+        """
+        self._require_train()
+        return self._hash(self.train_items + self.val_items)
+
+    def test_sha256(self) -> str:
+        """Decode every test image, then hash image size, class names, relative names and bytes of the files.
+
+        Raises:
+            InputError: An image cannot be read.
+        """
+        # This runs before hours of training, and the benchmark after them: a truncated file is found now. The pixels
+        # are dropped immediately, so that no stage can use them.
+        for_all(self.test_items, lambda index: self.test_items[index].check_pixels(), "checking test images")
+        return self._hash(self.test_items)
+
+    def duplicates(self) -> dict[str, Any]:
+        """Count images with the same bytes.
+
+        Returns:
+            ``test_copies``: test images that are also training or validation images; ``in_two_classes``: images whose
+            bytes are in more than one class. ``test_copies_example`` and ``in_two_classes_example`` are two such files,
+            relative to the folder, or None.
+
+        Raises:
+            InputError: A file cannot be read.
+        """
+        copies = self.copies(same(item.digest() for item in self.items))
+        return {
+            key: value
+            for kind in ("test_copies", "in_two_classes")
+            for key, value in (
+                (kind, len(copies[kind])),
+                (f"{kind}_example", list(map(self.file_name, copies[kind][0])) if copies[kind] else None),
+            )
+        }
+
+    def copies(self, groups: Iterable[Sequence[int]]) -> dict[str, list[tuple[int, int]]]:
+        """Return the copies of each kind among groups of equal images, given by their index in `items`."""
+        learned = len(self.train_items) + len(self.val_items)
+        return find_copies(groups, labels_of(self.items), np.arange(len(self.items)) >= learned)
+
+    def warn_duplicates(self) -> None:
+        """Warn of the images that `duplicates` counts.
+
+        Raises:
+            InputError: A file cannot be read.
+        """
+        found = self.duplicates()
+        if found["test_copies"]:
+            first, second = found["test_copies_example"]
+            warn_once(
+                f"{self.root}: {found['test_copies']} of {len(self.test_items)} test images are copies of training or "
+                f"validation images, such as {first}, a copy of {second}: the measured accuracy is too high"
+            )
+        if found["in_two_classes"]:
+            first, second = found["in_two_classes_example"]
+            warn_once(
+                f"{self.root}: {found['in_two_classes']} images have copies in another class, such as {first} and "
+                f"{second}: one of the labels is wrong"
+            )
+
+    def file_name(self, index: int) -> str:
+        """Return the name of an image, given by its index in `items`, for messages."""
+        return os.fsencode(self.items[index].name).decode(errors="replace")
+
+    def _require_train(self) -> None:
+        if not self.train_items:
+            raise InputError(
+                f"{self.root} has no train {_PART_IS[self.kind]}, which is only enough for `kdedge benchmark BUNDLE`",
+                f"add {self.root / 'train'}/CLASS/IMAGE to train on" if self.kind == "folder" else "add it",
+            )
+
+    def _decode(self, items: Sequence[Item], title: str, copies: int = 1) -> NDArray[np.uint8]:
+        images = empty_images(len(items), self.image_size, copies)
+
+        def decode(index: int) -> None:
+            images[index] = items[index].read(self.image_size)
+
+        for_all(items, decode, title)
+        return images
+
+    def _hash(self, items: Sequence[Item]) -> str:
+        total = hashlib.sha256(repr((self.image_size, self.class_names)).encode("utf-8", "surrogateescape"))
+        with track("hashing images", len(items)) as progress:
+            for item in items:
+                # A digest has a fixed length and a name has no zero byte: no two sets hash the same bytes.
+                total.update(item.identity + b"\0" + item.digest())
+                progress.advance()
+        return total.hexdigest()
+
+
+def source_name(kind: str, root: Path) -> str:
+    """Return the name of a data set in reports and manifests: its kind and the own name of its folder or file."""
+    return f"{kind}:{os.fsencode(root.expanduser().resolve().name).decode(errors='replace')}"
+
+
+def from_parts(
+    kind: str, root: Path, names: Sequence[str], listed: Parts, *, config: DataConfig, left_out: LeftOut | None = None
+) -> UserImages:
+    """Return the data set of listed images; parts that are missing are held out from the training images.
+
+    Raises:
+        InputError: A class has too few images or groups to divide.
+    """
+    parts = divide(listed, names, root, config.val_fraction, config.test_fraction)
+    if "train" in listed and "val" in listed and "test" not in listed:
+        log_once(
+            f"{root} has no test {_PART_IS[kind]}: {len(parts['test'])} of {len(listed['train'])} images of train are "
+            "held out as test images (--test-fraction), val is used for validation"
+        )
+    for part in ("val", "test") if kind != "folder" else ():
+        present = {item.label for item in parts.get(part, ())}
+        if present and (missing := [name for label, name in enumerate(names) if label not in present]):
+            warn_missing(f"{root}, {part}", missing)
+    train, test, val = (tuple(parts.get(part, ())) for part in ("train", "test", "val"))
+    return UserImages(
+        kind, root, tuple(names), config.image_size, train, test, val, left_out or {}, config.val_fraction,
+        config.train_size,
+    )  # fmt: skip
+
+
+def check_outside(dataset: Dataset, run_dir: Path) -> None:
+    """Refuse a run directory inside a folder of class folders, where the next command would read it as a class.
+
+    Raises:
+        InputError: It is inside one.
+    """
+    if not isinstance(dataset, UserImages) or dataset.kind != "folder":
+        return
+    # Folders next to a train and a test folder are ignored.
+    parts = {item.path.parent.parent.resolve() for item in dataset.items}
+    inside = parts if len(parts) > 1 else {dataset.root.resolve()}
+    if any(run_dir.resolve().is_relative_to(part) for part in inside):
+        raise InputError(
+            f"--out {run_dir} is inside the data folder {dataset.root}, where it would become a class",
+            "give an --out outside of it",
+        )
