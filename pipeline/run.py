@@ -14,12 +14,14 @@ from kdedge.ownership import check_owned, is_stage, not_ours
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.build import build_config
 from kdedge.pipeline.data.sources import opened
+from kdedge.pipeline.data.summary import short_summary
 from kdedge.pipeline.data.user_images import check_outside
 from kdedge.pipeline.exchange import clean_up
 from kdedge.pipeline.run_dir import run_stage, why_rerun
 from kdedge.pipeline.stages import bundle
 from kdedge.pipeline.stages.registry import STAGES, TRAINING_STAGES
 from kdedge.pipeline.unfinished import unfinished_config
+from kdedge.progress import log
 
 __all__ = ["check_stages", "recorded_config", "recorded_runtime", "run_stages"]
 
@@ -84,6 +86,8 @@ def run_stages(
     """
     if not checked:
         check_stages(names, config, run_dir)
+    if names == tuple(STAGES):
+        log(short_summary(opened(config.data)))
     if not TRAINING_STAGES.isdisjoint(names):
         from kdedge.pipeline.training.device import resolve
 

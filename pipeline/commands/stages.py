@@ -178,15 +178,10 @@ def _manifest_sha256(stage_dir: Path) -> str:
 
 
 def _run(names: tuple[str, ...], config: Config, out: Path, again: Mapping[str, bool]) -> bool:
-    from kdedge.pipeline.data.sources import opened
-    from kdedge.pipeline.data.summary import short_summary
     from kdedge.pipeline.run import check_stages, run_stages
     from kdedge.pipeline.run_dir import lock_run
-    from kdedge.pipeline.stages.registry import STAGES
 
     with lock_run(out, lambda: check_stages(names, config, out)):
-        if names == tuple(STAGES):
-            log(short_summary(opened(config.data)))
         try:
             return run_stages(names, config, out, **again, checked=True)
         except KeyboardInterrupt:

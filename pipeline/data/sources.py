@@ -18,7 +18,7 @@ __all__ = ["data_sha256", "find_dataset", "open_dataset", "opened", "training_im
 
 # The last decoded training images are kept for the next stage of the process, up to this size.
 _MOST_KEPT_BYTES = 1 << 30
-_kept: dict[tuple[DataConfig, Path, str], tuple[Split, Split]] = {}
+_kept: dict[tuple[str, DataConfig], Split] = {}
 
 
 def _user_path(text: str) -> Path:
@@ -108,24 +108,21 @@ def data_sha256(data: DataConfig, part: str) -> str:
     return _hashed(data, part, Path.cwd())
 
 
-def training_images(data: DataConfig) -> tuple[Split, Split]:
+def training_images(dataset: Dataset, data: DataConfig) -> tuple[Split, Split]:
     """Return the training and the validation images that are used, decoded once per process if they fit in 1 GiB.
 
-    The pixels of kept images are read-only.
-
     Raises:
-        InputError: As `opened`, or images cannot be read or do not fit into memory.
+        InputError: Images cannot be read or do not fit into memory, or are too few to divide.
     """
-    key = (data, Path.cwd(), opened(data).train_sha256())
-    if key in _kept:
-        return _kept[key]
-    _kept.clear()
-    train, val = parts = split_train_val(opened(data).train(), data.val_fraction, data.train_size)
-    if train.images.nbytes + val.images.nbytes <= _MOST_KEPT_BYTES:
-        for part in parts:
-            part.images.flags.writeable = False
-        _kept[key] = parts
-    return parts
+    key = (dataset.train_sha256(), data)
+    whole = _kept.get(key)
+    if whole is None:
+        _kept.clear()
+        whole = dataset.train()
+        if whole.images.nbytes <= _MOST_KEPT_BYTES:
+            whole.images.flags.writeable = False  # callers get copies
+            _kept[key] = whole
+    return split_train_val(whole, data.val_fraction, data.train_size)
 
 
 @cache

@@ -37,7 +37,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     report = read_report(inputs["benchmark"] / "report.json")
     check_gate(report, allow_undecided=config.bundle.allow_undecided)
     dataset = opened(config.data)
-    _, val = training_images(config.data)
+    _, val = training_images(dataset, config.data)
     golden = val.images[stratified_sample(val.labels, GOLDEN_IMAGES, config.runtime.seed)]
     return build_bundle(report, np.ascontiguousarray(golden), list(dataset.class_names), inputs, out_dir)
 

@@ -26,7 +26,7 @@ from kdedge.machine import cpu_info
 from kdedge.parsing import parse_paths
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.checks import conflicts
-from kdedge.pipeline.data.sources import data_sha256, opened, training_images
+from kdedge.pipeline.data.sources import open_dataset, training_images
 from kdedge.pipeline.distill.beta import hint_share, kd_share, skill
 from kdedge.pipeline.distill.blocks import COMPARED_BLOCKS, TeacherBlock, highest
 from kdedge.pipeline.distill.dynamic import DynamicChoice
@@ -84,12 +84,12 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     """
     method, adaptive = METHODS[config.distill.method], config.distill.epochs < 0
     device = prepare(config.runtime)
-    dataset = opened(config.data)
+    dataset = open_dataset(config.data)
     classes = dataset.class_names
     student = build_student(config.distill.student, len(classes), dataset.image_size)
     teacher = load_teacher(inputs["teacher"])
     _check_classes(inputs["teacher"], classes)
-    train, val = training_images(config.data)
+    train, val = training_images(dataset, config.data)
     teacher = _frozen(fold_batch_norms(teacher, dataset.image_size), config, device)
     config = _fitted(config, train)
     settings = config.distill
@@ -108,7 +108,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     chosen = method.blocks(blocks, settings.hint_blocks, config.runtime.seed) if method.blocks else ()
     pairs = _pairs(tuple(variances) if method.dynamic else chosen, shapes)
     cache = LogitsFile(
-        _logits_path(inputs["teacher"], data_sha256(config.data, "train"), config),
+        _logits_path(inputs["teacher"], dataset.train_sha256(), config),
         classes=len(classes),
         augmentations=(int(train.dataset_indices[-1]) + 1) * batches.augmentations_per_image,
     )

@@ -25,7 +25,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     """
     path, dataset = inputs["export"] / "student.onnx", opened(config.data)
     check_fits(open_model(path), dataset.class_names, dataset.image_size)
-    train, val = training_images(config.data)
+    train, val = training_images(dataset, config.data)
     return quantize_model(
         path, train, val, config.quantize, out_dir, limit_pp=config.benchmark.limit_pp, seed=config.runtime.seed
     )

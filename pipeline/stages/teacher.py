@@ -24,7 +24,7 @@ from kdedge.files import write_json
 from kdedge.manifest import load_manifest
 from kdedge.ownership import is_stage
 from kdedge.pipeline.config import Config
-from kdedge.pipeline.data.sources import opened, training_images
+from kdedge.pipeline.data.sources import open_dataset, opened, training_images
 from kdedge.pipeline.models.initial_weights import Start, check_start, start_teacher
 from kdedge.pipeline.models.load import TEACHER_DESCRIPTION, TEACHER_WEIGHTS, load_teacher
 from kdedge.pipeline.models.teacher import Teacher, check_arch
@@ -79,11 +79,11 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     """
     settings = config.teacher
     device = prepare(config.runtime)
-    dataset = opened(config.data)
+    dataset = open_dataset(config.data)
     start = start_teacher(settings, len(dataset.class_names), dataset.image_size, config.runtime.device)
     teacher, stem, origin = start.teacher, start.stem, _Origin(start.origin)
     _log_start(start, settings.arch)
-    train, val = training_images(config.data)
+    train, val = training_images(dataset, config.data)
     place(teacher, device)
     settings = fit_to_images(settings, train, "teacher", start.origin != "none")
     batches = Batches(train, settings.batch_size, config.runtime.seed, shift=2, device=device, flip=bool(settings.flip))

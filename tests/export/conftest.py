@@ -136,7 +136,7 @@ def use_dataset(patch: pytest.MonkeyPatch, fake: FakeDataset) -> None:
 
     for stage in (bundle, quantize):
         patch.setattr(stage, "opened", lambda *_: fake)
-        patch.setattr(stage, "training_images", lambda _: split(fake.train()))
+        patch.setattr(stage, "training_images", lambda *_: split(fake.train()))
 
 
 @pytest.fixture(scope="session")

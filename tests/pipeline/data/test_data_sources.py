@@ -6,36 +6,44 @@ import numpy as np
 import pytest
 from image_folders import make_tree, save
 
-from kdedge.dataset import split_train_val
+from kdedge.dataset import Split, split_train_val
 from kdedge.pipeline.data import items, sources
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sample import Sample
 from kdedge.pipeline.data.sources import open_dataset, training_images
 
 
+def images_of(config: DataConfig) -> tuple[Split, Split]:
+    return training_images(open_dataset(config), config)
+
+
 def test_training_images_are_decoded_once_per_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_tree(tmp_path, {"a": 20, "b": 20})
     config = DataConfig(source=str(tmp_path), image_size=16)
-    first = training_images(config)
+    first = images_of(config)
     with monkeypatch.context() as patch:
         patch.setattr(items, "read_image", lambda *_: pytest.fail("decoded an image again"))
-        assert training_images(config) is first
+        again = images_of(config)
+    assert all(np.array_equal(one.images, other.images) for one, other in zip(again, first, strict=True))
+    again[0].images[:] = 7  # a stage has its own copy
+    assert np.array_equal(images_of(config)[0].images, first[0].images)
     for name in ("000", "001", "002"):
         save(tmp_path / "a" / f"{name}.png", (0, 0, 0))
-    changed = training_images(config)
-    assert changed is not first
+    changed = images_of(config)
     assert any((part.images == 0).all(axis=(1, 2, 3)).any() for part in changed)
-    assert sum(map(len, training_images(DataConfig(source=str(tmp_path), image_size=17)))) == 32
+    assert sum(map(len, images_of(DataConfig(source=str(tmp_path), image_size=17)))) == 32
     monkeypatch.setattr(sources, "_MOST_KEPT_BYTES", 0)
-    assert training_images(config) is not training_images(config)
+    images_of(config)
+    monkeypatch.setattr(items, "read_image", lambda *_: pytest.fail("decoded an image again"))
+    with pytest.raises(pytest.fail.Exception):
+        images_of(config)
 
 
 def test_the_sample_is_decoded_once_too(monkeypatch: pytest.MonkeyPatch) -> None:
     config = DataConfig(source="sample", train_size=300)
     whole = open_dataset(config).train()
-    first = training_images(config)
+    first = images_of(config)
     for part, expected in zip(first, split_train_val(whole, config.val_fraction, 300), strict=True):
         assert np.array_equal(part.images, expected.images)
-        assert not part.images.flags.writeable
     monkeypatch.setattr(Sample, "train", lambda self: pytest.fail("decoded the sample again"))
-    assert training_images(config) is first
+    assert np.array_equal(images_of(config)[1].images, first[1].images)
