@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -41,3 +42,29 @@ def failure(root: Path, match: str) -> InputError:
     assert caught.value.hint
     assert "\n" not in str(caught.value)
     return caught.value
+
+
+def pictures(folder: Path) -> list[Path]:
+    """Write images of several modes and sizes."""
+    folder.mkdir()
+    pixels = np.random.default_rng(3).integers(0, 256, (40, 30, 4), dtype=np.uint8)
+    rgba = Image.fromarray(pixels)
+    rgba.save(folder / "a.png")
+    rgba.convert("L").save(folder / "b.png")
+    rgba.convert("RGB").save(folder / "c.jpg")
+    rgba.convert("P").save(folder / "d.gif")
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(folder / "e.png")
+    Image.fromarray(pixels[:16, :16, :3]).save(folder / "f.png")
+    return sorted(folder.iterdir())
+
+
+def broken_arrays(folder: Path) -> list[Path]:
+    """Write files that end in .npy and hold no images."""
+    for name, shape in (("none", (0, 16, 16, 3)), ("huge", (10**12, 16, 16, 3)), ("absurd", (2**62, 16, 16, 3))):
+        with (folder / f"{name}.npy").open("wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+    np.savez(folder / "archive.npz", np.zeros((16, 16, 3), np.uint8))
+    (folder / "archive.npz").rename(folder / "archive.npy")
+    (folder / "cut.npy").write_bytes((folder / "archive.npy").read_bytes()[:50])
+    return sorted(folder.glob("*.npy"))

@@ -7,19 +7,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from quantized import trainable_graph_sqnr_db
+from small_networks import PER_TENSOR, core, images, quantizer_of
 
 from kdedge.export.quantize import qat, rounding
 from kdedge.export.quantize import repair as repair_module
 from kdedge.export.quantize.calibrate import tensor_runner
-from kdedge.export.quantize.candidates import Candidate, Score, score
-from kdedge.export.quantize.equalise import equalise
+from kdedge.export.quantize.candidates import Candidate, Score
 from kdedge.export.quantize.layers import Weights
-from kdedge.export.quantize.qat import fine_tune
 from kdedge.export.quantize.quantizer import Quantizer
 from kdedge.export.quantize.repair import repair, settled
-from kdedge.export.quantize.rounding import correct_biases, round_adaptively
 from kdedge.export.quantize.search import Trial, Validation
 from kdedge.export.quantize.sensitivity import measure_sensitivity
 
@@ -35,59 +31,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-PER_TENSOR = Candidate(per_channel=False, calibration_images=128)
-
-
-def images(count: int, seed: int = 0) -> Any:
-    """Smooth images: noise of 2 x 2 patches."""
-    patches = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3))
-    return np.repeat(np.repeat(patches, 2, 1), 2, 2).astype(np.uint8)
-
-
-def core(*, spread: float = 0.0, balanced: bool = False) -> onnx.ModelProto:
-    """Three convolutions and a matrix product with random weights.
-
-    ``spread``: channels of the first two convolutions are scaled by factors over so many decades and scaled back in the
-    next layer, which changes nothing in float. ``balanced``: no class always wins.
-    """
-    rng = np.random.default_rng(3)
-    shapes = {"conv1": (16, 3, 3, 3), "conv2": (16, 16, 3, 3), "conv3": (16, 16, 3, 3), "fc": (4, 16)}
-    weights = {
-        name: rng.normal(0, (2 / np.prod(shape[1:])) ** 0.5, shape).astype(np.float32) for name, shape in shapes.items()
-    }
-    biases = {name: rng.normal(0, 0.1, shape[0]).astype(np.float32) for name, shape in shapes.items()}
-    for first, second in (("conv1", "conv2"), ("conv2", "conv3")):
-        factor = (10 ** rng.uniform(-spread / 2, spread / 2, 16)).astype(np.float32)
-        weights[first] *= factor[:, None, None, None]
-        biases[first] *= factor
-        weights[second] /= factor[None, :, None, None]
-    nodes = []
-    tensor = "image"
-    for index in (1, 2, 3):
-        name = f"conv{index}"
-        inputs = [tensor, f"{name}.w", f"{name}.b"]
-        nodes.append(helper.make_node("Conv", inputs, [f"{name}.out"], name=name, pads=[1, 1, 1, 1]))
-        nodes.append(helper.make_node("Relu", [f"{name}.out"], [f"relu{index}"], name=f"relu{index}"))
-        tensor = f"relu{index}"
-    nodes.append(helper.make_node("GlobalAveragePool", [tensor], ["pooled"], name="pool"))
-    nodes.append(helper.make_node("Flatten", ["pooled"], ["flat"], name="flat"))
-    nodes.append(helper.make_node("Gemm", ["flat", "fc.w", "fc.b"], ["logits"], name="fc", transB=1))
-    constants = [numpy_helper.from_array(value, f"{name}.w") for name, value in weights.items()]
-    constants += [numpy_helper.from_array(value, f"{name}.b") for name, value in biases.items()]
-    graph = helper.make_graph(
-        nodes, "g",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 8, 8])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])], constants,
-    )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    if not balanced:
-        return model
-    changed = Weights(model)
-    logits = tensor_runner(model, ["logits"])(images(200, seed=4))[0]
-    changed.set_bias(changed.layers[-1], changed.bias(changed.layers[-1]) - logits.mean(0))
-    return changed.core
-
-
 class FakeValidation(Validation):
     """Validation against a float core instead of an exported file."""
 
@@ -98,141 +41,6 @@ class FakeValidation(Validation):
         self.images[..., 2] *= blue
         self.fp32 = tensor_runner(reference, ["logits"])(self.images)[0]
         self.labels = self.fp32.argmax(1)
-
-
-def quantizer_of(model: onnx.ModelProto, *, blue: bool = True) -> Quantizer:
-    pixels = images(256)
-    pixels[..., 2] *= blue
-    return Quantizer(model, model, pixels, {}, 10)
-
-
-def sqnr(quantizer: Quantizer, candidate: Candidate, reference: onnx.ModelProto) -> float:
-    """Return the SQNR of the logits in dB on images that nothing was fitted to."""
-    unseen = images(256, seed=5)
-    model = onnx.load_model_from_string(quantizer.build(candidate))
-    logits = tensor_runner(model, ["logits"])(unseen)[0]
-    expected = tensor_runner(reference, ["logits"])(unseen)[0]
-    return score(expected, logits, expected.argmax(1)).sqnr_db
-
-
-def test_equalisation_changes_nothing_in_float() -> None:
-    model = core(spread=3)
-    pixels = images(16)
-    before, after = (tensor_runner(graph, ["logits"])(pixels)[0] for graph in (model, equalise(model)))
-    np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-4)
-
-
-def test_equalised_pairs_have_equal_ranges() -> None:
-    weights = Weights(equalise(core(spread=3)))
-    for first, second in zip(weights.layers[:2], weights.layers[1:3], strict=True):
-        made = np.abs(weights.weight(first)).max((1, 2, 3))
-        used = np.abs(weights.weight(second)).max((0, 2, 3))
-        np.testing.assert_allclose(made, used, rtol=0.02)
-
-
-def test_equalisation_repairs_channels_over_three_decades() -> None:
-    model = core(spread=3)
-    broken = quantizer_of(model)
-    repaired = broken.equivalent(equalise(model))
-    assert sqnr(broken, PER_TENSOR, model) < 15
-    assert sqnr(repaired, PER_TENSOR, model) > sqnr(broken, PER_TENSOR, model) + 10
-
-
-def test_a_dead_channel_is_left_as_it_is() -> None:
-    weights = Weights(core())
-    first = weights.layers[0]
-    values, bias = weights.weight(first), weights.bias(first)
-    values[3] *= 1e-20
-    bias[3] = 0.5
-    weights.set_weight(first, values)
-    weights.set_bias(first, bias)
-    model = equalise(weights.core)
-    changed = Weights(model)
-    assert changed.bias(changed.layers[0])[3] == np.float32(0.5)
-    before, after = (sqnr(quantizer_of(graph), PER_TENSOR, weights.core) for graph in (weights.core, model))
-    assert after > before - 1
-
-
-def test_a_branch_is_not_equalised() -> None:
-    model = core(spread=3)
-    model.graph.output.append(helper.make_tensor_value_info("relu1", TensorProto.FLOAT, None))
-    weights, changed = Weights(model), Weights(equalise(model))
-    np.testing.assert_array_equal(weights.weight(weights.layers[0]), changed.weight(changed.layers[0]))
-    assert not np.array_equal(weights.weight(weights.layers[1]), changed.weight(changed.layers[1]))
-
-
-def test_bias_correction_takes_the_mean_error_away() -> None:
-    model = core(spread=1)
-    before = quantizer_of(model)
-    after = correct_biases(before, PER_TENSOR)
-
-    def mean_error(quantizer: Quantizer) -> float:
-        graph = onnx.load_model_from_string(quantizer.build(PER_TENSOR))
-        # The images it was measured on: only there the mean is exactly what was taken away.
-        got, wanted = (tensor_runner(item, ["logits"])(before.images)[0] for item in (graph, model))
-        return float(np.abs((got - wanted).mean(0)).max())
-
-    assert mean_error(after) < mean_error(before) / 5
-    assert sqnr(after, PER_TENSOR, model) > sqnr(before, PER_TENSOR, model) + 1
-
-
-def test_bias_correction_builds_the_model_once_and_foresees_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = core(spread=1)
-    quantizer = quantizer_of(model)
-    built = []
-    build = Quantizer.build
-    monkeypatch.setattr(Quantizer, "build", lambda *args, **options: built.append(1) or build(*args, **options))
-    corrected = correct_biases(quantizer, PER_TENSOR)
-    assert len(built) == 1
-    # Corrected again, from the biases that it found: nothing is left to correct but their rounding.
-    again = correct_biases(corrected, PER_TENSOR)
-    first, second = Weights(corrected.core), Weights(again.core)
-    for layer, same in zip(first.layers, second.layers, strict=True):
-        moved = np.abs(first.bias(layer) - second.bias(same)).max()
-        assert moved < 0.05 * np.abs(first.bias(layer) - Weights(model).bias(layer)).max(), layer.name
-
-
-def test_adaptive_rounding_beats_rounding_to_nearest() -> None:
-    model = core(spread=1)
-    before = quantizer_of(model)
-    after = round_adaptively(before, PER_TENSOR)
-    assert sqnr(after, PER_TENSOR, model) > sqnr(before, PER_TENSOR, model) + 2
-    # Every weight is one of its two neighbours, and the quantizer gives back just these integers.
-    old, new = Weights(before.core), Weights(after.core)
-    for layer, changed in zip(old.layers, new.layers, strict=True):
-        step = np.abs(old.weight(layer)).max() / 64
-        assert np.abs(old.weight(layer) - new.weight(changed)).max() <= step * 1.001
-        assert np.abs(new.weight(changed) / step - np.round(new.weight(changed) / step)).max() < 1e-3
-
-
-def test_adaptive_rounding_takes_the_images_of_which_it_has_inputs_and_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-
-    def optimise(layer: Any, weights: Any, scale: Any, inputs: Any, targets: Any, **options: Any) -> Any:
-        seen.append((layer.name, len(inputs), len(targets)))
-        return optimise_really(layer, weights, scale, inputs, targets, **options)
-
-    optimise_really = rounding._optimise
-    monkeypatch.setattr(rounding, "_optimise", optimise)
-    monkeypatch.setattr(rounding, "STEPS", 5)
-    monkeypatch.setattr(rounding, "batch_size", lambda size: 16)
-    # Of the first layer's output this is fewer images than of the pixels that it reads.
-    monkeypatch.setattr(rounding, "_MOST_VALUES", 40 * 3 * 8 * 8)
-    round_adaptively(quantizer_of(core(spread=1)), PER_TENSOR)
-    assert all(inputs == targets for _, inputs, targets in seen)
-    assert seen[0][1] < 48, "the outputs of the first layer are larger than its inputs"
-
-
-def test_fine_tuning_repairs_what_rounding_cannot() -> None:
-    model = core(spread=2)
-    before = quantizer_of(model)
-    rounded = sqnr(round_adaptively(before, PER_TENSOR), PER_TENSOR, model)
-    assert sqnr(fine_tune(before, PER_TENSOR, images(512, seed=1)), PER_TENSOR, model) > rounded + 1 > 10
-
-
-def test_the_trainable_graph_computes_what_onnxruntime_does() -> None:
-    for candidate in (PER_TENSOR, Candidate(calibration_images=128)):
-        assert trainable_graph_sqnr_db(quantizer_of(core(spread=1)), candidate, images(32, seed=2)) > 40
 
 
 def test_sensitivity_finds_the_bad_layer() -> None:
