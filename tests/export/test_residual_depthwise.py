@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from quantized import as_written_and_as_run, trainable_graph_sqnr_db
+from small_networks import images, quantizer_of, sqnr
 
 from kdedge.export.quantize import rounding
 from kdedge.export.quantize.calibrate import tensor_runner
@@ -21,12 +22,6 @@ from kdedge.export.quantize.rounding import correct_biases, round_adaptively
 PER_TENSOR = Candidate(per_channel=False, calibration_images=128)
 PER_CHANNEL = Candidate(calibration_images=128)
 LAYERS = ("stem", "expand", "depthwise", "project", "head", "fc")
-
-
-def images(count: int, seed: int = 0) -> Any:
-    """Smooth images: noise of 2 x 2 patches."""
-    patches = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3))
-    return np.repeat(np.repeat(patches, 2, 1), 2, 2).astype(np.uint8)
 
 
 def core(activation: str, *, spread: float = 0.0) -> onnx.ModelProto:
@@ -83,19 +78,6 @@ def core(activation: str, *, spread: float = 0.0) -> onnx.ModelProto:
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])], constants,
     )  # fmt: skip
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-
-
-def quantizer_of(model: onnx.ModelProto) -> Quantizer:
-    return Quantizer(model, model, images(256), {}, 10)
-
-
-def sqnr(quantizer: Quantizer, candidate: Candidate, reference: onnx.ModelProto) -> float:
-    """Return the SQNR of the logits in dB on images that nothing was fitted to."""
-    unseen = images(256, seed=5)
-    model = onnx.load_model_from_string(quantizer.build(candidate))
-    logits = tensor_runner(model, ["logits"])(unseen)[0]
-    expected = tensor_runner(reference, ["logits"])(unseen)[0]
-    return score(expected, logits, expected.argmax(1)).sqnr_db
 
 
 @pytest.mark.parametrize("activation", ["Relu", "Clip"])
