@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from quantized import as_written_and_as_run, trainable_graph_sqnr_db
-from small_networks import images, quantizer_of, sqnr
+from small_networks import PER_TENSOR, images, quantizer_of, sqnr
 
 from kdedge.export.quantize import rounding
 from kdedge.export.quantize.calibrate import tensor_runner
@@ -19,7 +19,6 @@ from kdedge.export.quantize.qat import fine_tune
 from kdedge.export.quantize.quantizer import Quantizer
 from kdedge.export.quantize.rounding import correct_biases, round_adaptively
 
-PER_TENSOR = Candidate(per_channel=False, calibration_images=128)
 PER_CHANNEL = Candidate(calibration_images=128)
 LAYERS = ("stem", "expand", "depthwise", "project", "head", "fc")
 
