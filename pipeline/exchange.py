@@ -20,7 +20,7 @@ from kdedge.ownership import (
     remove_marked,
 )
 
-__all__ = ["ATTEMPTS", "clean_up", "recover", "replace_dir", "working_files"]
+__all__ = ["ATTEMPTS", "clean_up", "discard", "recover", "replace_dir", "working_files"]
 
 ATTEMPTS = ".attempts.json"  # in a partial directory: the code that worked on it
 
@@ -58,11 +58,11 @@ def recover(target: Path) -> None:
             path.unlink(missing_ok=True)
     if is_stage(old, target.name) and is_stage(target, target.name):
         with suppress(OSError):  # the result is complete; the next command tries again
-            _discard(old, target)
+            discard(old, target)
 
 
-def _discard(old: Path, new: Path) -> None:
-    """Delete an earlier result of a stage, except files of others, which move to the new result."""
+def discard(old: Path, new: Path) -> None:
+    """Delete a result of a stage, except files of others, which move to another result of it."""
     if not old.is_symlink():
         known = {MANIFEST, *read_json(old / MANIFEST)["outputs"]}
         for path in sorted(path for path in old.rglob("*") if not path.is_dir() or path.is_symlink()):

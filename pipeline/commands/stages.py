@@ -64,12 +64,13 @@ def run_all(config: Config, out: Path, **again: bool) -> None:
 def data(config: Config, as_json: bool, page_dir: Path | None) -> None:
     """Print the data set as a table, or one JSON line if stdout is not a terminal, and write ``data.html``."""
     from kdedge.pipeline.data.summary import summarise
-    from kdedge.pipeline.data.summary_text import print_summary, write_page
+    from kdedge.pipeline.data.summary_text import check_page, print_summary, write_page
 
     if page_dir:
         from kdedge.pipeline.data.sources import find_dataset
         from kdedge.pipeline.data.user_images import check_outside
 
+        check_page(page_dir)
         check_outside(find_dataset(config.data), page_dir)
     facts, images = summarise(config.data)
     page = write_page(facts, images, page_dir) if page_dir else None

@@ -14,12 +14,14 @@ from PIL import Image
 
 from kdedge.dataset import Split
 from kdedge.files import disk_errors, write_atomic
+from kdedge.ownership import holds_nothing, not_ours
 from kdedge.pipeline.data.duplicates import COPIES
 from kdedge.progress import printable
 
-__all__ = ["findings", "print_summary", "write_page"]
+__all__ = ["check_page", "findings", "print_summary", "write_page"]
 
 PAGE = "data.html"
+_TITLE = "kdedge data:"  # in the page, marks it as one of kdedge
 
 _MOST_ROWS = 40
 _PER_CLASS, _MOST_SHEETS = 10, 200  # images of a contact sheet, and classes that have one
@@ -73,6 +75,17 @@ def print_summary(summary: Mapping[str, Any]) -> None:
         console.print(f"cannot read {printable(item['file'])}: {printable(item['reason'])}", soft_wrap=True)
 
 
+def check_page(out_dir: Path) -> None:
+    """Refuse to replace a ``data.html`` that kdedge did not write.
+
+    Raises:
+        InputError: There is such a file or folder.
+    """
+    page = out_dir / PAGE
+    if not holds_nothing(page) and not (page.is_file() and f"<title>{_TITLE}".encode() in page.read_bytes()[:4096]):
+        raise not_ours(page, "it is not a page about a data set")
+
+
 def write_page(summary: Mapping[str, Any], sample: Split, out_dir: Path) -> Path:
     """Write ``data.html`` and return its path.
 
@@ -98,7 +111,12 @@ def write_page(summary: Mapping[str, Any], sample: Split, out_dir: Path) -> Path
         for label, row in enumerate(summary["per_class"])
     ]
     page = environment.get_template(f"{PAGE}.j2").render(
-        summary=summary, rows=rows, columns=_COLUMNS, findings=findings(summary), examples=_examples(summary, most=20)
+        title=_TITLE,
+        summary=summary,
+        rows=rows,
+        columns=_COLUMNS,
+        findings=findings(summary),
+        examples=_examples(summary, most=20),
     )
     with disk_errors(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)

@@ -17,9 +17,10 @@ from kdedge.errors import GateError
 from kdedge.export.bundle.build import GOLDEN_IMAGES, build_bundle, check_gate
 from kdedge.files import file_sha256, load_json
 from kdedge.manifest import load_manifest
-from kdedge.ownership import MANIFEST, holds_nothing, is_stage, not_ours, remove_marked
+from kdedge.ownership import MANIFEST, holds_nothing, is_stage, not_ours
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.data.sources import opened, training_images
+from kdedge.pipeline.exchange import discard
 from kdedge.progress import warn
 
 __all__ = ["check_previous", "follow_gate", "run", "set_aside"]
@@ -73,7 +74,7 @@ def follow_gate(config: Config, run_dir: Path) -> None:
 def set_aside(run_dir: Path) -> None:
     """Move the bundle of an earlier run to ``bundle.previous``.
 
-    A previous bundle that passed its gate is not replaced by one that did not.
+    A previous bundle that passed its gate is not replaced by one that did not. Files of others are kept.
     """
     bundle, previous = run_dir / "bundle", run_dir / PREVIOUS_BUNDLE
     if not is_stage(bundle, "bundle"):
@@ -81,10 +82,10 @@ def set_aside(run_dir: Path) -> None:
     found = f"{bundle} is of an earlier run, not of the refused model"
     if is_stage(previous, "bundle"):
         if _passed(previous) and not _passed(bundle):
-            remove_marked(bundle, MANIFEST)
+            discard(bundle, previous)
             warn(f"{found}: removed; the last one that passed its gate is in {previous}")
             return
-        remove_marked(previous, MANIFEST)
+        discard(previous, bundle)
     elif previous.exists():
         previous.rmdir()
     bundle.rename(previous)

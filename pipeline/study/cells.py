@@ -18,12 +18,13 @@ from typing import Any
 from kdedge.errors import InputError
 from kdedge.files import load_json
 from kdedge.manifest import load_manifest
-from kdedge.ownership import MANIFEST, check_owned, remove_marked
+from kdedge.ownership import check_owned, is_stage
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.build import build_config
 from kdedge.pipeline.config.checks import Flags
 from kdedge.pipeline.distill.methods import METHODS
-from kdedge.pipeline.run import run_stages
+from kdedge.pipeline.exchange import discard
+from kdedge.pipeline.run import recorded_config, run_stages
 from kdedge.pipeline.run_dir import lock_run, why_rerun
 from kdedge.pipeline.stages.registry import STAGES
 from kdedge.pipeline.training.log import TrainingLog, read_log
@@ -35,6 +36,7 @@ __all__ = [
     "Row",
     "Rows",
     "Study",
+    "check_cell",
     "count_halvings",
     "identity",
     "link_stage",
@@ -101,6 +103,19 @@ def variant(config: Config, distill: dict[str, Any], seed: int, flags: Flags) ->
         InputError: The options contradict each other.
     """
     return build_config(dataclasses.asdict(config), {"distill": distill, "runtime": {"seed": seed}}, flags=flags)
+
+
+def check_cell(directory: Path, *, test: bool) -> None:
+    """Check that what a cell uses in its directory is kdedge's or absent; ``test`` as in `StudyOptions`.
+
+    Raises:
+        InputError: A file or folder is not kdedge's.
+    """
+    recorded_config(directory)
+    check_owned(directory, ("distill", *_linked(directory)))
+    if test:
+        recorded_config(directory / _TEST)
+        check_owned(directory / _TEST, (*_TEST_STAGES, *_linked(directory / _TEST)))
 
 
 def measure_test(rows: Rows, out: Path, *, report: Callable[[Rows], None]) -> None:
@@ -216,6 +231,12 @@ def count_halvings(epochs: TrainingLog) -> int:
     return sum(before is not None and beta is not None and 0 < beta < before for before, beta in pairwise(betas))
 
 
+def _linked(run_dir: Path) -> list[str]:
+    """Return the stages that may be links, except links to a stage that was moved; these are made again."""
+    paths = run_dir / "teacher", run_dir / "distill"
+    return [path.name for path in paths if path.exists() or not path.is_symlink()]
+
+
 def link_stage(stage_dir: Path, link: Path) -> None:
     """Make ``link`` point to a finished stage, or copy it where the system has no links."""
     if link.resolve() == stage_dir.resolve():
@@ -223,9 +244,12 @@ def link_stage(stage_dir: Path, link: Path) -> None:
     link.parent.mkdir(exist_ok=True)
     if link.exists():
         check_owned(link.parent, (link.name,))
-        remove_marked(link, MANIFEST)
-    elif link.is_symlink():  # the teacher of the study was moved
+    if link.is_symlink():  # to another teacher, or to one that was moved
         link.unlink()
+    elif is_stage(link, link.name):
+        discard(link, stage_dir)
+    elif link.exists():
+        link.rmdir()
     try:
         link.symlink_to(os.path.relpath(stage_dir.resolve(), link.parent.resolve()), target_is_directory=True)
     except OSError:

@@ -27,9 +27,9 @@ from kdedge.pipeline.config.checks import COMPARE_FLAGS
 from kdedge.pipeline.data.sources import open_dataset, opened
 from kdedge.pipeline.data.user_images import check_outside
 from kdedge.pipeline.distill.methods import CONTROL, METHODS
-from kdedge.pipeline.run import CONFIG, recorded_config, recorded_runtime, run_stages
+from kdedge.pipeline.run import CONFIG, recorded_runtime, run_stages
 from kdedge.pipeline.stages.registry import STAGES
-from kdedge.pipeline.study.cells import COLUMNS, Cell, Row, Rows, Study, measure_test, variant
+from kdedge.pipeline.study.cells import COLUMNS, Cell, Row, Rows, Study, check_cell, measure_test, variant
 from kdedge.pipeline.study.finished import (
     begun_elsewhere,
     check_cells_kept,
@@ -146,8 +146,7 @@ def run_study(study: Study, names: Sequence[str], config: Config, out: Path, opt
 
     cells: Sequence[Cell] = [study.make(name, epochs, seed) for epochs, seed in options.grid() for name in names]
     for cell in cells:
-        recorded_config(cell.directory(out))
-        check_owned(cell.directory(out), ("distill",))
+        check_cell(cell.directory(out), test=options.test)
     if options.teacher_dir is None:
         _check_hints(cells, config.teacher.arch)
         if not options.force:

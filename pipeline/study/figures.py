@@ -7,6 +7,7 @@ drawn.
 import csv
 import importlib.util
 import io
+import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -109,12 +110,12 @@ def draw_study(out: Path) -> list[Path]:
     return _drawn(out)
 
 
-_NAMES = ("training_curves_*", "beta_timeline", "feature_similarity", "accuracy", "variance_scan")
+_DRAWN = re.compile(r"(training_curves_\d+|beta_timeline|feature_similarity|accuracy|variance_scan)\.(png|svg)")
 
 
 def _drawn(out: Path) -> list[Path]:
     """Return the files of the figures of a study."""
-    return [path for name in _NAMES for path in sorted((out / "figures").glob(f"{name}.*")) if path.suffix in _KINDS]
+    return sorted(path for path in (out / "figures").glob("*") if _DRAWN.fullmatch(path.name))
 
 
 # No metadata that changes from run to run, so that the same data result in the same file.

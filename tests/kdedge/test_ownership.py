@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from kdedge.errors import InputError
@@ -60,26 +61,64 @@ def test_a_run_refuses_foreign_files_under_its_names_before_any_work(name, force
     assert content(tmp_path) == before
 
 
-@pytest.mark.parametrize("command", ["run-all", *STAGES, "compare", "ablate"])
-def test_no_command_touches_a_folder_full_of_foreign_files(command, tiny_options, tmp_path):
-    for name in {*RUN_NAMES, *STUDY_NAMES, *REPORT_NAMES, "e20/seed0/kd/teacher", "e20/seed0/kd/distill"}:
+# The arguments of every command. OUT is a folder full of foreign files, and the current one.
+BUNDLE, BENCHMARK = REFERENCE / "bundle", REFERENCE / "benchmark"
+OUT, DATA = ("--out", "."), ("--data", "sample")
+ARGUMENTS = {
+    **dict.fromkeys(("run-all", *STAGES, "compare", "ablate"), (*DATA, *OUT)),
+    "export": OUT,
+    "data": (*DATA, *OUT),
+    "report": (BENCHMARK, BENCHMARK, BENCHMARK, "--figure", "photo.png"),
+    "verify": (BUNDLE,),
+    "predict": (BUNDLE, "photo.png"),
+    "doctor": (BUNDLE,),
+    "gate": ("report.json", "report.json"),
+}
+FORCED = ("run-all", *STAGES, "compare", "ablate")
+
+
+@pytest.mark.parametrize("command", sorted(get_command(app).commands))
+def test_no_command_touches_a_folder_full_of_foreign_files(command, monkeypatch, tmp_path):
+    for name in {*RUN_NAMES, *STUDY_NAMES, *REPORT_NAMES, "e20/seed0/kd/teacher", "e20/seed0/kd/distill", "data.html"}:
         put_foreign(tmp_path / name)
+    (tmp_path / "photo.png").write_bytes(b"mine")
     before = content(tmp_path)
-    data = [] if command == "export" else tiny_options[:2]
-    assert kdedge(command, *data, "--out", tmp_path).exit_code == 2
-    assert kdedge(command, *data, "--out", tmp_path, "--force").exit_code == 2
+    monkeypatch.chdir(tmp_path)
+    kdedge(command, *ARGUMENTS[command])
     assert content(tmp_path) == before
+    if command in FORCED:
+        assert kdedge(command, *ARGUMENTS[command], "--force").exit_code == 2
+        assert content(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", [*STUDY_NAMES, "e2/seed0/kd/distill", "e2/seed0/kd/config.json"])
+def test_the_page_of_a_data_set_replaces_only_another_one(folder_data, tmp_path):
+    command = "data", "--data", folder_data, "--image-size", 16, "--out", tmp_path
+    put_foreign(tmp_path / "data.html")
+    before = content(tmp_path)
+    result = kdedge(*command)
+    assert result.exit_code == 2
+    assert f"{tmp_path / 'data.html'} was not written by kdedge" in " ".join(result.stderr.split())
+    assert content(tmp_path) == before
+    (tmp_path / "data.html").unlink()
+    assert kdedge(*command).exit_code == 0
+    assert kdedge(*command).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*STUDY_NAMES, *(f"e2/seed0/kd/{name}" for name in ("distill", "teacher", "config.json", "test/quantize"))],
+)
 def test_a_study_refuses_foreign_files_under_its_names(name, tiny_options, tmp_path):
     put_foreign(tmp_path / name)
     before = content(tmp_path)
     runtime = ("--device", "cpu", "--threads", 1, "--precision", "fp32")
-    result = kdedge("compare", *tiny_options[:2], *runtime, "--methods", "kd", "--epochs", "2", "--out", tmp_path)
+    result = kdedge(
+        "compare", *tiny_options[:2], *runtime, "--methods", "kd", "--epochs", "2", "--test", "--out", tmp_path
+    )
     assert result.exit_code == 2
     assert f"{tmp_path / name} was not written by kdedge" in " ".join(result.stderr.split())
     assert content(tmp_path).items() - {(Path(".lock"), b"")} == before.items()
+    assert "running" not in result.stderr
 
 
 @pytest.mark.parametrize("name", REPORT_NAMES)

@@ -186,6 +186,20 @@ def test_a_verified_bundle_is_moved_aside_when_a_later_gate_fails(tmp_path, monk
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.parametrize("passed", [True, False])
+def test_what_a_user_put_into_a_bundle_survives_a_later_gate_that_fails(passed, tmp_path, monkeypatch):
+    for name, note in (("bundle.previous", "first"), ("bundle", "second")):
+        folder = bundle(tmp_path, name, passed=passed or name == "bundle.previous")
+        (folder / "notes.md").write_text(note)
+        (folder / note).mkdir()
+        (folder / note / "mine.txt").write_text(note)
+    refuse(tmp_path, monkeypatch)
+    assert not (tmp_path / "bundle").exists()
+    previous = tmp_path / "bundle.previous"
+    assert {(previous / name).read_text() for name in ("notes.md", "notes.md.old")} == {"first", "second"}
+    assert [(previous / note / "mine.txt").read_text() for note in ("first", "second")] == ["first", "second"]
+
+
 @pytest.mark.parametrize(("verdict", "report", "kept"), [("failed", "old", False), ("passed", "old", True)])
 def test_a_benchmark_alone_leaves_no_bundle_of_another_report_that_fails(verdict, report, kept, tmp_path, monkeypatch):
     bundle(tmp_path, "bundle", passed=True)
