@@ -21,10 +21,13 @@ from kdedge.benchmarks.session import (
     onnxruntime_errors,
     open_session,
     read_class_names,
+    read_resize_mode,
     session_options,
 )
 from kdedge.errors import InputError, StageError
+from kdedge.images import resize_image
 from kdedge.machine import images_at_once, usable_cores
+from kdedge.preprocessing import RESIZE_MODES
 from kdedge.progress import track
 
 __all__ = ["LAYOUTS", "PREPROCESSING", "Classifier", "Preprocessing", "open_classifier", "predict_all"]
@@ -48,9 +51,10 @@ class Preprocessing:
         scale: Factor of the pixels, which are 0 to 255.
         mean: Is subtracted from the scaled pixels, for R, G and B.
         std: Divides the result.
-        crop: Side of the centre crop as a share of the resized image, whose aspect is kept; None: the whole image is
-            resized to a square.
-        resample: Filter of the resize, antialiased.
+        crop: Side of the centre crop as a share of the resized image, whose aspect is kept; None: the image becomes
+            square as in training.
+        resample: Filter of the resize before a centre crop, antialiased.
+        resize_mode: Without a centre crop, how the image becomes square, see `kdedge.images.resize_image`.
     """
 
     scale: float = 1 / 255
@@ -58,12 +62,12 @@ class Preprocessing:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     crop: float | None = None
     resample: Image.Resampling = Image.Resampling.BILINEAR
+    resize_mode: str = RESIZE_MODES[0]
 
     def pixels(self, image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
         """Resize and crop an RGB image to ``[size, size, 3] uint8``."""
         if self.crop is None:
-            resized = image if image.size == (size, size) else image.resize((size, size), self.resample)
-            return np.asarray(resized)
+            return resize_image(image, size, self.resize_mode)
         shorter = round(size / self.crop)
         scale = shorter / min(image.size)
         width, height = (max(shorter, int(side * scale)) for side in image.size)
@@ -103,6 +107,7 @@ class Classifier:
         image_size: Side length S of the images in pixels.
         classes: Number of classes; None: the model does not state it.
         class_names: Names from the metadata of kdedge's own models, or None.
+        resize_mode: How images become square, from the same metadata.
     """
 
     path: Path
@@ -114,6 +119,7 @@ class Classifier:
     image_size: int
     classes: int | None
     class_names: tuple[str, ...] | None
+    resize_mode: str
 
     @property
     def takes_floats(self) -> bool:
@@ -198,6 +204,7 @@ def open_classifier(path: Path, *, layout: str = "", image_size: int = 0) -> Cla
     return Classifier(
         path, session, inputs[0].name, layout, _TYPES[inputs[0].type], shape[0] or (1 if dynamic else None), size,
         classes if isinstance(classes, int) else None, read_class_names(path, session),
+        read_resize_mode(path, session),
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from kdedge.errors import InputError, StageError
 from kdedge.files import parse_json
 from kdedge.machine import images_at_once
+from kdedge.preprocessing import resize_mode_of
 
 __all__ = [
     "CPU",
@@ -30,6 +31,7 @@ __all__ = [
     "open_model",
     "open_session",
     "read_class_names",
+    "read_resize_mode",
     "run_model",
     "session_options",
 ]
@@ -272,6 +274,18 @@ def read_class_names(path: Path, session: Any) -> tuple[str, ...] | None:
     if not isinstance(names, list) or len(names) != session.get_outputs()[0].shape[1]:
         raise InputError(f"{path}: the metadata kdedge.classes is not a JSON list with one name per class", _EXPORT)
     return tuple(str(name) for name in names)
+
+
+def read_resize_mode(path: Path, session: Any) -> str:
+    """Read from the metadata of a model how its images become square; ``squeeze`` if it has none.
+
+    Raises:
+        InputError: The metadata are damaged.
+    """
+    try:
+        return resize_mode_of(parse_json(session.get_modelmeta().custom_metadata_map.get("kdedge.preprocessing", "{}")))
+    except (AttributeError, ValueError) as error:
+        raise InputError(f"{path}: the metadata kdedge.preprocessing are damaged: {error}", _EXPORT) from error
 
 
 def describe(values: Sequence[Any]) -> str:

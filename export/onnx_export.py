@@ -25,7 +25,7 @@ from kdedge.benchmarks.session import open_model
 from kdedge.errors import StageError
 from kdedge.export.graph import count_macs
 from kdedge.files import write_atomic
-from kdedge.images import preprocessing
+from kdedge.preprocessing import RESIZE_MODES, preprocessing
 
 __all__ = ["MODEL_NAME", "PARITY_BOUND", "check_parity", "export_student"]
 
@@ -49,7 +49,13 @@ class _Deployed(nn.Module):
 
 
 def export_student(
-    module: nn.Module, image_size: int, class_names: Sequence[str], path: Path, opset: int = 18
+    module: nn.Module,
+    image_size: int,
+    class_names: Sequence[str],
+    path: Path,
+    *,
+    opset: int = 18,
+    resize_mode: str = RESIZE_MODES[0],
 ) -> dict[str, Any]:
     """Write a student as a deployed FP32 ONNX model.
 
@@ -59,6 +65,7 @@ def export_student(
         class_names: The C class names in the order of the logits.
         path: The file to write.
         opset: ONNX opset, 18 to 20.
+        resize_mode: How the training images became square, for users of the model.
 
     Returns:
         ``params`` (of the module), ``macs`` (per image), ``conv_nodes``, ``opset``, ``bytes``.
@@ -91,7 +98,7 @@ def export_student(
             "kdedge.classes": json.dumps(list(class_names)),
             "kdedge.image_size": str(image_size),
             "kdedge.pixels": "uint8 RGB NHWC, 0..255",
-            "kdedge.preprocessing": json.dumps(preprocessing(image_size)),
+            "kdedge.preprocessing": json.dumps(preprocessing(image_size, resize_mode)),
         },
     )
     onnx.checker.check_model(model, full_check=True)

@@ -1,8 +1,8 @@
 """Convert image files to RGB pixels of one size, on all cores.
 
 Every conversion follows the same rules: the EXIF orientation is applied; transparency is composited on white; grey,
-palette and CMYK become RGB; 16-bit pixels keep the high byte; a bilinear (antialiased) resize squeezes the whole image
-into a square.
+palette and CMYK become RGB; 16-bit pixels keep the high byte; a bilinear (antialiased) resize makes the image square,
+see `resize_image`.
 """
 
 import logging
@@ -36,12 +36,12 @@ __all__ = [
     "convert_image",
     "fill_images",
     "for_each",
+    "image_of",
     "overview",
     "overview_pixels",
-    "preprocessing",
     "read_image",
+    "resize_image",
     "resize_images",
-    "resize_pixels",
     "unreadable",
 ]
 
@@ -83,28 +83,6 @@ _metadata_warned = threading.Event()
 
 # Small enough for a smooth progress bar, large enough to amortise the hand-over to a thread.
 _CHUNK = 32
-
-
-def preprocessing(size: int) -> dict[str, Any]:
-    """Return the expected input of a deployed model and the conversion of `read_image`, for users of the model.
-
-    Args:
-        size: Side length S of the images in pixels.
-    """
-    return {
-        "input": "pixels",
-        "layout": "NHWC",
-        "dtype": "uint8",
-        "color": "RGB",
-        "range": [0, 255],
-        "size": size,
-        "resize": "bilinear",
-        "antialias": True,
-        "keep_aspect": False,
-        "exif_orientation": "applied",
-        "transparency": "on white",
-        "output": "logits",
-    }
 
 
 class UnreadableImageError(InputError):
@@ -186,8 +164,8 @@ def overview(path: Path, size: tuple[int, int]) -> Overview:
 
 
 def overview_pixels(pixels: NDArray[np.uint8], size: tuple[int, int]) -> Overview:
-    """Return the contents of a decoded image, see `overview` and `resize_pixels`."""
-    image = _from_pixels(pixels)
+    """Return the contents of a decoded image, see `overview` and `image_of`."""
+    image = image_of(pixels)
     return Overview(image.size, image.mode, False, _thumbnail(image.convert("RGB"), size))
 
 
@@ -195,12 +173,13 @@ def _thumbnail(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
     return np.asarray(image.resize(size, Image.Resampling.BOX))
 
 
-def read_image(path: Path, size: int) -> NDArray[np.uint8]:
+def read_image(path: Path, size: int, mode: str = "squeeze") -> NDArray[np.uint8]:
     """Decode an image file and resize it.
 
     Args:
         path: The file.
         size: Side length S of the result in pixels.
+        mode: As of `resize_image`.
 
     Returns:
         Pixels, [S, S, 3] uint8 RGB.
@@ -208,7 +187,7 @@ def read_image(path: Path, size: int) -> NDArray[np.uint8]:
     Raises:
         UnreadableImageError: The file is missing, truncated, damaged, too large or not an image of a known format.
     """
-    return convert_image(path, lambda image: _resize(image, size))
+    return convert_image(path, lambda image: resize_image(image, size, mode))
 
 
 def convert_image(path: Path, convert: Callable[[Image.Image], NDArray[np.uint8]]) -> NDArray[np.uint8]:
@@ -221,29 +200,44 @@ def convert_image(path: Path, convert: Callable[[Image.Image], NDArray[np.uint8]
         return convert(_to_rgb(image, path))
 
 
-def resize_pixels(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize one decoded image as `read_image` would.
+def resize_image(image: Image.Image, size: int, mode: str = "squeeze") -> NDArray[np.uint8]:
+    """Resize an RGB image of any shape to a square.
 
     Args:
-        pixels: uint8 [H, W] or [H, W, 1] grey, or [H, W, 3] RGB.
+        image: The image.
         size: Side length S of the result in pixels.
+        mode: ``squeeze`` changes the aspect ratio; ``crop`` takes the largest square in the middle; ``pad`` makes the
+            longer side S and repeats the outermost pixels along the shorter one.
 
     Returns:
         [S, S, 3] uint8 RGB.
     """
-    image = _from_pixels(pixels)
-    return _resize(image if image.mode == "RGB" else image.convert("RGB"), size)
+    target = (size, size)
+    if mode == "crop":
+        side = min(image.size)
+        left, top = ((length - side) // 2 for length in image.size)
+        image = image.crop((left, top, left + side, top + side))
+    elif mode == "pad":
+        longer = max(image.size)
+        width, height = (max(1, (2 * length * size + longer) // (2 * longer)) for length in image.size)
+        target = (width, height)
+    pixels = np.asarray(image if image.size == target else image.resize(target, Image.Resampling.BILINEAR))
+    if target == (size, size):
+        return pixels
+    around = [((size - length) // 2, (size - length + 1) // 2) for length in pixels.shape[:2]]
+    return np.pad(pixels, [*around, (0, 0)], mode="edge")
 
 
-def _from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
+def image_of(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Return decoded pixels, uint8 [H, W] or [H, W, 1] grey or [H, W, 3] RGB, as an image."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
 def resize_images(images: NDArray[np.uint8], size: int, copies: int = 1) -> NDArray[np.uint8]:
-    """Resize decoded images as `read_image` would.
+    """Resize decoded square images as `read_image` would.
 
     Args:
-        images: [N, H, W, 3] uint8 RGB.
+        images: [N, H, H, 3] uint8 RGB.
         size: Side length S of the result in pixels.
         copies: Maximum number of copies of the result at a time.
 
@@ -256,7 +250,7 @@ def resize_images(images: NDArray[np.uint8], size: int, copies: int = 1) -> NDAr
     if images.shape[1:3] == (size, size):
         return images
     resized = empty_images(len(images), size, copies)
-    fill_images(resized, lambda index: _resize(Image.fromarray(images[index]), size), "resizing images")
+    fill_images(resized, lambda index: resize_image(Image.fromarray(images[index]), size), "resizing images")
     return resized
 
 
@@ -381,9 +375,3 @@ def _orientation(info: dict[Any, Any]) -> int:
     except (KeyError, ValueError, struct.error):
         return 0
     return 1
-
-
-def _resize(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image)

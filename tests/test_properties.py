@@ -17,6 +17,7 @@ from kdedge.export.bundle import standalone
 from kdedge.images import read_image
 from kdedge.parsing import parse_choices, parse_counts, parse_cpus, parse_paths
 from kdedge.pipeline.data.parts import hold_out_groups
+from kdedge.preprocessing import RESIZE_MODES
 
 few = settings(
     max_examples=50, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -255,12 +256,12 @@ def pictures(draw):
 
 
 @few
-@given(pictures(), st.integers(1, 24))
-def test_any_image_becomes_pixels_of_the_size_and_the_same_in_the_bundle(tmp_path, picture, size):
+@given(pictures(), st.integers(1, 24), st.sampled_from(RESIZE_MODES))
+def test_any_image_becomes_pixels_of_the_size_and_the_same_in_the_bundle(tmp_path, picture, size, mode):
     picture.save(tmp_path / "picture.png")
-    pixels = read_image(tmp_path / "picture.png", size)
+    pixels = read_image(tmp_path / "picture.png", size, mode)
     assert (pixels.shape, pixels.dtype) == ((size, size, 3), np.uint8)
-    assert np.array_equal(pixels, standalone.decode(tmp_path / "picture.png", size))
+    assert np.array_equal(pixels, standalone.decode(tmp_path / "picture.png", size, mode))
 
 
 @few

@@ -1,7 +1,7 @@
 // Runs a kdedge bundle in the browser: opens it, decodes and resizes an image as the training images were, gives logits.
 //
 //     const bundle = await openBundle("bundle/");
-//     const logits = await run(bundle, resize(await decode(blob), bundle.size));
+//     const logits = await run(bundle, resize(await decode(blob), bundle.size, bundle.resizeMode));
 //     softmax(logits)   // one probability per bundle.labels
 
 import * as ort from "./node_modules/onnxruntime-web/dist/ort.wasm.min.mjs";
@@ -9,7 +9,7 @@ import * as ort from "./node_modules/onnxruntime-web/dist/ort.wasm.min.mjs";
 // More threads need a page that is served with cross-origin isolation headers.
 ort.env.wasm.numThreads = 1;
 
-/** Fetches labels, image size and INT8 model of the bundle at a URL that ends with a slash. */
+/** Fetches labels, image size, resize mode and INT8 model of the bundle at a URL that ends with a slash. */
 export async function openBundle(url) {
   const [labels, settings, model] = await Promise.all([
     fetched(url + "labels.txt").then((answer) => answer.text()),
@@ -17,7 +17,8 @@ export async function openBundle(url) {
     fetched(url + "student.int8.onnx").then((answer) => answer.arrayBuffer()),
   ]);
   const session = await ort.InferenceSession.create(new Uint8Array(model), { executionProviders: ["wasm"] });
-  return { labels: labels.replace(/[\r\n]+$/, "").split(/\r?\n/), size: settings.size, session };
+  const { size, resize_mode: resizeMode } = settings;
+  return { labels: labels.replace(/[\r\n]+$/, "").split(/\r?\n/), size, resizeMode, session };
 }
 
 /** Maps RGB pixels, uint8 [N, S, S, 3], to logits, float32 [N, C]. */
@@ -46,24 +47,35 @@ export async function decode(blob) {
 }
 
 /**
- * Squeezes an image into size x size RGB pixels with the arithmetic of Pillow's antialiased BILINEAR: along rows, then
- * along columns, in fixed point. (Pillow 13 begins with the columns of some tall images, which then differ by 1 of 255.)
- * A canvas would resize otherwise, and differently in every browser.
+ * Resizes an image to size x size RGB pixels, by the resize mode of the bundle: "squeeze" changes the aspect ratio, "crop"
+ * takes the largest square in the middle, "pad" makes the longer side fit and repeats the outermost pixels. The arithmetic
+ * is that of Pillow's antialiased BILINEAR: along rows, then along columns, in fixed point. (Pillow 13 begins with the
+ * columns of some tall images, which then differ by 1 of 255.) A canvas would resize otherwise, and differently in every
+ * browser.
  */
-export function resize({ data, width, height }, size) {
-  const across = weights(width, size);
-  const down = weights(height, size);
-  const narrow = new Uint8Array(height * size * 3);
-  for (let y = 0; y < height; y++)
-    for (let x = 0; x < size; x++)
+export function resize({ data, width, height }, size, mode = "squeeze") {
+  const [shorter, longer] = [Math.min(width, height), Math.max(width, height)];
+  const [left, top] = mode === "crop" ? [(width - shorter) >> 1, (height - shorter) >> 1] : [0, 0];
+  const [wide, high] = mode === "crop" ? [shorter, shorter] : [width, height];
+  const fitted = (side) => Math.max(1, Math.floor((2 * side * size + longer) / (2 * longer)));
+  const [columns, rows] = mode === "pad" ? [fitted(width), fitted(height)] : [size, size];
+  const across = weights(wide, columns);
+  const down = weights(high, rows);
+  const narrow = new Uint8Array(high * columns * 3);
+  for (let y = 0; y < high; y++)
+    for (let x = 0; x < columns; x++)
       for (let c = 0; c < 3; c++)
-        narrow[(y * size + x) * 3 + c] = weigh(across[x], (i) => data[(y * width + i) * 4 + c]);
-  const small = new Uint8Array(size * size * 3);
-  for (let y = 0; y < size; y++)
-    for (let x = 0; x < size; x++)
+        narrow[(y * columns + x) * 3 + c] = weigh(across[x], (i) => data[((top + y) * width + left + i) * 4 + c]);
+  const small = new Uint8Array(rows * columns * 3);
+  for (let y = 0; y < rows; y++)
+    for (let x = 0; x < columns; x++)
       for (let c = 0; c < 3; c++)
-        small[(y * size + x) * 3 + c] = weigh(down[y], (i) => narrow[(i * size + x) * 3 + c]);
-  return small;
+        small[(y * columns + x) * 3 + c] = weigh(down[y], (i) => narrow[(i * columns + x) * 3 + c]);
+  const inside = (position, length) => Math.min(Math.max(position - ((size - length) >> 1), 0), length - 1);
+  return Uint8Array.from({ length: size * size * 3 }, (_, i) => {
+    const [y, x] = [inside(Math.floor(i / (3 * size)), rows), inside(Math.floor(i / 3) % size, columns)];
+    return small[(y * columns + x) * 3 + (i % 3)];
+  });
 }
 
 const BITS = 22; // of Pillow's fixed-point weights

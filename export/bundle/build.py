@@ -16,18 +16,23 @@ import numpy.typing as npt
 
 from kdedge.benchmarks.report.content import warnings
 from kdedge.benchmarks.report.details import starts_from
-from kdedge.benchmarks.session import check_fits, open_model, run_model
+from kdedge.benchmarks.session import check_fits, open_model, read_resize_mode, run_model
 from kdedge.errors import GateError
 from kdedge.export.bundle.contents import COPIED, GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS
 from kdedge.files import load_json, write_atomic, write_json
-from kdedge.images import preprocessing
 from kdedge.manifest import load_manifest
+from kdedge.preprocessing import preprocessing
 from kdedge.progress import log, warn
 
 __all__ = ["GOLDEN_IMAGES", "build_bundle", "check_gate"]
 
 GOLDEN_IMAGES = 16
 _CLASSES_SHOWN = 20
+_BECOME_SQUARE = {
+    "squeeze": "resized without their aspect ratio",
+    "crop": "cut to the largest square in their middle",
+    "pad": "resized with their aspect ratio and padded by repeating their edges",
+}
 # The values of the search's choice that repair steps do not change.
 _FORMAT = ("name", "activations", "weights", "per_channel", "reduce_range", "calibrator", "calibration_images")
 
@@ -66,17 +71,19 @@ def build_bundle(
     size = golden.shape[1]
     for kind, name in MODELS.items():
         model = open_model(out_dir / name)
+        mode = read_resize_mode(model.path, model.session)
         check_fits(model, classes, size)
         _save_array(out_dir / GOLDEN_LOGITS[kind], run_model(model, golden))
     write_atomic(out_dir / "labels.txt", ("\n".join(classes) + "\n").encode())
-    write_json(out_dir / "preprocessing.json", preprocessing(size))
+    expected = preprocessing(size, mode)
+    write_json(out_dir / "preprocessing.json", expected)
     candidates = load_json(
         inputs["quantize"] / "candidates.json",
         ("chosen", "candidates", "calibration_images", "target", "rungs", "scored_images"),
     )
     history = _history(report, candidates, inputs)
     needs = lowest_runtime(out_dir / name for name in MODELS.values())
-    card = _model_card(report, candidates, needs, classes, size)
+    card = _model_card(report, candidates, needs, classes, expected)
     write_atomic(out_dir / "MODEL_CARD.md", card.encode(errors="replace"))
     if not passed:
         warn("the bundle is marked as not passed: the gate is undecided")
@@ -133,9 +140,14 @@ def _history(report: Mapping[str, Any], candidates: Mapping[str, Any], inputs: M
 
 
 def _model_card(
-    report: Mapping[str, Any], candidates: Mapping[str, Any], needs: Mapping[str, Any], classes: list[str], size: int
+    report: Mapping[str, Any],
+    candidates: Mapping[str, Any],
+    needs: Mapping[str, Any],
+    classes: list[str],
+    expected: Mapping[str, Any],
 ) -> str:
-    """Return the model card, from the numbers of the report."""
+    """Return the model card, from the numbers of the report and the `preprocessing`."""
+    size, mode = expected["size"], expected["resize_mode"]
     accuracy, gate, sizes, student, host = (report[key] for key in ("accuracy", "gate", "size", "student", "host"))
     fp32, int8 = accuracy["onnx_fp32_top1_pct"], accuracy["onnx_int8_top1_pct"]
     status = "passed" if gate["verdict"] == "passed" else f"**{gate['verdict']}: shipped although not passed**"
@@ -162,6 +174,7 @@ and quantized to INT8 for the target `{candidates["target"]}` (`{candidates["cho
 {candidates["calibration_images"]} calibration images{repaired}).
 
 - Input: `pixels`, uint8 RGB, `[N, {size}, {size}, 3]`, as a decoder returns it. Output: `logits`, float32.
+- Images of another shape are {_BECOME_SQUARE[mode]} (`{mode}`). `predict.py` and `kdedge predict` do it.
 - Requires onnxruntime {needs["onnxruntime"]} or newer (opset {needs["opset"]}, IR version {needs["ir_version"]}).
 - Classes: {shown}
 - Trained on: {report["run"]["data"]}, seed {report["run"]["seed"]}

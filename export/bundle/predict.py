@@ -26,6 +26,7 @@ from kdedge.export.bundle.standalone import Classifier
 from kdedge.files import read_json
 from kdedge.images import EXTENSIONS, read_image
 from kdedge.machine import usable_cores
+from kdedge.preprocessing import resize_mode_of
 
 __all__ = ["LoadedBundle", "open_bundle", "predict"]
 
@@ -63,7 +64,7 @@ def predict(
         InputError: The bundle or a file is missing or unreadable, or a folder has no images.
         StageError: The model fails on the images.
     """
-    labels, size = _read_bundle(bundle)
+    labels, size, mode = _read_bundle(bundle)
     if not 1 <= top_k <= len(labels):
         raise InputError(
             f"--top {top_k} is out of range: this model has {len(labels)} classes", f"give --top 1 to {len(labels)}"
@@ -75,7 +76,7 @@ def predict(
             f"preprocessing.json has {size} pixels and labels.txt {len(labels)} classes",
             f"run `kdedge verify {bundle}`",
         )
-    for batch in _batches(_images(paths, size)):
+    for batch in _batches(_images(paths, size, mode)):
         if isinstance(batch, InputError):
             if failed is None:
                 raise batch
@@ -109,26 +110,27 @@ def open_bundle(bundle: Path, *, fp32: bool = False) -> LoadedBundle:
     return LoadedBundle(bundle, model)
 
 
-def _read_bundle(bundle: Path) -> tuple[list[str], int]:
-    """Return the labels and the image size of a bundle."""
+def _read_bundle(bundle: Path) -> tuple[list[str], int, str]:
+    """Return the labels, the image size and the resize mode of a bundle."""
     try:
         labels = (bundle / "labels.txt").read_text(encoding="utf-8").splitlines()
-        size = int(read_json(bundle / "preprocessing.json")["size"])
+        settings = read_json(bundle / "preprocessing.json")
+        size, mode = int(settings["size"]), resize_mode_of(settings)
     except OSError as error:
         raise InputError(
             f"{bundle} is not a bundle: cannot read {error.filename}: {error.strerror}",
             "give the folder that `kdedge bundle` wrote",
         ) from error
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (AttributeError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(
-            f"labels.txt or preprocessing.json in {bundle} is damaged", f"run `kdedge verify {bundle}`"
+            f"labels.txt or preprocessing.json in {bundle} is damaged ({error})", f"run `kdedge verify {bundle}`"
         ) from error
     if not labels:
         raise InputError(f"labels.txt in {bundle} is empty", f"run `kdedge verify {bundle}`")
-    return labels, size
+    return labels, size, mode
 
 
-def _images(paths: Iterable[Path], size: int) -> Iterator[_Image | InputError | None]:
+def _images(paths: Iterable[Path], size: int, mode: str) -> Iterator[_Image | InputError | None]:
     """Yield name and pixels ``[size, size, 3] uint8`` of every image in order, and the None of `_files`; decode ahead.
 
     A bad file yields its error. The last item is None.
@@ -139,7 +141,7 @@ def _images(paths: Iterable[Path], size: int) -> Iterator[_Image | InputError | 
         try:
             for path in itertools.chain(_files(paths), [None]):
                 if path is not None:
-                    waiting.append((path, pool.submit(_load, path, size)))
+                    waiting.append((path, pool.submit(_load, path, size, mode)))
                 while waiting and (path is None or len(waiting) >= _AHEAD):
                     yield from _named(*waiting.popleft())
                 if path is None:
@@ -206,7 +208,7 @@ def _files_of_stdin() -> Iterator[Path | None]:
         yield _STDIN
 
 
-def _load(path: Path, size: int) -> npt.NDArray[np.uint8]:
+def _load(path: Path, size: int, mode: str) -> npt.NDArray[np.uint8]:
     """Load the images of one file, ``[N, size, size, 3] uint8``."""
     if path == _STDIN:
         raise InputError("standard input has no paths", "give one path per line, or the paths as arguments")
@@ -220,7 +222,7 @@ def _load(path: Path, size: int) -> npt.NDArray[np.uint8]:
         raise InputError(f"{path} {missing}; expected an image, a .npy file or a folder", "check the path") from error
     if not stat.S_ISREG(kind):
         raise InputError(f"{path} is not a regular file; expected an image, a .npy file or a folder", "check the path")
-    return _load_npy(path, size) if path.suffix.lower() == ".npy" else read_image(path, size)[None]
+    return _load_npy(path, size) if path.suffix.lower() == ".npy" else read_image(path, size, mode)[None]
 
 
 def _load_npy(path: Path, size: int) -> npt.NDArray[np.uint8]:

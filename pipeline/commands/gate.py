@@ -162,7 +162,7 @@ def _preprocessing(models: "Sequence[Classifier]", name: str, numbers: Mapping[s
         )
     if given and not floats:
         raise InputError(f"--{next(iter(given))} has no effect: both models take uint8 pixels", "leave it out")
-    return replace(PREPROCESSING[name or "kdedge"], **given)
+    return replace(PREPROCESSING[name or "kdedge"], resize_mode=models[0].resize_mode, **given)
 
 
 def _pair(models: "Sequence[Classifier]", data: str, preprocessing: "Preprocessing") -> "Pairs":

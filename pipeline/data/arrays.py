@@ -9,7 +9,7 @@ import hashlib
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from kdedge.errors import InputError
-from kdedge.images import Overview, overview_pixels, resize_pixels
+from kdedge.images import Overview, image_of, overview_pixels
 from kdedge.pipeline.data.class_folders import class_name, is_label, log_once
 from kdedge.pipeline.data.items import Item
 from kdedge.pipeline.data.options import DataConfig
@@ -91,9 +92,10 @@ class _ArrayItem(Item):
         """Return the contents of the image, with a thumbnail of this width and height."""
         return overview_pixels(self.array.images()[self.index], size)
 
-    def read(self, size: int) -> NDArray[np.uint8]:
-        """Return the pixels, ``[size, size, 3]`` uint8."""
-        return resize_pixels(self.array.images()[self.index], size)
+    def convert(self, convert: Callable[[Image.Image], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """Return the pixels that a function makes of the image in RGB."""
+        image = image_of(self.array.images()[self.index])
+        return convert(image if image.mode == "RGB" else image.convert("RGB"))
 
     def digest(self) -> bytes:
         """Return the SHA-256 of shape and pixels."""

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from kdedge.images import (
     Overview,
     UnreadableImageError,
     check_image,
     check_pixels,
+    convert_image,
     for_each,
     overview,
-    read_image,
     unreadable,
 )
 from kdedge.pipeline.data.duplicates import digest
@@ -56,16 +57,16 @@ class Item:
         check_image(self.path)
 
     def check_pixels(self) -> None:
-        """Check that `read` works, see `kdedge.images.check_pixels`."""
+        """Check that `convert` works, see `kdedge.images.check_pixels`."""
         check_pixels(self.path)
 
     def overview(self, size: tuple[int, int]) -> Overview:
         """Return the contents of the image, with a thumbnail of this width and height, see `kdedge.images.overview`."""
         return overview(self.path, size)
 
-    def read(self, size: int) -> NDArray[np.uint8]:
-        """Return the pixels, ``[size, size, 3]`` uint8, see `read_image`."""
-        return read_image(self.path, size)
+    def convert(self, convert: Callable[[Image.Image], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """Return the pixels that a function makes of the upright RGB image, see `kdedge.images.convert_image`."""
+        return convert_image(self.path, convert)
 
     def digest(self) -> bytes:
         """Return the SHA-256 of the stored image, 32 bytes.

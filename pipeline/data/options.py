@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 
 from kdedge.options import option
+from kdedge.preprocessing import RESIZE_MODES
 
 __all__ = ["NAMES", "PATH_KINDS", "DataConfig"]
 
@@ -32,6 +33,12 @@ class DataConfig:
         flag="--data-dir",
     )
     image_size: int = option(32, "Side length of the images in pixels.", flag="--image-size", least=16, most=512)
+    resize: str = option(
+        RESIZE_MODES[0],
+        "How images become square: squeeze changes the aspect ratio, crop takes the middle, pad repeats the edges.",
+        flag="--resize",
+        choices=RESIZE_MODES,
+    )
     val_fraction: float = option(
         0.1, "Share of the training images held out for validation.", flag="--val-fraction", least=0.01, most=0.5
     )

@@ -53,6 +53,7 @@ def summarise(config: DataConfig) -> tuple[dict[str, Any], Split]:
         "data": dataset.name,
         "classes": list(names),
         "image_size": dataset.image_size,
+        "resize": config.resize,
         "train": len(train.labels),
         "val": len(val.labels),
         "test": sum(test_counts),

@@ -146,7 +146,7 @@ def _balance(summary: Mapping[str, Any]) -> str:
 
 
 def _sizes(summary: Mapping[str, Any]) -> str:
-    resized = f"resized to {summary['image_size']} x {summary['image_size']} pixels"
+    resized = f"resized to {summary['image_size']} x {summary['image_size']} pixels ({summary['resize']})"
     if not (sizes := summary.get("source_sizes")):
         return resized
     small, median, large = (" x ".join(map(str, sizes[key])) for key in ("smallest", "median", "largest"))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from kdedge.dataset import Dataset, Split, keep_used
 from kdedge.errors import InputError
 from kdedge.image_memory import empty_images
+from kdedge.images import resize_image
 from kdedge.pipeline.data.class_folders import (
     LeftOut,
     log_once,
@@ -22,6 +23,7 @@ from kdedge.pipeline.data.duplicates import find_copies, same
 from kdedge.pipeline.data.items import Item, for_all, labels_of
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.parts import Parts, divide
+from kdedge.preprocessing import RESIZE_MODES
 from kdedge.progress import track, warn_once
 
 __all__ = ["UserImages", "check_outside", "from_parts", "source_name"]
@@ -39,6 +41,7 @@ class UserImages:
         root: The folder or the file that lists the images.
         class_names: Names of the classes, sorted.
         image_size: Side length S of the decoded images in pixels.
+        resize_mode: As of `kdedge.images.resize_image`.
         train_items: Training images, including those held out for validation if ``val_items`` is empty.
         test_items: Test images.
         val_items: Images that the user set aside for validation.
@@ -51,6 +54,7 @@ class UserImages:
     root: Path
     class_names: tuple[str, ...]
     image_size: int
+    resize_mode: str
     train_items: tuple[Item, ...]
     test_items: tuple[Item, ...]
     val_items: tuple[Item, ...]
@@ -138,7 +142,7 @@ class UserImages:
         return list(map(int, np.bincount(labels_of(self.test_items), minlength=len(self.class_names))))
 
     def train_sha256(self) -> str:
-        """Hash image size, class names, relative names and bytes of the training and validation files.
+        """Hash image size, resize mode, class names, relative names and bytes of the training and validation files.
 
         Raises:
             InputError: There are none, or one cannot be read.
@@ -147,7 +151,7 @@ class UserImages:
         return self._hash(self.train_items + self.val_items)
 
     def test_sha256(self) -> str:
-        """Decode every test image, then hash image size, class names, relative names and bytes of the files.
+        """Decode every test image, then hash image size, resize mode, class names, names and bytes of the files.
 
         Raises:
             InputError: An image cannot be read.
@@ -218,13 +222,15 @@ class UserImages:
         images = empty_images(len(items), self.image_size, copies)
 
         def decode(index: int) -> None:
-            images[index] = items[index].read(self.image_size)
+            images[index] = items[index].convert(lambda image: resize_image(image, self.image_size, self.resize_mode))
 
         for_all(items, decode, title)
         return images
 
     def _hash(self, items: Sequence[Item]) -> str:
-        total = hashlib.sha256(repr((self.image_size, self.class_names)).encode("utf-8", "surrogateescape"))
+        # Earlier versions could only squeeze; the hash of those images is as before.
+        mode = () if self.resize_mode == RESIZE_MODES[0] else (self.resize_mode,)
+        total = hashlib.sha256(repr((self.image_size, self.class_names, *mode)).encode("utf-8", "surrogateescape"))
         with track("hashing images", len(items)) as progress:
             for item in items:
                 # A digest has a fixed length and a name has no zero byte: no two sets hash the same bytes.
@@ -258,8 +264,8 @@ def from_parts(
             warn_missing(f"{root}, {part}", missing)
     train, test, val = (tuple(parts.get(part, ())) for part in ("train", "test", "val"))
     return UserImages(
-        kind, root, tuple(names), config.image_size, train, test, val, left_out or {}, config.val_fraction,
-        config.train_size,
+        kind, root, tuple(names), config.image_size, config.resize, train, test, val, left_out or {},
+        config.val_fraction, config.train_size,
     )  # fmt: skip
 
 

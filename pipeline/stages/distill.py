@@ -161,7 +161,12 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     with closing(cache):
         rows, earlier_s = loop.run()
     save_module(student, out_dir / STUDENT_WEIGHTS)
-    description = {"arch": settings.student, "image_size": dataset.image_size, "classes": list(classes)}
+    description = {
+        "arch": settings.student,
+        "image_size": dataset.image_size,
+        "resize_mode": config.data.resize,
+        "classes": list(classes),
+    }
     write_json(out_dir / STUDENT_DESCRIPTION, description)
     evaluator.student = place(load_student(out_dir), device)
     check_learned("the student", evaluator.right(), val.labels, classes, _HINT)

@@ -8,7 +8,7 @@ from typing import Any
 from kdedge.files import file_sha256
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.build import RENAMED
-from kdedge.pipeline.data.options import PATH_KINDS
+from kdedge.pipeline.data.options import PATH_KINDS, DataConfig
 from kdedge.pipeline.data.user_images import source_name
 from kdedge.pipeline.distill.methods import METHODS
 from kdedge.pipeline.distill.options import DistillConfig
@@ -37,7 +37,9 @@ def _section(config: Config, name: str) -> dict[str, Any]:
             return known
         return known | {"source": source_name(kind, Path(path))}
     if name == "all data":
-        return {key: value for key, value in dataclasses.asdict(config.data).items() if key != "dir"}
+        # The default resize mode is what earlier versions did without the option.
+        unnamed = ("dir", "resize") if config.data.resize == DataConfig.resize else ("dir",)
+        return {key: value for key, value in dataclasses.asdict(config.data).items() if key not in unnamed}
     if name == "distill":
         # Options that the method does not use have their default, so that changing them trains nothing again.
         default = {key: getattr(DistillConfig, key) for key in METHODS[config.distill.method].unused}

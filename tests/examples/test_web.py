@@ -1,5 +1,6 @@
 """The browser example in headless Chromium: the golden logits, the pixels that `kdedge predict` sees, and the page."""
 
+import itertools
 import json
 import queue
 import shutil
@@ -18,6 +19,7 @@ from PIL import Image
 
 from kdedge.export.bundle.predict import predict
 from kdedge.images import read_image
+from kdedge.preprocessing import RESIZE_MODES
 
 ROOT = Path(__file__).resolve().parents[2]
 WEB, BUNDLE = ROOT / "examples" / "web", ROOT / "artifacts" / "reference" / "bundle"
@@ -36,9 +38,12 @@ try {
   const one = golden.slice(0, 3 * bundle.size ** 2);
   const pixels = {};
   for (const name of await (await fetch("pictures.json")).json())
-    pixels[name] = Array.from(resize(await decode(await bytes(name)), bundle.size));
+    for (const mode of ["squeeze", "crop", "pad"])
+      pixels[`${name} ${mode}`] = Array.from(resize(await decode(await bytes(name)), bundle.size, mode));
   const [all, first] = [await run(bundle, golden), await run(bundle, one)].map((logits) => Array.from(logits));
-  await post({ labels: bundle.labels, all, first, pixels });
+  bundle.resizeMode ??= "none";
+  const cropping = (await openBundle("./cropping/")).resizeMode;
+  await post({ labels: bundle.labels, modes: [bundle.resizeMode, cropping], all, first, pixels });
 } catch (error) { await post({ error: String(error) }); }
 function post(value) { return fetch("result", { method: "POST", body: JSON.stringify(value) }); }
 </script>"""
@@ -143,15 +148,19 @@ def test_the_browser_computes_the_golden_logits_from_the_same_pixels(site: Site,
     (site.folder / "golden.bin").write_bytes(inputs.tobytes())
     names = pictures(site.folder)
     (site.folder / "pictures.json").write_text(json.dumps(names))
+    shutil.copytree(BUNDLE, site.folder / "cropping")
+    settings = json.loads((BUNDLE / "preprocessing.json").read_text())
+    (site.folder / "cropping" / "preprocessing.json").write_text(json.dumps(settings | {"resize_mode": "crop"}))
     (site.folder / "logits.html").write_text(LOGITS)
     found = site.show("logits.html", tmp_path / "profile")
     assert "error" not in found
     assert found["labels"] == (BUNDLE / "labels.txt").read_text().splitlines()
-    for name in names:
-        expected = read_image(site.folder / name, inputs.shape[1]).ravel().astype(int)
+    assert found["modes"] == ["none", "crop"]
+    for name, mode in itertools.product(names, RESIZE_MODES):
+        expected = read_image(site.folder / name, inputs.shape[1], mode).ravel().astype(int)
         # Pillow 13 resizes some tall images in the other order, which rounds otherwise.
         allowed = 1 if name in ("tall.png", "turned.png") else 0
-        assert np.abs(np.array(found["pixels"][name]) - expected).max() <= allowed, name
+        assert np.abs(np.array(found["pixels"][f"{name} {mode}"]) - expected).max() <= allowed, (name, mode)
     logits = np.array(found["all"], np.float32).reshape(golden.shape)
     # To the bit: a sum of integers has no order, and WebAssembly fixes the rounding of the floats that scale it.
     assert np.array_equal(logits, golden)

@@ -39,6 +39,16 @@ def test_the_model_card_lists_the_classes_that_int8_recognises_worst(
     assert "| c | 600 | 86.67 | 86.67 |\n| a&#124;b | 400 | 95.00 | 94.75 |\n\nLatency of" in card
 
 
+def test_the_bundle_has_the_resize_mode_of_the_model(
+    make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle, "read_resize_mode", lambda *_: "pad")
+    made = make_bundle()
+    settings = json.loads((made / "preprocessing.json").read_text())
+    assert (settings["resize_mode"], settings["keep_aspect"]) == ("pad", True)
+    assert "padded by repeating their edges (`pad`)" in (made / "MODEL_CARD.md").read_text()
+
+
 def test_bundle_holds_everything_and_nothing_else(make_bundle: Callable[..., Path], dataset: Any) -> None:
     bundle = make_bundle()
     assert {path.name for path in bundle.iterdir()} == FILES | {"manifest.json"}

@@ -12,14 +12,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kdedge.benchmarks.session import open_model
+from kdedge.benchmarks.session import open_model, read_resize_mode
 from kdedge.errors import InputError, StageError
 from kdedge.export import onnx_export
 from kdedge.export.graph import count_macs
-from kdedge.images import preprocessing
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.models import load
 from kdedge.pipeline.stages import export
+from kdedge.preprocessing import preprocessing
 
 
 @pytest.fixture
@@ -102,12 +102,16 @@ def test_stage_writes_the_model_and_its_facts(
     distilled: Path, tmp_path_factory: pytest.TempPathFactory, config: Config
 ) -> None:
     out = tmp_path_factory.mktemp("out")
+    student = json.loads((distilled / "student.json").read_text()) | {"resize_mode": "pad"}
+    (distilled / "student.json").write_text(json.dumps(student))
     metrics = export.run(config, {"distill": distilled}, out)
     assert [path.name for path in out.iterdir()] == ["student.onnx"]
     assert {"params", "macs", "conv_nodes", "parity_max_abs_diff"} <= metrics.keys()
     assert metrics["conv_nodes"] == 5
     json.dumps(metrics)
-    logits = open_model(out / "student.onnx").logits(np.zeros((3, 16, 16, 3), np.uint8))
+    model = open_model(out / "student.onnx")
+    assert read_resize_mode(model.path, model.session) == "pad"
+    logits = model.logits(np.zeros((3, 16, 16, 3), np.uint8))
     assert logits.shape == (3, 4)
 
 

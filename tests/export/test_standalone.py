@@ -19,7 +19,7 @@ from kdedge.errors import InputError
 from kdedge.export.bundle import standalone
 from kdedge.export.bundle.predict import predict
 from kdedge.export.bundle.verify import verify_bundle
-from kdedge.images import read_image
+from kdedge.images import read_image, resize_image
 
 # Runs predict.py as a device would that has numpy and onnxruntime only (and Pillow where it is not blocked).
 ALONE = """
@@ -52,6 +52,30 @@ def test_predict_py_agrees_with_kdedge_predict(make_bundle: Callable[..., Path],
     assert rows == list(predict(bundle, files))
     assert rows[0].keys() == {"file", "label", "index", "probability"}
     assert verify_bundle(bundle)  # running it leaves nothing behind
+
+
+@pytest.mark.parametrize("mode", ["crop", "pad"])
+def test_predict_py_and_kdedge_predict_resize_as_the_bundle_says(
+    make_bundle: Callable[..., Path], tmp_path: Path, mode: str
+) -> None:
+    bundle, files = make_bundle(), pictures(tmp_path / "pictures")
+    squeezed = list(predict(bundle, files))
+    settings = json.loads((bundle / "preprocessing.json").read_text())
+    (bundle / "preprocessing.json").write_text(json.dumps(settings | {"resize_mode": mode}))
+    rows = list(predict(bundle, files))
+    assert rows != squeezed
+    assert [json.loads(line) for line in run_alone(bundle, *files).stdout.splitlines()] == rows
+    frame = np.asarray(Image.open(files[0]).convert("RGB"))
+    np.save(tmp_path / "frame.npy", resize_image(Image.fromarray(frame), 16, mode))
+    (row,) = predict(bundle, [tmp_path / "frame.npy"])
+    assert standalone.Classifier(bundle)(frame) == {key: row[key] for key in ("label", "index", "probability")}
+    del settings["resize_mode"]  # a bundle of an earlier version
+    (bundle / "preprocessing.json").write_text(json.dumps(settings))
+    assert list(predict(bundle, files)) == squeezed
+    assert [json.loads(line) for line in run_alone(bundle, *files).stdout.splitlines()] == squeezed
+    (bundle / "preprocessing.json").write_text(json.dumps(settings | {"resize_mode": "stretch"}))
+    with pytest.raises(InputError, match="resize_mode 'stretch' is unknown, expected squeeze, crop, pad"):
+        list(predict(bundle, files))
 
 
 def test_predict_py_without_pillow(make_bundle: Callable[..., Path], tmp_path: Path) -> None:

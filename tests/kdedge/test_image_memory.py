@@ -20,7 +20,7 @@ def test_too_many_images_are_refused_with_the_numbers(tmp_path: Path, monkeypatc
     monkeypatch.setattr(memory, "available_bytes", lambda: needed - 1)
     assert len(dataset.test()) == 8
     with monkeypatch.context() as patch:
-        patch.setattr(items, "read_image", lambda *_: pytest.fail("decoded an image"))
+        patch.setattr(items, "convert_image", lambda *_: pytest.fail("decoded an image"))
         with pytest.raises(InputError, match=r"32 images of 16 x 16 pixels need 0\.0 GB of memory, .*avail") as caught:
             dataset.train()
     assert "--image-size" in caught.value.hint

@@ -13,6 +13,7 @@ from kdedge import images
 from kdedge.errors import InputError
 from kdedge.export.bundle import standalone
 from kdedge.images import read_image
+from kdedge.preprocessing import RESIZE_MODES
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
@@ -176,3 +177,33 @@ def test_any_size_is_squeezed_bilinearly(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "x.png")
     expected = Image.fromarray(pixels).resize((24, 24), Image.Resampling.BILINEAR)
     assert (read_image(tmp_path / "x.png", 24) == np.asarray(expected)).all()
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_crop_takes_the_middle_and_pad_repeats_the_edges(tmp_path: Path, turned: bool) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 23, 3), np.uint8)
+    Image.fromarray(pixels.swapaxes(0, 1) if turned else pixels).save(tmp_path / "x.png")
+
+    def read(mode: str) -> np.ndarray:
+        found = read_image(tmp_path / "x.png", 24, mode)
+        assert np.array_equal(found, standalone.decode(tmp_path / "x.png", 24, mode))
+        return found.swapaxes(0, 1) if turned else found
+
+    def resized(part: np.ndarray, width: int, height: int) -> np.ndarray:
+        image = Image.fromarray(part.swapaxes(0, 1) if turned else part)
+        found = image.resize((height, width) if turned else (width, height), Image.Resampling.BILINEAR)
+        return np.asarray(found).swapaxes(0, 1) if turned else np.asarray(found)
+
+    assert np.array_equal(read("crop"), resized(pixels[13:36], 24, 24))
+    small = resized(pixels, 11, 24)  # 23 of 50 columns are 11.04 of 24
+    assert np.array_equal(read("pad"), np.concatenate([small[:, :1]] * 6 + [small] + [small[:, -1:]] * 7, axis=1))
+
+
+def test_a_line_of_pixels_is_padded_and_a_square_is_the_same_in_every_mode(tmp_path: Path) -> None:
+    line = np.random.default_rng(1).integers(0, 256, (1, 400, 3), np.uint8)
+    Image.fromarray(line).save(tmp_path / "line.png")
+    padded = read_image(tmp_path / "line.png", 8, "pad")
+    assert (padded == padded[:1]).all()
+    Image.fromarray(np.repeat(line, 400, 0)).save(tmp_path / "square.png")
+    squeezed, *others = (read_image(tmp_path / "square.png", 16, mode) for mode in RESIZE_MODES)
+    assert all(np.array_equal(squeezed, other) for other in others)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
+import json
 import re
 import shutil
 
@@ -169,6 +170,12 @@ def test_logits_that_were_computed_before_an_interruption_count(distill, monkeyp
     # The second epoch was trained twice: what its first attempt computed lay in the cache.
     assert [count > 0 for count in counts] == [True, False, True, True]
     assert facts["logits_computed"] == sum(counts)
+
+
+def test_the_student_is_described_with_its_images(distill, tmp_path):
+    distill("student", epochs=1)
+    student = json.loads((tmp_path / "student" / "student.json").read_text())
+    assert (student["image_size"], student["resize_mode"]) == (16, "squeeze")
 
 
 def test_two_stems_of_the_same_weights_have_two_files_of_logits(config, teacher_dir, tmp_path):

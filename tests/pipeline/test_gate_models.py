@@ -19,6 +19,7 @@ from kdedge.benchmarks.session import open_model, run_model
 from kdedge.pipeline.cli import app
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import open_dataset
+from kdedge.preprocessing import preprocessing
 from tests.tiny import make_folder
 
 BUNDLE = Path(__file__).resolve().parents[2] / "artifacts" / "reference" / "bundle"
@@ -99,6 +100,28 @@ def test_models_with_other_inputs(shape, kind, options, folder, tmp_path):
 def test_a_folder_without_parts_is_used_whole(folder, tmp_path):
     model = colour_model(tmp_path / "model.onnx", kind=UINT8)
     assert gate(model, model, f"folder:{folder / 'train'}", "--limit-pp", 50)["images"] == 9
+
+
+def test_models_of_kdedge_get_images_as_in_training(tmp_path):
+    """The middle third of each image, which is what a crop sees, has the color of its class; the rest has another."""
+    for name, stripes in (("blue", (1, 2, 1)), ("green", (0, 1, 0)), ("red", (1, 0, 1))):
+        pixels = np.zeros((16, 48, 3), np.uint8)
+        for number, channel in enumerate(stripes):
+            pixels[:, 16 * number : 16 * (number + 1), channel] = 255
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "images" / name / "0.png")
+    model = onnx.load(colour_model(tmp_path / "model.onnx", kind=UINT8))
+    onnx.helper.set_model_props(model, {"kdedge.preprocessing": json.dumps(preprocessing(16, "crop"))})
+    onnx.save(model, tmp_path / "crop.onnx")
+    paths = tmp_path / "crop.onnx", tmp_path / "model.onnx"
+    for path, expected in zip(paths, (100, 0), strict=True):
+        found = json.loads(invoke(path, path, "--data", tmp_path / "images", "--json").stdout)
+        assert found["accuracy"]["fp32_top1_pct"] == expected
+    result = invoke(*paths, "--data", tmp_path / "images")
+    assert result.exit_code == 2
+    assert "crop.onnx was trained with --resize crop" in " ".join(result.stderr.split()).replace(
+        " crop.onnx", "crop.onnx"
+    )
 
 
 def test_a_worse_model_fails(folder, tmp_path):

@@ -50,6 +50,14 @@ def test_teachers_of_earlier_versions_stay_up_to_date_where_they_would_be_made_t
     assert recorded(weights="auto", lr=0.1) != 0.1  # was a tenth where ImageNet weights were found
 
 
+def test_results_of_versions_that_could_only_squeeze_stay_up_to_date():
+    for stage in STAGES.values():
+        default, cropped = (stage.fingerprint(build_config({"data": data})) for data in ({}, {"resize": "crop"}))
+        for section in {"data", "all data"} & default.keys():
+            assert "resize" not in default[section]
+            assert cropped[section]["resize"] == "crop"
+
+
 @pytest.mark.parametrize(
     ("part", "value"),
     [("onnxruntime", "0.0.1"), ("providers", ["CUDAExecutionProvider"]), ("gpu", "one"), ("cores", 999)],

@@ -18,6 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 FOLDER = Path(__file__).resolve().parent
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no others: decoding EPS would run Ghostscript
 # 400 MB, with transparency 1.2 GB; a larger JPEG is decoded at a fraction of its size, anything else is refused.
@@ -28,19 +30,18 @@ class Classifier:
     """The model of a bundle, opened once."""
 
     def __init__(self, folder: str | Path = FOLDER, model: str = "student.int8.onnx") -> None:
-        import onnxruntime
+        import onnxruntime as ort
 
         self.labels = Path(folder, "labels.txt").read_text(encoding="utf-8").splitlines()
-        self.size = json.loads(Path(folder, "preprocessing.json").read_text(encoding="utf-8"))["size"]
-        options = onnxruntime.SessionOptions()
+        settings = json.loads(Path(folder, "preprocessing.json").read_text(encoding="utf-8"))
+        self.size, self.resize_mode = settings["size"], settings.get("resize_mode", "squeeze")
+        options = ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 4
         data = Path(folder, model).read_bytes()
-        self.session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        self.session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, frames: Any) -> Any:
         """Return label, class index and probability of a frame, uint8 RGB [H, W, 3]; of a list of frames, a list."""
-        import numpy as np
-
         if not isinstance(frames, np.ndarray) or frames.ndim == 4:
             return [self(np.asarray(frame)) for frame in frames]
         if frames.dtype != np.uint8 or frames.ndim != 3 or frames.shape[2] != 3:
@@ -48,7 +49,7 @@ class Classifier:
         if frames.shape[:2] != (self.size, self.size):
             from PIL import Image
 
-            frames = np.asarray(Image.fromarray(frames).resize((self.size, self.size), Image.Resampling.BILINEAR))
+            frames = resize(Image.fromarray(frames), self.size, self.resize_mode)
         logits = self.session.run(None, {"pixels": np.ascontiguousarray(frames[None])})[0][0]
         if not np.isfinite(logits).all():
             raise ValueError("the model returned logits that are NaN or infinite")
@@ -56,10 +57,8 @@ class Classifier:
         return {"label": self.labels[index], "index": index, "probability": round(float(exps[index] / exps.sum()), 6)}
 
 
-def load(path: Path, size: int) -> Any:
+def load(path: Path, size: int, mode: str = "squeeze") -> Any:
     """Return the images of a file as uint8 RGB [N, size, size, 3]."""
-    import numpy as np
-
     if not path.is_file():
         raise ValueError("there is no regular file of this name")
     if path.suffix.lower() == ".npy":
@@ -69,13 +68,11 @@ def load(path: Path, size: int) -> Any:
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3) or not len(pixels):
             raise ValueError(f"{pixels.dtype} {list(pixels.shape)}; expected uint8 [N, {size}, {size}, 3]")
         return pixels
-    return decode(path, size)[None]
+    return decode(path, size, mode)[None]
 
 
-def decode(path: Path, size: int) -> Any:
+def decode(path: Path, size: int, mode: str = "squeeze") -> Any:
     """Return an image file as upright uint8 RGB [size, size, 3]."""
-    import numpy as np
-
     try:
         from PIL import Image, JpegImagePlugin
     except ImportError:
@@ -84,8 +81,8 @@ def decode(path: Path, size: int) -> Any:
     jpeg: Any = type("Jpeg", (JpegImagePlugin.JpegImageFile,), {"getexif": lambda self: Image.Exif()})
     with path.open("rb") as file:
         is_jpeg = file.read(3) == b"\xff\xd8\xff"
-    formats = FORMATS + (("AVIF",) if find_spec("PIL._avif") else ())
-    opened: Any = jpeg(path) if is_jpeg else Image.open(path, formats=formats)
+    avif = ("AVIF",) if find_spec("PIL._avif") else ()
+    opened: Any = jpeg(path) if is_jpeg else Image.open(path, formats=FORMATS + avif)
     with opened as image:
         pixels = image.size[0] * image.size[1]
         factor = next((factor for factor in (1, 2, 4, 8) if pixels <= MAX_PIXELS * factor**2), 8)
@@ -106,12 +103,21 @@ def decode(path: Path, size: int) -> Any:
                 raise ValueError("float or 32-bit pixels have no known range, expected 8 or 16 bits")
             # The high byte of 16 bits, unless the values need only 8.
             upright = Image.fromarray((values >> (8 if values.max() > 0xFF else 0)).astype(np.uint8))
-        palette = upright.mode == "P" and upright.palette.mode
-        if upright.mode[-1] in "aA" or (palette or "").endswith("A") or "transparency" in upright.info:
+        alpha = (upright.palette.mode if upright.mode == "P" else upright.mode)[-1] in "aA"
+        if alpha or "transparency" in upright.info:
             upright = upright if upright.mode == "RGBA" else upright.convert("RGBA")
             upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-        upright = upright if upright.mode == "RGB" else upright.convert("RGB")
-        return np.asarray(upright.resize((size, size), Image.Resampling.BILINEAR))
+        return resize(upright if upright.mode == "RGB" else upright.convert("RGB"), size, mode)
+
+
+def resize(image: Any, size: int, mode: str) -> Any:
+    """Return an RGB image as uint8 [size, size, 3]: squeezed, its middle (crop), or with repeated edges (pad)."""
+    shorter, longer = min(image.size), max(image.size)
+    left, top = ((side - shorter) // 2 for side in image.size)
+    image = image.crop((left, top, left + shorter, top + shorter)) if mode == "crop" else image
+    target = [max(1, (2 * side * size + longer) // (2 * longer)) if mode == "pad" else size for side in image.size]
+    pixels = np.asarray(image.resize(target, 2))  # 2: bilinear
+    return np.pad(pixels, [*(((size - n) // 2, (size - n + 1) // 2) for n in pixels.shape[:2]), (0, 0)], "edge")
 
 
 def orientation(info: dict[Any, Any]) -> int:
@@ -123,13 +129,10 @@ def orientation(info: dict[Any, Any]) -> int:
         order = {b"II": "<", b"MM": ">"}[exif[:2]]
         (first,) = struct.unpack_from(order + "L", exif, 4)
         (count,) = struct.unpack_from(order + "H", exif, first)
-        for entry in range(first + 2, first + 2 + 12 * count, 12):
-            tag, kind, _, value = struct.unpack_from(order + "HHLH", exif, entry)
-            if tag == 0x0112:
-                return int(value) if kind == 3 else 1
+        entries = (struct.unpack_from(order + "HHLH", exif, first + 2 + 12 * number) for number in range(count))
+        return int(next((value if kind == 3 else 1 for tag, kind, _, value in entries if tag == 0x0112), 1))
     except (KeyError, ValueError, struct.error):
-        pass
-    return 1
+        return 1
 
 
 def main() -> None:
@@ -146,7 +149,7 @@ def main() -> None:
     code = 0
     for path in args.files:
         try:
-            answers = classify(load(path, classify.size))
+            answers = classify(load(path, classify.size, classify.resize_mode))
         except Exception as error:  # of a damaged file, decoders raise almost anything
             text, answers, code = f"predict.py: {path}: {error}", [], 1
             print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), file=sys.stderr)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from kdedge.dataset import split_train_val
 from kdedge.errors import InputError
-from kdedge.images import read_image
+from kdedge.images import read_image, resize_image
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import open_dataset
 from kdedge.pipeline.data.summary import summarise
@@ -23,6 +23,20 @@ def opened(folder: Path, /, compressed: bool = False, **arrays: object) -> UserI
     dataset = open_dataset(DataConfig(source=str(folder / "my.npz"), image_size=16))
     assert isinstance(dataset, UserImages)
     return dataset
+
+
+@pytest.mark.parametrize("mode", ["crop", "pad"])
+def test_images_become_square_as_the_option_says(tmp_path: Path, mode: str) -> None:
+    np.savez(tmp_path / "my.npz", x=PIXELS, y=LABELS)
+    for index, pixels in enumerate(PIXELS):
+        (tmp_path / "my" / str(LABELS[index])).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "my" / str(LABELS[index]) / f"{index:02}.png")
+    for source in ("my.npz", "my"):
+        dataset = open_dataset(DataConfig(source=str(tmp_path / source), image_size=16, resize=mode))
+        assert isinstance(dataset, UserImages)
+        for pixels, item in zip(dataset.train().images, dataset.train_items, strict=True):
+            number = int(item.name[2:-1] if source == "my.npz" else Path(item.name).stem)
+            assert np.array_equal(pixels, resize_image(Image.fromarray(PIXELS[number]), 16, mode))
 
 
 @pytest.mark.parametrize("channels", [None, 1, 3])

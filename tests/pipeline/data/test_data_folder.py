@@ -11,10 +11,11 @@ from PIL import Image
 
 from kdedge.dataset import split_train_val
 from kdedge.errors import InputError
-from kdedge.images import read_image
+from kdedge.images import convert_image
 from kdedge.pipeline.data import items
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import open_dataset
+from kdedge.preprocessing import RESIZE_MODES
 
 
 def test_train_and_test_folders(tmp_path: Path) -> None:
@@ -153,6 +154,8 @@ def test_hash_follows_names_bytes_size_and_nothing_else(tmp_path: Path) -> None:
     tmp_path.rename(moved)
     assert open_folder(moved).train_sha256() == first
     assert open_folder(moved, size=17).train_sha256() != first
+    modes = [DataConfig(source=str(moved), image_size=16, resize=mode) for mode in RESIZE_MODES]
+    assert len({open_dataset(config).train_sha256() for config in modes}) == 3
     save(moved / "train" / "a" / "000.png", (0, 0, 0))
     changed = open_folder(moved).train_sha256()
     (moved / "train" / "a" / "000.png").rename(moved / "train" / "a" / "0.png")
@@ -337,7 +340,7 @@ def test_only_what_is_used_is_decoded(tmp_path: Path, monkeypatch: pytest.Monkey
     config = DataConfig(source=f"folder:{tmp_path}", image_size=16, train_size=6)
     whole = split_train_val(open_folder(tmp_path).train(), config.val_fraction, config.train_size)
     read = []
-    monkeypatch.setattr(items, "read_image", lambda path, size: read.append(path) or read_image(path, size))
+    monkeypatch.setattr(items, "convert_image", lambda path, convert: read.append(path) or convert_image(path, convert))
     parts = split_train_val(open_dataset(config).train(), config.val_fraction, config.train_size)
     assert len(read) == 6 + 4  # 32 images are left without the test images
     for part, expected in zip(parts, whole, strict=True):

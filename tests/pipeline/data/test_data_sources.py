@@ -22,7 +22,7 @@ def test_training_images_are_decoded_once_per_process(tmp_path: Path, monkeypatc
     config = DataConfig(source=str(tmp_path), image_size=16)
     first = images_of(config)
     with monkeypatch.context() as patch:
-        patch.setattr(items, "read_image", lambda *_: pytest.fail("decoded an image again"))
+        patch.setattr(items, "convert_image", lambda *_: pytest.fail("decoded an image again"))
         again = images_of(config)
     assert all(np.array_equal(one.images, other.images) for one, other in zip(again, first, strict=True))
     again[0].images[:] = 7  # a stage has its own copy
@@ -34,7 +34,7 @@ def test_training_images_are_decoded_once_per_process(tmp_path: Path, monkeypatc
     assert sum(map(len, images_of(DataConfig(source=str(tmp_path), image_size=17)))) == 32
     monkeypatch.setattr(sources, "_MOST_KEPT_BYTES", 0)
     images_of(config)
-    monkeypatch.setattr(items, "read_image", lambda *_: pytest.fail("decoded an image again"))
+    monkeypatch.setattr(items, "convert_image", lambda *_: pytest.fail("decoded an image again"))
     with pytest.raises(pytest.fail.Exception):
         images_of(config)
 

@@ -88,7 +88,7 @@ def test_table(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ["bee", "14", "2", "4", "1"] in lines
     assert ["all", "22", "3", "6", "1"] in lines
     text = " ".join(out.split())
-    assert "20 x 30 to 20 x 30 pixels, median 20 x 30; resized to 16 x 16 pixels" in text
+    assert "20 x 30 to 20 x 30 pixels, median 20 x 30; resized to 16 x 16 pixels (squeeze)" in text
     assert "images with a copy in another class: 2" in text
     assert "6 test images; a limit of 0.5 pp needs at least 765" in text
 
