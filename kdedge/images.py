@@ -6,7 +6,6 @@ see `resize_image`.
 """
 
 import logging
-import os
 import struct
 import threading
 import warnings
@@ -25,10 +24,12 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from kdedge.errors import InputError
 from kdedge.image_memory import empty_images
+from kdedge.machine import usable_cores
 from kdedge.progress import track, warn
 
 __all__ = [
     "EXTENSIONS",
+    "HARMLESS",
     "Overview",
     "UnreadableImageError",
     "check_image",
@@ -51,6 +52,27 @@ _AVIF = find_spec("PIL._avif") is not None
 EXTENSIONS = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
     | ({".avif"} if _AVIF else set())
+)
+
+# Files next to images that are not images; other files that are left out cause a warning.
+HARMLESS = frozenset(
+    {
+        ".txt",
+        ".md",
+        ".rst",
+        ".html",
+        ".htm",
+        ".json",
+        ".jsonl",
+        ".xml",
+        ".csv",
+        ".tsv",
+        ".yaml",
+        ".yml",
+        ".toml",
+        ".ini",
+    }
+    | {".cfg", ".log", ".db", ".lnk", ".url", ".py", ".sh"}
 )
 
 # A renamed file never reaches decoders that run other programs (EPS calls Ghostscript).
@@ -276,8 +298,7 @@ def for_each(count: int, work: Callable[[int], None], title: str) -> None:
         return stop - start
 
     # Pillow releases the interpreter lock while it decodes and resizes, so threads are enough.
-    workers = min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool, track(title, count) as progress:
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool, track(title, count) as progress:
         for done in pool.map(chunk, range(0, count, _CHUNK)):
             progress.advance(done)
 

@@ -11,7 +11,7 @@ import itertools
 import os
 import stat
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -24,9 +24,10 @@ from kdedge.benchmarks.session import open_model, run_model
 from kdedge.errors import InputError
 from kdedge.export.bundle.standalone import Classifier
 from kdedge.files import read_json
-from kdedge.images import EXTENSIONS, read_image
+from kdedge.images import EXTENSIONS, HARMLESS, read_image
 from kdedge.machine import usable_cores
 from kdedge.preprocessing import resize_mode_of
+from kdedge.progress import warn
 
 __all__ = ["LoadedBundle", "open_bundle", "predict"]
 
@@ -184,10 +185,23 @@ def _files(paths: Iterable[Path]) -> Iterator[Path | None]:
         if path == _STDIN:
             yield from _files_of_stdin()
         elif os.path.isdir(path):  # unlike Path.is_dir, it returns False for invalid paths
-            found = sorted(item for item in path.rglob("*") if item.suffix.lower() in _SUFFIXES and item.is_file())
-            yield from found or [path]
+            files = sorted(item for item in path.rglob("*") if item.is_file())
+            _warn_left_out(path, files)
+            yield from [item for item in files if item.suffix.lower() in _SUFFIXES] or [path]
         else:
             yield path
+
+
+def _warn_left_out(folder: Path, files: Iterable[Path]) -> None:
+    """Warn of the files that may be images and are not classified."""
+    kinds = Counter(
+        item.suffix.lower() or "without an extension"
+        for item in files
+        if item.suffix.lower() not in _SUFFIXES | HARMLESS
+        and not any(part.startswith(".") for part in item.relative_to(folder).parts)
+    )
+    if kinds:
+        warn(f"{folder}: not classified: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
 
 
 def _files_of_stdin() -> Iterator[Path | None]:

@@ -4,7 +4,8 @@ Bias correction runs on every model and is kept if the rule of the search prefer
 validation images, further steps follow: cross-layer equalisation, adaptive rounding, the most sensitive layers in float
 (at most half of them), and with ``--qat`` a short fine-tuning. The first step that passes is taken if it follows FP32
 as closely as the best model before it: a logit SQNR more than 1 dB lower rejects it, unless it is shown to keep more of
-FP32's correct predictions. Layers go to float only if a loss is shown, because float costs speed. If no step passes,
+FP32's correct predictions. Adaptive rounding of a large model is skipped if the validation images are too few for the
+gate to pass at all. Layers go to float only if a loss is shown, because float costs speed. If no step passes,
 the rule of the search chooses among them. No step sees the test images.
 """
 
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.benchmarks.interval import tango_interval
+from kdedge.export.graph import count_macs
 from kdedge.export.quantize import rounding
 from kdedge.export.quantize.calibrate import tensor_runner
 from kdedge.export.quantize.candidates import SIMPLER_COSTS_DB, choose, keeps_more
@@ -31,6 +33,8 @@ __all__ = ["RepairStep", "repair", "settled"]
 
 # Logit SQNR above which no validation set so far has shown a loss of the gate's limit (experiment log, section 54).
 FAITHFUL_DB = 30.0
+# Multiply-accumulates per image. Adaptive rounding of such a model computes 2e13 of them, which takes many minutes.
+_COSTLY_MACS = 500_000_000
 # Runs of onnxruntime over a batch that take about as long as a training step of PyTorch on it.
 _RUNS_PER_STEP = 8
 
@@ -69,8 +73,12 @@ def settled(gate: Mapping[str, Any], images: int, sqnr_db: float) -> bool:
     That is the case if the gate passes. If this number of images could not pass it even without a single difference,
     the logits decide: the gate has not failed and their SQNR is at least `FAITHFUL_DB`.
     """
-    too_few = 100 * tango_interval(images, 0, 0)[1] >= float(gate["limit_pp"])
-    return bool(gate["verdict"] == "passed" or (too_few and gate["verdict"] != "failed" and sqnr_db >= FAITHFUL_DB))
+    return bool(gate["verdict"] == "passed" or (_open(gate, images) and sqnr_db >= FAITHFUL_DB))
+
+
+def _open(gate: Mapping[str, Any], images: int) -> bool:
+    """Return whether the gate has not failed, and this number of images is too small for any model to pass it."""
+    return bool(gate["verdict"] != "failed" and 100 * tango_interval(images, 0, 0)[1] >= float(gate["limit_pp"]))
 
 
 def repair(
@@ -135,27 +143,29 @@ def repair(
         return steps
     if better(step):
         best, plain = step, equalised
-    _log_duration("adaptive rounding", quantizer, rounding.STEPS, rounding.BATCH)
-    step = attempt("adaptive rounding", round_adaptively(best.quantizer, candidate))
-    if done(step):
-        return steps
-    if better(step):
-        best = step
+    if _worth_rounding(quantizer, best.gate, images):
+        step = attempt("adaptive rounding", round_adaptively(best.quantizer, candidate))
+        if done(step):
+            return steps
+        if better(step):
+            best = step
     if best.gate["loss_lower95_pp"] > 0 or best.gate["verdict"] == "failed":
         # Not on rounded weights: their rounding compensates for the error of the layer that goes back to float.
         rows = measure_sensitivity(plain, candidate, validation)["layers"]
         by_noise = [row["layer"] for row in sorted(rows, key=lambda row: -row["noise_share"])]
-        for count in range(1, len(by_noise) // 2 + 1):
-            in_float = tuple(by_noise[:count])
-            corrected = correct_biases(plain, candidate, in_float)
-            if done(attempt(f"{count} of {len(by_noise)} layers in float", corrected, in_float)):
-                return steps
+
+        def leave(names: tuple[str, ...]) -> RepairStep:
+            corrected = correct_biases(plain, candidate, names)
+            return attempt(f"{len(names)} of {len(by_noise)} layers in float", corrected, names)
+
+        if any(done(leave(tuple(by_noise[:count]))) for count in range(1, len(by_noise) // 2 + 1)):
+            return steps
     else:
         log("quantize: no loss is shown on the validation images; no layer goes to float")
     if train_images is not None:
         from kdedge.export.quantize import qat
 
-        _log_duration("fine-tuning", quantizer, qat.STEPS, qat.BATCH)
+        log(f"quantize: fine-tuning: {_duration(quantizer, qat.STEPS, qat.BATCH)}")
         trained = qat.fine_tune(best.quantizer, candidate, train_images)
         if done(attempt("fine-tuning", trained)):
             return steps
@@ -174,14 +184,25 @@ def _log_too_few(gate: Mapping[str, Any], images: int) -> None:
         log(f"quantize: {images:,} validation images are too few to show whether a repair helps; none is tried")
 
 
-def _log_duration(name: str, quantizer: Quantizer, steps: int, batch: int) -> None:
-    """Log the estimated duration of a repair step that trains, from one run over a batch."""
+def _worth_rounding(quantizer: Quantizer, gate: Mapping[str, Any], images: int) -> bool:
+    """Log the duration of adaptive rounding; return whether it is short or the validation images can decide."""
+    duration = _duration(quantizer, rounding.STEPS, rounding.BATCH)
+    if _open(gate, images) and count_macs(quantizer.original) > _COSTLY_MACS:
+        few = f"{images:,} validation images are too few to show whether it helps"
+        log(f"quantize: adaptive rounding would take {duration}; skipped, because {few}")
+        return False
+    log(f"quantize: adaptive rounding: {duration}")
+    return True
+
+
+def _duration(quantizer: Quantizer, steps: int, batch: int) -> str:
+    """Return the estimated duration of a repair step that trains, from one run over a batch, for the log."""
     images = quantizer.images[np.arange(batch) % len(quantizer.images)]
     run = tensor_runner(quantizer.original, ["logits"])
     run(images)
     start = time.perf_counter()
     run(images)
-    log(f"quantize: {name}: about {format_duration(_RUNS_PER_STEP * steps * (time.perf_counter() - start))}")
+    return f"about {format_duration(_RUNS_PER_STEP * steps * (time.perf_counter() - start))}"
 
 
 def _numbers(step: RepairStep) -> str:

@@ -1,7 +1,7 @@
 """Lists the images of class folders, the classes that they belong to, and the parts of a data set.
 
 The layout is ``PATH/CLASS/IMAGE``, or a folder for each part: ``PATH/train/CLASS/IMAGE``, ``PATH/val/CLASS/IMAGE`` and
-``PATH/test/CLASS/IMAGE``. The parts may also be called training, valid, validation and testing, in any case.
+``PATH/test/CLASS/IMAGE``. The parts may have other usual names (`PARTS`), in any case.
 
 Classes are the folder names in Unicode's composed form (NFC), sorted. Other files and folders inside class folders are
 left out; those that may be images are counted for a warning. A broken link is an error.
@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from kdedge.errors import InputError
-from kdedge.images import EXTENSIONS
+from kdedge.images import EXTENSIONS, HARMLESS
 from kdedge.pipeline.data.items import Item
 from kdedge.progress import log, warn_once
 
@@ -39,16 +39,11 @@ LeftOut = dict[tuple[str, str], int]
 """Number of files that may be images and are not used, by class (empty if none) and extension or place."""
 
 PARTS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("train", "training", "train_set", "training_set"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validation_set"), "val"),
+    **dict.fromkeys(("test", "testing", "test_set"), "test"),
 }
 
-# Files next to images that are not images; other files that are left out cause a warning.
-_HARMLESS = {
-    *(".txt", ".md", ".rst", ".html", ".htm", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".yaml", ".yml", ".toml"),
-    *(".ini", ".cfg", ".log", ".db", ".lnk", ".url", ".py", ".sh"),
-}
 # Folders that operating systems create.
 _JUNK = frozenset({"__MACOSX", "@eaDir", "__pycache__", "lost+found"})
 _NESTED, _LOOSE = "in a folder inside the class folder", "outside any class folder"
@@ -128,7 +123,7 @@ def list_classes(root: Path, base: Path) -> tuple[list[str], list[Item], LeftOut
         others = Counter(
             path.suffix.lower() or "without an extension"
             for path in _visible(folder)
-            if path.is_file() and path.suffix.lower() not in EXTENSIONS | _HARMLESS
+            if path.is_file() and path.suffix.lower() not in EXTENSIONS | HARMLESS
         )
         if not files:
             unused = ", but " + ", ".join(f"{count} {kind}" for kind, count in others.items()) if others else ""

@@ -219,6 +219,19 @@ def test_few_images_that_cannot_decide_leave_the_choice_to_the_logits(scripted: 
     assert not any(step.trial.float_layers for step in steps)
 
 
+def test_a_costly_step_is_skipped_where_the_images_cannot_decide(
+    scripted: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(repair_module, "_COSTLY_MACS", 1)
+    steps = scripted(143, (1, 0, 19.0), (1, 0, 24.2), (1, 0, 16.9))
+    assert [step.name for step in steps] == ["search", "bias correction", "cross-layer equalisation", "bias correction"]
+    err = capsys.readouterr().err
+    assert "adaptive rounding would take about" in err
+    assert "skipped, because 143 validation images are too few" in err
+    steps = scripted(1134, (4, 1, 26.0), (3, 1, 29.0), (6, 2, 18.9), (3, 1, 29.5))
+    assert steps[3].name == "adaptive rounding", "so many images can decide"
+
+
 @pytest.mark.parametrize(
     ("verdict", "count", "sqnr_db", "expected"),
     [("passed", 5000, 20.0, True), ("undecided", 5000, 40.0, False), ("failed", 5000, 40.0, False),

@@ -197,7 +197,13 @@ def test_one_level_too_deep(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [("train", "val", "test"), ("Training", "VALID", "Testing"), ("train", "validation", "test")]
+    "names",
+    [
+        ("train", "val", "test"),
+        ("Training", "VALID", "Testing"),
+        ("train", "validation", "test"),
+        ("training_set", "validation_set", "test_set"),
+    ],
 )
 def test_parts_by_other_names(tmp_path: Path, names: tuple[str, str, str]) -> None:
     for part, count in zip(names, (4, 2, 3), strict=True):
