@@ -26,6 +26,8 @@ class Split:
         subset_indices: Index of each image in the whole part of the data set, [N] int64; None: the split is the whole
             part.
         validation: Which images are set aside for validation, [N] bool; None: `split_train_val` chooses.
+        groups: Name of the group of each image (a patient, a recording), [N] str; an image with an empty name has a
+            group of its own. None: the data set has no groups.
     """
 
     images: NDArray[np.uint8]
@@ -33,6 +35,7 @@ class Split:
     class_names: tuple[str, ...] = ()
     subset_indices: NDArray[np.int64] | None = None
     validation: NDArray[np.bool_] | None = None
+    groups: NDArray[np.str_] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -188,4 +191,6 @@ def _subset(split: Split, indices: NDArray[np.int64], size: int, rng: np.random.
 
 
 def _take(split: Split, indices: NDArray[np.int64]) -> Split:
-    return Split(split.images[indices], split.labels[indices], split.class_names, split.dataset_indices[indices])
+    groups = None if split.groups is None else split.groups[indices]
+    images, labels, places = split.images[indices], split.labels[indices], split.dataset_indices[indices]
+    return Split(images, labels, split.class_names, places, groups=groups)

@@ -1,15 +1,17 @@
 """The user's images in a NumPy file: ``--data FILE.npz``.
 
 ``x`` has the images, uint8 ``[N, H, W]``, ``[N, H, W, 1]`` (both grey) or ``[N, H, W, 3]`` (RGB). ``y`` has their
-classes, N integers or strings. ``x_val`` and ``y_val``, ``x_test`` and ``y_test`` are optional. So is ``group``, the
-group of each image of ``x``. ``x_train`` and ``y_train`` are other names of ``x`` and ``y``.
+classes, N integers or strings. ``x_val`` and ``y_val``, ``x_test`` and ``y_test`` are optional. So are ``group``,
+``group_val`` and ``group_test``, the group of each image. The names with ``_train`` are other names of ``x``, ``y`` and
+``group``.
 """
 
 import hashlib
+import itertools
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -32,7 +34,7 @@ __all__ = ["open_arrays"]
 
 _EXPECTED = (
     "expected x (uint8 images [N, H, W], [N, H, W, 1] or [N, H, W, 3]) and y (N integers or strings), and optionally "
-    "x_val and y_val, x_test and y_test, and group (N integers or strings)"
+    "x_val and y_val, x_test and y_test, and group, group_val and group_test (N integers or strings)"
 )
 # Several threads ask for the same array.
 _loading = threading.Lock()
@@ -118,14 +120,19 @@ def open_arrays(config: DataConfig, file: Path) -> UserImages:
     with _reading(file), zipfile.ZipFile(file) as archive:
         keys = [name.removesuffix(".npy") for name in archive.namelist()]
     suffixes = {"train": "_train" if "x_train" in keys else "", "val": "_val", "test": "_test"}
-    known = {"group", *(letter + suffix for suffix in suffixes.values() for letter in "xy")}
+    # Files with x_train may call its groups group or group_train.
+    group_keys = {part: f"group{suffix}" for part, suffix in suffixes.items() if f"group{suffix}" in keys}
+    if "group" in keys:
+        group_keys["train"] = "group"
+    known = {*group_keys.values(), *(letter + suffix for suffix in suffixes.values() for letter in "xy")}
     if unused := [key for key in keys if key not in known]:
         log_once(f"{file}: ignoring the arrays {', '.join(unused)}")
     labels = {part: _texts(file, f"y{suffix}") for part, suffix in suffixes.items() if f"y{suffix}" in keys}
     images = {part: _array(file, f"x{suffix}") for part, suffix in suffixes.items() if f"x{suffix}" in keys}
     if not labels.keys() & {"train", "test"} or labels.keys() != images.keys():
         raise InputError(f"{file} has the arrays {', '.join(keys) or '(none)'}", _EXPECTED)
-    groups = _texts(file, "group") if "group" in keys else []
+    groups = {part: _texts(file, key) for part, key in group_keys.items() if part in labels}
+    _check_groups(file, groups, group_keys)
     if "train" not in labels:
         labels.pop("val", None)
     first = "train" if "train" in labels else "test"
@@ -137,8 +144,8 @@ def open_arrays(config: DataConfig, file: Path) -> UserImages:
     for part, texts in labels.items():
         array, suffix = images[part], suffixes[part]
         _check_length(file, f"y{suffix}", len(texts), array)
-        if groups and part == "train":
-            _check_length(file, "group", len(groups), array)
+        if part in groups:
+            _check_length(file, group_keys[part], len(groups[part]), array)
         if other := [(index, text) for index, text in enumerate(texts) if text not in names]:
             index, text = other[0]
             raise InputError(f"y{suffix}[{index}] of {file} is {text}, a class that y has not", _EXPECTED)
@@ -146,11 +153,18 @@ def open_arrays(config: DataConfig, file: Path) -> UserImages:
         parts[part] = [
             _ArrayItem(
                 file, indices[text], f"{array.key}[{index}]", f"{array.key}[{index}]",
-                groups[index] if groups and part == "train" else "", array=array, index=index,
+                groups[part][index] if part in groups else "", array=array, index=index,
             )
             for index, text in enumerate(texts)
         ]  # fmt: skip
     return from_parts("arrays", file, names, parts, config=config)
+
+
+def _check_groups(file: Path, groups: Mapping[str, Sequence[str]], keys: Mapping[str, str]) -> None:
+    """Refuse a group in two parts."""
+    for one, other in itertools.combinations(groups, 2):
+        if common := sorted({*groups[one]} & {*groups[other]} - {""}):
+            raise InputError(f"the group {common[0]} of {file} is in {keys[one]} and in {keys[other]}", _EXPECTED)
 
 
 def _check_length(file: Path, key: str, length: int, array: _Array) -> None:
@@ -183,7 +197,7 @@ def _texts(file: Path, key: str) -> list[str]:
     with _reading(file):
         texts = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values.astype(str)
     classes = list(map(class_name, texts.tolist()))
-    for index, name in enumerate(classes if key != "group" else ()):
+    for index, name in enumerate(classes if key.startswith("y") else ()):
         if not name or not is_label(name):
             raise InputError(f"{key}[{index}] of {file} is {name!r}, which cannot be a label", _EXPECTED)
     return classes

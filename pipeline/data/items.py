@@ -22,7 +22,7 @@ from kdedge.images import (
 )
 from kdedge.pipeline.data.duplicates import digest
 
-__all__ = ["Item", "for_all", "labels_of"]
+__all__ = ["Item", "for_all", "groups_of", "labels_of"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,11 @@ class Item:
 def labels_of(items: Sequence[Item]) -> NDArray[np.int64]:
     """Return the labels of images, ``[N] int64``."""
     return np.array([item.label for item in items], np.int64)
+
+
+def groups_of(items: Sequence[Item]) -> NDArray[np.str_] | None:
+    """Return the names of the groups of images, ``[N]`` str, empty for an image without one; None: none has one."""
+    return np.array([item.group for item in items], np.str_) if any(item.group for item in items) else None
 
 
 def for_all(items: Sequence[Item], work: Callable[[int], None], title: str) -> None:

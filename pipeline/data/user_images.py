@@ -20,7 +20,7 @@ from kdedge.pipeline.data.class_folders import (
     warn_missing,
 )
 from kdedge.pipeline.data.duplicates import find_copies, same
-from kdedge.pipeline.data.items import Item, for_all, labels_of
+from kdedge.pipeline.data.items import Item, for_all, groups_of, labels_of
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.parts import Parts, divide
 from kdedge.preprocessing import RESIZE_MODES
@@ -114,7 +114,8 @@ class UserImages:
         self._require_train()
         items = self.train_items + self.val_items
         validation = np.arange(len(items)) >= len(self.train_items) if self.val_items else None
-        return Split(np.empty((len(items), 0, 0, 3), np.uint8), labels_of(items), self.class_names, None, validation)
+        pixels = np.empty((len(items), 0, 0, 3), np.uint8)
+        return Split(pixels, labels_of(items), self.class_names, None, validation, groups_of(items))
 
     def decoded(self, some: Split, copies: int = 1) -> Split:
         """Return a part of `undecoded` with its pixels.
@@ -135,7 +136,8 @@ class UserImages:
 
     def test(self) -> Split:
         """Decode the test images, without opening a training image."""
-        return Split(self._decode(self.test_items, "reading test images"), labels_of(self.test_items), self.class_names)
+        images, items = self._decode(self.test_items, "reading test images"), self.test_items
+        return Split(images, labels_of(items), self.class_names, groups=groups_of(items))
 
     def test_counts(self) -> list[int]:
         """Return the number of test images of each class."""

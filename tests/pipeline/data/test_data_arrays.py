@@ -94,6 +94,20 @@ def test_groups_never_cross_parts(tmp_path: Path) -> None:
     assert dataset.train_sha256() != opened(tmp_path, x=PIXELS, y=LABELS, group=group[::-1]).train_sha256()
 
 
+def test_splits_have_the_groups_of_their_images(tmp_path: Path) -> None:
+    arrays = {"x": PIXELS, "y": LABELS, "x_test": PIXELS + 1, "y_test": LABELS}
+    dataset = opened(tmp_path, **arrays, group=np.arange(24) // 3, group_test=np.array(["a", "", "b"] * 8))
+    groups = dataset.test().groups
+    assert groups is not None
+    assert groups.tolist() == ["a", "", "b"] * 8
+    for part in split_train_val(dataset.train(), 0.2):
+        assert part.groups is not None
+        assert part.groups.tolist() == [dataset.items[index].group for index in part.dataset_indices]
+    assert opened(tmp_path, **arrays).test().groups is None
+    with pytest.raises(InputError, match=r"the group 5 of .* is in group and in group_test"):
+        opened(tmp_path, **arrays, group=np.arange(24) // 3, group_test=np.arange(24) + 5)
+
+
 def test_copies_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     opened(tmp_path, x=PIXELS, y=LABELS, x_test=PIXELS[3:9], y_test=LABELS[3:9])
     summary, _ = summarise(DataConfig(source=str(tmp_path / "my.npz"), image_size=16))
