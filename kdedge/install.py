@@ -17,7 +17,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 def install_command(extra: str) -> str:
-    """Return the command that installs an extra (``cpu``, ``gpu``, ``train``) from the source of this copy."""
+    """Return the command that installs an extra (``cpu``, ``gpu``, ``train``, …) from the source of this copy."""
     if (_ROOT / "pyproject.toml").is_file():
         return f"pip install -e {shlex.quote(f'{_ROOT}[{extra}]')}"
     url = _origin()

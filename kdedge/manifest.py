@@ -91,7 +91,7 @@ def output_damage(stage_dir: Path, manifest: Mapping[str, Any]) -> str:
 def versions() -> dict[str, str | None]:
     """Return the versions of python, kdedge and the packages that decide results (None: not installed)."""
     found: dict[str, str | None] = {"python": platform.python_version(), "kdedge": __version__}
-    for name in ("torch", "torchvision", "onnx", "onnxruntime", "numpy"):
+    for name in ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

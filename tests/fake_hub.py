@@ -1,4 +1,4 @@
-"""A server on 127.0.0.1 that plays the download of torchvision's weights: as it should be, or in a wrong way.
+"""A server on 127.0.0.1 that plays the download of torchvision's weights, or the Hugging Face hub: right or wrong.
 
     .venv/bin/python tests/fake_hub.py CASE make demo
 
@@ -69,13 +69,20 @@ def serve(case: str, data: bytes) -> Iterator[str]:
     ended = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+        def do_HEAD(self) -> None:
             if case == "missing":
                 self.send_error(404)
                 return
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
+            self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "0" * 40)
             self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            if case == "missing":
+                return
             with contextlib.suppress(OSError):  # the client gave up
                 if case == "right":
                     self.wfile.write(data)

@@ -56,7 +56,7 @@ class StudentEvaluator:
         self.student = student
         self._config, self._pairs, self._candidates, self._val, self._device = config, pairs, candidates, val, device
         self._labels = torch.from_numpy(val.labels)
-        count = images_at_once(val.images.shape[1], _SIMILARITY_IMAGES, 64)
+        count = images_at_once(max(val.images.shape[1], teacher.image_size), _SIMILARITY_IMAGES, 64)
         self._pixels = [
             to_pixels(torch.from_numpy(split.images[:: -(-len(split.labels) // count)].copy()), device)
             for split in (train, val)
@@ -64,7 +64,7 @@ class StudentEvaluator:
         self._teacher_maps = []
         tap = FeatureTap(teacher, tuple({pair.teacher_block: None for pair in (*pairs, *candidates)}))
         with torch.no_grad(), autocast(config.runtime):
-            self._teacher_logits = predict_logits(teacher, val.images, device)
+            self._teacher_logits = predict_logits(teacher, val.images, device, teacher.image_size)
             self.teacher_top1_pct = self._top1_pct(self._teacher_logits)
             for pixels in self._pixels:
                 with tap:

@@ -1,7 +1,8 @@
-"""Initial weights of a teacher: torchvision's ImageNet weights, a file, or none.
+"""Initial weights of a teacher: the pretrained weights of torchvision or timm, a file, or none.
 
 They are checked before the teacher is changed. Weights that are not loaded are reported: the head for other classes, a
-stem for small images. Files of torchvision are cached in the folder of torch.hub. No pickle is executed.
+stem for small images. Files of torchvision are cached in the folder of torch.hub, those of timm in that of the Hugging
+Face hub. No pickle is executed.
 """
 
 import copy
@@ -22,7 +23,7 @@ from kdedge.errors import InputError, KdedgeError, StageError
 from kdedge.files import file_sha256, load_json
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.models.backbone import STEMS
-from kdedge.pipeline.models.teacher import Teacher, build_teacher, check_image_size
+from kdedge.pipeline.models.teacher import Teacher, build_teacher, check_image_size, is_timm
 from kdedge.pipeline.models.weights import DAMAGED, load_weights
 from kdedge.pipeline.training.options import TeacherConfig
 from kdedge.progress import warn
@@ -44,10 +45,11 @@ class Start:
     Attributes:
         teacher: The teacher.
         stem: Its stem; see `kdedge.pipeline.models.backbone.build_backbone`.
-        origin: Origin of its weights: ``none``, ``imagenet`` or ``file:<sha256>``.
+        origin: Origin of its weights: ``none``, ``imagenet``, ``hub:<repository>`` or ``file:<sha256>``.
         title: The origin in words.
         stem_note: The reason for this stem, in words; empty if the user chose it.
-        random: Descriptions of the weights that were not loaded.
+        missing: Descriptions of the weights that were not loaded.
+        new_head: Whether other weights were loaded and those of its head were not.
         ignored: Names in the file that are not of this network.
     """
 
@@ -56,7 +58,8 @@ class Start:
     origin: str = "none"
     title: str = "random weights"
     stem_note: str = ""
-    random: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    new_head: bool = False
     ignored: tuple[str, ...] = ()
 
 
@@ -102,17 +105,17 @@ def start_teacher(settings: TeacherConfig, num_classes: int, image_size: int, de
     """
     file = _read(settings.weight_files[0]) if settings.weight_files else None
     stem, note = _choose_stem(settings, image_size, device, file)
-    teacher = build_teacher(settings.arch, num_classes, stem)
+    teacher = build_teacher(settings.arch, num_classes, stem, settings.image_size)
     check_image_size(teacher, settings.arch, image_size)
     start = Start(teacher, stem, stem_note=note)
     if file:
         start = _load(start, file, settings.arch)
     elif settings.weights != "none":
-        start = _load_imagenet(start, settings)
-    if start.random and not settings.epochs:
+        start = _load_pretrained(start, settings)
+    if start.missing and not settings.epochs:
         raise InputError(
-            f"{start.title} would leave a part of the teacher random, and --teacher-epochs 0 trains nothing: "
-            + "; ".join(start.random),
+            f"{start.title} would leave a part of the teacher untrained, and --teacher-epochs 0 trains nothing: "
+            + "; ".join(start.missing),
             "give weights for these classes and this --teacher-stem, or --teacher-epochs 1 or more",
         )
     return start
@@ -174,18 +177,29 @@ def _recorded_stem(path: Path, arch: str) -> str:
     return known["stem"] if known["arch"] == arch and known["stem"] in STEMS else ""
 
 
-def _load_imagenet(start: Start, settings: TeacherConfig) -> Start:
-    """Load torchvision's ImageNet weights; with ``auto`` return ``start`` unchanged if that fails."""
+def _load_pretrained(start: Start, settings: TeacherConfig) -> Start:
+    """Load the pretrained weights of torchvision or timm; with ``auto`` return ``start`` unchanged if that fails."""
+    timm = is_timm(settings.arch)
+    title = f"{'pretrained' if timm else 'ImageNet'} weights of {settings.arch}"
     try:
-        weights = _Weights("imagenet", f"ImageNet weights of {settings.arch}", _imagenet_state(settings.arch))
+        weights = _timm_weights(settings.arch) if timm else _Weights("imagenet", title, _imagenet_state(settings.arch))
         return _load(start, weights, settings.arch)
     except (KdedgeError, OSError, *DAMAGED) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        reason = f"ImageNet weights of {settings.arch} are unavailable: {why}"
+        reason = f"{title} are unavailable: {why}"
         if settings.weights == "imagenet" or not settings.epochs:
-            raise StageError(reason, "check the network, or give --teacher-weights FILE or none") from error
+            hint = error.hint if isinstance(error, StageError) and error.hint else "check the network"
+            raise StageError(reason, f"{hint}, or give --teacher-weights FILE or none") from error
         warn(f"{reason}; training the teacher from random weights")
         return start
+
+
+def _timm_weights(arch: str) -> _Weights:
+    """Return the pretrained weights of a classifier of timm, from the hub's cache or the network."""
+    from kdedge.pipeline.models.timm_teacher import fetch_pretrained
+
+    repository, path = fetch_pretrained(arch)
+    return _Weights(f"hub:{repository}", f"the pretrained weights {repository}", load_weights(path))
 
 
 def _imagenet_state(arch: str) -> dict[str, Tensor]:
@@ -205,8 +219,9 @@ def _imagenet_state(arch: str) -> dict[str, Tensor]:
 def _load(start: Start, weights: _Weights, arch: str) -> Start:
     """Return ``start`` with a copy of its teacher that has these weights.
 
-    A head of another shape and a ResNet's first convolution of another stem stay random. Missing counters of batch
-    norms stay zero, as PyTorch does for old files.
+    A head of another shape becomes zero: with random weights, its gradients would damage the loaded ones. A ResNet's
+    first convolution of another stem stays random. Missing counters of batch norms stay zero, as PyTorch does for old
+    files.
 
     Raises:
         InputError: The weights are of another network.
@@ -219,18 +234,20 @@ def _load(start: Start, weights: _Weights, arch: str) -> Start:
         for name, value in weights.state.items()
         if name.startswith(prefix)
     }
-    head, first = list(own)[-1].rpartition(".")[0] + ".", "conv1.weight"
-    kept = [name for name in own if name.startswith(head)]
+    heads, first = tuple(f"{layer}." for layer in teacher.head), "conv1.weight"
+    kept = [name for name in own if name.startswith(heads)]
     # Auxiliary heads are for training only and are not built here.
     unused = ["aux", "Aux"]
-    if all(name in found and _fits(found[name], own[name]) for name in kept):
-        kept = []
+    new_head = not all(name in found and _fits(found[name], own[name]) for name in kept)
+    if new_head:
+        unused += heads
     else:
-        unused.append(head)
+        kept = []
     if arch.startswith(_RESNETS) and first in found and found[first].shape != own[first].shape:
         kept.insert(0, first)
         unused.append(first)
     complete: Any = OrderedDict((n, own[n]) for n in own if n in kept or n.endswith(".num_batches_tracked"))
+    complete |= {name: torch.zeros_like(own[name]) for name in kept if name.startswith(heads)}
     complete |= {name: value for name, value in found.items() if not name.startswith(tuple(unused))}
     # Versions of modules, from which PyTorch derives renamed parameters.
     complete._metadata = own._metadata if prefix else getattr(weights.state, "_metadata", own._metadata)
@@ -259,7 +276,8 @@ def _load(start: Start, weights: _Weights, arch: str) -> Start:
         teacher=teacher,
         origin=weights.origin,
         title=weights.title,
-        random=tuple(f"{name} is {_shape(own, name)}, in the weights {_shape(found, name)}" for name in kept),
+        missing=tuple(f"{name} is {_shape(own, name)}, in the weights {_shape(found, name)}" for name in kept),
+        new_head=new_head,
         ignored=tuple(ignored),
     )
 

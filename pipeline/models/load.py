@@ -29,7 +29,8 @@ def load_teacher(teacher_dir: Path) -> Teacher:
         InputError: The directory or a file in it is missing or damaged.
     """
     description = load_json(teacher_dir / TEACHER_DESCRIPTION, ("arch", "stem", "num_classes"))
-    teacher = build_teacher(description["arch"], description["num_classes"], description["stem"])
+    size = description.get("image_size", 0)  # earlier versions never resized
+    teacher = build_teacher(description["arch"], description["num_classes"], description["stem"], size)
     load_module(
         teacher, teacher_dir / TEACHER_WEIGHTS, f"a {description['arch']} with {description['num_classes']} classes"
     )

@@ -1,17 +1,18 @@
-"""The teacher: a torchvision classifier that normalises its input, with accessible feature maps for hints.
+"""The teacher: a classifier of torchvision or timm that prepares its input, with accessible feature maps for hints.
 
-`Teacher` takes pixels/255; the mean and deviation of its backbone's training are buffers of the module. `FeatureTap`
-captures the feature maps for hints: pre-ReLU ends of residual blocks, or the stages of ``features``.
+`Teacher` takes pixels/255 of any size; the mean and deviation of its backbone's training are buffers of the module.
+`FeatureTap` captures the feature maps for hints.
 """
 
 import contextlib
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.hooks import RemovableHandle
 
@@ -27,6 +28,8 @@ __all__ = [
     "check_image_size",
     "fold_batch_norms",
     "hint_candidates",
+    "is_timm",
+    "taking_images",
 ]
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -34,57 +37,117 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Teacher(nn.Module):
-    """A classifier on pixels in 0..1; normalises, then runs the backbone."""
+    """A classifier on pixels in 0..1: resizes and normalises them for its backbone, then runs the backbone.
+
+    Args:
+        backbone: Returns logits for normalised images.
+        blocks: Modules of the backbone whose maps ``[N, C, H, W]`` hints can use, by name, in depth order.
+        before_relu: Whether the map of a block is the input of its last ``relu``, else its output.
+        head: Layers of the backbone that depend on the classes; by default the last one.
+        mean: Mean of the images on which the backbone was trained, per channel.
+        std: Their standard deviation.
+        image_size: Side length in pixels to which images are resized (0: they are not).
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        blocks: tuple[str, ...] = (),
+        before_relu: bool = False,
+        head: tuple[str, ...] = (),
+        mean: Sequence[float] = _IMAGENET_MEAN,
+        std: Sequence[float] = _IMAGENET_STD,
+        image_size: int = 0,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1))
+        self.blocks = blocks
+        self.before_relu = before_relu
+        self.head = head or (list(backbone.state_dict())[-1].rpartition(".")[0],)
+        self.image_size = image_size
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``[N, num_classes]`` for ``x`` float32 ``[N, 3, S, S]`` in 0..1."""
+        if self.image_size not in (0, x.shape[-1]):
+            x = functional.interpolate(x, (self.image_size, self.image_size), mode="bilinear", antialias=True)
         logits: Tensor = self.backbone((x - self.mean) / self.std)
         return logits
 
 
-def build_teacher(arch: str, num_classes: int, stem: str) -> Teacher:
-    """Build a torchvision classifier with random weights.
+def build_teacher(arch: str, num_classes: int, stem: str, image_size: int = 0) -> Teacher:
+    """Build a classifier of torchvision or timm with random weights.
 
     Args:
-        arch: Name in ``torchvision.models``.
+        arch: Name in ``torchvision.models``, or ``timm/NAME``.
         num_classes: Number of classes.
         stem: As for `kdedge.pipeline.models.backbone.build_backbone`.
+        image_size: Side length in pixels to which images are resized. 0: for a classifier of timm its own, for others
+            they are not resized.
 
     Raises:
-        InputError: The architecture is unknown or does not support the stem.
+        InputError: The architecture is unknown or does not support the stem or the image size.
     """
     check_arch(arch)
+    if is_timm(arch):
+        from kdedge.pipeline.models.timm_teacher import build_timm_teacher
+
+        if stem != "imagenet":
+            raise InputError(f"--teacher-stem {stem} is not for {arch}", "leave out --teacher-stem")
+        return build_timm_teacher(arch, num_classes, image_size)
+    import torchvision
+
     backbone = build_backbone(arch, num_classes, stem)
     for module in backbone.modules():
         # An in-place ReLU would overwrite the maps that a hook has captured.
         if isinstance(module, nn.ReLU):
             module.inplace = False
-    return Teacher(backbone)
+    residual = isinstance(backbone, torchvision.models.ResNet)
+    return Teacher(backbone, blocks=tuple(backbone_blocks(backbone)), before_relu=residual, image_size=image_size)
+
+
+def is_timm(arch: str) -> bool:
+    """Return whether an architecture is one of timm."""
+    return arch.startswith("timm/")
 
 
 def check_arch(arch: str) -> None:
-    """Refuse an unknown torchvision classifier.
+    """Refuse an unknown classifier.
 
     Raises:
         InputError: The name is unknown.
     """
+    if is_timm(arch):
+        from kdedge.pipeline.models.timm_teacher import check_timm_arch
+
+        check_timm_arch(arch)
+        return
     import torchvision
 
     names = torchvision.models.list_models(module=torchvision.models)
     if arch not in names:
         raise InputError(
             f"unknown teacher {arch!r}{closest(arch, names)}",
-            "--teacher takes any torchvision classifier: resnet18, mobilenet_v3_small, …",
+            "--teacher takes any torchvision classifier (resnet18, mobilenet_v3_small, …), or one of timm as timm/NAME",
         )
+
+
+@contextlib.contextmanager
+def taking_images(arch: str, image_size: int) -> Iterator[None]:
+    """Raise the error of a forward pass on images of a size that the architecture does not support as InputError."""
+    try:
+        yield
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"--teacher {arch} cannot take images of {image_size} x {image_size} pixels: {reason}",
+            "give another --teacher-image-size, to which the teacher resizes its images, or take another --teacher",
+        ) from error
 
 
 def check_image_size(teacher: Teacher, arch: str, image_size: int) -> None:
@@ -94,21 +157,14 @@ def check_image_size(teacher: Teacher, arch: str, image_size: int) -> None:
         InputError: A forward pass on two black images fails.
     """
     was_training = teacher.training
-    try:
-        with torch.no_grad():
-            teacher.eval()(torch.zeros(2, 3, image_size, image_size))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"--teacher {arch} cannot take images of {image_size} x {image_size} pixels: {reason}",
-            "raise --image-size, or take another --teacher",
-        ) from error
+    with taking_images(arch, teacher.image_size or image_size), torch.no_grad():
+        teacher.eval()(torch.zeros(2, 3, image_size, image_size))
     teacher.train(was_training)
 
 
 def hint_candidates(teacher: Teacher) -> dict[str, nn.Module]:
-    """Return the modules whose maps hints can use, in depth order, by name; see `backbone_blocks`."""
-    return backbone_blocks(teacher.backbone)
+    """Return the modules whose maps hints can use, in depth order, by name."""
+    return {name: teacher.backbone.get_submodule(name) for name in teacher.blocks}
 
 
 @torch.no_grad()
@@ -131,7 +187,7 @@ def fold_batch_norms(teacher: Teacher, image_size: int) -> Teacher:
                 if conv.out_channels != norm.num_features:
                     return teacher
                 setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
-                setattr(parent, norm_name, nn.Identity())
+                setattr(parent, norm_name, getattr(norm, "act", nn.Identity()))  # those of timm have an activation
     pixels = torch.linspace(0, 1, 2 * 3 * image_size**2).reshape(2, 3, image_size, image_size)
     expected, found = teacher(pixels), folded(pixels)
     return folded if torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()) else teacher
@@ -144,7 +200,7 @@ class _DeepestReachedError(Exception):
 class FeatureTap:
     """Captures feature maps of a running teacher, as a context manager that removes its hooks.
 
-    For residual blocks the map is the sum before the last ReLU, elsewhere the module's output.
+    The map of torchvision's residual blocks is the sum before the last ReLU, that of others their output.
 
     Args:
         teacher: The teacher.
@@ -155,22 +211,19 @@ class FeatureTap:
     """
 
     def __init__(self, teacher: Teacher, names: tuple[str, ...]) -> None:
-        import torchvision
-
         candidates = hint_candidates(teacher)
         unknown = [name for name in names if name not in candidates]
         if unknown:
             raise InputError(f"the teacher has no block {unknown[0]!r}; it has {', '.join(candidates)}")
         self._teacher = teacher
         self._modules = {name: module for name, module in candidates.items() if name in names}
-        self._residual = isinstance(teacher.backbone, torchvision.models.ResNet)
         self._maps_only = False
         self._handles: list[RemovableHandle] = []
         self.maps: dict[str, Tensor] = {}
 
     def __enter__(self) -> "FeatureTap":
         for name, module in self._modules.items():
-            if self._residual:
+            if self._teacher.before_relu:
                 # The block calls one ReLU several times; the last call overwrites the earlier captures.
                 self._handles.append(module.get_submodule("relu").register_forward_pre_hook(self._on_input(name)))
             else:

@@ -99,8 +99,8 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     variances, scan_s = _scan(config, teacher, batches)
     if not variances and method.blocks:
         raise InputError(
-            f"hints need a ResNet or a teacher with a .features stack, and {config.teacher.arch} is neither",
-            "use --method kd, or another --teacher",
+            f"{config.teacher.arch} has no blocks whose maps hints could use",
+            "use --method kd, or another --teacher, such as a ResNet",
         )
     shapes = _shapes(config, teacher, student, train, device)
     judged = _pairs(highest(variances, COMPARED_BLOCKS), shapes)

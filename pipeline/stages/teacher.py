@@ -1,4 +1,4 @@
-"""The teacher stage: fine-tune a torchvision classifier on the training images.
+"""The teacher stage: fine-tune a classifier of torchvision or timm on the training images.
 
 Reads the training images (not the test images), writes ``teacher.safetensors`` (fp32), ``teacher.json`` (architecture,
 stem and classes) and ``metrics.csv`` (one row per epoch).
@@ -34,6 +34,7 @@ from kdedge.pipeline.training.batches import Batch, Batches, place, predict_logi
 from kdedge.pipeline.training.device import autocast, prepare
 from kdedge.pipeline.training.epoch_loop import EpochLoop
 from kdedge.pipeline.training.length import fit_to_images
+from kdedge.pipeline.training.options import TeacherConfig
 from kdedge.progress import log
 
 __all__ = ["check", "check_data", "run"]
@@ -81,19 +82,18 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     device = prepare(config.runtime)
     dataset = open_dataset(config.data)
     start = start_teacher(settings, len(dataset.class_names), dataset.image_size, config.runtime.device)
-    teacher, stem, origin = start.teacher, start.stem, _Origin(start.origin)
+    teacher, stem, origin = start.teacher, start.stem, _Origin(start.origin, start.new_head)
     _log_start(start, settings.arch)
     train, val = training_images(dataset, config.data)
     place(teacher, device)
-    settings = fit_to_images(settings, train, "teacher", start.origin != "none")
+    settings = fit_to_images(settings, train, "teacher", start.origin != "none", teacher.image_size)
     batches = Batches(train, settings.batch_size, config.runtime.seed, shift=2, device=device, flip=bool(settings.flip))
-    optimizer = torch.optim.SGD(
-        teacher.parameters(), lr=settings.lr, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay
-    )
+    optimizer = _optimizer(teacher, settings)
 
     def step(batch: Batch, epoch: int, rate: float) -> dict[str, Tensor]:
-        peak = config.teacher.peak_lr(settings.batch_size, loaded=origin.weights != "none")
-        for group in optimizer.param_groups:
+        body = config.teacher.peak_lr(settings.batch_size, loaded=origin.weights != "none")
+        head = config.teacher.head_lr(settings.batch_size) if origin.new_head else body
+        for group, peak in zip(optimizer.param_groups, (body, head), strict=True):
             group["lr"] = rate * peak
         teacher.train()
         pixels = blank_squares(batch.pixels, batch.augmentations, epoch=epoch, side=settings.cutout)
@@ -125,7 +125,8 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     save_module(teacher, out_dir / TEACHER_WEIGHTS)
     classes = list(dataset.class_names)
     description = {"arch": settings.arch, "stem": stem, "num_classes": len(classes), "classes": classes}
-    write_json(out_dir / TEACHER_DESCRIPTION, {**description, "weights": origin.weights})
+    description |= {"weights": origin.weights, "image_size": teacher.image_size}
+    write_json(out_dir / TEACHER_DESCRIPTION, description)
     reloaded = place(load_teacher(out_dir), device)
     right = _right(reloaded, val, config, device)
     if settings.epochs:  # untrained weights are the user's choice
@@ -149,26 +150,41 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
 class _Origin:
     """Where the initial weights came from; see `kdedge.pipeline.models.initial_weights.Start`.
 
-    It is part of a checkpoint: with ``auto``, a resumed attempt may find ImageNet weights that the first attempt could
-    not download, or none.
+    It is part of a checkpoint: with ``auto``, a resumed attempt may find pretrained weights that the first attempt
+    could not download, or none.
     """
 
     weights: str
+    new_head: bool
 
-    def state_dict(self) -> dict[str, str]:
-        return {"weights": self.weights}
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self.weights, "new_head": self.new_head}
 
-    def load_state_dict(self, state: Mapping[str, str]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state["weights"] != self.weights:
             log(f"teacher: the interrupted attempt began with weights {state['weights']}; it continues with their rate")
-        self.weights = state["weights"]
+        self.weights, self.new_head = state["weights"], state["new_head"]
+
+
+def _optimizer(teacher: Teacher, settings: TeacherConfig) -> torch.optim.Optimizer:
+    """Return the optimizer, with one group of weights for the body and one for the head."""
+    heads = tuple(f"backbone.{layer}." for layer in teacher.head)
+    groups: dict[bool, list[Tensor]] = {False: [], True: []}
+    for name, parameter in teacher.named_parameters():
+        groups[name.startswith(heads)].append(parameter)
+    return torch.optim.SGD(
+        [{"params": parameters} for parameters in groups.values()],
+        lr=settings.lr, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay,
+    )  # fmt: skip
 
 
 def _log_start(start: Start, arch: str) -> None:
     why = f" ({start.stem_note})" if start.stem_note else ""
     log(f"teacher: {arch} from {start.title}, stem {start.stem}{why}")
-    if start.random:
-        log(f"teacher: not loaded, so random: {'; '.join(start.random)}")
+    if start.missing:
+        log(
+            f"teacher: not loaded: {'; '.join(start.missing)}" + ("; the head starts at zero" if start.new_head else "")
+        )
     if start.ignored:
         more = f" and {len(start.ignored) - 3} more" if len(start.ignored) > 3 else ""
         log(f"teacher: ignored in {start.title}: {', '.join(start.ignored[:3])}{more}")
@@ -178,6 +194,6 @@ def _right(teacher: Teacher, split: Split, config: Config, device: torch.device)
     """Return whether the teacher predicts each image of a split correctly, ``[N] bool``."""
     teacher.eval()
     with autocast(config.runtime):
-        logits = predict_logits(teacher, split.images, device)
+        logits = predict_logits(teacher, split.images, device, teacher.image_size)
     right: npt.NDArray[np.bool_] = logits.argmax(1).numpy() == split.labels
     return right

@@ -241,7 +241,7 @@ def _check_hints(cells: Sequence[Cell], arch: str) -> None:
 
     if not hint_candidates(build_teacher(arch, num_classes=2, stem="imagenet")):
         raise InputError(
-            f"hints need a ResNet or a teacher with a .features stack, and {arch} is neither",
+            f"{arch} has no blocks whose maps hints could use",
             "train without hints: `kdedge compare --methods ce,kd`, `kdedge ablate --method kd`; or use another "
             "--teacher",
         )

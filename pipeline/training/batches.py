@@ -103,7 +103,19 @@ def top1_pct(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def predict_logits(model: Callable[[Tensor], Tensor], images: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """Return float32 logits ``[N, C]`` on the CPU for uint8 images ``[N, S, S, 3]``; the model must be in eval mode."""
-    parts = torch.split(torch.from_numpy(images), images_at_once(images.shape[1], 250, 64))
+def predict_logits(
+    model: Callable[[Tensor], Tensor], images: NDArray[np.uint8], device: torch.device, resized: int = 0
+) -> Tensor:
+    """Return the logits of a model in eval mode.
+
+    Args:
+        model: Takes float32 ``[N, 3, S, S]`` in 0..1.
+        images: uint8 ``[N, S, S, 3]``.
+        device: Device of the model.
+        resized: Side length in pixels to which the model resizes the images (0: it does not).
+
+    Returns:
+        float32 ``[N, C]`` on the CPU.
+    """
+    parts = torch.split(torch.from_numpy(images), images_at_once(max(images.shape[1], resized), 250, 64))
     return torch.cat([model(to_pixels(part, device)).float().cpu() for part in parts])

@@ -48,7 +48,7 @@ def batch_size(images: int, image_size: int) -> int:
     return 1 << (fitting.bit_length() - 1)
 
 
-def fit_to_images(settings: SettingsT, train: Split, title: str, loaded: bool) -> SettingsT:
+def fit_to_images(settings: SettingsT, train: Split, title: str, loaded: bool, resized: int = 0) -> SettingsT:
     """Return the settings of a training with defaults from its images, and log them.
 
     Args:
@@ -56,9 +56,10 @@ def fit_to_images(settings: SettingsT, train: Split, title: str, loaded: bool) -
         train: The training images.
         title: Name of the training, for the log.
         loaded: Whether the initial weights are loaded from a file.
+        resized: Side length in pixels to which the network resizes the images (0: it does not).
     """
     images = len(train)
-    size = min(settings.batch_size or batch_size(images, train.images.shape[1]), images)
+    size = min(settings.batch_size or batch_size(images, resized or train.images.shape[1]), images)
     flip = mirrored_keep_class(train) if settings.flip is None else settings.flip
     settings = dataclasses.replace(
         settings,

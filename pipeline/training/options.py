@@ -12,11 +12,11 @@ __all__ = ["RuntimeConfig", "TeacherConfig"]
 class TeacherConfig:
     """The teacher network and its fine-tuning."""
 
-    arch: str = option("resnet18", "Name of a torchvision classifier.", flag="--teacher")
+    arch: str = option("resnet18", "Name of a torchvision classifier, or timm/NAME for one of timm.", flag="--teacher")
     weights: str = option(
         "auto",
-        "Initial weights: auto (ImageNet weights if available, otherwise random), imagenet, none, or the path of a "
-        ".safetensors, .pth or .ckpt file.",
+        "Initial weights: auto (pretrained weights if available, otherwise random), imagenet (pretrained), none, or "
+        "the path of a .safetensors, .pth or .ckpt file.",
         flag="--teacher-weights",
     )
     stem: str = option(
@@ -25,6 +25,10 @@ class TeacherConfig:
         flag="--teacher-stem",
         choices=("auto", "imagenet", "cifar", "cifar-pool"),
     )
+    image_size: int = option(
+        0, "Side length in pixels to which the teacher resizes its images.", flag="--teacher-image-size",
+        least=0, most=1024, auto="that of its pretrained weights for a teacher of timm, --image-size for others",
+    )  # fmt: skip
     epochs: int = option(
         -1,
         "Epochs of fine-tuning (0 = use the weights unchanged).",
@@ -37,9 +41,13 @@ class TeacherConfig:
         auto="128, fewer for less than 6,400 images or above 128 pixels",
     )  # fmt: skip
     lr: float = option(
-        0.0, "Peak learning rate (SGD, one cycle).", flag="--teacher-lr", least=0, most=10,
+        0.0,
+        "Peak learning rate (SGD, one cycle). A new head on loaded weights has at least that of random weights.",
+        flag="--teacher-lr",
+        least=0,
+        most=10,
         auto="0.1 for random and 0.01 for loaded initial weights at 128 images per step, in proportion for others",
-    )  # fmt: skip
+    )
     weight_decay: float = option(5e-4, "Weight decay.", flag="--teacher-weight-decay", least=0, most=1)
     label_smoothing: float = option(0.1, "Label smoothing.", flag="--teacher-label-smoothing", least=0, most=0.9)
     flip: bool | None = option(
@@ -61,6 +69,10 @@ class TeacherConfig:
     def peak_lr(self, images_per_step: int, *, loaded: bool) -> float:
         """Return the peak learning rate for loaded or for random initial weights."""
         return self.lr or (0.01 if loaded else 0.1) * images_per_step / 128
+
+    def head_lr(self, images_per_step: int) -> float:
+        """Return the peak learning rate of a new head on loaded weights."""
+        return max(self.lr, 0.1 * images_per_step / 128)
 
 
 @dataclass(frozen=True)

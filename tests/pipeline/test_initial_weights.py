@@ -97,7 +97,7 @@ def test_published_files_of_every_family_load_whole_but_for_the_head(arch, publi
     own = begun.teacher.backbone.state_dict()
     head = list(own)[-1].rpartition(".")[0]
     assert begun.origin == "imagenet"
-    assert [note.split()[0] for note in begun.random] == [f"{head}.weight", f"{head}.bias"]
+    assert [note.split()[0] for note in begun.missing] == [f"{head}.weight", f"{head}.bias"]
     for name, value in own.items():
         if name.endswith("num_batches_tracked"):
             assert value == 0
@@ -111,7 +111,7 @@ def test_imagenet_weights_under_a_small_stem_leave_the_first_convolution_random(
     publish("resnet18", *published_file(state, "resnet18"))
     begun = start(weights="auto")
     assert begun.stem == "cifar-pool"
-    assert begun.random == (
+    assert begun.missing == (
         "conv1.weight is (64, 3, 3, 3), in the weights (64, 3, 7, 7)",
         "fc.weight is (3, 512), in the weights (1000, 512)",
         "fc.bias is (3,), in the weights (1000,)",
@@ -176,7 +176,7 @@ def test_the_command_ends_well_or_with_one_clear_error(case, publish, small, fol
     assert facts["weights"] == ("imagenet" if case == "right" else "none")
     rate = "0.0025" if case == "right" else "0.025"  # for 32 images per step
     assert f"peak rate {rate}," in result.stderr
-    assert ("not loaded, so random: fc.weight is (3, 1024)" in result.stderr) == (case == "right")
+    assert ("not loaded: fc.weight is (3, 1024)" in result.stderr) == (case == "right")
 
 
 def test_a_damaged_file_in_the_cache_is_named_and_downloaded_again(hub, publish, small, capsys):
@@ -255,7 +255,7 @@ LAYOUTS = {
 def test_files_of_other_programs_load(tmp_path, resnet, name):
     torch.save(LAYOUTS[name](published_layout(resnet)), tmp_path / name)
     begun = start(weights=str(tmp_path / name), epochs=0)
-    assert begun.random == ()
+    assert begun.missing == ()
     assert begun.ignored == (("loss.weight",) if name == "lightning.ckpt" else ())
     assert begun.origin.startswith("file:")
     assert begun.stem == "imagenet"  # read from the file, for images of 16 pixels too
@@ -264,7 +264,7 @@ def test_files_of_other_programs_load(tmp_path, resnet, name):
 
 def test_a_safetensors_file_without_counters_loads(tmp_path, resnet):
     save_file(published_layout(resnet), tmp_path / "hf.safetensors")
-    assert start(weights=str(tmp_path / "hf.safetensors"), epochs=0).random == ()
+    assert start(weights=str(tmp_path / "hf.safetensors"), epochs=0).missing == ()
 
 
 def test_a_file_that_cannot_be_meant_is_refused_with_the_reason(tmp_path, resnet):
@@ -321,19 +321,19 @@ def test_the_stem_of_a_teacher_is_read_from_what_lies_beside_it(tmp_path):
     assert start(weights=file, epochs=0, stem="cifar").stem == "cifar"
     (tmp_path / "teacher.json").write_text(json.dumps({"arch": "resnet18", "stem": "cifar"}))
     begun = start(weights=file, epochs=0)
-    assert (begun.stem, begun.random, begun.ignored) == ("cifar", (), ())
+    assert (begun.stem, begun.missing, begun.ignored) == ("cifar", (), ())
 
 
 def test_what_is_not_loaded_is_named_and_without_epochs_refused(tmp_path, resnet):
     file = str(tmp_path / "w.pth")
     torch.save(resnet, file)
     begun = start(weights=file, stem="cifar", classes=4)
-    assert [note.split()[0] for note in begun.random] == ["conv1.weight", "fc.weight", "fc.bias"]
+    assert [note.split()[0] for note in begun.missing] == ["conv1.weight", "fc.weight", "fc.bias"]
     for given in ({"stem": "cifar"}, {"classes": 4}):
-        with pytest.raises(InputError, match="leave a part of the teacher random, and --teacher-epochs 0 trains"):
+        with pytest.raises(InputError, match="leave a part of the teacher untrained, and --teacher-epochs 0 trains"):
             start(weights=file, epochs=0, **given)
     torch.save({name: value for name, value in resnet.items() if not name.startswith("fc.")}, file)
-    assert start(weights=file).random[0] == "fc.weight is (3, 512), in the weights nothing"
+    assert start(weights=file).missing[0] == "fc.weight is (3, 512), in the weights nothing"
     with pytest.raises(InputError, match=r"fc\.bias is"):
         start(weights=file, epochs=0)
 
@@ -369,7 +369,7 @@ def test_an_mnasnet_teacher_can_be_loaded_again(tmp_path):
     teacher = build_teacher("mnasnet0_5", 3, "imagenet")
     save_module(teacher, tmp_path / "t.safetensors")
     load_module(build_teacher("mnasnet0_5", 3, "imagenet"), tmp_path / "t.safetensors", "an mnasnet")
-    assert start("mnasnet0_5", size=32, weights=str(tmp_path / "t.safetensors"), epochs=0).random == ()
+    assert start("mnasnet0_5", size=32, weights=str(tmp_path / "t.safetensors"), epochs=0).missing == ()
 
 
 def test_the_old_names_of_a_vision_transformer_load_by_its_own_rule():

@@ -102,6 +102,26 @@ def test_a_resumed_teacher_goes_on_from_the_weights_and_at_the_rate_that_it_bega
     assert same == weights
 
 
+def test_a_new_head_on_loaded_weights_learns_faster_than_the_body(train, monkeypatch):
+    rates = []
+
+    def watched(network, settings):
+        optimizer = build(network, settings)
+        body, head = (group["params"] for group in optimizer.param_groups)
+        assert [len(head), len(body)] == [2, len(list(network.parameters())) - 2]
+        optimizer.register_step_post_hook(lambda *_: rates.append(tuple(g["lr"] for g in optimizer.param_groups)))
+        return optimizer
+
+    build = teacher._optimizer
+    monkeypatch.setattr(teacher, "_optimizer", watched)
+    # 0.1 and 0.01 are for 128 images per step, and here are 16
+    for load, lr, expected in ((online, 0.0, 10), (online, 0.005, 2.5), (online, 0.03, 1), (offline, 0.0, 1)):
+        monkeypatch.setattr(initial_weights, "_imagenet_state", load)
+        train(f"{load.__name__}-{lr}", teacher={"lr": lr, "epochs": 1})
+        assert {round(head / body, 3) for body, head in rates} == {expected}
+        rates.clear()
+
+
 def test_the_peak_learning_rate_is_as_given_or_by_the_initial_weights(train, monkeypatch, capsys):
     rates = ((offline, 0.0, 0.0125), (online, 0.0, 0.00125), (offline, 0.03, 0.03), (online, 0.03, 0.03))
     for load, lr, expected in rates:  # 0.1 and 0.01 are for 128 images per step, and here are 16

@@ -274,10 +274,10 @@ def test_a_cell_that_diverges_is_recorded_and_the_study_goes_on(study, compared,
         (["--beta", "0"], "--methods selective uses hints, and --beta 0 disables them: use --methods kd"),
         (["--method", "kd"], "--method"),
         (["--data", "folder:/no --method here"], "/no --method here"),
-        (["--teacher", "regnet_y_400mf", "--teacher-stem", "auto"], "and regnet_y_400mf is neither"),
+        (["--teacher", "regnet_y_400mf", "--teacher-stem", "auto"], "regnet_y_400mf has no blocks"),
         (
             ["--teacher", "shufflenet_v2_x0_5", "--teacher-stem", "auto"],
-            "hints need a ResNet or a teacher with a .features stack, and shufflenet_v2_x0_5 is neither\n"
+            "shufflenet_v2_x0_5 has no blocks whose maps hints could use\n"
             "  -> train without hints: `kdedge compare --methods ce,kd`, `kdedge ablate --method kd`; or use another",
         ),
     ],
@@ -319,7 +319,7 @@ def test_a_finished_teacher_without_hint_blocks_is_refused_before_anything_is_tr
     (plain / "manifest.json").write_text(json.dumps(manifest))
     command = [tmp_path if part == out else part for part in without_teacher_options(command)]
     result = kdedge(*command, "--teacher-dir", plain, code=2)
-    assert "shufflenet_v2_x0_5 is neither" in result.stderr
+    assert "shufflenet_v2_x0_5 has no blocks" in result.stderr
     assert "running" not in result.stderr
 
 
