@@ -147,7 +147,7 @@ class Classifier:
         if logits.shape != (len(values), classes):
             raise InputError(
                 f"{self.path} returns {list(logits.shape)} for {len(values)} images of {classes} classes",
-                f"expected logits [{len(values)}, {classes}]: the folders and the model need the same classes",
+                f"expected logits [{len(values)}, {classes}]: the images and the model need the same classes",
             )
         if not np.isfinite(logits).all():
             raise StageError(f"{self.path} returns logits that are NaN or infinite", "check the preprocessing")

@@ -1,12 +1,11 @@
 """Predictions of any two ONNX classifiers for the images of a data set, paired for the gate.
 
-The images are all of ``PATH/CLASS/IMAGE``, or the test images if there is a test folder. The classes are the names of
-the folders, sorted; the class names in the metadata of kdedge's own models come first.
+The images are those of a folder, a table or a NumPy file: all of them, or the test images if the user divided them. The
+classes are in the order of the data set; the class names in the metadata of kdedge's own models come first.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +14,10 @@ from PIL import Image
 from kdedge.benchmarks.input_adapter import Classifier, Preprocessing, predict_all
 from kdedge.benchmarks.prediction_files import Pairs
 from kdedge.errors import InputError
-from kdedge.images import convert_image
-from kdedge.pipeline.data.class_folders import LAYOUT, find_parts, list_classes, list_part, warn_left_out
 from kdedge.pipeline.data.items import labels_of
 from kdedge.pipeline.data.options import NAMES, DataConfig
-from kdedge.pipeline.data.sources import find_dataset
+from kdedge.pipeline.data.sources import find_dataset, list_images
+from kdedge.pipeline.data.user_images import PART_IS
 
 __all__ = ["pair_models"]
 
@@ -78,31 +76,22 @@ def pair_models(fp32: Classifier, int8: Classifier, source: str, preprocessing: 
 
 def _open_images(source: str) -> _Images:
     config = DataConfig(source=source)
-    kind, _, path = config.source.partition(":")
     if config.source in NAMES:
         dataset = find_dataset(config)
         test = dataset.test()
         return _Images(
             dataset.class_names, test.labels, lambda index, convert: convert(Image.fromarray(test.images[index]))
         )
-    root = Path(path or source).expanduser()
-    if kind != "folder" or not root.is_dir():
+    listed = list_images(config.source)
+    *_, items = listed.parts.values()
+    if listed.divided and "test" not in listed.parts:
+        part = PART_IS[listed.kind]
         raise InputError(
-            f"--data {source} is not a folder", f"give {' or '.join(NAMES)}, or the path of class folders; {LAYOUT}"
+            f"{listed.root} has {' and '.join(listed.parts)} but no test {part}",
+            f"name the images to use: --data {items[0].path.parents[1]}" if part == "folder" else f"add test {part}",
         )
-    parts = find_parts(root)
-    if parts and "test" not in parts:
-        found = [folder.name for folder in parts.values()]
-        raise InputError(
-            f"{root} has {' and '.join(found)} but no test folder", f"name the images to use: --data {root / found[-1]}"
-        )
-    classes_root = parts.get("train") or parts.get("test") or root
-    names, items, left_out = list_classes(classes_root, root)
-    if "train" in parts:
-        left_out = {}
-        items = list_part(parts["test"], classes_root, root, names, left_out)
-    warn_left_out(root, left_out)
-    return _Images(tuple(names), labels_of(items), lambda index, convert: convert_image(items[index].path, convert))
+    items = listed.parts.get("test", items)
+    return _Images(listed.class_names, labels_of(items), lambda index, convert: items[index].convert(convert))
 
 
 def _with_classes(images: _Images, models: Sequence[Classifier]) -> _Images:
@@ -125,6 +114,6 @@ def _with_classes(images: _Images, models: Sequence[Classifier]) -> _Images:
             raise InputError(
                 f"{model.path} returns {model.classes} logits, the images have {len(images.class_names)} classes: "
                 f"{', '.join(images.class_names[:8])}{' …' if len(images.class_names) > 8 else ''}",
-                "the class folders, sorted by name, must be the classes of the model in the order of its logits",
+                "the classes of the images, sorted, must be the classes of the model in the order of its logits",
             )
     return images

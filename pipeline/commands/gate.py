@@ -45,7 +45,7 @@ def gate(
         str, typer.Option("--metric", help="top1, or balanced: the mean recall of the classes.", metavar="NAME")
     ] = "top1",
     data: Annotated[
-        str, typer.Option("--data", help="Test images of two models: PATH/CLASS/IMAGE, sample or cifar10.")
+        str, typer.Option("--data", help="Test images of two models: sample, cifar10 or a PATH, as of kdedge data.")
     ] = "",
     preprocessing: Annotated[
         str,
@@ -169,7 +169,7 @@ def _pair(models: "Sequence[Classifier]", data: str, preprocessing: "Preprocessi
     from kdedge.pipeline.gate_models import pair_models
 
     if not data:
-        raise InputError("two models need test images", "give --data PATH, with PATH/CLASS/IMAGE")
+        raise InputError("two models need test images", "give --data PATH: class folders, a table or a .npz file")
     return pair_models(models[0], models[1], data, preprocessing)
 
 

@@ -26,11 +26,9 @@ from kdedge.errors import InputError
 from kdedge.images import Overview, image_of, overview_pixels
 from kdedge.pipeline.data.class_folders import class_name, is_label, log_once
 from kdedge.pipeline.data.items import Item
-from kdedge.pipeline.data.options import DataConfig
-from kdedge.pipeline.data.parts import Parts
-from kdedge.pipeline.data.user_images import UserImages, from_parts
+from kdedge.pipeline.data.parts import Listed, Parts
 
-__all__ = ["open_arrays"]
+__all__ = ["list_arrays"]
 
 _EXPECTED = (
     "expected x (uint8 images [N, H, W], [N, H, W, 1] or [N, H, W, 3]) and y (N integers or strings), and optionally "
@@ -104,16 +102,11 @@ class _ArrayItem(Item):
         return self.array.digests()[self.index]
 
 
-def open_arrays(config: DataConfig, file: Path) -> UserImages:
-    """List the images of a NumPy file and divide them into train, validation and test, without reading a pixel.
-
-    Args:
-        config: Image size, number of training images, and the shares to hold out for parts without an array.
-        file: The file.
+def list_arrays(file: Path) -> Listed:
+    """List the images of a NumPy file without reading a pixel.
 
     Raises:
-        InputError: The file cannot be read, an array is missing or not as expected, there are fewer than two classes,
-            or a class has too few images or groups.
+        InputError: The file cannot be read, or an array is missing or not as expected.
     """
     if not file.is_file():
         raise InputError(f"the data file {file} {'is not a file' if file.exists() else 'does not exist'}", _EXPECTED)
@@ -138,8 +131,6 @@ def open_arrays(config: DataConfig, file: Path) -> UserImages:
     first = "train" if "train" in labels else "test"
     names = list(dict.fromkeys(labels[first]))
     names.sort(key=int if _is_numeric(names) else str)
-    if len(names) < 2:
-        raise InputError(f"{file} has {len(names)} class ({', '.join(names)}), expected at least two", _EXPECTED)
     parts: Parts = {}
     for part, texts in labels.items():
         array, suffix = images[part], suffixes[part]
@@ -157,7 +148,7 @@ def open_arrays(config: DataConfig, file: Path) -> UserImages:
             )
             for index, text in enumerate(texts)
         ]  # fmt: skip
-    return from_parts("arrays", file, names, parts, config=config)
+    return Listed("arrays", file, tuple(names), parts, len(images) > 1 or "test" in images, _EXPECTED)
 
 
 def _check_groups(file: Path, groups: Mapping[str, Sequence[str]], keys: Mapping[str, str]) -> None:

@@ -5,18 +5,45 @@ would make the measured accuracy too high.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdedge.dataset import TEST_SEED, VAL_SEED, hold_out
 from kdedge.errors import InputError
+from kdedge.pipeline.data.class_folders import LeftOut
 from kdedge.pipeline.data.items import Item, labels_of
 
-__all__ = ["Parts", "divide", "hold_out_groups"]
+__all__ = ["Listed", "Parts", "divide", "hold_out_groups"]
 
 Parts = dict[str, list[Item]]
 """Images by ``train``, ``val`` and ``test``."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Images as a folder, a table or a NumPy file lists them.
+
+    Attributes:
+        kind: ``folder``, ``table`` or ``arrays``.
+        root: The folder or the file.
+        class_names: Names of the classes, in the order of the labels.
+        parts: The images; all are ``train`` if the user did not divide them.
+        divided: Whether the user divided them.
+        left_out: Number of files that may be images and are not used, by class (empty if none) and extension or place.
+        expected: The expected layout, for messages.
+    """
+
+    kind: str
+    root: Path
+    class_names: tuple[str, ...]
+    parts: Parts
+    divided: bool
+    expected: str
+    left_out: LeftOut = field(default_factory=dict)
+
 
 # Orders of the groups that are tried; fewer where there are many groups.
 _ORDERS, _MOST_VISITS = 20, 200_000

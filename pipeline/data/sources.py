@@ -13,8 +13,9 @@ from pathlib import Path
 from kdedge.dataset import Dataset, Split, split_train_val
 from kdedge.errors import InputError
 from kdedge.pipeline.data.options import NAMES, PATH_KINDS, DataConfig
+from kdedge.pipeline.data.parts import Listed
 
-__all__ = ["data_sha256", "find_dataset", "open_dataset", "opened", "training_images"]
+__all__ = ["data_sha256", "find_dataset", "list_images", "open_dataset", "opened", "training_images"]
 
 # The last decoded training images are kept for the next stage of the process, up to this size.
 _MOST_KEPT_BYTES = 1 << 30
@@ -62,7 +63,6 @@ def find_dataset(config: DataConfig) -> Dataset:
         InputError: Unknown source; a file or folder is missing, damaged or not as expected.
         StageError: CIFAR-10 cannot be downloaded or written to the cache.
     """
-    source, colon, path = config.source.partition(":")
     if config.source == "cifar10":
         from kdedge.pipeline.data.cifar10 import open_cifar10
         from kdedge.pipeline.data.cifar10_fetch import fetch_cifar10
@@ -73,18 +73,33 @@ def find_dataset(config: DataConfig) -> Dataset:
         from kdedge.pipeline.data.sample import open_sample
 
         return open_sample(config.image_size, config.val_fraction, config.train_size)
-    if source in PATH_KINDS and colon:
-        from kdedge.pipeline.data.arrays import open_arrays
-        from kdedge.pipeline.data.folder import open_folder
-        from kdedge.pipeline.data.table import open_table
+    from kdedge.pipeline.data.user_images import divided
 
+    return divided(list_images(config.source), config)
+
+
+def list_images(source: str) -> Listed:
+    """List the user's images in a folder, a table or a NumPy file, without opening one.
+
+    Args:
+        source: Kind and path, such as ``folder:my_images``.
+
+    Raises:
+        InputError: Unknown source; a file or folder is missing, damaged or not as expected.
+    """
+    from kdedge.pipeline.data.arrays import list_arrays
+    from kdedge.pipeline.data.folder import list_folder
+    from kdedge.pipeline.data.table import list_table
+
+    kind, colon, path = source.partition(":")
+    if kind in PATH_KINDS and colon:
         if not path:
-            raise InputError(f"--data {source}: has no path", "give its path, as in `--data my_images`")
-        return {"folder": open_folder, "table": open_table, "arrays": open_arrays}[source](config, _user_path(path))
-    match = difflib.get_close_matches(source, [*NAMES, *PATH_KINDS], n=1)
+            raise InputError(f"--data {kind}: has no path", "give its path, as in `--data my_images`")
+        return {"folder": list_folder, "table": list_table, "arrays": list_arrays}[kind](_user_path(path))
+    match = difflib.get_close_matches(kind, [*NAMES, *PATH_KINDS], n=1)
     suggestion = f" (did you mean {match[0]!r}?)" if match else ""
     raise InputError(
-        f"unknown data set --data {config.source}{suggestion}",
+        f"unknown data set --data {source}{suggestion}",
         f"expected {', '.join(NAMES)} or the path of a folder, table (.csv, .parquet) or .npz file; it is neither",
     )
 

@@ -17,11 +17,9 @@ from typing import Any
 from kdedge.errors import InputError
 from kdedge.pipeline.data.class_folders import PARTS, class_name, is_label, log_once
 from kdedge.pipeline.data.items import Item
-from kdedge.pipeline.data.options import DataConfig
-from kdedge.pipeline.data.parts import Parts
-from kdedge.pipeline.data.user_images import UserImages, from_parts
+from kdedge.pipeline.data.parts import Listed, Parts
 
-__all__ = ["open_table"]
+__all__ = ["list_table"]
 
 _COLUMNS = ("path", "label", "split", "group")
 _EXPECTED = "expected a table with the columns path and label, and optionally split (train, val, test) and group"
@@ -40,16 +38,11 @@ class _Row:
     group: str
 
 
-def open_table(config: DataConfig, file: Path) -> UserImages:
-    """List the images of a table and divide them into train, validation and test, without opening one.
-
-    Args:
-        config: Image size, number of training images, and the shares to hold out for parts without rows.
-        file: The table.
+def list_table(file: Path) -> Listed:
+    """List the images of a table without opening one.
 
     Raises:
-        InputError: The table cannot be read, a row is not as expected, a group is in two parts, there are fewer than
-            two classes, or a class has too few images or groups.
+        InputError: The table cannot be read, a row is not as expected, or a group is in two parts.
     """
     if not file.is_file():
         raise InputError(f"the table {file} {'is not a file' if file.exists() else 'does not exist'}", _EXPECTED)
@@ -64,10 +57,8 @@ def open_table(config: DataConfig, file: Path) -> UserImages:
             raise InputError(f"{file} has no row with the split train", _EXPECTED)
         by_part.pop("val", None)
     names = sorted({row.label for row in by_part.get("train", by_part.get("test", []))})
-    if len(names) < 2:
-        raise InputError(f"{file} has {len(names)} class ({', '.join(names)}), expected at least two", _EXPECTED)
     parts: Parts = {part: [_item(file, row, names) for row in rows] for part, rows in by_part.items()}
-    return from_parts("table", file, names, parts, config=config)
+    return Listed("table", file, tuple(names), parts, bool(rows[0].part), _EXPECTED)
 
 
 def _item(file: Path, row: _Row, names: list[str]) -> Item:

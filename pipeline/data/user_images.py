@@ -22,14 +22,14 @@ from kdedge.pipeline.data.class_folders import (
 from kdedge.pipeline.data.duplicates import find_copies, same
 from kdedge.pipeline.data.items import Item, for_all, groups_of, labels_of
 from kdedge.pipeline.data.options import DataConfig
-from kdedge.pipeline.data.parts import Parts, divide
+from kdedge.pipeline.data.parts import Listed, divide
 from kdedge.preprocessing import RESIZE_MODES
 from kdedge.progress import track, warn_once
 
-__all__ = ["UserImages", "check_outside", "from_parts", "source_name"]
+__all__ = ["PART_IS", "UserImages", "check_outside", "divided", "source_name"]
 
-# The word for a part of a data set, by its kind.
-_PART_IS = {"folder": "folder", "table": "rows", "arrays": "array"}
+PART_IS = {"folder": "folder", "table": "rows", "arrays": "array"}
+"""The word for a part of a data set, by its kind."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class UserImages:
     def _require_train(self) -> None:
         if not self.train_items:
             raise InputError(
-                f"{self.root} has no train {_PART_IS[self.kind]}, which is only enough for `kdedge benchmark BUNDLE`",
+                f"{self.root} has no train {PART_IS[self.kind]}, which is only enough for `kdedge benchmark BUNDLE`",
                 f"add {self.root / 'train'}/CLASS/IMAGE to train on" if self.kind == "folder" else "add it",
             )
 
@@ -246,19 +246,20 @@ def source_name(kind: str, root: Path) -> str:
     return f"{kind}:{os.fsencode(root.expanduser().resolve().name).decode(errors='replace')}"
 
 
-def from_parts(
-    kind: str, root: Path, names: Sequence[str], listed: Parts, *, config: DataConfig, left_out: LeftOut | None = None
-) -> UserImages:
+def divided(listed: Listed, config: DataConfig) -> UserImages:
     """Return the data set of listed images; parts that are missing are held out from the training images.
 
     Raises:
-        InputError: A class has too few images or groups to divide.
+        InputError: There are fewer than two classes, or a class has too few images or groups to divide.
     """
-    parts = divide(listed, names, root, config.val_fraction, config.test_fraction)
-    if "train" in listed and "val" in listed and "test" not in listed:
+    root, names, kind = listed.root, listed.class_names, listed.kind
+    if len(names) < 2:
+        raise InputError(f"{root} has {len(names)} class ({', '.join(names)}), expected at least two", listed.expected)
+    parts = divide(listed.parts, names, root, config.val_fraction, config.test_fraction)
+    if {"train", "val"} == listed.parts.keys():
         log_once(
-            f"{root} has no test {_PART_IS[kind]}: {len(parts['test'])} of {len(listed['train'])} images of train are "
-            "held out as test images (--test-fraction), val is used for validation"
+            f"{root} has no test {PART_IS[kind]}: {len(parts['test'])} of {len(listed.parts['train'])} images of train "
+            "are held out as test images (--test-fraction), val is used for validation"
         )
     for part in ("val", "test") if kind != "folder" else ():
         present = {item.label for item in parts.get(part, ())}
@@ -266,8 +267,8 @@ def from_parts(
             warn_missing(f"{root}, {part}", missing)
     train, test, val = (tuple(parts.get(part, ())) for part in ("train", "test", "val"))
     return UserImages(
-        kind, root, tuple(names), config.image_size, config.resize, train, test, val, left_out or {},
-        config.val_fraction, config.train_size,
+        kind, root, names, config.image_size, config.resize, train, test, val, listed.left_out, config.val_fraction,
+        config.train_size,
     )  # fmt: skip
 
 

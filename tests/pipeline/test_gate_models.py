@@ -1,6 +1,8 @@
 """`kdedge gate` on two ONNX models: kdedge's own, and classifiers with other inputs."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +126,28 @@ def test_models_of_kdedge_get_images_as_in_training(tmp_path):
     )
 
 
+@pytest.mark.parametrize("part", ["", "test", "val"])
+def test_a_table_and_a_numpy_file_are_read_as_a_folder(part, folder, tmp_path):
+    model = colour_model(tmp_path / "model.onnx", kind=UINT8)
+    shown, others = (sorted((folder / name).glob("*/*.png")) for name in ("test", "train"))
+    rows = [(file, part) for file in shown] + [(file, "train") for file in others if part]
+    table = "\n".join(f"{file},{file.parent.name},{split}" for file, split in rows)
+    (tmp_path / "images.csv").write_text(f"path,label,split\n{table}\n")
+    arrays = {f"_{part}" if part else "": shown} | ({"": others} if part else {})
+    np.savez(
+        tmp_path / "images.npz",
+        **{f"x{suffix}": np.stack([Image.open(file) for file in files]) for suffix, files in arrays.items()},
+        **{f"y{suffix}": [file.parent.name for file in files] for suffix, files in arrays.items()},
+    )
+    for name in ("images.csv", "images.npz"):
+        if part != "val":
+            assert gate(model, model, tmp_path / name) == gate(model, model, folder)
+            continue
+        result = invoke(model, model, "--data", tmp_path / name)
+        assert result.exit_code == 2
+        assert re.search("has (train and val|val and train) but no test", " ".join(result.stderr.split()))
+
+
 def test_a_worse_model_fails(folder, tmp_path):
     fp32 = colour_model(tmp_path / "fp32.onnx")
     int8 = colour_model(tmp_path / "int8.onnx", kind=UINT8, order=(2, 2, 0), shape=("N", 16, 16, 3))
@@ -147,7 +171,7 @@ def options_for(tmp_path, folder):
     return {
         "no preprocessing": ((model, model, *data), "takes floats, and the file does not describe the preprocessing"),
         "no data": ((pixels, pixels), "two models need test images"),
-        "no folder": ((pixels, pixels, "--data", tmp_path / "none"), "is not a folder"),
+        "no folder": ((pixels, pixels, "--data", tmp_path / "none"), "does not exist"),
         "no test folder": ((pixels, pixels, "--data", tmp_path / "parts"), "but no test folder"),
         "unknown name": ((model, model, *data, "--preprocessing", "keers"), "did you mean 'keras'?"),
         "bad mean": ((model, model, *data, "--mean", "1,2"), "--mean '1,2' is not one number or three"),
@@ -172,7 +196,7 @@ def options_for(tmp_path, folder):
 
 def test_what_does_not_fit_is_refused(folder, tmp_path):
     for part in ("train", "val"):
-        (tmp_path / "parts" / part / "cat").mkdir(parents=True)
+        shutil.copytree(folder / "train", tmp_path / "parts" / part)
     for name, (arguments, message) in options_for(tmp_path, folder).items():
         result = invoke(*arguments)
         assert result.exit_code == 2, (name, result.output, result.exception)

@@ -176,7 +176,7 @@ def test_no_class_folders(tmp_path: Path) -> None:
 
 
 def test_one_class_is_not_enough(tmp_path: Path) -> None:
-    failure(make_tree(tmp_path, {"a": 5}), r"has one class folder \(a\), expected at least two")
+    failure(make_tree(tmp_path, {"a": 5}), r"has 1 class \(a\), expected at least two")
 
 
 def test_empty_class_folder(tmp_path: Path) -> None:

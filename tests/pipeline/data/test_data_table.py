@@ -19,7 +19,7 @@ from kdedge.pipeline.data import table
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import open_dataset
 from kdedge.pipeline.data.summary import summarise
-from kdedge.pipeline.data.user_images import UserImages, check_outside
+from kdedge.pipeline.data.user_images import UserImages, check_outside, divided
 from kdedge.pipeline.stages.fingerprint import of_sections
 
 
@@ -110,7 +110,7 @@ def write_table(root: Path, lines: "list[str]", header: str) -> Path:
 
 def opened_unchecked(file: Path) -> UserImages:
     """The listed images, which need not exist."""
-    return table.open_table(DataConfig(image_size=16), file)
+    return divided(table.list_table(file), DataConfig(image_size=16))
 
 
 def test_groups_of_classes_keep_one_for_each_part(tmp_path: Path) -> None:
