@@ -1,6 +1,6 @@
 """Top-1 accuracy of an ONNX model, over all images and per class. Never measured together with latency."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,10 @@ from kdedge.benchmarks.session import Model
 from kdedge.machine import images_at_once
 from kdedge.progress import track
 
-__all__ = ["answer_changes", "balanced_pct", "per_class_table", "predict_logits", "top1_pct"]
+__all__ = ["answer_changes", "balanced_pct", "hardly_recognised", "per_class_table", "predict_logits", "top1_pct"]
+
+_HARDLY_FOUND_PCT = 10.0  # or chance, if that is lower
+_MOST_NAMED = 5
 
 
 def predict_logits(model: Model, images: npt.NDArray[np.uint8], *, title: str = "accuracy") -> npt.NDArray[np.float32]:
@@ -78,6 +81,25 @@ def per_class_table(
             }
         )
     return rows
+
+
+def hardly_recognised(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the classes that INT8 hardly ever recognises as text; empty: none.
+
+    Args:
+        rows: From `per_class_table`.
+    """
+    seen = [row for row in rows if row["n"]]
+    least = min(_HARDLY_FOUND_PCT, 100 / max(len(seen), 1))
+    weak = [row for row in seen if row["int8_top1_pct"] < least]
+    if not weak:
+        return ""
+    named = [
+        f"{row['class']} ({round(row['n'] * row['int8_top1_pct'] / 100):,} of {row['n']:,} images)"
+        for row in sorted(weak, key=lambda row: (row["int8_top1_pct"], -row["n"]))[:_MOST_NAMED]
+    ]
+    more = f" and {len(weak) - len(named)} more" if len(weak) > len(named) else ""
+    return f"Hardly ever recognised: {', '.join(named)}{more}"
 
 
 def answer_changes(

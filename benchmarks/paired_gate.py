@@ -6,7 +6,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdedge.benchmarks.accuracy import answer_changes, balanced_pct, per_class_table, top1_pct
+from kdedge.benchmarks.accuracy import answer_changes, balanced_pct, hardly_recognised, per_class_table, top1_pct
 from kdedge.benchmarks.gate import judge
 from kdedge.benchmarks.interval import wilson_interval_pct
 from kdedge.benchmarks.prediction_files import Pairs
@@ -155,5 +155,7 @@ def _notes(result: Mapping[str, Any]) -> Sequence[str]:
     shown = min(_MOST_CLASSES, len(result["per_class"]) - len(without))
     left = len(result["per_class"]) - len(without) - shown
     named = ", ".join(map(printable, without[:_MOST_CLASSES])) + (" …" if len(without) > _MOST_CLASSES else "")
-    notes = [f"{left:,} classes with a smaller loss are not shown; --json prints all"] if left else []
+    weak = printable(hardly_recognised(result["per_class"]))
+    notes = [weak] if weak else []
+    notes += [f"{left:,} classes with a smaller loss are not shown; --json prints all"] if left else []
     return notes + ([f"classes without test images, not part of any number: {named}"] if without else [])

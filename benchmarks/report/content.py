@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kdedge.benchmarks.accuracy import hardly_recognised
 from kdedge.benchmarks.interval import wilson_interval_pct
 from kdedge.benchmarks.report.details import detail_rows, quantization_sentence
 from kdedge.benchmarks.stability import STEADY, stability_word, worst_doubts
@@ -22,8 +23,6 @@ _FAILED_BY = {
     "gain": "Failed: INT8 does not follow FP32",
     "changed": "Failed: INT8 does not follow FP32",
 }
-_HARDLY_FOUND_PCT = 10.0  # or chance, if that is lower
-_MOST_NAMED = 5
 
 
 def context(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,26 +67,11 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     found = []
     if report["run"].get("same_test_images") is False:
         found.append("The test images differ from those of the bundle: do not compare accuracies")
-    if weak := _hardly_found(report.get("per_class") or []):
+    if weak := hardly_recognised(report.get("per_class") or []):
         found.append(weak)
     if elsewhere := _not_portable(report):
         found.append(f"INT8 is {elsewhere}")
     return found
-
-
-def _hardly_found(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the classes that INT8 hardly ever recognises as text; empty: none."""
-    seen = [row for row in rows if row["n"]]
-    least = min(_HARDLY_FOUND_PCT, 100 / max(len(seen), 1))
-    weak = [row for row in seen if row["int8_top1_pct"] < least]
-    if not weak:
-        return ""
-    named = [
-        f"{row['class']} ({round(row['n'] * row['int8_top1_pct'] / 100):,} of {row['n']:,} images)"
-        for row in sorted(weak, key=lambda row: (row["int8_top1_pct"], -row["n"]))[:_MOST_NAMED]
-    ]
-    more = f" and {len(weak) - len(named)} more" if len(weak) > len(named) else ""
-    return f"Hardly ever recognised: {', '.join(named)}{more}"
 
 
 def _headline(gate: Mapping[str, Any]) -> str:

@@ -46,6 +46,15 @@ def files(tmp_path):
     )
 
 
+@pytest.mark.parametrize("option", [(), ("--markdown",)])
+def test_a_class_that_is_never_recognised_is_named_although_the_gate_passes(option, tmp_path):
+    rows = [(index, "defect" if index < 161 else "good", "good") for index in range(10_000)]
+    rows += [(10_000 + index, name, name) for index, name in enumerate(["other"] * 1_839)]
+    file = write_csv(tmp_path / "predictions.csv", rows)
+    result = invoke(file, file, *option)
+    assert (result.exit_code, "Hardly ever recognised: defect (0 of 161 images)" in result.stdout) == (0, True)
+
+
 def test_files_in_another_order_get_the_verdict_of_the_python_function(files):
     result = invoke(*files, "--limit-pp", 1, "--json")
     assert result.exit_code == 0, result.output
