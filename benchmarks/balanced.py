@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from kdedge.benchmarks.interval import tango_interval
 
-__all__ = ["balanced_loss"]
+__all__ = ["balanced_loss", "counted_images"]
 
 _RESAMPLES = 2000
 
@@ -40,5 +40,11 @@ def balanced_loss(
         loss += (only_fp32 - only_int8) / n / len(classes)
         resampled += (drawn[:, 0] - drawn[:, 1]) / n / len(classes)
     lower, upper = (float(end) for end in np.quantile(resampled, (0.025, 0.975)))
-    least = tango_interval(len(classes) * int(sizes.min()), 0, 0)[1]
+    least = tango_interval(counted_images(labels), 0, 0)[1]
     return loss, min(lower, loss - least), max(upper, loss + least)
+
+
+def counted_images(labels: npt.NDArray[np.int64]) -> int:
+    """Return the number of images if all classes (``[N] int64``, N > 0) count as many as the smallest one."""
+    sizes = np.unique(labels, return_counts=True)[1]
+    return len(sizes) * int(sizes.min())

@@ -50,8 +50,8 @@ def judge(
         int8_right: ``[N]`` bool, the same images in the same order for INT8.
         limit_pp: Maximum accepted loss in percentage points, greater than 0.
         changed: Number of images with different predictions; None: with exactly one correct prediction.
-        labels: ``[N]`` int64, the classes of the images; None: no comparison with a constant prediction.
-        class_names: Names of the classes; needed with ``labels``.
+        labels: ``[N]`` int64, the classes of the images; None: unknown.
+        class_names: Names of the classes, with ``labels``; empty: no comparison with a constant prediction.
         balanced: Judge the loss of balanced accuracy (`kdedge.benchmarks.balanced`), not of top-1; needs ``labels``.
 
     Returns:
@@ -59,6 +59,7 @@ def judge(
 
         - ``verdict``: ``passed``, ``failed`` or ``undecided``; ``passed``: whether it is ``passed``.
         - ``cause``: the check that did not pass: ``learned``, ``loss``, ``gain`` or ``changed``; None if all did.
+        - ``metric``: ``top1`` or ``balanced``, the accuracy whose loss is judged.
         - ``limit_pp``, ``loss_pp`` and the ends of its 95 % interval, ``loss_lower95_pp`` and ``loss_upper95_pp``.
         - ``fp32_only_right``, ``int8_only_right`` and ``changed_answers``: numbers of images.
         - ``provable_pp``: the smallest limit in steps of 0.1 pp that the same predictions would pass; None unless the
@@ -80,12 +81,12 @@ def judge(
         loss, lower, upper = balanced_loss(fp32_right, int8_right, labels)
     else:
         loss, (lower, upper) = (only_fp32 - only_int8) / n, tango_interval(n, only_fp32, only_int8)
-    known = None if labels is None else _known(learned(right, labels) for right in (fp32_right, int8_right))
-    verdict, cause = _verdict(
-        (lower, upper), limit_pp / 100, wilson_interval_pct(changed, n), True if labels is None else known
-    )
+    compared = labels if len(class_names) else None
+    known = True if compared is None else _known(learned(right, compared) for right in (fp32_right, int8_right))
+    verdict, cause = _verdict((lower, upper), limit_pp / 100, wilson_interval_pct(changed, n), known)
     open_loss = verdict == "undecided" and cause == "loss"
     gate = {
+        "metric": "balanced" if balanced else "top1",
         "limit_pp": limit_pp,
         "loss_pp": round(100 * loss, 4),
         "loss_lower95_pp": round(100 * lower, 4),
@@ -101,8 +102,8 @@ def judge(
             _images_to_decide(n, only_fp32, only_int8, limit_pp / 100) if open_loss and not balanced else None
         ),
     }
-    constant = "" if labels is None else class_names[majority_baseline(labels).label]
-    return {**gate, "reason": _reason(gate, n, constant, " of balanced accuracy" if balanced else "")}
+    constant = "" if compared is None else class_names[majority_baseline(compared).label]
+    return {**gate, "reason": _reason(gate, n, constant)}
 
 
 def images_to_pass(limit_pp: float, discordance: float, power: float) -> int | None:
@@ -195,16 +196,16 @@ def _most_changed_pct(limit: float) -> float:
     return 100 * _CHANGES_PER_LOSS * limit
 
 
-def _reason(gate: Mapping[str, Any], n: int, constant: str, of_metric: str) -> str:
+def _reason(gate: Mapping[str, Any], n: int, constant: str) -> str:
     """Return the verdict as one or two sentences.
 
     Args:
         gate: The other entries of the gate.
         n: Number of test images.
         constant: Name of the most frequent class.
-        of_metric: Follows the size of the loss; empty for top-1.
     """
     loss, lower, upper = (gate[key] for key in ("loss_pp", "loss_lower95_pp", "loss_upper95_pp"))
+    of_metric = " of balanced accuracy" if gate["metric"] == "balanced" else ""
     change = f"{'loses' if loss > 0 else 'gains'} {abs(loss):.2f} pp{of_metric}" if loss else "neither loses nor gains"
     seen = f"INT8 {change} on {n:,} test images (95 % interval of the loss {lower:+.2f} to {upper:+.2f} pp)"
     limit = f"the limit of {gate['limit_pp']:g} pp"

@@ -135,6 +135,7 @@ def run_benchmark(
         changed=int(np.count_nonzero(answers["fp32"] != answers["int8"])),
         labels=test.labels,
         class_names=dataset.class_names,
+        balanced=settings.metric == "balanced",
     )
     log(f"gate: {gate['verdict']}")  # the summary has the reason
     majority = majority_baseline(test.labels)

@@ -17,6 +17,12 @@ class BenchmarkConfig:
     limit_pp: float = option(
         0.5, "Gate: maximum accepted INT8 accuracy loss, in percentage points.", flag="--limit-pp", least=0.01, most=100
     )
+    metric: str = option(
+        "top1",
+        "Gate: accuracy whose loss is judged: top1, or balanced (mean recall of the classes).",
+        flag="--metric",
+        choices=("top1", "balanced"),
+    )
     threads: str = option(
         "1",
         "Intra-op thread counts to measure, comma-separated.",

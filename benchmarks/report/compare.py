@@ -274,6 +274,8 @@ def _notes(a: Report, b: Report) -> list[str]:
         notes.append("other test images: the accuracies are not of the same task")
     if a["gate"]["limit_pp"] != b["gate"]["limit_pp"]:
         notes.append(f"another limit of the gate: {a['gate']['limit_pp']:g} and {b['gate']['limit_pp']:g} pp")
+    if len({report["gate"].get("metric", "top1") for report in (a, b)}) > 1:
+        notes.append("another metric of the gate: one of the losses is of balanced accuracy")
     return notes
 
 

@@ -23,6 +23,10 @@ _FAILED_BY = {
     "gain": "Failed: INT8 does not follow FP32",
     "changed": "Failed: INT8 does not follow FP32",
 }
+_INTERVAL_OF = {
+    "top1": "Tango's score interval for paired proportions",
+    "balanced": "of balanced accuracy; paired bootstrap, stratified by class",
+}
 
 
 def context(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,6 +37,7 @@ def context(report: Mapping[str, Any]) -> dict[str, Any]:
         "headline": _headline(report["gate"]),
         "key_metrics": _key_metrics(report),
         "accuracy": _accuracy_rows(report),
+        "interval": _INTERVAL_OF[report["gate"].get("metric", "top1")],
         "per_class": [
             {
                 **row,

@@ -106,6 +106,7 @@ _REPORT: _Contract = {
         "verdict": _one_of("passed", "failed", "undecided"),
         "reason": _TEXT,
         "cause?": _TEXT,
+        "metric?": _one_of("top1", "balanced"),
     },
     "size": {**dict.fromkeys(("fp32_bytes", "int8_bytes"), _COUNT), "ratio": _AMOUNT},
     "int8_proof": {

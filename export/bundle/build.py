@@ -153,6 +153,7 @@ def _model_card(
     status = "passed" if gate["verdict"] == "passed" else f"**{gate['verdict']}: shipped although not passed**"
     fp32_ci, int8_ci = (accuracy[f"onnx_{kind}_ci95_pct"] for kind in ("fp32", "int8"))
     step = candidates["rungs"][-1]["rung"]
+    loss = f"{gate['loss_pp']:.2f} pp" + (" of balanced accuracy" if gate.get("metric") == "balanced" else "")
     repaired = "" if step == "search" else f", then {step}"
     begun = starts_from(student)
     start = f"; starts from: {begun}; epochs in this run: {student['epochs']}" if begun else ""
@@ -187,7 +188,7 @@ and quantized to INT8 for the target `{candidates["target"]}` (`{candidates["cho
 | 95 % interval | {fp32_ci[0]:.2f} to {fp32_ci[1]:.2f} | {int8_ci[0]:.2f} to {int8_ci[1]:.2f} |
 | file | {sizes["fp32_bytes"]:,} bytes | {sizes["int8_bytes"]:,} bytes ({sizes["ratio"]:.2f} times smaller) |
 
-Gate: {status}; passed: {str(gate["verdict"] == "passed").lower()}. INT8 loses {gate["loss_pp"]:.2f} pp, at most
+Gate: {status}; passed: {str(gate["verdict"] == "passed").lower()}. INT8 loses {loss}, at most
 {gate["loss_upper95_pp"]:.2f} pp with 95 % confidence; the limit is {gate["limit_pp"]:g} pp.
 {warning}{_per_class(report)}
 Latency of {images} on {host["cpu"]} ({host["cores"]} cores, onnxruntime {host["onnxruntime"]}):

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdedge.benchmarks.accuracy import balanced_pct, top1_pct
+from kdedge.benchmarks.balanced import balanced_loss
 from kdedge.benchmarks.interval import tango_interval
 from kdedge.export.quantize.calibrate import CALIBRATORS
 
@@ -20,7 +22,8 @@ RULE = (
     "the target is one kind of CPU and this host is one, it also rejects formats whose fastest candidate takes over "
     "1.15 times as long as the fastest of all. A candidate keeps the validation images that both FP32 and the "
     "candidate predict correctly; images that only INT8 predicts correctly are chance and do not count. It "
-    "rejects candidates that are shown to keep fewer images than the best (95 % interval of the paired difference). "
+    "rejects candidates that are shown to keep fewer images than the best (95 % interval of the paired difference; "
+    "with the metric `balanced`, of the mean share of the classes). "
     f"Of the others the search takes the first whose logit SQNR is within {SIMPLER_COSTS_DB:g} dB of their highest."
 )
 
@@ -97,6 +100,7 @@ class Score:
         max_abs_error: Largest difference of a logit.
         right: Whether it predicts each image correctly, ``[N] bool``.
         kept: Whether both it and the FP32 model predict each image correctly, ``[N] bool``.
+        balanced_over: Classes of the images, ``[N] int64``, if each class counts the same; None: each image does.
     """
 
     top1_pct: float
@@ -108,6 +112,12 @@ class Score:
     max_abs_error: float
     right: npt.NDArray[np.bool_]
     kept: npt.NDArray[np.bool_]
+    balanced_over: npt.NDArray[np.int64] | None = None
+
+    @property
+    def kept_pct(self) -> float:
+        """Share of the kept images in percent."""
+        return top1_pct(self.kept) if self.balanced_over is None else balanced_pct(self.kept, self.balanced_over)
 
     def as_json(self) -> dict[str, Any]:
         """Return the numbers, rounded, without the per-image results."""
@@ -122,7 +132,13 @@ class Score:
         }
 
 
-def score(fp32: npt.NDArray[np.float32], int8: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> Score:
+def score(
+    fp32: npt.NDArray[np.float32],
+    int8: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+    *,
+    balanced: bool = False,
+) -> Score:
     """Compare INT8 with FP32 logits (both ``[N, C] float32``) of images with these labels (``[N] int64``)."""
     fp32_right, int8_right = fp32.argmax(1) == labels, int8.argmax(1) == labels
     error = fp32.astype(np.float64) - int8
@@ -138,11 +154,14 @@ def score(fp32: npt.NDArray[np.float32], int8: npt.NDArray[np.float32], labels: 
         max_abs_error=float(np.abs(error).max()),
         right=int8_right,
         kept=fp32_right & int8_right,
+        balanced_over=labels if balanced else None,
     )
 
 
 def keeps_more(one: Score, other: Score) -> bool:
     """Return whether one model is shown to keep more of FP32's correct predictions than another on the same images."""
+    if one.balanced_over is not None:
+        return balanced_loss(one.kept, other.kept, one.balanced_over)[1] > 0
     only_one, only_other = int((one.kept & ~other.kept).sum()), int((other.kept & ~one.kept).sum())
     return tango_interval(len(one.kept), only_one, only_other)[0] > 0
 
@@ -156,7 +175,7 @@ def choose(scores: Sequence[Score]) -> int:
     Args:
         scores: In the order of the candidates, from the simplest; at least one.
     """
-    best = max(scores, key=lambda item: (item.kept.sum(), item.sqnr_db))
+    best = max(scores, key=lambda item: (item.kept_pct, item.sqnr_db))
     pool = [index for index, item in enumerate(scores) if not keeps_more(best, item)]
     highest_db = max(scores[index].sqnr_db for index in pool)
     return next(index for index in pool if scores[index].sqnr_db >= highest_db - SIMPLER_COSTS_DB)

@@ -36,7 +36,15 @@ _LARGER = 4  # the largest calibration size of the search, in multiples of --cal
 
 
 def quantize_model(
-    path: Path, train: Split, val: Split, settings: QuantizeConfig, out_dir: Path, *, limit_pp: float, seed: int
+    path: Path,
+    train: Split,
+    val: Split,
+    settings: QuantizeConfig,
+    out_dir: Path,
+    *,
+    limit_pp: float,
+    seed: int,
+    balanced: bool = False,
 ) -> dict[str, Any]:
     """Quantize an FP32 model into ``out_dir/student.int8.onnx``.
 
@@ -47,6 +55,7 @@ def quantize_model(
         settings: Options of the quantization.
         out_dir: The folder to write to.
         limit_pp: Maximum accepted accuracy drop, in percentage points; repair steps run above it.
+        balanced: Whether the drop is that of balanced accuracy, not of top-1.
         seed: Seed of the samples of calibration and validation images.
 
     Returns:
@@ -62,7 +71,7 @@ def quantize_model(
         log(f"quantize: calibrating on all {len(train.labels)} training images, fewer than the requested {wanted}")
     picked = stratified_sample(train.labels, _LARGER * wanted if settings.compare_formats else wanted, seed)
     scored = stratified_sample(val.labels, SCORED_IMAGES, seed)
-    validation = Validation(path, val.images[scored], val.labels[scored], limit_pp)
+    validation = Validation(path, val.images[scored], val.labels[scored], limit_pp, balanced=balanced)
     quantizer = Quantizer.from_model(model, train.images[picked])
 
     chosen, trials, fp32_ms = search(
@@ -75,6 +84,7 @@ def quantize_model(
     write_json(out_dir / "sensitivity.json", sensitivity)
     record = {
         "rule": RULE,
+        "metric": "balanced" if balanced else "top1",
         "target": settings.target,
         "host": host_kind(),
         "chosen": chosen.candidate.name,
@@ -91,7 +101,10 @@ def quantize_model(
     write_json(out_dir / "candidates.json", record)
     draw_figures({"latency": [], "quantization": {**record, "sensitivity": sensitivity}}, out_dir / "figures")
     if final.gate["verdict"] == "failed":
-        warn(f"the INT8 model loses {final.gate['loss_pp']:.2f} pp on validation images, where the gate fails")
+        of_metric = " of balanced accuracy" if balanced else ""
+        warn(
+            f"the INT8 model loses {final.gate['loss_pp']:.2f} pp{of_metric} on validation images, where the gate fails"
+        )
     result = final.trial.score
     log(
         f"quantize: {chosen.candidate.name}{'' if final is steps[0] else f' + {final.name}'}: validation top-1 "

@@ -102,7 +102,7 @@ def repair(
         layers that are unexpectedly in float is never shipped.
     """
     candidate = start.candidate
-    images = len(validation.labels)
+    images = validation.counted_images
     steps = [RepairStep("search", start, validation.gate(start.score), quantizer)]
     best, plain = steps[0], quantizer
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdedge.benchmarks.balanced import counted_images
 from kdedge.benchmarks.gate import judge
 from kdedge.benchmarks.host import host_kind
 from kdedge.benchmarks.latency import measure_latency
@@ -69,12 +70,20 @@ class Validation:
         images: ``[N, S, S, 3] uint8``.
         labels: ``[N] int64``.
         limit_pp: The limit of the gate in percentage points.
+        balanced: Whether gate and choice are about balanced accuracy, not top-1.
     """
 
     def __init__(
-        self, fp32_path: Path, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], limit_pp: float
+        self,
+        fp32_path: Path,
+        images: npt.NDArray[np.uint8],
+        labels: npt.NDArray[np.int64],
+        limit_pp: float,
+        *,
+        balanced: bool = False,
     ) -> None:
-        self.fp32_path, self.images, self.labels, self.limit_pp = fp32_path, images, labels, limit_pp
+        self.fp32_path, self.images, self.labels = fp32_path, images, labels
+        self.limit_pp, self.balanced = limit_pp, balanced
         self.fp32 = run_model(open_model(fp32_path, threads=usable_cores()), images)
 
     @property
@@ -82,17 +91,25 @@ class Validation:
         """Correct predictions of the FP32 model in percent."""
         return float((self.fp32.argmax(1) == self.labels).mean() * 100)
 
+    @property
+    def counted_images(self) -> int:
+        """Number of images that decide the gate; see `kdedge.benchmarks.balanced.counted_images`."""
+        return counted_images(self.labels) if self.balanced else len(self.labels)
+
     def score(self, model: bytes, count: int | None = None) -> Score:
         """Score a model on the first ``count`` images (None: all)."""
         with scratch_dir() as folder:
             path = Path(folder) / "model.onnx"
             path.write_bytes(model)
             logits = run_model(open_model(path, threads=usable_cores()), self.images[:count])
-        return score(self.fp32[:count], logits, self.labels[:count])
+        return score(self.fp32[:count], logits, self.labels[:count], balanced=self.balanced)
 
     def gate(self, result: Score) -> dict[str, Any]:
         """Return the result of the gate on these images (see `kdedge.benchmarks.gate.judge`)."""
-        return judge(self.fp32.argmax(1) == self.labels, result.right, self.limit_pp, changed=result.flips)
+        right = self.fp32.argmax(1) == self.labels
+        return judge(
+            right, result.right, self.limit_pp, changed=result.flips, labels=self.labels, balanced=self.balanced
+        )
 
     def try_out(self, quantizer: Quantizer, candidate: Candidate, float_layers: Sequence[str] = ()) -> Trial:
         """Build a candidate, check its kernels and score it."""

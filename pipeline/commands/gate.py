@@ -88,12 +88,12 @@ def gate(
     if as_json and markdown:
         raise InputError("--json and --markdown exclude each other", "give one of them")
     if plan:
-        if fp32 or markdown or metric != "top1":
+        if fp32 or markdown:
             raise InputError(
-                "--plan takes no files, no --markdown and only the metric top1",
+                "--plan takes no files and no --markdown",
                 "for example kdedge gate --plan --limit-pp 0.5 --discordance 0.01",
             )
-        _print_plan(limit_pp, discordance, as_json=as_json)
+        _print_plan(limit_pp, discordance, metric, as_json=as_json)
         return
     if fp32 is None or int8 is None:
         raise InputError("two models are compared, but fewer are given", _FILES)
@@ -206,7 +206,7 @@ def _check_passed(result: Mapping[str, Any]) -> None:
         raise GateError("the gate is undecided", hint)
 
 
-def _print_plan(limit_pp: float, discordance: float, *, as_json: bool) -> None:
+def _print_plan(limit_pp: float, discordance: float, metric: str, *, as_json: bool) -> None:
     from kdedge.benchmarks.gate import images_to_pass
 
     if not 0 <= discordance <= 1:
@@ -214,7 +214,8 @@ def _print_plan(limit_pp: float, discordance: float, *, as_json: bool) -> None:
     images = {power: images_to_pass(limit_pp, discordance, power) for power in _POWERS}
     if as_json:
         rows = [{"power": power, "images": count} for power, count in images.items()]
-        print(json.dumps({"limit_pp": limit_pp, "discordance": discordance, "true_loss_pp": 0, "plan": rows}))
+        assumed = {"metric": metric, "limit_pp": limit_pp, "discordance": discordance, "true_loss_pp": 0}
+        print(json.dumps({**assumed, "plan": rows}))
         return
     print(
         f"Assumed: INT8 in truth loses nothing, and {100 * discordance:g} % of the images are predicted correctly by "
@@ -223,3 +224,5 @@ def _print_plan(limit_pp: float, discordance: float, *, as_json: bool) -> None:
     for power, count in images.items():
         enough = "no number of images lets the gate pass" if count is None else f"about {count:,} images let it pass"
         print(f"With a probability of {100 * power:g} %, {enough} at a limit of {limit_pp:g} pp.")
+    if metric == "balanced":
+        print("All classes need equally many of them: the number of images divided by the number of classes.")

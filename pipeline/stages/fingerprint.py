@@ -16,6 +16,9 @@ from kdedge.pipeline.training.options import TeacherConfig
 
 __all__ = ["of_benchmark", "of_quantization", "of_sections", "of_training"]
 
+# Options that were added after published runs. At their default they are not recorded, so that those runs stay valid.
+_ADDED: dict[str, dict[str, Any]] = {"benchmark": {"metric": "top1"}}
+
 
 def of_sections(*sections: str) -> Callable[[Config], dict[str, Any]]:
     """Return a function from a configuration to these sections of it, JSON-ready."""
@@ -46,6 +49,9 @@ def _section(config: Config, name: str) -> dict[str, Any]:
         known = dataclasses.asdict(config.distill) | default
     else:
         known = dataclasses.asdict(getattr(config, name))
+    for key, default in _ADDED.get(name, {}).items():
+        if known[key] == default:
+            del known[key]
     # Manifests record options by their first names.
     first = {new: old for old, new in RENAMED.get(name, {}).items()}
     return {first.get(key, key): value for key, value in known.items()}
@@ -78,8 +84,9 @@ def _recorded_lr(teacher: TeacherConfig) -> float | str:
 
 
 def of_quantization(config: Config) -> dict[str, Any]:
-    """Return the fingerprint of the quantization: its options, and the gate's limit that decides on repair steps."""
-    return {**of_sections("quantize", "data", "seed")(config), "limit_pp": config.benchmark.limit_pp}
+    """Return the fingerprint of the quantization: its options, and the gate's limit and metric for the repair steps."""
+    known = {**of_sections("quantize", "data", "seed")(config), "limit_pp": config.benchmark.limit_pp}
+    return known if config.benchmark.metric == "top1" else known | {"metric": config.benchmark.metric}
 
 
 def of_benchmark(config: Config) -> dict[str, Any]:

@@ -27,5 +27,12 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     check_fits(open_model(path), dataset.class_names, dataset.image_size)
     train, val = training_images(dataset, config.data)
     return quantize_model(
-        path, train, val, config.quantize, out_dir, limit_pp=config.benchmark.limit_pp, seed=config.runtime.seed
+        path,
+        train,
+        val,
+        config.quantize,
+        out_dir,
+        limit_pp=config.benchmark.limit_pp,
+        seed=config.runtime.seed,
+        balanced=config.benchmark.metric == "balanced",
     )

@@ -211,6 +211,7 @@ def test_answers_on_emulated_cpus_are_compared_where_a_report_has_them(tmp_path:
         ({"accuracy__n": 9}, "other test images"),
         ({"run__same_test_images": False}, "other test images"),
         ({"gate__limit_pp": 1.0}, "another limit of the gate: 0.5 and 1 pp"),
+        ({"gate__metric": "balanced"}, "another metric of the gate"),
     ],
 )
 def test_what_makes_numbers_incomparable_is_said(changes: dict[str, Any], note: str) -> None:

@@ -1,5 +1,6 @@
 """The whole stage on a tiny network: the contract of report.json, and the pages made from it."""
 
+import dataclasses
 import io
 import json
 import os
@@ -264,6 +265,20 @@ def test_accuracy_stands_beside_the_constant_answer(finished: tuple[dict[str, An
     assert accuracy["balanced_pct"] == pytest.approx(sum(recalls) / 4, abs=1e-3)
     text = (out / "report.md").read_text()
     assert text.index("| INT8 top-1 |") < text.index("| always `") < text.index("| FP32 top-1 |")
+
+
+def test_the_gate_can_judge_balanced_accuracy(
+    dataset: Any, models: dict[str, Path], tmp_path: Path, no_report_figures: None
+) -> None:
+    options = dataclasses.replace(OPTIONS, metric="balanced", batches="1")
+    report = benchmark(
+        options, models["fp32"], models["int8"], dataset, run_facts={}, torch_top1=None, out_dir=tmp_path
+    )
+    accuracy, gate = report["accuracy"], report["gate"]
+    assert gate["metric"] == "balanced"
+    assert gate["loss_pp"] == pytest.approx(accuracy["fp32_balanced_pct"] - accuracy["balanced_pct"], abs=1e-3)
+    for name in ("report.html", "report.md"):
+        assert "of balanced accuracy; paired bootstrap, stratified by class" in (tmp_path / name).read_text()
 
 
 def test_a_class_that_is_hardly_ever_recognised_is_named_on_top(

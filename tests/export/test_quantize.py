@@ -1,5 +1,6 @@
 """The quantize stage: integers from the pixel on, close to FP32, reproducible, calibrated on training images."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -260,6 +261,15 @@ def test_the_simplest_of_equals_is_chosen() -> None:
 
 def test_a_real_loss_is_refused_whatever_its_sqnr() -> None:
     assert choose([made([0] * 20 + [1] * 80, 40.0), made([1] * 100, 30.0)]) == 1
+
+
+def test_with_the_balanced_metric_a_loss_of_the_rare_class_refuses() -> None:
+    labels = np.repeat([0, 1], [1000, 40])
+    common, rare = ([1] * start + [0] * 20 + [1] * (1020 - start) for start in (0, 1000))
+    for balanced_over, chosen in ((None, 1), (labels, 0)):
+        scores = [dataclasses.replace(made(kept, db), balanced_over=balanced_over)
+                  for kept, db in ((common, 30.0), (rare, 40.0))]  # fmt: skip
+        assert choose(scores) == chosen
 
 
 def test_a_gain_on_few_images_does_not_outweigh_the_sqnr() -> None:

@@ -12,7 +12,7 @@ from small_networks import PER_TENSOR, core, images, quantizer_of
 from kdedge.export.quantize import qat, rounding
 from kdedge.export.quantize import repair as repair_module
 from kdedge.export.quantize.calibrate import tensor_runner
-from kdedge.export.quantize.candidates import Candidate, Score
+from kdedge.export.quantize.candidates import Candidate, Score, score
 from kdedge.export.quantize.layers import Weights
 from kdedge.export.quantize.quantizer import Quantizer
 from kdedge.export.quantize.repair import repair, settled
@@ -37,7 +37,7 @@ class FakeValidation(Validation):
     def __init__(
         self, reference: onnx.ModelProto, count: int = 2000, limit_pp: float = 0.5, *, blue: bool = True
     ) -> None:
-        self.images, self.limit_pp = images(count, seed=9), limit_pp
+        self.images, self.limit_pp, self.balanced = images(count, seed=9), limit_pp, False
         self.images[..., 2] *= blue
         self.fp32 = tensor_runner(reference, ["logits"])(self.images)[0]
         self.labels = self.fp32.argmax(1)
@@ -240,3 +240,18 @@ def test_a_costly_step_is_skipped_where_the_images_cannot_decide(
 def test_when_no_repair_is_needed(verdict: str, count: int, sqnr_db: float, expected: bool) -> None:
     # 400 images cannot pass a limit of 0.5 pp: without one difference the upper end is 0.95 pp.
     assert settled({"verdict": verdict, "limit_pp": 0.5}, count, sqnr_db) is expected
+
+
+def test_with_the_balanced_metric_gate_and_repair_follow_the_rare_class() -> None:
+    model = core(spread=3, balanced=True)
+    validation = FakeValidation(model)
+    validation.labels = np.repeat([0, 1], [1900, 100])
+    validation.fp32 = np.eye(2, dtype=np.float32)[validation.labels]
+    int8 = validation.fp32.copy()
+    int8[-6:] = int8[-6:, ::-1]  # 0.3 pp of all images, 3 pp of balanced accuracy
+    verdicts = []
+    for balanced in (False, True):
+        validation.balanced = balanced
+        result = score(validation.fp32, int8, validation.labels, balanced=balanced)
+        verdicts.append((validation.gate(result)["verdict"], validation.counted_images))
+    assert verdicts == [("undecided", 2000), ("failed", 200)]

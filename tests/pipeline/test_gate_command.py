@@ -200,7 +200,7 @@ def test_what_is_no_npz_file_is_refused(tmp_path):
         (("a.csv", "b.csv", "--limit-pp", "0"), "--limit-pp 0"),
         (("a.csv", "b.csv", "--metric", "f1"), "--metric 'f1'"),
         (("a.csv", "b.csv", "--json", "--markdown"), "exclude each other"),
-        (("--plan", "--metric", "balanced"), "--plan takes no files"),
+        (("--plan", "--markdown"), "--plan takes no files"),
         (("--plan", "--discordance", "nan"), "--discordance nan"),
     ],
 )
@@ -220,3 +220,6 @@ def test_plan_states_what_it_assumes():
     assert [row["power"] for row in found["plan"]] == [0.8, 0.95]
     assert found["plan"][0]["images"] < found["plan"][1]["images"]
     assert "no number of images" in invoke("--plan", "--discordance", 0.2).stdout
+    balanced = invoke("--plan", "--limit-pp", 0.5, "--discordance", 0, "--metric", "balanced").stdout
+    assert balanced.startswith(result.stdout)
+    assert "All classes need equally many of them" in balanced

@@ -58,6 +58,14 @@ def test_results_of_versions_that_could_only_squeeze_stay_up_to_date():
             assert cropped[section]["resize"] == "crop"
 
 
+def test_the_metric_of_the_gate_decides_the_repair_steps_and_its_default_is_not_recorded():
+    before, after = build_config(), build_config({"benchmark": {"metric": "balanced"}})
+    for stage in ("quantize", "benchmark"):
+        keys = [STAGES[stage].fingerprint(config) for config in (before, after)]
+        assert keys[0] != keys[1]
+        assert "metric" not in str(keys[0])
+
+
 @pytest.mark.parametrize(
     ("part", "value"),
     [("onnxruntime", "0.0.1"), ("providers", ["CUDAExecutionProvider"]), ("gpu", "one"), ("cores", 999)],
