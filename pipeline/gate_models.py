@@ -14,7 +14,8 @@ from PIL import Image
 from kdedge.benchmarks.input_adapter import Classifier, Preprocessing, predict_all
 from kdedge.benchmarks.prediction_files import Pairs
 from kdedge.errors import InputError
-from kdedge.pipeline.data.items import labels_of
+from kdedge.images import UnreadableImageError
+from kdedge.pipeline.data.items import Item, for_all, labels_of
 from kdedge.pipeline.data.options import NAMES, DataConfig
 from kdedge.pipeline.data.sources import find_dataset, list_images
 from kdedge.pipeline.data.user_images import PART_IS
@@ -32,11 +33,13 @@ class _Images:
         class_names: Names of the classes.
         labels: ``[N] int64``.
         read: Decodes image ``index`` and converts it.
+        items: The images, if they are the user's.
     """
 
     class_names: tuple[str, ...]
     labels: NDArray[np.int64]
     read: Callable[[int, _Convert], NDArray[np.uint8]]
+    items: Sequence[Item] = ()
 
 
 def pair_models(fp32: Classifier, int8: Classifier, source: str, preprocessing: Preprocessing) -> Pairs:
@@ -64,13 +67,17 @@ def pair_models(fp32: Classifier, int8: Classifier, source: str, preprocessing: 
         )
     images = _with_classes(_open_images(source), (fp32, int8))
     size = fp32.image_size
-    predictions = predict_all(
-        (fp32, int8),
-        preprocessing,
-        lambda index: images.read(index, lambda image: preprocessing.pixels(image, size)),
-        len(images.labels),
-        len(images.class_names),
-    )
+    try:
+        predictions = predict_all(
+            (fp32, int8),
+            preprocessing,
+            lambda index: images.read(index, lambda image: preprocessing.pixels(image, size)),
+            len(images.labels),
+            len(images.class_names),
+        )
+    except UnreadableImageError:  # name the others too
+        for_all(images.items, lambda index: images.items[index].check_pixels(), "checking images")
+        raise
     return Pairs(images.class_names, images.labels, *predictions)
 
 
@@ -91,7 +98,7 @@ def _open_images(source: str) -> _Images:
             f"name the images to use: --data {items[0].path.parents[1]}" if part == "folder" else f"add test {part}",
         )
     items = listed.parts.get("test", items)
-    return _Images(listed.class_names, labels_of(items), lambda index, convert: items[index].convert(convert))
+    return _Images(listed.class_names, labels_of(items), lambda index, convert: items[index].convert(convert), items)
 
 
 def _with_classes(images: _Images, models: Sequence[Classifier]) -> _Images:

@@ -148,6 +148,17 @@ def test_a_table_and_a_numpy_file_are_read_as_a_folder(part, folder, tmp_path):
         assert re.search("has (train and val|val and train) but no test", " ".join(result.stderr.split()))
 
 
+def test_all_images_that_cannot_be_read_are_named_at_once(folder, tmp_path):
+    shutil.copytree(folder / "test", tmp_path / "images")
+    bad = [tmp_path / "images" / name for name in ("blue/000.png", "red/000.png")]
+    for file in bad:
+        file.write_bytes(file.read_bytes()[:-30])
+    model = colour_model(tmp_path / "model.onnx", kind=UINT8)
+    result = invoke(model, model, "--data", tmp_path / "images")
+    assert result.exit_code == 2
+    assert all(str(file) in result.stderr for file in bad)
+
+
 def test_a_worse_model_fails(folder, tmp_path):
     fp32 = colour_model(tmp_path / "fp32.onnx")
     int8 = colour_model(tmp_path / "int8.onnx", kind=UINT8, order=(2, 2, 0), shape=("N", 16, 16, 3))
