@@ -53,7 +53,7 @@ def out_option(default: Path) -> Options:
     return {"out": (Annotated[str, typer.Option("--out", help="Run directory.", metavar="path")], str(default))}
 
 
-# The command that starts a run sets its options; later stages keep them.
+# A command that starts a run may name its preset; later stages keep it.
 BEGINNING: Options = out_option(DEFAULT_OUT) | {
     "config": (
         Annotated[
@@ -106,6 +106,7 @@ def configured(
     without: tuple[str, ...] = (),
     short: Mapping[str, str] | None = None,
     first: tuple[str, ...] = (),
+    continues: bool = True,
     prepare: Callable[[dict[str, Any], Fields], Flags] = lambda given, fields: RUN_FLAGS,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add options and a flag for every field of some sections to a command.
@@ -118,6 +119,7 @@ def configured(
         without: Options, or fields as ``section__field``, to leave out.
         short: Second flags of fields, by ``section__field``, which are unambiguous in this command.
         first: Options and fields that ``--help`` shows; only ``--help-all`` shows the others. Empty: all.
+        continues: Whether options that are not given are those of the run, unless ``--preset`` is given.
         prepare: Called with the given options and fields before the configuration is built. It may change the fields,
             and returns the command's names of options.
     """
@@ -152,7 +154,7 @@ def configured(
             fields = _fields(arguments)
             rest = {key: value for key, value in given.items() if key not in _CONSUMED}
             flags = prepare(given, fields)
-            function(resolve(given, fields, flags), **rest)
+            function(resolve(given, fields, flags, continues=continues), **rest)
 
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -251,10 +253,11 @@ def _fields(arguments: dict[str, Any]) -> Fields:
     return fields
 
 
-def resolve(given: dict[str, Any], fields: Fields, flags: Flags = RUN_FLAGS) -> Config:
+def resolve(given: dict[str, Any], fields: Fields, flags: Flags = RUN_FLAGS, *, continues: bool = True) -> Config:
     """Build the configuration of a command from the recorded run or bundle, preset, ``--config`` file and flags."""
-    file = load_config_file(given["config"]) if given["config"] else {}
-    return build_config(_recorded(given), file, fields, preset=given.get("preset") or "", flags=flags)
+    file, preset = load_config_file(given["config"]) if given["config"] else {}, given.get("preset") or ""
+    recorded = _recorded(given) if continues and not preset else {}
+    return build_config(recorded, file, fields, preset=preset, flags=flags)
 
 
 def _recorded(given: dict[str, Any]) -> dict[str, Any]:
@@ -264,7 +267,7 @@ def _recorded(given: dict[str, Any]) -> dict[str, Any]:
 
         made_with = read_manifest(given["bundle"])["config"]
         return {"data": made_with.get("all data", {}), "runtime": made_with.get("seed", {})}
-    if "preset" in given or "out" not in given:
+    if "out" not in given:
         return {}
     from kdedge.pipeline.run import recorded_config
 

@@ -44,7 +44,7 @@ _BENCHMARK_SHORT = {f"benchmark__{name}": f"--{name}" for name in ("threads", "b
 
 
 @app.command(help="Run all stages, from the data set to the bundle.")
-@configured(tuple(SECTIONS), BEGINNING, first=_FIRST)
+@configured(tuple(SECTIONS), BEGINNING, first=_FIRST, continues=False)
 def run_all(config: Config, out: Path, **again: bool) -> None:
     """Run the pipeline and print the summary."""
     from kdedge.pipeline.stages.registry import STAGES

@@ -144,6 +144,7 @@ def _prepare(given: dict[str, Any], fields: Fields, flags: Flags) -> Flags:
     BEGINNING | out_option(Path("artifacts/compare")) | _METHODS | _STUDY,
     without=("distill__method", "distill__epochs", "runtime__seed", "refresh"),
     first=(*_METHODS, *_STUDY, *_SHARED),
+    continues=False,
     prepare=partial(_prepare, flags=COMPARE_FLAGS),
 )
 def compare(config: Config, out: Path, methods: str, as_json: bool, **options: Any) -> None:
@@ -159,6 +160,7 @@ def compare(config: Config, out: Path, methods: str, as_json: bool, **options: A
     BEGINNING | out_option(Path("artifacts/ablate")) | _FACTORS | _STUDY,
     without=("distill__epochs", "runtime__seed", "refresh"),
     first=(*_FACTORS, *_STUDY, *_SHARED, "distill__method"),
+    continues=False,
     prepare=partial(_prepare, flags=ABLATE_FLAGS),
 )
 def ablate(config: Config, out: Path, factors: str, as_json: bool, **options: Any) -> None:

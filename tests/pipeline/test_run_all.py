@@ -114,6 +114,13 @@ def test_changing_one_option_reruns_that_stage_and_what_follows(copied, folder_d
     assert "bundle: running (changed: inputs" in log
 
 
+def test_a_single_stage_keeps_the_options_of_its_run_except_those_that_are_given(copied):
+    for stage in ("teacher", "distill"):
+        assert f"{stage}: up to date, skipped" in kdedge(stage, "--out", copied).stderr
+    log = kdedge("teacher", "--teacher-epochs", 1, "--out", copied).stderr
+    assert "teacher: running (changed: config teacher.epochs):" in log
+
+
 def test_stages_one_by_one_give_the_same_hashes_as_run_all(finished, folder_data, tmp_path):
     run_dir = tmp_path / "single"
     kdedge("teacher", "--data", f"folder:{folder_data}", "--out", run_dir, *ALL_STAGES, *TEACHER)
