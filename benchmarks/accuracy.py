@@ -6,12 +6,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.benchmarks.interval import wilson_interval_pct
+from kdedge.benchmarks.grouped import INDEPENDENT, Sampling
 from kdedge.benchmarks.session import Model
 from kdedge.machine import images_at_once
 from kdedge.progress import track
 
-__all__ = ["answer_changes", "balanced_pct", "hardly_recognised", "per_class_table", "predict_logits", "top1_pct"]
+__all__ = [
+    "answer_changes",
+    "balanced_pct",
+    "hardly_recognised",
+    "per_class_table",
+    "per_group_table",
+    "predict_logits",
+    "top1_pct",
+]
 
 _HARDLY_FOUND_PCT = 10.0  # or chance, if that is lower
 _MOST_NAMED = 5
@@ -53,6 +61,7 @@ def per_class_table(
     fp32_right: npt.NDArray[np.bool_],
     int8_right: npt.NDArray[np.bool_],
     class_names: Sequence[str],
+    sampling: Sampling = INDEPENDENT,
 ) -> list[dict[str, Any]]:
     """Return one row per class: images, recall of both models with its 95 % interval, and the discordant counts.
 
@@ -63,6 +72,7 @@ def per_class_table(
         fp32_right: ``[N]`` bool.
         int8_right: ``[N]`` bool.
         class_names: Names of the C classes.
+        sampling: How the images were drawn.
     """
     rows = []
     for index, name in enumerate(class_names):
@@ -74,8 +84,8 @@ def per_class_table(
                 "n": len(fp32),
                 "fp32_top1_pct": top1_pct(fp32) if len(fp32) else None,
                 "int8_top1_pct": top1_pct(int8) if len(int8) else None,
-                "fp32_ci95_pct": wilson_interval_pct(int(fp32.sum()), len(fp32)) if len(fp32) else None,
-                "int8_ci95_pct": wilson_interval_pct(int(int8.sum()), len(int8)) if len(int8) else None,
+                "fp32_ci95_pct": sampling.wilson_pct(int(fp32.sum()), len(fp32)) if len(fp32) else None,
+                "int8_ci95_pct": sampling.wilson_pct(int(int8.sum()), len(int8)) if len(int8) else None,
                 "fp32_only_right": int(np.count_nonzero(fp32 & ~int8)),
                 "int8_only_right": int(np.count_nonzero(int8 & ~fp32)),
             }
@@ -100,6 +110,39 @@ def hardly_recognised(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     more = f" and {len(weak) - len(named)} more" if len(weak) > len(named) else ""
     return f"Hardly ever recognised: {', '.join(named)}{more}"
+
+
+def per_group_table(
+    groups: npt.NDArray[np.str_] | None, fp32_right: npt.NDArray[np.bool_], int8_right: npt.NDArray[np.bool_]
+) -> list[dict[str, Any]]:
+    """Return one row per named group with its images, the accuracy of both models and the discordant counts.
+
+    The lowest INT8 accuracy is first, and of equal ones the larger group.
+
+    Args:
+        groups: ``[N]`` str; images with an empty name are left out. None: no rows.
+        fp32_right: ``[N]`` bool.
+        int8_right: ``[N]`` bool.
+    """
+    if groups is None:
+        return []
+    named = groups != ""
+    names, members = np.unique(groups[named], return_inverse=True)
+    fp32, int8 = fp32_right[named], int8_right[named]
+    masks = (np.ones_like(fp32), fp32, int8, fp32 & ~int8, int8 & ~fp32)
+    counts = [np.bincount(members[mask], minlength=len(names)).tolist() for mask in masks]
+    rows = [
+        {
+            "group": name,
+            "n": n,
+            "fp32_top1_pct": round(100 * of_fp32 / n, 4),
+            "int8_top1_pct": round(100 * of_int8 / n, 4),
+            "fp32_only_right": only_fp32,
+            "int8_only_right": only_int8,
+        }
+        for name, n, of_fp32, of_int8, only_fp32, only_int8 in zip(names.tolist(), *counts, strict=True)
+    ]
+    return sorted(rows, key=lambda row: (row["int8_top1_pct"], -row["n"]))
 
 
 def answer_changes(

@@ -10,6 +10,9 @@ Three checks, each with a 95 % interval on the same images:
    a prediction changes either way at no cost; the shipped models change 0.5 to 2.4 % (experiments/LOG.md, section 50).
    A model that changes more is another model, whatever its accuracy.
 
+Images may be in groups (patients, recordings) that resemble each other. The intervals then respect the groups
+(`kdedge.benchmarks.grouped`), and fewer than five groups of equal size cannot pass: they are no evidence about others.
+
 A failed check fails the gate. A check that the images cannot decide leaves it undecided.
 """
 
@@ -23,6 +26,7 @@ import numpy.typing as npt
 
 from kdedge.benchmarks.balanced import balanced_loss
 from kdedge.benchmarks.chance import learned, majority_baseline
+from kdedge.benchmarks.grouped import FEWEST_GROUPS, Sampling, sampling_of
 from kdedge.benchmarks.interval import tango_interval, wilson_interval_pct
 
 __all__ = ["images_to_pass", "judge", "tango_interval"]
@@ -42,6 +46,7 @@ def judge(
     labels: npt.NDArray[np.int64] | None = None,
     class_names: Sequence[str] = (),
     balanced: bool = False,
+    groups: npt.NDArray[np.str_] | None = None,
 ) -> dict[str, Any]:
     """Compare two models on the same images and return the verdict of the gate.
 
@@ -53,19 +58,24 @@ def judge(
         labels: ``[N]`` int64, the classes of the images; None: unknown.
         class_names: Names of the classes, with ``labels``; empty: no comparison with a constant prediction.
         balanced: Judge the loss of balanced accuracy (`kdedge.benchmarks.balanced`), not of top-1; needs ``labels``.
+        groups: ``[N]`` str, the group of each image; an empty name is a group of its own. None: no groups.
 
     Returns:
         The ``gate`` section of ``report.json``:
 
         - ``verdict``: ``passed``, ``failed`` or ``undecided``; ``passed``: whether it is ``passed``.
-        - ``cause``: the check that did not pass: ``learned``, ``loss``, ``gain`` or ``changed``; None if all did.
+        - ``cause``: the check that did not pass: ``learned``, ``loss``, ``gain``, ``changed`` or ``groups`` (too few);
+          None if all did.
         - ``metric``: ``top1`` or ``balanced``, the accuracy whose loss is judged.
         - ``limit_pp``, ``loss_pp`` and the ends of its 95 % interval, ``loss_lower95_pp`` and ``loss_upper95_pp``.
         - ``fp32_only_right``, ``int8_only_right`` and ``changed_answers``: numbers of images.
         - ``provable_pp``: the smallest limit in steps of 0.1 pp that the same predictions would pass; None unless the
           loss is undecided.
         - ``images_to_decide``: the number of images at which the same rates would decide an undecided loss; None if it
-          is decided, or if no number would decide it because the loss equals the limit, or for balanced accuracy.
+          is decided, or if no number would decide it because the loss equals the limit, or for balanced accuracy or
+          groups.
+        - ``groups``, ``equal_groups`` and ``design_effect`` (see `kdedge.benchmarks.grouped.Sampling`); None without
+          groups. ``independent_images``: N / design effect.
         - ``reason``: one or two sentences.
 
     Raises:
@@ -77,13 +87,17 @@ def judge(
     only_fp32 = int(np.count_nonzero(fp32_right & ~int8_right))
     only_int8 = int(np.count_nonzero(int8_right & ~fp32_right))
     changed = only_fp32 + only_int8 if changed is None else changed
+    sampling = sampling_of(fp32_right, int8_right, groups)
     if balanced and labels is not None:
         loss, lower, upper = balanced_loss(fp32_right, int8_right, labels)
+        lower, upper = (loss + sampling.stretch * (end - loss) for end in (lower, upper))
     else:
-        loss, (lower, upper) = (only_fp32 - only_int8) / n, tango_interval(n, only_fp32, only_int8)
+        loss, (lower, upper) = (only_fp32 - only_int8) / n, sampling.tango(n, only_fp32, only_int8)
     compared = labels if len(class_names) else None
     known = True if compared is None else _known(learned(right, compared) for right in (fp32_right, int8_right))
-    verdict, cause = _verdict((lower, upper), limit_pp / 100, wilson_interval_pct(changed, n), known)
+    verdict, cause = _verdict((lower, upper), limit_pp / 100, sampling.wilson_pct(changed, n), known)
+    if verdict != "failed" and sampling.too_few:
+        verdict, cause = "undecided", "groups"
     open_loss = verdict == "undecided" and cause == "loss"
     gate = {
         "metric": "balanced" if balanced else "top1",
@@ -99,8 +113,11 @@ def judge(
         "cause": cause,
         "provable_pp": round(math.floor(1000 * upper + 1) / 10, 1) if open_loss else None,
         "images_to_decide": (
-            _images_to_decide(n, only_fp32, only_int8, limit_pp / 100) if open_loss and not balanced else None
+            _images_to_decide(n, only_fp32, only_int8, limit_pp / 100)
+            if open_loss and not balanced and groups is None
+            else None
         ),
+        **_of_groups(sampling, n),
     }
     constant = "" if compared is None else class_names[majority_baseline(compared).label]
     return {**gate, "reason": _reason(gate, n, constant)}
@@ -127,6 +144,17 @@ def images_to_pass(limit_pp: float, discordance: float, power: float) -> int | N
         return tango_interval(images, only_fp32, only_int8)[1] < limit and changed_pct < _most_changed_pct(limit)
 
     return _fewest(passes, 1)
+
+
+def _of_groups(sampling: Sampling, n: int) -> dict[str, Any]:
+    """Return the entries of the gate on groups."""
+    grouped = sampling.groups is not None
+    return {
+        "groups": sampling.groups,
+        "equal_groups": round(sampling.equal_groups, 2) if grouped else None,
+        "design_effect": round(sampling.design_effect, 3) if grouped and not sampling.too_few else None,
+        "independent_images": round(n / sampling.design_effect) if grouped and not sampling.too_few else None,
+    }
 
 
 def _known(answers: Iterable[bool | None]) -> bool | None:
@@ -207,7 +235,7 @@ def _reason(gate: Mapping[str, Any], n: int, constant: str) -> str:
     loss, lower, upper = (gate[key] for key in ("loss_pp", "loss_lower95_pp", "loss_upper95_pp"))
     of_metric = " of balanced accuracy" if gate["metric"] == "balanced" else ""
     change = f"{'loses' if loss > 0 else 'gains'} {abs(loss):.2f} pp{of_metric}" if loss else "neither loses nor gains"
-    seen = f"INT8 {change} on {n:,} test images (95 % interval of the loss {lower:+.2f} to {upper:+.2f} pp)"
+    seen = f"INT8 {change} on {_images(gate, n)} (95 % interval of the loss {lower:+.2f} to {upper:+.2f} pp)"
     limit = f"the limit of {gate['limit_pp']:g} pp"
     changed = f"INT8 changes {100 * gate['changed_answers'] / n:.1f} % of the predictions"
     most = f"the limit allows {_CHANGES_PER_LOSS * gate['limit_pp']:g} %"
@@ -220,8 +248,31 @@ def _reason(gate: Mapping[str, Any], n: int, constant: str) -> str:
         ("failed", "changed"): f"INT8 does not follow FP32: {changed}, {most}. {seen}.",
         ("undecided", "loss"): f"{seen}: {limit} is inside the interval. {_provable(gate, n)}.",
         ("undecided", "learned"): f"{seen}. These images are too few to show that the model is {constant}.",
+        ("undecided", "groups"): f"{seen}. {_too_few(gate)}.",
         ("undecided", "changed"): f"INT8 may not follow FP32: {changed}, {most}. {seen}.",
     }[gate["verdict"], gate["cause"]]
+
+
+def _images(gate: Mapping[str, Any], n: int) -> str:
+    """Return the test images, their groups, and how many independent images they count as."""
+    if gate["groups"] is None:
+        return f"{n:,} test images"
+    counted = gate["independent_images"]
+    like = f", which count as {counted:,} independent images" if counted is not None and counted < n else ""
+    return f"{n:,} test images of {gate['groups']:,} group{'s' * (gate['groups'] > 1)}{like}"
+
+
+def _too_few(gate: Mapping[str, Any]) -> str:
+    """Return a sentence on groups that are too few."""
+    groups, equal = gate["groups"], gate["equal_groups"]
+    if groups is None:
+        return ""
+    skewed = f", which count as {equal:.1f} of equal size," if equal <= groups - 0.05 else ""
+    return (
+        f"The interval is for new images of {'these groups' if groups > 1 else 'this group'}. "
+        f"{groups:,} group{'s' * (groups > 1)}{skewed} cannot show how much INT8 loses on other groups: at least "
+        f"{FEWEST_GROUPS} of equal size are needed"
+    )
 
 
 def _provable(gate: Mapping[str, Any], n: int) -> str:

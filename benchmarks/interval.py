@@ -44,7 +44,7 @@ def tango_interval(n: float, only_a: float, only_b: float, confidence: float = 0
     return _crossing(score, z, -1.0, estimate), _crossing(score, -z, estimate, 1.0)
 
 
-def wilson_interval_pct(right: float, n: int, confidence: float = 0.95) -> list[float]:
+def wilson_interval_pct(right: float, n: float, confidence: float = 0.95) -> list[float]:
     """Return Wilson's score interval (1927) of ``right`` successes among ``n``, in percent: ``[lower, upper]``."""
     share = right / n
     z = NormalDist().inv_cdf((1 + confidence) / 2)

@@ -18,13 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from kdedge.benchmarks.accuracy import answer_changes, balanced_pct, per_class_table, predict_logits, top1_pct
+from kdedge.benchmarks.accuracy import (
+    answer_changes,
+    balanced_pct,
+    per_class_table,
+    per_group_table,
+    predict_logits,
+    top1_pct,
+)
 from kdedge.benchmarks.affinity import check_cpus, pinned
 from kdedge.benchmarks.chance import majority_baseline
 from kdedge.benchmarks.cuda import measure_cuda
 from kdedge.benchmarks.gate import judge
+from kdedge.benchmarks.grouped import sampling_of
 from kdedge.benchmarks.host import cuda_problem, host_record, wrong_host
-from kdedge.benchmarks.interval import wilson_interval_pct
 from kdedge.benchmarks.latency import MOST_WINDOWS, measure_latency
 from kdedge.benchmarks.memory import check_limit, measure_memory
 from kdedge.benchmarks.options import BenchmarkConfig
@@ -136,7 +143,9 @@ def run_benchmark(
         labels=test.labels,
         class_names=dataset.class_names,
         balanced=settings.metric == "balanced",
+        groups=test.groups,
     )
+    sampling = sampling_of(right["fp32"], right["int8"], test.groups)
     log(f"gate: {gate['verdict']}")  # the summary has the reason
     majority = majority_baseline(test.labels)
 
@@ -161,8 +170,8 @@ def run_benchmark(
             "torch_fp32_top1_pct": scores.get("torch_fp32_top1_pct"),
             "onnx_fp32_top1_pct": top1_pct(right["fp32"]),
             "onnx_int8_top1_pct": top1_pct(right["int8"]),
-            "onnx_fp32_ci95_pct": wilson_interval_pct(int(right["fp32"].sum()), len(test.labels)),
-            "onnx_int8_ci95_pct": wilson_interval_pct(int(right["int8"].sum()), len(test.labels)),
+            "onnx_fp32_ci95_pct": sampling.wilson_pct(int(right["fp32"].sum()), len(test.labels)),
+            "onnx_int8_ci95_pct": sampling.wilson_pct(int(right["int8"].sum()), len(test.labels)),
             "majority_class": dataset.class_names[majority.label],
             "majority_pct": round(majority.top1_pct, 4),
             "balanced_pct": balanced_pct(right["int8"], test.labels),
@@ -182,7 +191,8 @@ def run_benchmark(
         # The paths of other reports are private; their numbers follow.
         "benchmark": {key: value for key, value in dataclasses.asdict(settings).items() if key != "compare_with"},
         "host": host,
-        "per_class": per_class_table(test.labels, right["fp32"], right["int8"], dataset.class_names),
+        "per_class": per_class_table(test.labels, right["fp32"], right["int8"], dataset.class_names, sampling),
+        "per_group": per_group_table(test.groups, right["fp32"], right["int8"]),
         "answer_changes": answer_changes(test.labels, answers["fp32"], answers["int8"], dataset.class_names),
         "quantization": run_facts.get("quantization"),
         "training": [dict(row) for row in run_facts.get("training") or []],

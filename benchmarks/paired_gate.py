@@ -6,9 +6,16 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdedge.benchmarks.accuracy import answer_changes, balanced_pct, hardly_recognised, per_class_table, top1_pct
+from kdedge.benchmarks.accuracy import (
+    answer_changes,
+    balanced_pct,
+    hardly_recognised,
+    per_class_table,
+    per_group_table,
+    top1_pct,
+)
 from kdedge.benchmarks.gate import judge
-from kdedge.benchmarks.interval import wilson_interval_pct
+from kdedge.benchmarks.grouped import sampling_of
 from kdedge.benchmarks.prediction_files import Pairs
 from kdedge.benchmarks.units import format_pct
 from kdedge.progress import printable
@@ -34,7 +41,7 @@ def gate_pairs(pairs: Pairs, limit_pp: float, *, balanced: bool) -> dict[str, An
 
     Returns:
         ``metric``, ``gate`` (see `kdedge.benchmarks.gate.judge`), ``images``, ``accuracy``, ``per_class`` (the largest
-        loss first), ``answer_changes`` and ``classes_without_images``.
+        loss first), ``per_group`` (the lowest INT8 accuracy first), ``answer_changes`` and ``classes_without_images``.
     """
     fp32, int8 = pairs.fp32 == pairs.labels, pairs.int8 == pairs.labels
     gate = judge(
@@ -45,21 +52,24 @@ def gate_pairs(pairs: Pairs, limit_pp: float, *, balanced: bool) -> dict[str, An
         labels=pairs.labels,
         class_names=pairs.class_names,
         balanced=balanced,
+        groups=pairs.groups,
     )
+    sampling = sampling_of(fp32, int8, pairs.groups)
     accuracy: dict[str, Any] = {}
     for name, right in (("fp32", fp32), ("int8", int8)):
         accuracy |= {
             f"{name}_top1_pct": top1_pct(right),
-            f"{name}_ci95_pct": wilson_interval_pct(int(right.sum()), len(right)),
+            f"{name}_ci95_pct": sampling.wilson_pct(int(right.sum()), len(right)),
             f"{name}_balanced_pct": balanced_pct(right, pairs.labels),
         }
-    rows = per_class_table(pairs.labels, fp32, int8, pairs.class_names)
+    rows = per_class_table(pairs.labels, fp32, int8, pairs.class_names, sampling)
     return {
         "metric": "balanced" if balanced else "top1",
         "images": len(pairs.labels),
         "gate": gate,
         "accuracy": accuracy,
         "per_class": sorted(rows, key=lambda row: (row["n"] == 0, -(_loss(row) or 0))),
+        "per_group": per_group_table(pairs.groups, fp32, int8),
         "answer_changes": answer_changes(pairs.labels, pairs.fp32, pairs.int8, pairs.class_names),
         "classes_without_images": [row["class"] for row in rows if not row["n"]],
     }
@@ -108,8 +118,10 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     balanced = result["metric"] == "balanced"
     interval = f"{gate['loss_lower95_pp']:+.2f} to {gate['loss_upper95_pp']:+.2f}"
     method = "bootstrap" if balanced else "Tango"
+    of_groups = [] if gate["groups"] is None else [("groups", f"{gate['groups']:,}{_worst_group(result)}")]
     return [
         ("test images", f"{images:,}"),
+        *of_groups,
         *((f"{name.upper()} top-1", _share(accuracy, name)) for name in ("fp32", "int8")),
         *((f"{name.upper()} balanced", format_pct(accuracy[f"{name}_balanced_pct"])) for name in ("fp32", "int8")),
         (
@@ -122,6 +134,15 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{gate['fp32_only_right']:,} images in FP32, {gate['int8_only_right']:,} in INT8",
         ),
     ]
+
+
+def _worst_group(result: Mapping[str, Any]) -> str:
+    """Return the accuracy of the group with the lowest as text; empty: no group has a name."""
+    if not result["per_group"]:
+        return ""
+    row = result["per_group"][0]
+    accuracies = f"INT8 {row['int8_top1_pct']:.2f} %, FP32 {row['fp32_top1_pct']:.2f} % of {row['n']:,} images"
+    return f"; worst: {printable(row['group'])}, {accuracies}"
 
 
 def _share(accuracy: Mapping[str, Any], name: str) -> str:

@@ -1,10 +1,11 @@
 """Predictions of a model from any runtime, read from a file and paired with the predictions of another model.
 
 A ``.csv`` file has a heading and a row per image: ``label`` and either ``prediction`` or one column per class,
-``logit_NAME``. A column ``image`` is optional. Labels, predictions and NAMEs are class names or numbers.
+``logit_NAME``. The columns ``image`` and ``group`` (a patient, a recording; may be empty) are optional. Labels,
+predictions and NAMEs are class names or numbers.
 
 A ``.npz`` file has ``labels`` [N] and either ``predictions`` [N] or ``logits`` [N, C]. The keys ``images`` (names of
-the images, [N]) and ``classes`` (names of the classes, [C]; default: 0 to C - 1) are optional.
+the images, [N]), ``groups`` ([N]) and ``classes`` (names of the classes, [C]; default: 0 to C - 1) are optional.
 """
 
 import csv
@@ -27,8 +28,11 @@ __all__ = ["SUFFIXES", "Pairs", "Predictions", "pair", "read_predictions"]
 SUFFIXES = (".csv", ".npz")
 
 _LOGIT = "logit_"
-_COLUMNS = "expected the columns image (optional), label, and prediction or logit_0, logit_1, …"
-_KEYS = "save it with numpy.savez(FILE, labels=..., logits=...) or predictions=...; images=... is optional"
+_COLUMNS = "expected the columns label and prediction, or label, logit_0, logit_1, …; optional: image, group"
+_ARRAYS = ("labels", "predictions", "logits", "images", "groups", "classes")
+_KEYS = (
+    "save it with numpy.savez(FILE, labels=..., logits=...) or predictions=...; images=... and groups=... are optional"
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Predictions:
         places: Place of each image in the file, for messages.
         classes: Names of the classes, if the file has logits; else empty.
         images: Name of each image, or None if the file has none.
+        groups: Group of each image, or None if the file has none.
     """
 
     path: Path
@@ -50,6 +55,7 @@ class Predictions:
     places: list[str]
     classes: tuple[str, ...]
     images: list[str] | None
+    groups: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,14 @@ class Pairs:
         labels: ``[N] int64``, class of each image.
         fp32: ``[N] int64``, the answer of the FP32 model.
         int8: ``[N] int64``, the answer of the INT8 model.
+        groups: ``[N] str``, the group of each image; None: no groups.
     """
 
     class_names: tuple[str, ...]
     labels: npt.NDArray[np.int64]
     fp32: npt.NDArray[np.int64]
     int8: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.str_] | None = None
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -103,16 +111,17 @@ def pair(fp32: Predictions, int8: Predictions) -> Pairs:
     """Pair the predictions of two models by the names of the images, or by order if a file has no names.
 
     Raises:
-        InputError: The files have different images, or different labels for an image.
+        InputError: The files have different images, or different labels or groups for an image.
     """
     order = _same_images(fp32, int8)
-    for index, other in enumerate(order):
-        if fp32.labels[index] != int8.labels[other]:
-            raise InputError(
-                f"{fp32.path}, {fp32.places[index]} has the label {fp32.labels[index]!r}; "
-                f"{int8.path}, {int8.places[other]} has {int8.labels[other]!r} for the same image",
-                "both files need the same images; with a column image they may have any order",
-            )
+    for what, ours, theirs in (("label", fp32.labels, int8.labels), ("group", fp32.groups, int8.groups)):
+        for index, other in enumerate(order if ours and theirs else ()):
+            if ours and theirs and ours[index] != theirs[other]:
+                raise InputError(
+                    f"{fp32.path}, {fp32.places[index]} has the {what} {ours[index]!r}; "
+                    f"{int8.path}, {int8.places[other]} has {theirs[other]!r} for the same image",
+                    "both files need the same images; with a column image they may have any order",
+                )
     names = {*fp32.labels, *fp32.answers, *int8.answers, *fp32.classes, *int8.classes}
     numbers = all(name.isascii() and name.isdecimal() for name in names)
     class_names = tuple(sorted(names, key=int) if numbers else sorted(names))
@@ -121,9 +130,9 @@ def pair(fp32: Predictions, int8: Predictions) -> Pairs:
     def indices(answers: Iterable[str]) -> npt.NDArray[np.int64]:
         return np.array([index_of[name] for name in answers], np.int64)
 
-    return Pairs(
-        class_names, indices(fp32.labels), indices(fp32.answers), indices(int8.answers[other] for other in order)
-    )
+    answers = indices(fp32.answers), indices(int8.answers[other] for other in order)
+    groups = fp32.groups or (int8.groups and [int8.groups[other] for other in order])
+    return Pairs(class_names, indices(fp32.labels), *answers, np.array(groups, np.str_) if groups else None)
 
 
 def _same_images(fp32: Predictions, int8: Predictions) -> Sequence[int]:
@@ -162,11 +171,13 @@ def _parse_rows(path: Path, reader: Any) -> Predictions:
     if "label" not in columns or ("prediction" in columns) == bool(logits) or not once:
         shown = ", ".join(columns[:8]) + (" …" if len(columns) > 8 else "")
         raise InputError(f"{path}, line 1: the columns are {shown or 'missing'}", _COLUMNS)
-    label, image = columns.index("label"), columns.index("image") if "image" in columns else None
+    label = columns.index("label")
+    image, group = (columns.index(name) if name in columns else None for name in ("image", "group"))
     labels: list[str] = []
     answers: list[str] = []
     places: list[str] = []
     images: list[str] = []
+    groups: list[str] = []
     for row in reader:
         if not row:  # an empty line
             continue
@@ -181,7 +192,10 @@ def _parse_rows(path: Path, reader: Any) -> Predictions:
         places.append(place)
         if image is not None:
             images.append(row[image].strip())
-    return Predictions(path, labels, answers, places, classes, None if image is None else images)
+        if group is not None:
+            groups.append(row[group].strip())
+    named = images if image is not None else None, groups if group is not None else None
+    return Predictions(path, labels, answers, places, classes, *named)
 
 
 def _best(path: Path, place: str, row: Sequence[str], logits: Sequence[int], classes: Sequence[str]) -> str:
@@ -208,7 +222,7 @@ def _read_npz(path: Path) -> Predictions:
         if not isinstance(loaded, np.lib.npyio.NpzFile):
             raise ValueError("it holds one array, not several with names")
         with loaded as file:
-            arrays = {key: file[key] for key in ("labels", "predictions", "logits", "images", "classes") if key in file}
+            arrays = {key: file[key] for key in _ARRAYS if key in file}
             found = ", ".join(file.files)
     except (ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is not a readable .npz file: {error}", _KEYS) from error
@@ -218,10 +232,10 @@ def _read_npz(path: Path) -> Predictions:
         )
     count = arrays["labels"].size
     labels = _names(path, "labels", arrays["labels"], count)
-    images = _names(path, "images", arrays["images"], count) if "images" in arrays else None
+    named = [_names(path, key, arrays[key], count) if key in arrays else None for key in ("images", "groups")]
     places = [f"labels[{index}]" for index in range(count)]
     if "predictions" in arrays:
-        return Predictions(path, labels, _names(path, "predictions", arrays["predictions"], count), places, (), images)
+        return Predictions(path, labels, _names(path, "predictions", arrays["predictions"], count), places, (), *named)
     logits = arrays["logits"]
     if logits.ndim != 2 or len(logits) != count or not logits.shape[1] or logits.dtype.kind not in "fiu":
         raise InputError(
@@ -233,7 +247,7 @@ def _read_npz(path: Path) -> Predictions:
     width = logits.shape[1]
     classes = _names(path, "classes", arrays.get("classes", np.arange(width)), width)
     answers = [classes[index] for index in logits.argmax(axis=1)]
-    return Predictions(path, labels, answers, places, tuple(classes), images)
+    return Predictions(path, labels, answers, places, tuple(classes), *named)
 
 
 def _names(path: Path, key: str, array: npt.NDArray[Any], count: int) -> list[str]:

@@ -52,7 +52,10 @@ def read_report(path: str | Path) -> dict[str, Any]:
 
 
 def gate(
-    fp32_correct: "npt.NDArray[np.bool_]", int8_correct: "npt.NDArray[np.bool_]", limit_pp: float
+    fp32_correct: "npt.NDArray[np.bool_]",
+    int8_correct: "npt.NDArray[np.bool_]",
+    limit_pp: float,
+    groups: "npt.NDArray[np.str_] | None" = None,
 ) -> dict[str, Any]:
     """Decide whether an INT8 model loses less accuracy than a limit, with a 95 % interval of the paired loss.
 
@@ -60,6 +63,7 @@ def gate(
         fp32_correct: ``[N]`` bool, whether the FP32 model is correct, image by image.
         int8_correct: ``[N]`` bool, the same images in the same order for INT8.
         limit_pp: The maximum accepted loss, in percentage points, greater than 0.
+        groups: ``[N]`` str, the group of each image (a patient, a recording); None: the images are independent.
 
     Returns:
         The ``gate`` section of ``report.json``: ``verdict`` (``passed``, ``failed`` or ``undecided``), ``loss_pp``, the
@@ -71,4 +75,4 @@ def gate(
     """
     from kdedge.benchmarks.gate import judge
 
-    return judge(fp32_correct, int8_correct, limit_pp)
+    return judge(fp32_correct, int8_correct, limit_pp, groups=groups)

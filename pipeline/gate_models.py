@@ -15,7 +15,7 @@ from kdedge.benchmarks.input_adapter import Classifier, Preprocessing, predict_a
 from kdedge.benchmarks.prediction_files import Pairs
 from kdedge.errors import InputError
 from kdedge.images import UnreadableImageError
-from kdedge.pipeline.data.items import Item, for_all, labels_of
+from kdedge.pipeline.data.items import Item, for_all, groups_of, labels_of
 from kdedge.pipeline.data.options import NAMES, DataConfig
 from kdedge.pipeline.data.sources import find_dataset, list_images
 from kdedge.pipeline.data.user_images import PART_IS
@@ -68,7 +68,7 @@ def pair_models(fp32: Classifier, int8: Classifier, source: str, preprocessing: 
     images = _with_classes(_open_images(source), (fp32, int8))
     size = fp32.image_size
     try:
-        predictions = predict_all(
+        of_fp32, of_int8 = predict_all(
             (fp32, int8),
             preprocessing,
             lambda index: images.read(index, lambda image: preprocessing.pixels(image, size)),
@@ -78,7 +78,7 @@ def pair_models(fp32: Classifier, int8: Classifier, source: str, preprocessing: 
     except UnreadableImageError:  # name the others too
         for_all(images.items, lambda index: images.items[index].check_pixels(), "checking images")
         raise
-    return Pairs(images.class_names, images.labels, *predictions)
+    return Pairs(images.class_names, images.labels, of_fp32, of_int8, groups_of(images.items))
 
 
 def _open_images(source: str) -> _Images:

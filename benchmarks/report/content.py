@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdedge.benchmarks.accuracy import hardly_recognised
-from kdedge.benchmarks.interval import wilson_interval_pct
+from kdedge.benchmarks.grouped import INDEPENDENT, Sampling
 from kdedge.benchmarks.report.details import detail_rows, quantization_sentence
 from kdedge.benchmarks.stability import STEADY, stability_word, worst_doubts
 from kdedge.benchmarks.units import format_bytes, format_ms, format_pct, short_provider
@@ -27,26 +27,28 @@ _INTERVAL_OF = {
     "top1": "Tango's score interval for paired proportions",
     "balanced": "of balanced accuracy; paired bootstrap, stratified by class",
 }
+_TOO_FEW_GROUPS = "Undecided: too few groups of test images"
+_MOST_GROUPS = 20
 
 
 def context(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values for the templates and the summary, rounded numbers as text."""
     latency = [_latency_row(row) for row in report["latency"]]
+    sampling = _sampling(report["gate"])
+    groups = report.get("per_group") or []
     return {
         "report": report,
+        "of_groups": _of_groups(report["gate"]),
         "headline": _headline(report["gate"]),
         "key_metrics": _key_metrics(report),
-        "accuracy": _accuracy_rows(report),
+        "accuracy": _accuracy_rows(report, sampling),
         "interval": _INTERVAL_OF[report["gate"].get("metric", "top1")],
         "per_class": [
-            {
-                **row,
-                "fp32": format_pct(row["fp32_top1_pct"]),
-                "int8": format_pct(row["int8_top1_pct"]),
-                "int8_interval": _range(_interval(row["int8_top1_pct"], row["n"])),
-            }
+            {**_with_pct(row), "int8_interval": _range(_interval(row["int8_top1_pct"], row["n"], sampling))}
             for row in report.get("per_class") or []
         ],
+        "per_group": [_with_pct(row) for row in groups[:_MOST_GROUPS]],
+        "groups_hidden": max(len(groups) - _MOST_GROUPS, 0),
         "changes": _changes(report.get("answer_changes")),
         "size": _size(report["size"]),
         "latency": latency,
@@ -79,8 +81,29 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _sampling(gate: Mapping[str, Any]) -> Sampling:
+    """Return the sampling of the test images, from the entries of the gate."""
+    if gate.get("groups") is None:
+        return INDEPENDENT
+    return Sampling(gate["groups"], gate["equal_groups"], gate.get("design_effect") or 1.0)
+
+
+def _of_groups(gate: Mapping[str, Any]) -> str:
+    """Return how the intervals respect groups as text; empty: there are none, or they are too few."""
+    if gate.get("independent_images") is None:
+        return ""
+    return f" for {gate['groups']:,} groups, which count as {gate['independent_images']:,} independent images"
+
+
+def _with_pct(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row on a class or a group with its accuracies as text."""
+    return {**row, "fp32": format_pct(row["fp32_top1_pct"]), "int8": format_pct(row["int8_top1_pct"])}
+
+
 def _headline(gate: Mapping[str, Any]) -> str:
     verdict = gate["verdict"]
+    if verdict == "undecided" and gate.get("cause") == "groups":
+        return _TOO_FEW_GROUPS
     return _FAILED_BY.get(gate.get("cause") or "", _HEADLINES[verdict]) if verdict == "failed" else _HEADLINES[verdict]
 
 
@@ -143,23 +166,23 @@ def _speedups(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return sentences
 
 
-def _accuracy_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _accuracy_rows(report: Mapping[str, Any], sampling: Sampling) -> list[tuple[str, str, str]]:
     """Return model, top-1 and 95 % interval of every scored model."""
     accuracy = report["accuracy"]
     arch, teacher = report["teacher"]["arch"], report["teacher"]["test_top1_pct"]
     torch = accuracy["torch_fp32_top1_pct"]
     rows = [
-        (f"teacher {arch or ''} (PyTorch)".replace("  ", " "), teacher, _interval(teacher, accuracy["n"])),
-        ("student FP32 (PyTorch)", torch, _interval(torch, accuracy["n"])),
+        (f"teacher {arch or ''} (PyTorch)".replace("  ", " "), teacher, _interval(teacher, accuracy["n"], sampling)),
+        ("student FP32 (PyTorch)", torch, _interval(torch, accuracy["n"], sampling)),
         ("student FP32 (ONNX)", accuracy["onnx_fp32_top1_pct"], accuracy.get("onnx_fp32_ci95_pct")),
         ("student INT8 (ONNX)", accuracy["onnx_int8_top1_pct"], accuracy.get("onnx_int8_ci95_pct")),
     ]
     return [(name, format_pct(value), _range(interval)) for name, value, interval in rows if value is not None]
 
 
-def _interval(top1_pct: float | None, n: int) -> list[float] | None:
+def _interval(top1_pct: float | None, n: int, sampling: Sampling) -> list[float] | None:
     """Return the 95 % interval of an accuracy on ``n`` images, in percent."""
-    return None if top1_pct is None else wilson_interval_pct(round(n * top1_pct / 100), n)
+    return None if top1_pct is None else sampling.wilson_pct(round(n * top1_pct / 100), n)
 
 
 def _range(interval: Sequence[float] | None) -> str:

@@ -27,7 +27,7 @@ _CREATOR = "kdedge figure"  # in the metadata of a file, marks it as a figure of
 
 _FP32, _INT8, _GREY, _NOISY = "#8a94a6", "#2f7ed8", "#888888", "#d0453e"
 _PALETTE = ("#2f7ed8", "#e07b39", "#3c9d6b", "#a25ddc", "#8a94a6")
-_MOST_CLASSES = 40
+_MOST_ROWS = 40
 _HIGHER = ("p90_ms", "p95_ms", "p99_ms")
 _THEMES = {
     "light": {"face": "#ffffff", "text": "#1c2530", "grid": "#e3e7ec"},
@@ -86,16 +86,18 @@ def draw_figures(report: Mapping[str, Any], out_dir: Path) -> list[Figure]:
              "Dots: top-1 accuracy against median latency of FP32 and INT8 of this and other runs",
              partial(paint_picture, table=table), PICTURE_SIZE)
         )  # fmt: skip
-    classes = [
-        {**row, "class": _drawable(str(row["class"]), instead=f"class {index}")}
-        for index, row in enumerate(report.get("per_class") or [])
-        if row["n"]
-    ]
-    if classes:
-        wanted.append(
-            ("per_class", "per_class", "Top-1 accuracy per class", "Dots: top-1 accuracy of each class, FP32 and INT8",
-             partial(_per_class, rows=classes), (7.2, 1.2 + 0.22 * min(len(classes), _MOST_CLASSES)))
-        )  # fmt: skip
+    for what, plural in (("class", "classes"), ("group", "groups")):
+        rows = [
+            {**row, "name": _drawable(str(row[what]), instead=f"{what} {index}")}
+            for index, row in enumerate(report.get(f"per_{what}") or [])
+            if row["n"]
+        ]
+        if rows:
+            wanted.append(
+                (f"per_{what}", f"per_{what}", f"Top-1 accuracy per {what}",
+                 f"Dots: top-1 accuracy of each {what}, FP32 and INT8", partial(_accuracies, rows=rows, plural=plural),
+                 (7.2, 1.2 + 0.22 * min(len(rows), _MOST_ROWS)))
+            )  # fmt: skip
     if series(training, "train_loss")[0] or series(training, "val_top1_pct")[0]:
         wanted.append(
             ("training", "training", "Training of the student", "Curves: loss terms and validation accuracy by epoch",
@@ -245,18 +247,18 @@ def _steady(row: Mapping[str, Any]) -> bool:
     return bool(row["trust"]["verdict"] == STEADY)
 
 
-def _per_class(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw FP32 and INT8 accuracy of each class as two dots on a line, the worst classes if there are many."""
-    known = sorted(rows, key=lambda row: row["int8_top1_pct"])[:_MOST_CLASSES]
+def _accuracies(axes: Any, rows: Sequence[Mapping[str, Any]], plural: str) -> None:
+    """Draw FP32 and INT8 accuracy of each class or group as two dots on a line, the worst ones if there are many."""
+    known = sorted(rows, key=lambda row: row["int8_top1_pct"])[:_MOST_ROWS]
     spots = range(len(known))
     fp32 = [row["fp32_top1_pct"] for row in known]
     int8 = [row["int8_top1_pct"] for row in known]
     axes.hlines(spots, fp32, int8, color=_GREY, linewidth=2, alpha=0.6)
     axes.scatter(fp32, spots, label="FP32", s=42, facecolors="none", edgecolors=_FP32, linewidths=2, zorder=3)
     axes.scatter(int8, spots, label="INT8", s=22, color=_INT8, zorder=4)
-    axes.set_yticks(spots, [str(row["class"]) for row in known])
+    axes.set_yticks(spots, [str(row["name"]) for row in known])
     axes.invert_yaxis()
-    chosen = f" (the {len(known)} worst of {len(rows)} classes)" if len(known) < len(rows) else ""
+    chosen = f" (the {len(known)} worst of {len(rows)} {plural})" if len(known) < len(rows) else ""
     axes.set_xlabel(f"top-1 in %{chosen}")
     axes.grid(axis="x")
     axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)

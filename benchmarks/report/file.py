@@ -107,6 +107,8 @@ _REPORT: _Contract = {
         "reason": _TEXT,
         "cause?": _TEXT,
         "metric?": _one_of("top1", "balanced"),
+        **dict.fromkeys(("groups?", "independent_images?"), _SOME),
+        **dict.fromkeys(("equal_groups?", "design_effect?"), _POSITIVE),
     },
     "size": {**dict.fromkeys(("fp32_bytes", "int8_bytes"), _COUNT), "ratio": _AMOUNT},
     "int8_proof": {
@@ -153,6 +155,14 @@ _REPORT: _Contract = {
             "class": _TEXT,
             **dict.fromkeys(("n", "fp32_only_right", "int8_only_right"), _COUNT),
             **dict.fromkeys(("fp32_top1_pct", "int8_top1_pct"), _PERCENT.or_null()),
+        }
+    ],
+    "per_group?": [
+        {
+            "group": _TEXT,
+            "n": _SOME,
+            **dict.fromkeys(("fp32_only_right", "int8_only_right"), _COUNT),
+            **dict.fromkeys(("fp32_top1_pct", "int8_top1_pct"), _PERCENT),
         }
     ],
     "answer_changes?": [{**dict.fromkeys(("label", "fp32", "int8"), _TEXT), "count": _COUNT}],
@@ -278,6 +288,8 @@ def _contradictions(report: Mapping[str, Any]) -> Iterator[str]:
             yield f"accuracy.onnx_{model}_ci95_pct does not include onnx_{model}_top1_pct"
     if "majority_pct" in accuracy and not {"majority_class", "balanced_pct"} <= accuracy.keys():
         yield "accuracy has majority_pct without majority_class and balanced_pct"
+    if report["gate"].get("groups") is not None and report["gate"].get("equal_groups") is None:
+        yield "gate has groups without equal_groups"
     for index, row in enumerate(report["latency"]):
         if row.get("earlier_windows") and not row.get("window_p50_ms"):
             yield f"latency[{index}] has earlier_windows without window_p50_ms"

@@ -198,6 +198,8 @@ def _check_passed(result: Mapping[str, Any]) -> None:
     if gate["verdict"] == "failed":
         raise GateError("the gate failed")
     if gate["verdict"] == "undecided":
+        if gate["groups"] is not None and gate["cause"] in ("loss", "groups"):
+            raise GateError("the gate is undecided", "add test images of other groups")
         hint = "add test images" + (", most of all of the smallest class" if result["metric"] == "balanced" else "")
         if gate["cause"] == "loss" and result["metric"] == "top1":
             discordance = (gate["fp32_only_right"] + gate["int8_only_right"]) / result["images"]

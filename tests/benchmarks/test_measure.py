@@ -11,15 +11,18 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 from rich.console import Console
 
 from kdedge.benchmarks import measure as stage
+from kdedge.benchmarks.interval import wilson_interval_pct
 from kdedge.benchmarks.measure import run_benchmark
 from kdedge.benchmarks.options import BenchmarkConfig
 from kdedge.benchmarks.report import figures
+from kdedge.benchmarks.report.file import load_report
 from kdedge.benchmarks.report.pages import print_summary, render_html, render_markdown
 from kdedge.errors import InputError, StageError
 
@@ -339,13 +342,13 @@ def test_a_class_name_that_the_font_lacks_is_drawn_as_its_number(
     row = finished[0]["per_class"][0]
     classes = [{**row, "class": "Äpfel"}, {**row, "class": "梨", "n": 0}, {**row, "class": "りんご"}]
     drawn: list[str] = []
-    paint = figures._per_class
+    paint = figures._accuracies
 
-    def spy(axes: Any, rows: Any) -> None:
-        paint(axes, rows)
+    def spy(axes: Any, rows: Any, plural: str) -> None:
+        paint(axes, rows, plural)
         drawn[:] = [label.get_text() for label in axes.get_yticklabels()]
 
-    monkeypatch.setattr(figures, "_per_class", spy)
+    monkeypatch.setattr(figures, "_accuracies", spy)
     report = {"latency": [], "per_class": classes}
     assert [figure.name for figure in figures.draw_figures(report, tmp_path)] == ["per_class"]
     assert drawn == ["Äpfel", "class 2"]
@@ -366,6 +369,37 @@ def test_without_torch_training_and_matplotlib(
     assert not (out / "figures").exists()
     assert "<picture>" not in (out / "report.html").read_text()
     assert "None" not in re.sub(r"<style>.*?</style>", "", (out / "report.html").read_text(), flags=re.DOTALL)
+
+
+def test_groups_are_in_the_gate_the_intervals_and_the_pages(
+    models: dict[str, Path], dataset: Any, tmp_path: Path, finished: tuple[dict[str, Any], Path]
+) -> None:
+    groups = np.char.add("herd | ", (np.arange(300) // 10).astype(str))
+    dataset.split = dataclasses.replace(dataset.split, groups=groups)
+    options = BenchmarkConfig(seconds=0.05, batches="1")
+    report = benchmark(
+        options, models["fp32"], models["int8"], dataset, run_facts={}, torch_top1=None, out_dir=tmp_path
+    )
+    assert load_report(tmp_path) == report
+    assert report["gate"]["groups"] == len(report["per_group"]) == 30
+    assert sum(row["n"] for row in report["per_group"]) == 300
+    accuracies = [row["int8_top1_pct"] for row in report["per_group"]]
+    assert accuracies == sorted(accuracies)
+    low, high = report["accuracy"]["onnx_int8_ci95_pct"]
+    top1 = report["accuracy"]["onnx_int8_top1_pct"]
+    narrow = wilson_interval_pct(round(3 * top1), 300)
+    assert (low, high) != pytest.approx(narrow)
+    assert low <= narrow[0]
+    assert high >= narrow[1]
+    assert (tmp_path / "figures" / "per_group.png").exists()
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / name).read_text()
+        assert "test images of 30 groups" in text
+        assert f"(Wilson for 30 groups, which count as {report['gate']['independent_images']} independent" in text
+        assert "10 groups with a higher accuracy" in text
+    assert finished[0]["per_group"] == []
+    undecided = {**report, "gate": {**report["gate"], "verdict": "undecided", "cause": "groups"}}
+    assert render_markdown(undecided, []).startswith("# Undecided: too few groups of test images\n")
 
 
 def test_bad_models_are_found_before_the_test_images_are_read(

@@ -94,6 +94,32 @@ def test_undecided_names_the_command_that_plans(files):
     assert "--plan" not in result.stderr
 
 
+def test_groups_of_either_file_widen_the_interval_and_are_named(files, tmp_path):
+    labels, fp32, int8 = answers()
+    groups = [f"farm {index // 30}" for index in range(N)]
+    narrow = json.loads(invoke(*files, "--limit-pp", 5, "--json").stdout)
+    np.savez(tmp_path / "fp32.npz", labels=labels, predictions=fp32)
+    np.savez(tmp_path / "int8.npz", labels=labels, predictions=int8, groups=groups)
+    columns = ("group", "label", "prediction")
+    write_csv(tmp_path / "groups.csv", zip(groups, labels, fp32, strict=True), columns)
+    found = json.loads(invoke(tmp_path / "fp32.npz", tmp_path / "int8.npz", "--limit-pp", 5, "--json").stdout)
+    both = json.loads(invoke(tmp_path / "groups.csv", tmp_path / "int8.npz", "--limit-pp", 5, "--json").stdout)
+    assert found == both
+    assert (found["gate"]["groups"], len(found["per_group"]), narrow["per_group"]) == (40, 40, [])
+    assert found["gate"]["loss_upper95_pp"] > narrow["gate"]["loss_upper95_pp"]
+    low, high = found["accuracy"]["int8_ci95_pct"]
+    assert low <= narrow["accuracy"]["int8_ci95_pct"][0]
+    assert high >= narrow["accuracy"]["int8_ci95_pct"][1]
+    result = invoke(tmp_path / "fp32.npz", tmp_path / "int8.npz", "--limit-pp", 0.3)
+    assert result.exit_code == 3
+    assert "add test images of other groups" in result.stderr
+    assert f"worst: {found['per_group'][0]['group']}, INT8" in " ".join(result.stdout.split())
+    write_csv(tmp_path / "other.csv", zip(["farm 9", *groups[1:]], labels, fp32, strict=True), columns)
+    result = invoke(tmp_path / "other.csv", tmp_path / "int8.npz")
+    assert result.exit_code == 2
+    assert "line 2 has the group 'farm 9'" in result.stderr
+
+
 def test_failed(tmp_path):
     labels, fp32, int8 = answers(60, 0)
     for name, predictions in (("fp32", fp32), ("int8", int8)):
