@@ -57,6 +57,8 @@ def conflicts(data: "DataConfig", distill: "DistillConfig", flags: Flags = RUN_F
     found = []
     if data.dir and data.source != "cifar10":
         found.append(f"--data-dir ([data] dir) is for --data cifar10; --data {data.source} does not read it")
+    if distill.augment == "none" and distill.flip:
+        found.append("--augment none mirrors no images: leave out --flip, or use --augment light")
     if not distill.epochs:
         if not distill.weights:
             found.append(f"{flags.epochs} 0 uses trained weights unchanged: name them with --student-weights")

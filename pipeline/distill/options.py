@@ -8,6 +8,7 @@ from kdedge.parsing import parse_paths
 from kdedge.pipeline.distill.beta import BETA_UNIT
 from kdedge.pipeline.distill.methods import METHODS
 from kdedge.pipeline.models.registry import STUDENTS
+from kdedge.pipeline.training.options import AUGMENT_LEVELS
 
 __all__ = ["DistillConfig"]
 
@@ -121,7 +122,17 @@ class DistillConfig:
     scan_batches: int = option(
         10, "Batches for the activation-variance scan and for --refresh-norms.", flag="--scan-batches", least=1
     )
-    shift: int = option(2, "Random shift of the student's images in pixels.", flag="--shift", least=0, most=16)
+    augment: str = option(
+        "light",
+        "Augmentation of the student's images: "
+        + "; ".join(f"{level}, {note}" for level, note in AUGMENT_LEVELS.items())
+        + ".",
+        flag="--augment",
+        choices=tuple(AUGMENT_LEVELS),
+    )
+    shift: int = option(
+        2, "Random shift of the student's images in pixels, with --augment light.", flag="--shift", least=0, most=16
+    )
     flip: bool | None = option(
         None,
         "Mirror half of the student's images.",

@@ -65,7 +65,7 @@ class LogitsFile:
     Args:
         path: The file; created if it is missing.
         classes: Logits per image.
-        augmentations: Number of augmented images.
+        augmentations: Number of augmented images (0: they have no numbers, so nothing is kept).
     """
 
     def __init__(self, path: Path, *, classes: int, augmentations: int) -> None:
@@ -111,6 +111,8 @@ class LogitsFile:
 
     @cached_property
     def _file(self) -> IO[bytes] | None:
+        if not self._augmentations:
+            return None
         size = self._augmentations * self._entry
         if size > _FILE_LIMIT:
             log(f"teacher logits are not kept: all augmented images would take {size / 1e9:.1f} GB")

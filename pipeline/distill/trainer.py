@@ -152,7 +152,7 @@ class Trainer:
                 losses["kd"] = kd_loss(logits, teacher_logits, self._settings.temperature)
             if terms.hint:
                 losses["hint"] = adapters(maps, teacher_maps)
-        losses["ce"] = functional.cross_entropy(logits, batch.labels)
+        losses["ce"] = functional.cross_entropy(logits, batch.targets)
         losses["top1_pct"] = top1_pct(logits, batch.labels)
         return losses
 

@@ -93,7 +93,9 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     teacher = _frozen(fold_batch_norms(teacher, dataset.image_size), config, device)
     config = _fitted(config, train)
     settings = config.distill
-    batches = Batches(train, settings.batch_size, config.runtime.seed, settings.shift, device, bool(settings.flip))
+    batches = Batches(
+        train, settings.batch_size, config.runtime.seed, settings.shift, device, bool(settings.flip), settings.augment
+    )
     weights = _start(student, config, train, batches)
 
     variances, scan_s = _scan(config, teacher, batches)
@@ -108,9 +110,9 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     chosen = method.blocks(blocks, settings.hint_blocks, config.runtime.seed) if method.blocks else ()
     pairs = _pairs(tuple(variances) if method.dynamic else chosen, shapes)
     cache = LogitsFile(
-        _logits_path(inputs["teacher"], dataset.train_sha256(), config),
+        _logits_path(inputs["teacher"], dataset.train_sha256(), batches.shift, config),
         classes=len(classes),
-        augmentations=(int(train.dataset_indices[-1]) + 1) * batches.augmentations_per_image,
+        augmentations=(int(train.dataset_indices[-1]) + 1) * batches.augmentations_per_image if batches.numbered else 0,
     )
     cached = CachedTeacher(teacher, config.runtime, cache)
     evaluator = StudentEvaluator(
@@ -180,6 +182,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         "epochs": len(rows),
         "batch_size": settings.batch_size,
         "flip": settings.flip,
+        "augment": settings.augment,
         "train_images": len(train.labels),
         "val_images": len(val.labels),
         "val_top1_pct": measured["val_top1_pct"],
@@ -313,7 +316,7 @@ def _logits_computed(rows: list[dict[str, float]]) -> int:
     return sum(counts)
 
 
-def _logits_path(teacher_dir: Path, data_sha256: str, config: Config) -> Path:
+def _logits_path(teacher_dir: Path, data_sha256: str, shift: int, config: Config) -> Path:
     weights, description = (file_sha256(teacher_dir / name) for name in (TEACHER_WEIGHTS, TEACHER_DESCRIPTION))
-    name = cache_name((weights, description), data_sha256, config.distill.shift, config.runtime)
+    name = cache_name((weights, description), data_sha256, shift, config.runtime)
     return cache_dir() / "teacher-logits" / name

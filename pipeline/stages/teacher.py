@@ -46,12 +46,16 @@ _HINT = (
 
 
 def check(config: Config, run_dir: Path) -> None:
-    """Refuse an unknown architecture, and a cutout that would blank whole images.
+    """Refuse an unknown architecture, flips without augmentation, and a cutout that would blank whole images.
 
     Raises:
-        InputError: The architecture is unknown, or ``--teacher-cutout`` is larger than the images.
+        InputError: The architecture is unknown, or ``--teacher-flip`` or ``--teacher-cutout`` contradict other options.
     """
     settings, size = config.teacher, config.data.image_size
+    if settings.augment == "none" and settings.flip:
+        raise InputError(
+            "--teacher-augment none mirrors no images: leave out --teacher-flip", "or use --teacher-augment light"
+        )
     if settings.cutout > size:
         raise InputError(
             f"--teacher-cutout {settings.cutout} is larger than the images, which have {size} x {size} pixels",
@@ -87,7 +91,9 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     train, val = training_images(dataset, config.data)
     place(teacher, device)
     settings = fit_to_images(settings, train, "teacher", start.origin != "none", teacher.image_size)
-    batches = Batches(train, settings.batch_size, config.runtime.seed, shift=2, device=device, flip=bool(settings.flip))
+    batches = Batches(
+        train, settings.batch_size, config.runtime.seed, 2, device, flip=bool(settings.flip), augment=settings.augment
+    )
     optimizer = _optimizer(teacher, settings)
 
     def step(batch: Batch, epoch: int, rate: float) -> dict[str, Tensor]:
@@ -99,7 +105,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         pixels = blank_squares(batch.pixels, batch.augmentations, epoch=epoch, side=settings.cutout)
         with autocast(config.runtime):
             logits = teacher(pixels)
-        loss = functional.cross_entropy(logits.float(), batch.labels, label_smoothing=settings.label_smoothing)
+        loss = functional.cross_entropy(logits.float(), batch.targets, label_smoothing=settings.label_smoothing)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -139,6 +145,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         "epochs": len(rows),
         "batch_size": settings.batch_size,
         "flip": settings.flip,
+        "augment": settings.augment,
         "train_images": len(train.labels),
         "val_images": len(val.labels),
         "val_top1_pct": round(100 * float(right.mean()), 4),

@@ -1,7 +1,7 @@
 """Batches of a training set, and the logits of a model on many images.
 
 Nothing random has a state: the order of an epoch derives from (seed, epoch), and the augmentation of an image from
-(epoch, dataset index). A resumed training therefore sees the same batches.
+(epoch, dataset index) or (seed, epoch, place). A resumed training therefore sees the same batches.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,14 +37,21 @@ class Batch(NamedTuple):
 
     Attributes:
         pixels: float32 ``[B, 3, S, S]`` in 0..1.
-        labels: int64 ``[B]``.
+        labels: int64 ``[B]``; of a mixed image, the class with the largest share.
         augmentations: int64 ``[B]``, number of each augmented image: dataset index * augmentations per image +
             augmentation.
+        shares: float32 ``[B, C]``, shares of the classes in mixed images; None: no image is mixed.
     """
 
     pixels: Tensor
     labels: Tensor
     augmentations: NDArray[np.int64]
+    shares: Tensor | None = None
+
+    @property
+    def targets(self) -> Tensor:
+        """The target of the cross-entropy: the shares of mixed images, else the labels."""
+        return self.labels if self.shares is None else self.shares
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ class Batches:
         shift: Largest random shift in pixels.
         device: Device of the batches.
         flip: Whether half of the images are flipped.
+        augment: A level of `kdedge.pipeline.training.options.AUGMENT_LEVELS`. Only ``light`` has shifts.
     """
 
     split: Split
@@ -66,6 +74,17 @@ class Batches:
     shift: int
     device: torch.device
     flip: bool = True
+    augment: str = "light"
+
+    def __post_init__(self) -> None:
+        """Leave out the shifts of other levels than ``light``."""
+        if self.augment != "light":
+            object.__setattr__(self, "shift", 0)
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the number of an augmented image determines its pixels."""
+        return self.augment in ("none", "light")
 
     @property
     def size(self) -> int:
@@ -88,13 +107,27 @@ class Batches:
         for start in range(0, len(self) * self.size, self.size):
             indices = order[start : start + self.size]
             dataset_indices = self.split.dataset_indices[indices]
-            chosen = choose_augmentations(dataset_indices, epoch=epoch, shift=self.shift, flip=self.flip)
+            flip = self.flip and self.augment == "light"
+            chosen = choose_augmentations(dataset_indices, epoch=epoch, shift=self.shift, flip=flip)
             taken = images[indices]
             if self.device.type == "cuda":
                 taken = taken.pin_memory().to(self.device, non_blocking=True)  # pinned: an asynchronous copy
-            pixels = to_pixels(augment(taken, chosen, shift=self.shift), self.device)
             numbers = dataset_indices * self.augmentations_per_image + chosen
-            yield Batch(pixels, labels[indices].to(self.device), numbers)
+            taken, known = augment(taken, chosen, shift=self.shift), labels[indices].to(self.device)
+            if self.numbered:
+                yield Batch(to_pixels(taken, self.device), known, numbers)
+            else:
+                yield self._transformed(taken, known, numbers, (self.seed, epoch, start))
+
+    def _transformed(self, images: Tensor, labels: Tensor, numbers: NDArray[np.int64], key: tuple[int, ...]) -> Batch:
+        """Return a batch of the levels ``standard`` and ``strong``."""
+        from kdedge.pipeline.training.transforms import mix_images, transform_images  # importing them takes a second
+
+        pixels = to_pixels(transform_images(images, self.augment, flip=self.flip, key=key), self.device)
+        if self.augment != "strong":
+            return Batch(pixels, labels, numbers)
+        pixels, shares = mix_images(pixels, labels, classes=int(self.split.labels.max()) + 1, key=key)
+        return Batch(pixels, shares.argmax(1), numbers, shares)
 
 
 def top1_pct(logits: Tensor, labels: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def fit_to_images(settings: SettingsT, train: Split, title: str, loaded: bool, r
     """
     images = len(train)
     size = min(settings.batch_size or batch_size(images, resized or train.images.shape[1]), images)
-    flip = mirrored_keep_class(train) if settings.flip is None else settings.flip
+    flip = settings.augment != "none" and (mirrored_keep_class(train) if settings.flip is None else settings.flip)
     settings = dataclasses.replace(
         settings,
         epochs=epochs(images, _EPOCHS[type(settings)]) if settings.epochs < 0 else settings.epochs,
@@ -70,6 +70,6 @@ def fit_to_images(settings: SettingsT, train: Split, title: str, loaded: bool, r
     )
     log(
         f"{title}: {settings.epochs} epochs of {images // size} steps with {size} images, peak rate {settings.lr:.4g}, "
-        f"images are {'' if flip else 'not '}mirrored"
+        f"{settings.augment} augmentation, images are {'' if flip else 'not '}mirrored"
     )
     return settings

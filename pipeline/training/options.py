@@ -5,7 +5,14 @@ from pathlib import Path
 
 from kdedge.options import option
 
-__all__ = ["RuntimeConfig", "TeacherConfig"]
+__all__ = ["AUGMENT_LEVELS", "RuntimeConfig", "TeacherConfig"]
+
+AUGMENT_LEVELS = {
+    "none": "no augmentation",
+    "light": "shifts and flips",
+    "standard": "crop and scale, flips, colors, erasing",
+    "strong": "the same, TrivialAugment, mixup, CutMix",
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,12 @@ class TeacherConfig:
     )
     weight_decay: float = option(5e-4, "Weight decay.", flag="--teacher-weight-decay", least=0, most=1)
     label_smoothing: float = option(0.1, "Label smoothing.", flag="--teacher-label-smoothing", least=0, most=0.9)
+    augment: str = option(
+        "light",
+        "Augmentation of the teacher's images, with levels as of --augment.",
+        flag="--teacher-augment",
+        choices=tuple(AUGMENT_LEVELS),
+    )
     flip: bool | None = option(
         None,
         "Mirror half of the teacher's images.",
