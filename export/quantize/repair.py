@@ -1,12 +1,11 @@
 """Repair steps after the search, from cheap to costly.
 
-Bias correction runs on every model and is kept if the rule of the search prefers it. If the gate does not pass on the
-validation images, further steps follow: cross-layer equalisation, adaptive rounding, the most sensitive layers in float
-(at most half of them), and with ``--qat`` a short fine-tuning. The first step that passes is taken if it follows FP32
-as closely as the best model before it: a logit SQNR more than 1 dB lower rejects it, unless it is shown to keep more of
-FP32's correct predictions. Adaptive rounding of a large model is skipped if the validation images are too few for the
-gate to pass at all. Layers go to float only if a loss is shown, because float costs speed. If no step passes,
-the rule of the search chooses among them. No step sees the test images.
+Error-compensated rounding with bias correction runs on every model and is kept if the rule of the search prefers it. If
+the gate does not pass on the validation images, further steps follow: cross-layer equalisation, the most sensitive
+layers in float (at most half of them), and with ``--qat`` a short fine-tuning. The first step that passes is taken if
+it follows FP32 as closely as the best model before it: a logit SQNR more than 1 dB lower rejects it, unless it is shown
+to keep more of FP32's correct predictions. Layers go to float only if a loss is shown, because float costs speed. If no
+step passes, the rule of the search chooses among them. No step sees the test images.
 """
 
 import time
@@ -18,13 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.benchmarks.interval import tango_interval
-from kdedge.export.graph import count_macs
-from kdedge.export.quantize import rounding
 from kdedge.export.quantize.calibrate import tensor_runner
 from kdedge.export.quantize.candidates import SIMPLER_COSTS_DB, choose, keeps_more
 from kdedge.export.quantize.equalise import equalise
 from kdedge.export.quantize.quantizer import Quantizer
-from kdedge.export.quantize.rounding import correct_biases, round_adaptively
+from kdedge.export.quantize.rounding import round_with_compensation
 from kdedge.export.quantize.search import Trial, Validation
 from kdedge.export.quantize.sensitivity import measure_sensitivity
 from kdedge.progress import format_duration, log
@@ -33,8 +30,6 @@ __all__ = ["RepairStep", "repair", "settled"]
 
 # Logit SQNR above which no validation set so far has shown a loss of the gate's limit (experiment log, section 54).
 FAITHFUL_DB = 30.0
-# Multiply-accumulates per image. Adaptive rounding of such a model computes 2e13 of them, which takes many minutes.
-_COSTLY_MACS = 500_000_000
 # Runs of onnxruntime over a batch that take about as long as a training step of PyTorch on it.
 _RUNS_PER_STEP = 8
 
@@ -73,12 +68,8 @@ def settled(gate: Mapping[str, Any], images: int, sqnr_db: float) -> bool:
     That is the case if the gate passes. If this number of images could not pass it even without a single difference,
     the logits decide: the gate has not failed and their SQNR is at least `FAITHFUL_DB`.
     """
-    return bool(gate["verdict"] == "passed" or (_open(gate, images) and sqnr_db >= FAITHFUL_DB))
-
-
-def _open(gate: Mapping[str, Any], images: int) -> bool:
-    """Return whether the gate has not failed, and this number of images is too small for any model to pass it."""
-    return bool(gate["verdict"] != "failed" and 100 * tango_interval(images, 0, 0)[1] >= float(gate["limit_pp"]))
+    too_few = 100 * tango_interval(images, 0, 0)[1] >= float(gate["limit_pp"])
+    return bool(gate["verdict"] == "passed" or (too_few and gate["verdict"] != "failed" and sqnr_db >= FAITHFUL_DB))
 
 
 def repair(
@@ -88,7 +79,7 @@ def repair(
     *,
     train_images: npt.NDArray[np.uint8] | None = None,
 ) -> list[RepairStep]:
-    """Correct the biases, then try repair steps until the gate passes on the validation images.
+    """Round with compensation, then try repair steps until the gate passes on the validation images.
 
     Args:
         quantizer: The quantizer that built ``start``.
@@ -129,7 +120,7 @@ def repair(
         return not step.trial.rejection_reason and choose([best.trial.score, step.trial.score]) == 1
 
     log(f"quantize: search: {_numbers(best)}")
-    step = attempt("bias correction", correct_biases(plain, candidate))
+    step = attempt("error-compensated rounding", round_with_compensation(plain, candidate))
     if better(step):
         best = step
     if done(best):
@@ -138,25 +129,19 @@ def repair(
 
     log("quantize: the gate does not pass on the validation images; trying repair steps")
     equalised = plain.equivalent(equalise(plain.core))
-    step = attempt("cross-layer equalisation", correct_biases(equalised, candidate))
+    step = attempt("cross-layer equalisation", round_with_compensation(equalised, candidate))
     if done(step):
         return steps
     if better(step):
         best, plain = step, equalised
-    if _worth_rounding(quantizer, best.gate, images):
-        step = attempt("adaptive rounding", round_adaptively(best.quantizer, candidate))
-        if done(step):
-            return steps
-        if better(step):
-            best = step
     if best.gate["loss_lower95_pp"] > 0 or best.gate["verdict"] == "failed":
-        # Not on rounded weights: their rounding compensates for the error of the layer that goes back to float.
+        # Not on rounded weights: their rounding compensates for the errors of layers that go back to float.
         rows = measure_sensitivity(plain, candidate, validation)["layers"]
         by_noise = [row["layer"] for row in sorted(rows, key=lambda row: -row["noise_share"])]
 
         def leave(names: tuple[str, ...]) -> RepairStep:
-            corrected = correct_biases(plain, candidate, names)
-            return attempt(f"{len(names)} of {len(by_noise)} layers in float", corrected, names)
+            rounded = round_with_compensation(plain, candidate, names)
+            return attempt(f"{len(names)} of {len(by_noise)} layers in float", rounded, names)
 
         if any(done(leave(tuple(by_noise[:count]))) for count in range(1, len(by_noise) // 2 + 1)):
             return steps
@@ -182,17 +167,6 @@ def _log_too_few(gate: Mapping[str, Any], images: int) -> None:
     """Log the reason why no repair follows a gate that is undecided."""
     if gate["verdict"] != "passed":
         log(f"quantize: {images:,} validation images are too few to show whether a repair helps; none is tried")
-
-
-def _worth_rounding(quantizer: Quantizer, gate: Mapping[str, Any], images: int) -> bool:
-    """Log the duration of adaptive rounding; return whether it is short or the validation images can decide."""
-    duration = _duration(quantizer, rounding.STEPS, rounding.BATCH)
-    if _open(gate, images) and count_macs(quantizer.original) > _COSTLY_MACS:
-        few = f"{images:,} validation images are too few to show whether it helps"
-        log(f"quantize: adaptive rounding would take {duration}; skipped, because {few}")
-        return False
-    log(f"quantize: adaptive rounding: {duration}")
-    return True
 
 
 def _duration(quantizer: Quantizer, steps: int, batch: int) -> str:

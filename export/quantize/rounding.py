@@ -1,181 +1,159 @@
-"""Bias correction and adaptive rounding: repairs of a quantized model with calibration images.
+"""Error-compensated rounding: the weights not yet rounded take over the rounding error of those before them.
 
-Both compare each layer, in order, with the float core. The input of a layer comes from the already repaired quantized
-layers before it. Both return a quantizer whose core has the repaired values; the ranges stay.
+Source: E. Frantar et al., GPTQ, ICLR 2023, arXiv:2210.17323, after B. Hassibi and D. Stork, Optimal Brain Surgeon
+(1993). For every output channel the rounding minimises the squared error of the layer's output on calibration images.
+Two choices are our own. The inputs are centred, because `kdedge.export.quantize.biases.correct_biases` takes a constant
+error away. The smallest and the largest weight of every output channel keep their values, because they set the scale.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
 from kdedge.benchmarks.session import batch_size
-from kdedge.export import lookup
+from kdedge.export.quantize.biases import correct_biases
 from kdedge.export.quantize.calibrate import tensor_runner
 from kdedge.export.quantize.candidates import Candidate
-from kdedge.export.quantize.layers import Layer, Weights, quantized_layer, set_quantized_bias
+from kdedge.export.quantize.layers import Layer, Weights, quantized_layer
 from kdedge.export.quantize.quantizer import Quantizer
 from kdedge.progress import track
 
-if TYPE_CHECKING:
-    from torch import Tensor
+__all__ = ["round_with_compensation"]
 
-__all__ = ["BATCH", "STEPS", "correct_biases", "round_adaptively"]
-
+Array = npt.NDArray[np.float64]
 IMAGES = 256
-STEPS = 400
-BATCH = 32
-_LEARNING_RATE = 1e-2
-_REGULARISER = 0.01
-_WARM_UP = 0.2
-_MOST_VALUES = 2**25  # of one layer's inputs, 128 MiB
+_POSITIONS = 2**15  # of the output map, over all images, at which a convolution's input is read
+_DAMPING = 0.01  # of the mean variance, added to every input's variance
+_LEAST_DAMPING = 1e-9  # for inputs that never vary
+_BLOCK = 128  # inputs whose errors are passed on together
 
 
-def correct_biases(quantizer: Quantizer, candidate: Candidate, float_layers: Sequence[str] = ()) -> Quantizer:
-    """Subtract the mean error of every output channel from its bias.
+def round_with_compensation(quantizer: Quantizer, candidate: Candidate, float_layers: Sequence[str] = ()) -> Quantizer:
+    """Round the weights of every layer with compensation, in order, then correct the biases.
 
-    Source: Nagel et al., ICCV 2019, arXiv:1906.04721, sec. 4.2, with the mean measured on calibration images.
+    The input of a layer comes from the rounded quantized layers before it.
+
+    Returns:
+        A quantizer whose core has weights on the grid of the candidate; the ranges stay.
     """
     images = quantizer.images[:IMAGES]
-    weights = Weights(quantizer.core)
-    for layer in weights.layers:
-        weights.set_bias(layer, weights.bias(layer))  # adds zeros to a layer without a bias
-    model = onnx.load_model_from_string(quantizer.repaired(weights.core).build(candidate, exclude=float_layers))
-    aims = _channel_means(quantizer.original, {layer.node.output[0]: layer for layer in weights.layers}, images)
-    with track("quantize: bias correction", len(weights.layers)) as progress:
-        for layer in weights.layers:
-            node, _ = quantized_layer(model, layer.name)
-            [mean] = _channel_means(model, {node.output[0]: layer}, images).values()
-            bias = weights.bias(layer) - (mean - aims[layer.node.output[0]]).astype(np.float32)
-            weights.set_bias(layer, bias)
-            set_quantized_bias(model, node, bias)  # the next layers read the corrected output
-            progress.advance(note=layer.name)
-    return quantizer.repaired(weights.core)
-
-
-def _channel_means(
-    model: onnx.ModelProto, tensors: Mapping[str, Layer], images: npt.NDArray[np.uint8]
-) -> dict[str, npt.NDArray[np.float64]]:
-    """Return the mean of every channel of the output tensors of layers over the images, each ``[channels]``."""
-    run, batch = tensor_runner(model, list(tensors)), batch_size(images.shape[1])
-    totals: dict[str, npt.NDArray[np.float64]] = {}
-    counts = dict.fromkeys(tensors, 0)
-    for start in range(0, len(images), batch):
-        for (name, layer), values in zip(tensors.items(), run(images[start : start + batch]), strict=True):
-            channels = np.moveaxis(values, layer.channel_axis, 0).reshape(values.shape[layer.channel_axis], -1)
-            totals[name] = totals.get(name, 0.0) + channels.sum(1, dtype=np.float64)
-            counts[name] += channels.shape[1]
-    return {name: total / counts[name] for name, total in totals.items()}
-
-
-def round_adaptively(quantizer: Quantizer, candidate: Candidate) -> Quantizer:
-    """Round every weight up or down so that the outputs of the layers change least (AdaRound).
-
-    Source: M. Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, ICML 2020,
-    arXiv:2004.10568: eq. 21 (asymmetric, with the ReLU or ReLU6), the rectified sigmoid of eq. 23 and the
-    regulariser of eq. 24.
-    """
-    images = quantizer.images[:IMAGES]
-    with track("quantize: adaptive rounding", len(quantizer.layers)) as progress:
-        for name in quantizer.layers:
-            quantizer = _round_layer(quantizer, candidate, name, images)
+    names = [name for name in quantizer.layers if name not in float_layers]
+    with track("quantize: error-compensated rounding", len(names)) as progress:
+        for name in names:
+            quantizer = _round_layer(quantizer, candidate, name, images, float_layers)
             progress.advance(note=name)
-    return quantizer
+    return correct_biases(quantizer, candidate, float_layers)
 
 
-def _round_layer(quantizer: Quantizer, candidate: Candidate, name: str, images: npt.NDArray[np.uint8]) -> Quantizer:
+def _round_layer(
+    quantizer: Quantizer,
+    candidate: Candidate,
+    name: str,
+    images: npt.NDArray[np.uint8],
+    float_layers: Sequence[str],
+) -> Quantizer:
     """Return a quantizer with the rounded weights of one layer."""
     weights = Weights(quantizer.core)
     layer = next(layer for layer in weights.layers if layer.name == name)
-    model = onnx.load_model_from_string(quantizer.build(candidate))
+    model = onnx.load_model_from_string(quantizer.build(candidate, exclude=float_layers))
     node, scale = quantized_layer(model, name)
     if scale is None:
         return quantizer
-    inputs = _collect(model, node.input[0], images)
-    targets = _collect(quantizer.original, layer.node.output[0], images[: len(inputs)])
-    # Either may have the first images only, see `_collect`.
-    count = min(len(inputs), len(targets))
-    limits = _activation_limits(quantizer.core, layer)
-    integers = _optimise(layer, weights, scale, inputs[:count], targets[:count], limits=limits)
-    weights.set_weight(layer, integers * _spread(scale, layer, integers.ndim))
+    weight = weights.weight(layer)
+    by_output = weight if layer.output_axis == 0 else weight.T
+    rows = by_output.reshape(len(by_output), -1).astype(np.float64)
+    scales = np.broadcast_to(scale.astype(np.float64), len(rows))[:, None]
+    run = tensor_runner(model, [node.input[0]])
+    covariances = _covariances(layer, by_output.shape[2:], run, images)
+    rounded = [
+        _round_rows(part, covariance)
+        for part, covariance in zip(np.split(rows / scales, len(covariances)), covariances, strict=True)
+    ]
+    values = (np.concatenate(rounded) * scales).reshape(by_output.shape).astype(np.float32)
+    weights.set_weight(layer, values if layer.output_axis == 0 else values.T)
     return quantizer.repaired(weights.core)
 
 
-def _collect(model: onnx.ModelProto, tensor: str, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Return a tensor for the images, or for the first images only if it is large."""
-    run, batch = tensor_runner(model, [tensor]), batch_size(images.shape[1])
-    parts: list[npt.NDArray[np.float32]] = []
-    for start in range(0, len(images), batch):
-        parts.append(run(images[start : start + batch])[0])
-        if sum(part.size for part in parts) > _MOST_VALUES:
-            break
-    return np.concatenate(parts)
-
-
-def _activation_limits(core: onnx.ModelProto, layer: Layer) -> tuple[float, float]:
-    """Return the limits of the activation behind a layer, infinite without one."""
-    readers = lookup.readers(core.graph, layer.node.output[0])
-    if len(readers) != 1 or readers[0].op_type not in ("Relu", "Clip"):
-        return -np.inf, np.inf
-    if readers[0].op_type == "Relu":
-        return 0.0, np.inf
-    constants = {name: float(array) for name, array in lookup.arrays(core.graph).items() if not array.ndim}
-    low, high = ([*readers[0].input, "", ""])[1:3]
-    return constants.get(low, -np.inf), constants.get(high, np.inf)
-
-
-def _spread(scale: npt.NDArray[np.float32], layer: Layer, ndim: int) -> npt.NDArray[np.float32]:
-    """Shape one scale per output channel so that it runs along that axis of the weights."""
-    return scale if scale.ndim == 0 else scale.reshape([-1 if axis == layer.output_axis else 1 for axis in range(ndim)])
-
-
-def _optimise(
+def _covariances(
     layer: Layer,
-    weights: Weights,
-    scale: npt.NDArray[np.float32],
-    inputs: npt.NDArray[np.float32],
-    targets: npt.NDArray[np.float32],
-    *,
-    limits: tuple[float, float],
+    kernel: Sequence[int],
+    run: Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[np.float32]]],
+    images: npt.NDArray[np.uint8],
+) -> Array:
+    """Return the covariance of the inputs of one output value, ``[groups, D, D]``, damped.
+
+    Args:
+        layer: The layer.
+        kernel: Height and width of a convolution's filters; empty for a matrix product.
+        run: Maps images to the input of the layer.
+        images: ``[N, S, S, 3] uint8``.
+    """
+    batch = batch_size(images.shape[1])
+    rng, groups = np.random.default_rng(0), int(layer.attributes.get("group", 1))
+    count, origin, total, products = 0, None, np.zeros(()), np.zeros(())
+    for start in range(0, len(images), batch):
+        values = run(images[start : start + batch])[0]
+        if kernel:
+            values = _patches(values, layer, kernel, max(1, _POSITIONS // len(images)), rng)
+        if origin is None:
+            origin = values.mean(0)  # near the mean, so that sums of squares in float32 are exact enough
+        split = (values - origin).reshape(len(values), groups, -1).transpose(1, 0, 2)
+        count, total = count + len(values), total + split.sum(1, dtype=np.float64)
+        products = products + (split.transpose(0, 2, 1) @ split).astype(np.float64)
+    mean = total / count
+    covariances = products / count - mean[:, :, None] * mean[:, None, :]
+    damping = _DAMPING * np.trace(covariances, axis1=1, axis2=2) / covariances.shape[1] + _LEAST_DAMPING
+    return np.asarray(covariances + damping[:, None, None] * np.eye(covariances.shape[1]))
+
+
+def _patches(
+    values: npt.NDArray[np.float32], layer: Layer, kernel: Sequence[int], positions: int, rng: np.random.Generator
 ) -> npt.NDArray[np.float32]:
-    """Return the integer weights of a layer, as float32."""
-    import torch
-
-    weight = torch.from_numpy(weights.weight(layer) / _spread(scale, layer, weights.weight(layer).ndim))
-    bias = torch.from_numpy(weights.bias(layer))
-    step = torch.from_numpy(np.ascontiguousarray(_spread(scale, layer, weight.ndim)))
-    x, y = torch.from_numpy(inputs), torch.from_numpy(targets)
-    floor = weight.floor()
-    # Start at the fraction: sigmoid(v) * 1.2 - 0.1 = w - floor(w).
-    v = torch.logit((weight - floor + 0.1) / 1.2).requires_grad_()
-    # The largest weight sets the scale, so it stays where it is.
-    fixed = (weight - weight.round()).abs() < 1e-4
-    optimizer = torch.optim.Adam([v], lr=_LEARNING_RATE)
-    generator = torch.Generator().manual_seed(0)
-    for index in range(STEPS):
-        share = torch.clamp(torch.sigmoid(v) * 1.2 - 0.1, 0, 1)
-        rounded = torch.where(fixed, weight.round(), floor + share) * step
-        pick = torch.randint(len(x), (min(BATCH, len(x)),), generator=generator)
-        got, wanted = _apply(layer, x[pick], rounded, bias), y[pick]
-        loss = (torch.clamp(got, *limits) - torch.clamp(wanted, *limits)).square().sum(layer.channel_axis).mean()
-        progress = index / STEPS
-        if progress >= _WARM_UP:
-            sharpness = 20 - 18 * (progress - _WARM_UP) / (1 - _WARM_UP)
-            loss = loss + _REGULARISER * (1 - (2 * share - 1).abs().pow(sharpness)).sum()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    up = torch.sigmoid(v.detach()) >= 0.5
-    return torch.where(fixed, weight.round(), floor + up).numpy().astype(np.float32)
+    """Return the inputs of a convolution at random positions of each image, ``[N * positions, C * kh * kw]``."""
+    attributes = layer.attributes
+    top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
+    (dy, dx), (sy, sx) = attributes.get("dilations", (1, 1)), attributes.get("strides", (1, 1))
+    padded = np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    window = ((kernel[0] - 1) * dy + 1, (kernel[1] - 1) * dx + 1)
+    views = np.lib.stride_tricks.sliding_window_view(padded, window, axis=(2, 3))[:, :, ::sy, ::sx, ::dy, ::dx]
+    rows, columns = views.shape[2:4]
+    positions = min(positions, rows * columns)
+    chosen = np.stack([rng.choice(rows * columns, positions, replace=False) for _ in values])
+    patches = views[np.arange(len(values))[:, None], :, chosen // columns, chosen % columns]
+    return patches.reshape(len(values) * positions, -1)
 
 
-def _apply(layer: Layer, x: "Tensor", weight: "Tensor", bias: "Tensor") -> "Tensor":
-    """Compute a layer in PyTorch."""
-    from kdedge.export.quantize.torch_graph import convolve
+def _round_rows(rows: Array, covariance: Array) -> Array:
+    """Round weights to integers.
 
-    if layer.node.op_type == "Conv":
-        return convolve(layer.attributes, x, weight, bias)
-    matrix = weight if layer.output_axis == 0 else weight.T
-    return x @ matrix.T + bias
+    Args:
+        rows: ``[outputs, D]`` in units of the scale.
+        covariance: ``[D, D]`` of the inputs, positive definite.
+
+    Returns:
+        Integers between the smallest and the largest weight of each row.
+    """
+    order = np.argsort(-np.diag(covariance), kind="stable")  # the inputs that vary most are rounded first
+    left = rows[:, order]
+    low, high = np.rint(left.min(1)), np.rint(left.max(1))
+    fixed = (rows == rows.min(1, keepdims=True)) | (rows == rows.max(1, keepdims=True))
+    # Row i has what the inputs after i take over of the error of input i.
+    passed_on = np.linalg.cholesky(np.linalg.inv(covariance[np.ix_(order, order)])).T
+    passed_on /= np.diag(passed_on)[:, None]
+    rounded = np.empty_like(left)
+    for start in range(0, len(order), _BLOCK):
+        block = slice(start, min(start + _BLOCK, len(order)))
+        errors = np.zeros_like(left[:, block])
+        for column in range(block.start, block.stop):
+            values = np.clip(np.rint(left[:, column]), low, high)
+            original = rows[:, order[column]]
+            rounded[:, column] = np.where(fixed[:, order[column]], np.rint(original), values)
+            error = left[:, column] - rounded[:, column]
+            left[:, column + 1 : block.stop] -= np.outer(error, passed_on[column, column + 1 : block.stop])
+            errors[:, column - start] = error
+        left[:, block.stop :] -= errors @ passed_on[block, block.stop :]
+    result = np.empty_like(rounded)
+    result[:, order] = rounded
+    return result

@@ -70,7 +70,7 @@ def test_an_interrupted_stage_ends_in_the_files_of_an_uninterrupted_one(
     record, metrics = json.loads((out / "candidates.json").read_text()), manifest["facts"]
     assert record["chosen"] == metrics["candidate"]["name"]
     assert (record["rule"], record["target"]) == (RULE, "portable")
-    assert [step["rung"] for step in record["rungs"][:2]] == ["search", "bias correction"]
+    assert [step["rung"] for step in record["rungs"][:2]] == ["search", "error-compensated rounding"]
     assert record["rung"] == record["rungs"][-1]["rung"] == metrics["rung"]
     assert (record["calibration_images"], record["scored_images"]) == (64, 80)
     chosen = next(item for item in record["candidates"] if item["name"] == record["chosen"])

@@ -1,5 +1,6 @@
-"""Equalisation, bias correction, adaptive rounding and fine-tuning, each on its own."""
+"""Equalisation, bias correction, error-compensated rounding and fine-tuning, each on its own."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,17 @@ from onnx import TensorProto, helper
 from quantized import trainable_graph_sqnr_db
 from small_networks import PER_TENSOR, core, images, quantizer_of, sqnr
 
+from kdedge.export import lookup
 from kdedge.export.quantize import rounding
+from kdedge.export.quantize.biases import correct_biases
 from kdedge.export.quantize.calibrate import tensor_runner
 from kdedge.export.quantize.candidates import Candidate
 from kdedge.export.quantize.equalise import equalise
-from kdedge.export.quantize.layers import Weights
+from kdedge.export.quantize.layers import Layer, Weights
 from kdedge.export.quantize.qat import fine_tune
 from kdedge.export.quantize.quantizer import Quantizer
-from kdedge.export.quantize.rounding import correct_biases, round_adaptively
+from kdedge.export.quantize.rounding import round_with_compensation
+from kdedge.export.quantize.torch_graph import convolve
 
 
 def test_equalisation_changes_nothing_in_float() -> None:
@@ -96,42 +100,77 @@ def test_bias_correction_builds_the_model_once_and_foresees_the_next(monkeypatch
         assert moved < 0.05 * np.abs(first.bias(layer) - Weights(model).bias(layer)).max(), layer.name
 
 
-def test_adaptive_rounding_beats_rounding_to_nearest() -> None:
+def test_compensated_rounding_beats_bias_correction() -> None:
     model = core(spread=1)
     before = quantizer_of(model)
-    after = round_adaptively(before, PER_TENSOR)
-    assert sqnr(after, PER_TENSOR, model) > sqnr(before, PER_TENSOR, model) + 2
-    # Every weight is one of its two neighbours, and the quantizer gives back just these integers.
+    after = round_with_compensation(before, PER_TENSOR)
+    assert sqnr(after, PER_TENSOR, model) > sqnr(correct_biases(before, PER_TENSOR), PER_TENSOR, model) + 3
+    # The quantizer returns these integers: they are on its grid and no scale moved.
     old, new = Weights(before.core), Weights(after.core)
     for layer, changed in zip(old.layers, new.layers, strict=True):
         step = np.abs(old.weight(layer)).max() / 64
-        assert np.abs(old.weight(layer) - new.weight(changed)).max() <= step * 1.001
+        assert np.abs(new.weight(changed)).max() == pytest.approx(64 * step)
         assert np.abs(new.weight(changed) / step - np.round(new.weight(changed) / step)).max() < 1e-3
 
 
-def test_adaptive_rounding_takes_the_images_of_which_it_has_inputs_and_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+def test_rounding_passes_the_error_on_to_inputs_that_vary_together() -> None:
+    rows = np.array([[0.4, 0.4, 3.0, -3.0]])
+    covariance = np.array([[1.0, 0.99, 0.0, 0.0], [0.99, 1.0, 0.0, 0.0], [0, 0, 1.0, 0], [0, 0, 0, 1.0]])
+    assert rounding._round_rows(rows, covariance).tolist() == [[0, 1, 3, -3]]
+    assert rounding._round_rows(rows, np.eye(4)).tolist() == [[0, 0, 3, -3]]
 
-    def optimise(layer: Any, weights: Any, scale: Any, inputs: Any, targets: Any, **options: Any) -> Any:
-        seen.append((layer.name, len(inputs), len(targets)))
-        return optimise_really(layer, weights, scale, inputs, targets, **options)
 
-    optimise_really = rounding._optimise
-    monkeypatch.setattr(rounding, "_optimise", optimise)
-    monkeypatch.setattr(rounding, "STEPS", 5)
-    monkeypatch.setattr(rounding, "batch_size", lambda size: 16)
-    # Of the first layer's output this is fewer images than of the pixels that it reads.
-    monkeypatch.setattr(rounding, "_MOST_VALUES", 40 * 3 * 8 * 8)
-    round_adaptively(quantizer_of(core(spread=1)), PER_TENSOR)
-    assert all(inputs == targets for _, inputs, targets in seen)
-    assert seen[0][1] < 48, "the outputs of the first layer are larger than its inputs"
+def test_rounding_in_blocks_equals_rounding_column_by_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    inputs, rows = rng.normal(size=(500, 40)) @ rng.normal(size=(40, 40)), rng.normal(scale=9, size=(16, 40))
+    covariance = np.cov(inputs.T)
+    blocked = rounding._round_rows(rows, covariance)
+    monkeypatch.setattr(rounding, "_BLOCK", 7)
+    np.testing.assert_array_equal(rounding._round_rows(rows, covariance), blocked)
+
+    def error(rounded: np.ndarray) -> float:
+        return float(((rounded - rows) @ covariance * (rounded - rows)).sum())
+
+    assert error(blocked) < 0.6 * error(np.rint(rows))
+    assert (blocked.min(1) >= np.rint(rows.min(1))).all()
+    assert (blocked.max(1) == np.rint(rows.max(1))).all()
+
+
+@pytest.mark.parametrize(
+    ("groups", "options"),
+    [(1, {}), (2, {"pads": [1, 0, 2, 1], "strides": [2, 1]}), (4, {"pads": [2, 2, 2, 2], "dilations": [2, 2]})],
+)
+def test_covariances_are_those_of_the_inputs_of_a_convolution(
+    groups: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(6, 4, 7, 9)).cumsum(2).astype(np.float32)
+    weight = rng.normal(size=(8, 4 // groups, 3, 3)).astype(np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], kernel_shape=[3, 3], group=groups, **options)
+    layer = Layer(node, lookup.attributes(node))
+    monkeypatch.setattr(rounding, "_DAMPING", 0.0)
+    found = rounding._covariances(layer, (3, 3), lambda _: [values], np.zeros((6, 8, 8, 3), np.uint8))
+    outputs = convolve(layer.attributes, torch.from_numpy(values), torch.from_numpy(weight)).numpy()
+    by_group = weight.reshape(groups, 8 // groups, -1)
+    predicted = (by_group @ found * by_group).sum(2).ravel()
+    np.testing.assert_allclose(predicted, outputs.transpose(1, 0, 2, 3).reshape(8, -1).var(1), rtol=1e-3)
+
+
+@pytest.mark.parametrize("constant", [0, 255])
+def test_images_of_one_color_can_be_rounded(constant: int) -> None:
+    model = core(spread=1)
+    quantizer = quantizer_of(model)
+    flat = dataclasses.replace(quantizer, images=np.full_like(quantizer.images, constant), statistics={})
+    assert np.isfinite(sqnr(round_with_compensation(flat, PER_TENSOR), PER_TENSOR, model))
 
 
 def test_fine_tuning_repairs_what_rounding_cannot() -> None:
     model = core(spread=2)
-    before = quantizer_of(model)
-    rounded = sqnr(round_adaptively(before, PER_TENSOR), PER_TENSOR, model)
-    assert sqnr(fine_tune(before, PER_TENSOR, images(512, seed=1)), PER_TENSOR, model) > rounded + 1 > 10
+    rounded = round_with_compensation(quantizer_of(model), PER_TENSOR)
+    trained = fine_tune(rounded, PER_TENSOR, images(512, seed=1))
+    assert sqnr(trained, PER_TENSOR, model) > sqnr(rounded, PER_TENSOR, model) + 1 > 10
 
 
 def test_the_trainable_graph_computes_what_onnxruntime_does() -> None:
