@@ -19,6 +19,7 @@ COMMANDS = [
     "predict",
     "report",
     "doctor",
+    "export-c",
     "gate",
 ]
 

@@ -16,7 +16,7 @@ from kdedge.benchmarks.session import CPU, import_onnxruntime, session_options
 from kdedge.export.lookup import attributes, producers
 from kdedge.files import scratch_dir
 
-__all__ = ["integer_proof", "why_not_integer"]
+__all__ = ["integer_proof", "optimise", "why_not_integer"]
 
 _INTEGER_CONVS = {"QLinearConv", "ConvInteger"}
 _FLOAT_CONVS = {"Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose"}
@@ -37,11 +37,11 @@ def integer_proof(model: bytes) -> dict[str, Any]:
         operators between the pixels and the first convolution), ``ops_by_type`` (counts).
     """
     levels = import_onnxruntime().GraphOptimizationLevel
-    proof = _read_optimised(_optimise(model, levels.ORT_ENABLE_ALL))
+    proof = _read_optimised(optimise(model, levels.ORT_ENABLE_ALL))
     names = ("float_convs", "float_gemms", "float_ops")
     if any(proof[key] for key in names):
         # The last level only changes memory layouts, but renames float nodes on the way.
-        named = _read_optimised(_optimise(model, levels.ORT_ENABLE_EXTENDED))
+        named = _read_optimised(optimise(model, levels.ORT_ENABLE_EXTENDED))
         proof |= {key: named[key] for key in names}
     return proof
 
@@ -69,7 +69,7 @@ def why_not_integer(proof: Mapping[str, Any], allowed: Collection[str] = ()) -> 
     return ""
 
 
-def _optimise(model: bytes, level: Any) -> onnx.GraphProto:
+def optimise(model: bytes, level: Any) -> onnx.GraphProto:
     """Return the graph of a session on this host at an optimisation level."""
     options = session_options(1)
     options.graph_optimization_level = level

@@ -1,4 +1,4 @@
-"""Commands on bundles, reports and the host: verify, predict, report, doctor."""
+"""Commands on bundles, reports and the host: verify, predict, report, doctor, export-c."""
 
 import json
 from pathlib import Path
@@ -175,6 +175,46 @@ def doctor(
     if bundle is not None and facts["host"] is not None:
         facts["checks"].insert(0, artifact_check(_model_of(bundle)))
     print(json.dumps(facts) if as_json else format_doctor(facts))
+
+
+@app.command(
+    "export-c",
+    help="Write the INT8 model of a bundle as C99 for microcontrollers: integer arithmetic, static buffers.",
+    short_help="Write the INT8 model of a bundle as C for microcontrollers.",
+    rich_help_panel="More commands: other devices",
+)
+@reported
+def export_c(
+    *,
+    bundle: Annotated[Path, typer.Argument(help="Bundle directory.")],
+    out: Annotated[Path, typer.Option("--out", help="Directory for student.c, student.h, main.c and student.json.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write the C files and compare them with the golden logits."""
+    import numpy as np
+
+    from kdedge.export.bundle.contents import GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS
+    from kdedge.export.bundle.verify import verify_bundle
+    from kdedge.export.c99.check import check_c
+    from kdedge.export.c99.network import read_network
+    from kdedge.export.c99.source import write_c
+
+    verify_bundle(bundle)
+    result = write_c(read_network(bundle / MODELS["int8"]), out)
+    pixels, logits = (np.load(bundle / name) for name in (GOLDEN_INPUTS, GOLDEN_LOGITS["int8"]))
+    result["golden_images"] = len(pixels) if check_c(out, pixels, logits) else 0
+    if as_json:
+        print(json.dumps(result))
+        return
+    print(f"written: {printable(str(out))}")
+    print(
+        f"  {result['constant_bytes']:,} bytes of constants (flash), {result['buffer_bytes']:,} of buffers (RAM), "
+        f"{result['input_bytes']:,} per image, {result['macs'] / 1e6:.1f} MMAC"
+    )
+    if result["golden_images"]:
+        print(f"  compiled here: the logits of {result['golden_images']} golden images are identical")
+    else:
+        print("  not compiled: this machine has no C compiler (cc)")
 
 
 def _model_of(artifact: Path) -> Path:

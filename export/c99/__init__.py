@@ -1,0 +1,1 @@
+"""Writes a quantized student as C for devices without onnxruntime."""
