@@ -82,6 +82,7 @@ STAGES = {
             fingerprint=of_quantization,
             data=_data("train"),
             packages=_ONNX,
+            version=2,
         ),
         StageSpec(
             "benchmark",
