@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from kdedge.benchmarks.grouped import INDEPENDENT, Sampling
 from kdedge.benchmarks.session import Model
-from kdedge.machine import images_at_once
+from kdedge.inputs import inputs_at_once
 from kdedge.progress import track
 
 __all__ = [
@@ -25,19 +25,19 @@ _HARDLY_FOUND_PCT = 10.0  # or chance, if that is lower
 _MOST_NAMED = 5
 
 
-def predict_logits(model: Model, images: npt.NDArray[np.uint8], *, title: str = "accuracy") -> npt.NDArray[np.float32]:
+def predict_logits(model: Model, images: npt.NDArray[Any], *, title: str = "accuracy") -> npt.NDArray[np.float32]:
     """Run a model over many images with a progress bar, in batches of 256 images up to 32 pixels, fewer if larger.
 
     Args:
         model: The open model.
-        images: uint8 ``[N, S, S, 3]``, RGB.
+        images: Images or windows.
         title: Text in front of the progress bar.
 
     Returns:
         Logits, float32 ``[N, C]``.
     """
     logits = np.empty((len(images), model.classes), np.float32)
-    batch_size = images_at_once(model.image_size, 256, 32)
+    batch_size = inputs_at_once(model.spec.shape, 256, 32)
     with track(title, len(images)) as progress:
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]

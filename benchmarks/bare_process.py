@@ -37,10 +37,10 @@ def main(path: str, threads: int, limit_mib: int) -> None:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    pixels = session.get_inputs()[0]
-    images = np.zeros((1, *pixels.shape[1:]), np.uint8)
+    taken = session.get_inputs()[0]
+    inputs = np.zeros((1, *taken.shape[1:]), np.uint8 if taken.type == "tensor(uint8)" else np.float32)
     for _ in range(_RUNS):
-        session.run(None, {pixels.name: images})
+        session.run(None, {taken.name: inputs})
     print(json.dumps({"peak_rss_bytes": _peak_rss_bytes(), "baseline_bytes": baseline}))
 
 

@@ -26,7 +26,8 @@ from kdedge.benchmarks.session import (
 )
 from kdedge.errors import InputError, StageError
 from kdedge.images import resize_image
-from kdedge.machine import images_at_once, usable_cores
+from kdedge.inputs import image_input, inputs_at_once
+from kdedge.machine import usable_cores
 from kdedge.preprocessing import RESIZE_MODES
 from kdedge.progress import track
 
@@ -229,7 +230,7 @@ def predict_all(
         StageError: A model fails.
     """
     predictions = [np.empty(count, np.int64) for _ in models]
-    step = images_at_once(models[0].image_size, 256, 32)
+    step = inputs_at_once(image_input(models[0].image_size).shape, 256, 32)
     spans = list(pairwise([*range(0, count, step), count]))
     with ThreadPoolExecutor(min(8, usable_cores())) as pool, track("gate", count) as progress:
         ahead = pool.map(read, range(*spans[0]))

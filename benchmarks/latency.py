@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from kdedge.benchmarks.session import CPU, Model, open_model, session_options
 from kdedge.benchmarks.stability import Reading, Window, disturbances, judge_windows, spin_ms
@@ -280,14 +279,13 @@ def _calls(
     rng = np.random.default_rng(0)
     calls, first_ms = {}, {}
     for name, model in opened.items():
-        size = model.image_size
-        pixels: npt.NDArray[np.uint8] = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
-        calls[name] = model.caller(pixels)
+        inputs = model.spec.random(batch, rng)
+        calls[name] = model.caller(inputs)
         start = time.perf_counter_ns()
-        model.logits(pixels)  # checks errors and result
+        model.logits(inputs)  # checks errors and result
         first_ms[name] = (time.perf_counter_ns() - start) / 1e6
         if on_device:
-            calls[name + _ON_DEVICE] = model.device_caller(pixels)
+            calls[name + _ON_DEVICE] = model.device_caller(inputs)
     return calls, first_ms
 
 

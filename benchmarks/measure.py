@@ -106,12 +106,12 @@ def run_benchmark(
     check_cpus(cpus)
     check_limit(settings.memory_limit)
     host, others = host_record(), load_others(settings.compare_with)
-    images = {"images_sha256": images_sha256, "image_size": dataset.image_size}
+    images = {"images_sha256": images_sha256, **dataset.spec.record}
     check_comparable(others, host, dataset.name, images)
     paths = {"fp32": fp32_model, "int8": int8_model}
     models = {name: open_model(path, threads=usable_cores()) for name, path in paths.items()}
     for model in models.values():
-        check_fits(model, dataset.class_names, dataset.image_size)
+        check_fits(model, dataset.class_names, dataset.spec)
 
     if problem := wrong_host(models["int8"]):
         warn(problem)

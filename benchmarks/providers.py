@@ -10,8 +10,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from kdedge.benchmarks.session import CPU, import_onnxruntime, open_model, session_options
 from kdedge.files import scratch_dir
 
@@ -124,7 +122,7 @@ def _profile(path: Path, provider: str, level: Any) -> _Profile:
     with scratch_dir() as directory:
         options.profile_file_prefix = str(Path(directory) / "profile")
         model = open_model(path, provider=provider, options=options)
-        model.logits(np.zeros((1, model.image_size, model.image_size, 3), np.uint8))
+        model.logits(model.spec.zeros(1))
         provider_options = model.session.get_provider_options().get(provider, {})
         events = json.loads(Path(model.session.end_profiling()).read_text())
         chosen = json.loads(model.session.get_modelmeta().custom_metadata_map.get("kdedge.float_layers", "[]"))

@@ -1,6 +1,7 @@
 """Open and check ONNX models: sessions with given threads and execution provider.
 
-A model of kdedge takes ``pixels`` (uint8 ``[N, S, S, 3]``, RGB) and returns ``logits`` (float32 ``[N, C]``).
+A model of kdedge takes ``pixels`` (uint8 ``[N, S, S, 3]``, RGB) or ``signal`` (float32 ``[N, L, C]``) and returns
+``logits`` (float32 ``[N, classes]``); `kdedge.inputs.InputSpec` describes its input.
 Other models, and files that onnxruntime cannot read, raise an `InputError` with the expected format.
 """
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from kdedge.errors import InputError, StageError
 from kdedge.files import parse_json
-from kdedge.machine import images_at_once
+from kdedge.inputs import InputSpec, image_input, inputs_at_once
 from kdedge.preprocessing import resize_mode_of
 
 __all__ = [
@@ -52,7 +53,7 @@ class Model:
         session: The onnxruntime session.
         provider: The requested execution provider (nodes without a kernel there run on the CPU).
         threads: Intra-op threads.
-        image_size: Side length S of the images in pixels.
+        spec: The input.
         classes: Number of classes C.
         class_names: Names from the file's metadata, or None if it has none.
         load_ms: Time to read the file, optimise the graph and allocate, in milliseconds.
@@ -62,43 +63,43 @@ class Model:
     session: Any
     provider: str
     threads: int
-    image_size: int
+    spec: InputSpec
     classes: int
     class_names: tuple[str, ...] | None
     load_ms: float
 
-    def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Run the model: uint8 ``[N, S, S, 3]`` to finite float32 ``[N, C]``.
+    def logits(self, batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Run the model: a batch of inputs to finite float32 ``[N, C]``.
 
         Raises:
             StageError: onnxruntime fails, or returns logits of another shape or not finite ones.
         """
         try:
-            result: npt.NDArray[np.float32] = self.session.run(["logits"], {"pixels": pixels})[0]
+            result: npt.NDArray[np.float32] = self.session.run(["logits"], {self.spec.name: batch})[0]
         except onnxruntime_errors() as error:
             raise StageError(f"{self.path} loads but does not run: {first_line(error)}", _DAMAGED) from error
-        shape = (len(pixels), self.classes)
+        shape = (len(batch), self.classes)
         if result.shape != shape:
             raise StageError(f"{self.path} returns logits {list(result.shape)}, expected {list(shape)}", _DAMAGED)
         if not np.isfinite(result).all():
             raise StageError(f"{self.path} returns logits that are NaN or infinite", _DAMAGED)
         return result
 
-    def caller(self, pixels: npt.NDArray[np.uint8]) -> Callable[[], object]:
-        """Return a call of only ``session.run`` on fixed ``pixels``, for timing."""
-        run, names, feed = self.session.run, ["logits"], {"pixels": pixels}
+    def caller(self, batch: npt.NDArray[Any]) -> Callable[[], object]:
+        """Return a call of only ``session.run`` on a fixed batch, for timing."""
+        run, names, feed = self.session.run, ["logits"], {self.spec.name: batch}
         return lambda: run(names, feed)
 
-    def device_caller(self, pixels: npt.NDArray[np.uint8]) -> Callable[[], object]:
-        """Return the call with ``pixels`` and logits on the provider's device, without copies.
+    def device_caller(self, batch: npt.NDArray[Any]) -> Callable[[], object]:
+        """Return the call with inputs and logits on the provider's device, without copies.
 
         The tests run it on the CPU provider, whose device is the host. On CUDA a run of onnxruntime ends with a wait
         for the GPU.
         """
         device = _DEVICES[self.provider]
         binding = self.session.io_binding()
-        value = import_onnxruntime().OrtValue.ortvalue_from_numpy(pixels, device, 0)
-        binding.bind_ortvalue_input("pixels", value)
+        value = import_onnxruntime().OrtValue.ortvalue_from_numpy(batch, device, 0)
+        binding.bind_ortvalue_input(self.spec.name, value)
         binding.bind_output("logits", device, 0)
         run = self.session.run_with_iobinding
         return lambda: run(binding)
@@ -154,8 +155,8 @@ def open_model(path: Path, *, provider: str = CPU, threads: int = 1, options: An
         StageError: The execution provider is unavailable.
     """
     session, load_ms = open_session(path, provider=provider, options=options or session_options(threads))
-    image_size, classes = _check_signature(path, session)
-    return Model(path, session, provider, threads, image_size, classes, read_class_names(path, session), load_ms)
+    spec, classes = _check_signature(path, session)
+    return Model(path, session, provider, threads, spec, classes, read_class_names(path, session), load_ms)
 
 
 def open_session(path: Path, *, provider: str = CPU, options: Any, hint: str = _EXPORT) -> tuple[Any, float]:
@@ -195,33 +196,34 @@ def open_session(path: Path, *, provider: str = CPU, options: Any, hint: str = _
     return session, load_ms
 
 
-def run_model(model: Model, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Return the logits of all images.
+def run_model(model: Model, inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return the logits of all inputs.
 
     Args:
         model: From `kdedge.benchmarks.session.open_model`.
-        pixels: ``[N, S, S, 3] uint8`` RGB, N at least 1.
+        inputs: Images or windows, N at least 1.
 
     Returns:
         Logits, ``[N, C] float32``.
     """
-    batch = batch_size(model.image_size)
-    parts: list[Any] = [model.logits(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]
+    batch = batch_size(model.spec.shape)
+    parts: list[Any] = [model.logits(inputs[start : start + batch]) for start in range(0, len(inputs), batch)]
     return np.concatenate(parts)
 
 
-def batch_size(image_size: int) -> int:
-    """Return the batch size for images of side ``image_size`` pixels that limits the memory of activations."""
-    return images_at_once(image_size, 64, 32)
+def batch_size(shape: Sequence[int]) -> int:
+    """Return the batch size for inputs of this shape that limits the memory of activations."""
+    return inputs_at_once(shape, 64, 32)
 
 
-def check_fits(model: Model, class_names: Sequence[str], image_size: int) -> None:
+def check_fits(model: Model, class_names: Sequence[str], spec: InputSpec) -> None:
     """Check that a model fits a data set.
 
     Raises:
-        InputError: They differ in classes or image size.
+        InputError: They differ in classes, or in size or channels of the inputs.
     """
-    hint = "benchmark with the data set that the model was trained on (--data, --image-size)"
+    options = "--data, --image-size" if spec.kind == "image" else "--data, --window"
+    hint = f"benchmark with the data set that the model was trained on ({options})"
     if model.classes != len(class_names):
         raise InputError(f"{model.path} has {model.classes} classes, the data set has {len(class_names)}", hint)
     if model.class_names is not None and model.class_names != tuple(class_names):
@@ -229,37 +231,44 @@ def check_fits(model: Model, class_names: Sequence[str], image_size: int) -> Non
         raise InputError(
             f"{model.path} calls class {index} {model.class_names[index]!r}, the data set {class_names[index]!r}", hint
         )
-    if model.image_size != image_size:
-        raise InputError(
-            f"{model.path} takes images of {model.image_size}x{model.image_size} pixels, "
-            f"the data set has {image_size}x{image_size}",
-            hint,
-        )
+    if (model.spec.shape, model.spec.channels) != (spec.shape, spec.channels):
+        raise InputError(f"{model.path} takes {model.spec.words}, the data set has {spec.words}", hint)
 
 
-def _check_signature(path: Path, session: Any) -> tuple[int, int]:
-    """Return image size and class count of a session whose inputs and outputs are kdedge's."""
+def _check_signature(path: Path, session: Any) -> tuple[InputSpec, int]:
+    """Return input and class count of a session whose inputs and outputs are kdedge's."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     found = f"{path} takes {describe(inputs)} and returns {describe(outputs)}"
-    wanted = "expected pixels uint8 [N, S, S, 3] and logits float [N, C]"
+    wanted = "expected pixels uint8 [N, S, S, 3] or signal float [N, L, C], and logits float [N, classes]"
     fits = (
         len(inputs) == len(outputs) == 1
-        and inputs[0].name == "pixels"
-        and inputs[0].type == "tensor(uint8)"
-        and len(inputs[0].shape) == 4
         and outputs[0].name == "logits"
         and outputs[0].type == "tensor(float)"
         and len(outputs[0].shape) == 2
     )
-    if fits:
-        batch, height, width, channels = inputs[0].shape
-        classes = outputs[0].shape[1]
-        # A dynamic axis is a name or None.
-        if isinstance(height, int) and height == width and channels == 3 and isinstance(classes, int):
-            if isinstance(batch, int):
-                raise InputError(f"{path} has the fixed batch {batch}; {wanted} with a dynamic N", _EXPORT)
-            return height, classes
+    spec = _read_spec(path, session, inputs[0]) if fits else None
+    # A dynamic axis is a name or None.
+    if spec and isinstance(classes := outputs[0].shape[1], int):
+        if isinstance(batch := inputs[0].shape[0], int):
+            raise InputError(f"{path} has the fixed batch {batch}; {wanted} with a dynamic N", _EXPORT)
+        return spec, classes
     raise InputError(f"{found}; {wanted}", _EXPORT)
+
+
+def _read_spec(path: Path, session: Any, value: Any) -> InputSpec | None:
+    """Return the input of a session; None if it is not one of kdedge."""
+    shape = tuple(value.shape[1:])
+    if (value.name, value.type) == ("pixels", "tensor(uint8)"):
+        square = len(shape) == 3 and isinstance(shape[0], int) and shape == (shape[0], shape[0], 3)
+        return image_input(shape[0], read_resize_mode(path, session)) if square else None
+    text = session.get_modelmeta().custom_metadata_map.get("kdedge.preprocessing")
+    if (value.name, value.type) != ("signal", "tensor(float)") or text is None:
+        return None
+    try:
+        spec = InputSpec.from_json(parse_json(text))
+    except (ValueError, KeyError, TypeError, OverflowError, AttributeError) as error:
+        raise InputError(f"{path}: the metadata kdedge.preprocessing is damaged", _EXPORT) from error
+    return spec if spec.shape == shape else None
 
 
 def read_class_names(path: Path, session: Any) -> tuple[str, ...] | None:

@@ -93,7 +93,7 @@ def print_overhead(bundle: Path, rounds: int) -> None:
     print("\n| model | p50 ms | overhead per call % (quartiles) | in the samples % (quartiles) |\n|---|---|---|---|")
     for name, file in MODELS.items():
         model = open_model(bundle / file)
-        size = model.image_size
+        size = model.spec.size
         found = overhead(model.caller(np.zeros((1, size, size, 3), np.uint8)), rounds)
         cells = []
         for key in ("per_call_pct", "in_samples_pct"):

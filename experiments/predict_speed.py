@@ -79,7 +79,7 @@ def bare_loop(bundle: Path, files: Sequence[Path]) -> list[str]:
     """Classify the files with nothing but Pillow and a session; return the labels."""
     labels = (bundle / "labels.txt").read_text(encoding="utf-8").splitlines()
     model = open_model(bundle / "student.int8.onnx")
-    size, run = (model.image_size, model.image_size), model.session.run
+    size, run = model.spec.sides, model.session.run
     found = []
     for file in files:
         with Image.open(file) as image:

@@ -69,7 +69,7 @@ def measure(model: Student, dataset: Dataset, calibration: Split, seconds: float
     """Return (million multiply-accumulates, [p50 in ms of FP32, of INT8]) at batch 1 on one thread."""
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: Path(folder) / f"{name}.onnx" for name in ("fp32", "int8")}
-        export_student(model, dataset.image_size, dataset.class_names, paths["fp32"])
+        export_student(model, dataset.spec, dataset.class_names, paths["fp32"])
         quantizer = Quantizer.from_model(read_model(paths["fp32"]), calibration.images[:512])
         paths["int8"].write_bytes(quantizer.build(Candidate()))
         rows, _ = measure_latency(paths, provider=CPU, batches=[1], threads=[1], seconds=seconds)
@@ -100,9 +100,9 @@ def main() -> None:
     for name in options.names or CANDIDATES:
         spec = CANDIDATES[name]
         torch.manual_seed(runtime.seed)
-        model = place(build_lite(spec, len(dataset.class_names), dataset.image_size), device)
+        model = place(build_lite(spec, len(dataset.class_names), dataset.spec), device)
         train(model, batches, options.epochs, runtime)
-        top1 = (predict_logits(model, val.images, device).argmax(1).numpy() == val.labels).mean()
+        top1 = (predict_logits(model, val, device).argmax(1).numpy() == val.labels).mean()
         macs, (fp32_ms, int8_ms) = measure(model.cpu(), dataset, training, options.seconds)
         params = sum(parameter.numel() for parameter in model.parameters())
         print(

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from kdedge.dataset import Split
+from kdedge.inputs import image_input
 from kdedge.pipeline.distill.options import DistillConfig
 from kdedge.pipeline.models.student import build_student
 from kdedge.pipeline.models.teacher import build_teacher, fold_batch_norms
@@ -98,7 +99,7 @@ def main() -> None:
     # First the plain way, because `prepare` changes how the C library allocates.
     loader = DataLoader(PlainDataset(split), batch_size=64, shuffle=True, num_workers=plain.threads)
     teacher = build_teacher("resnet18", 10, "cifar-pool")
-    student = build_student("lite", 10, 32)
+    student = build_student("lite", 10, image_input(32))
     speeds["plain"]["teacher"] = images_per_second(trainer(teacher, None, plain), loader, steps * 2)
     teacher.eval()
     speeds["plain"]["distill"] = images_per_second(trainer(student, teacher, plain), loader, steps * 2)
@@ -108,7 +109,7 @@ def main() -> None:
     batches = list(Batches(split, 128, 0, 2, device).epoch(0))
     teacher, student = place(teacher, device), place(student, device)
     speeds["kdedge"]["teacher"] = images_per_second(trainer(teacher, None, runtime), batches, steps)
-    teacher = fold_batch_norms(teacher.eval(), 32)
+    teacher = fold_batch_norms(teacher.eval(), image_input(32))
     speeds["kdedge"]["distill"] = images_per_second(trainer(student, teacher, runtime), batches, steps)
 
     epochs = {"teacher": TeacherConfig().epochs, "distill": DistillConfig().epochs}

@@ -1,8 +1,9 @@
 """Reads and changes ONNX graphs: checks, the input adapter, multiply-accumulate counts.
 
-The FP32 graph begins ``pixels uint8 NHWC → Cast → Mul(1/255) → Transpose → core``. `cut_input_adapter` returns the core
-with a float NCHW input, `add_input_adapter` puts ``pixels → DequantizeLinear(1/255, 0) → Transpose`` in front of a
-quantized core.
+The FP32 graph begins ``pixels uint8 NHWC → Cast → Mul(1/255) → Transpose → core``, or for signals
+``signal float NLC → Sub → Mul → Unsqueeze → Transpose → core``. `cut_input_adapter` returns the core with a float NCHW
+input. `add_input_adapter` puts ``pixels → DequantizeLinear(1/255, 0) → Transpose`` in front of a quantized core, or the
+operators of the signal.
 """
 
 import math
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from kdedge.errors import InputError
 from kdedge.export.lookup import arrays, attributes, producers, readers
+from kdedge.files import parse_json
+from kdedge.inputs import InputSpec, image_input
 
 __all__ = [
     "CORE_INPUT",
@@ -25,16 +29,19 @@ __all__ = [
     "keep_float",
     "lowest_runtime",
     "read_model",
+    "read_spec",
 ]
 
 CORE_INPUT = "image"
+_Front = tuple[list[onnx.NodeProto], dict[str, npt.NDArray[Any]]]
+_SIGNAL_FRONT = ["Sub", "Mul", "Unsqueeze", "Transpose"]
 # Versions of onnxruntime with the highest opset and IR version that each loads.
 _RUNTIMES = (("1.14", 18, 8), ("1.16", 19, 9), ("1.17", 20, 9), ("1.18", 21, 10))
 _HINT = "give a student.onnx that `kdedge export` wrote"
 
 
 def read_model(path: Path) -> onnx.ModelProto:
-    """Read and check an ONNX file with a ``pixels`` input of uint8 ``[N, S, S, 3]`` and the metadata of kdedge.
+    """Read and check an ONNX file with an input and the metadata of kdedge.
 
     Raises:
         InputError: The file is missing, truncated, not valid ONNX, or not a model that kdedge exported.
@@ -48,27 +55,65 @@ def read_model(path: Path) -> onnx.ModelProto:
     except (ValueError, onnx.checker.ValidationError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{path} is truncated or not an ONNX model: {reason}", _HINT) from error
-    found = [(value.name, _shape(value), value.type.tensor_type.elem_type) for value in model.graph.input]
-    named = {item.key for item in model.metadata_props}
-    ok = len(found) == 1 and found[0][0] == "pixels" and found[0][2] == TensorProto.UINT8
-    if not ok or len(found[0][1]) != 4 or found[0][1][3] != 3 or "kdedge.classes" not in named:
+    if read_spec(model) is None or "kdedge.classes" not in {item.key for item in model.metadata_props}:
         raise InputError(
-            f"{path} was not exported by kdedge: inputs {[name for name, _, _ in found]}; "
-            "expected one input pixels uint8 [N,S,S,3] and the metadata kdedge.classes",
+            f"{path} was not exported by kdedge: inputs {[value.name for value in model.graph.input]}; expected one "
+            "input pixels uint8 [N,S,S,3] or signal float [N,L,C] and the metadata kdedge.classes",
             _HINT,
         )
     return model
 
 
-def cut_input_adapter(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy without ``Cast → Mul(1/255) → Transpose``, taking ``image`` float32 ``[N, 3, S, S]`` in 0..1.
+def read_spec(model: onnx.ModelProto) -> InputSpec | None:
+    """Return the input of a model; None if it is not one of kdedge."""
+    if len(model.graph.input) != 1:
+        return None
+    value = model.graph.input[0]
+    kind, shape = (value.name, value.type.tensor_type.elem_type), tuple(_shape(value)[1:])
+    if kind == ("pixels", TensorProto.UINT8):
+        return image_input(shape[0]) if len(shape) == 3 and shape[2] == 3 else None
+    metadata = {item.key: item.value for item in model.metadata_props}
+    try:
+        spec = InputSpec.from_json(parse_json(metadata["kdedge.preprocessing"]))
+    except (ValueError, KeyError, TypeError, OverflowError, AttributeError):
+        return None
+    return spec if kind == (spec.name, TensorProto.FLOAT) and shape == spec.shape else None
+
+
+def cut_input_adapter(model: onnx.ModelProto, spec: InputSpec) -> onnx.ModelProto:
+    """Return a copy without the operators that normalise, taking normalised ``image`` float32 ``[N, C, H, W]``.
 
     Raises:
-        InputError: The graph does not begin with exactly these three operators.
+        InputError: The graph does not begin with exactly these operators.
     """
     core = onnx.ModelProto()
     core.CopyFrom(model)
     graph = core.graph
+    front, tensor = _pixel_front(graph) if spec.kind == "image" else _signal_front(graph)
+    for node in front:
+        graph.node.remove(node)
+    _rename(graph, tensor, CORE_INPUT)
+    del graph.input[:], graph.value_info[:], core.metadata_props[:]
+    graph.input.append(helper.make_tensor_value_info(CORE_INPUT, TensorProto.FLOAT, ["batch", *spec.core_shape]))
+    _drop_unused(graph)
+    return core
+
+
+def _signal_front(graph: onnx.GraphProto) -> tuple[list[onnx.NodeProto], str]:
+    """Return ``Sub → Mul → Unsqueeze → Transpose`` and its output."""
+    tensor = "signal"
+    front: list[onnx.NodeProto] = []
+    while len(users := readers(graph, tensor)) == 1 and len(front) < len(_SIGNAL_FRONT):
+        front.append(users[0])
+        tensor = users[0].output[0]
+    kinds = [node.op_type for node in front]
+    if kinds != _SIGNAL_FRONT or attributes(front[-1])["perm"] != [0, 3, 1, 2]:
+        raise InputError(f"the graph begins with {kinds}; expected {_SIGNAL_FRONT}, to (0,3,1,2)", _HINT)
+    return front, tensor
+
+
+def _pixel_front(graph: onnx.GraphProto) -> tuple[list[onnx.NodeProto], str]:
+    """Return ``Cast``, ``Mul(1/255)`` and ``Transpose``, in any order, and their output."""
     constants = arrays(graph)
     tensor, scale, perm, front = "pixels", 1.0, [], []
     for _ in range(3):
@@ -90,18 +135,41 @@ def cut_input_adapter(model: onnx.ModelProto) -> onnx.ModelProto:
         raise InputError(
             f"the graph begins with {kinds}, scale {scale:g}; expected Cast, Mul(1/255), Transpose(0,3,1,2)", _HINT
         )
-    size = _shape(graph.input[0])[1]
-    for node in front:
-        graph.node.remove(node)
-    _rename(graph, tensor, CORE_INPUT)
-    del graph.input[:], graph.value_info[:], core.metadata_props[:]
-    graph.input.append(helper.make_tensor_value_info(CORE_INPUT, TensorProto.FLOAT, ["batch", 3, size, size]))
+    return front, tensor
+
+
+def add_input_adapter(core: onnx.ModelProto, spec: InputSpec) -> None:
+    """Put the operators that normalise in front of a core, in place.
+
+    Raises:
+        ValueError: The input is quantized to uint8 pixels with another scale than 1/255 or zero point than 0.
+    """
+    graph = core.graph
+    front, constants = (_dequantize_pixels if spec.kind == "image" else _normalise_signal)(graph, spec)
+    nodes = [*front, *graph.node]
+    del graph.node[:], graph.input[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend([numpy_helper.from_array(array, name) for name, array in constants.items()])
+    element = helper.np_dtype_to_tensor_dtype(spec.dtype)
+    graph.input.append(helper.make_tensor_value_info(spec.name, element, ["batch", *spec.shape]))
     _drop_unused(graph)
-    return core
 
 
-def add_input_adapter(core: onnx.ModelProto) -> None:
-    """Put ``pixels → DequantizeLinear(1/255, 0) → Transpose`` in front of a core, in place.
+def _normalise_signal(graph: onnx.GraphProto, spec: InputSpec) -> _Front:
+    """Return ``Sub → Mul → Unsqueeze → Transpose``; onnxruntime moves the Transpose into the first convolution."""
+    nodes = [
+        helper.make_node("Sub", ["signal", "signal_mean"], ["signal_centred"], name="signal_sub"),
+        helper.make_node("Mul", ["signal_centred", "signal_scale"], ["signal_scaled"], name="signal_mul"),
+        helper.make_node("Unsqueeze", ["signal_scaled", "signal_axes"], ["signal_nhwc"], name="signal_unsqueeze"),
+        helper.make_node("Transpose", ["signal_nhwc"], [CORE_INPUT], name="signal_nchw", perm=[0, 3, 1, 2]),
+    ]
+    numbers = {"signal_mean": spec.mean, "signal_scale": spec.scale}
+    constants = {name: np.array(values, np.float32) for name, values in numbers.items()}
+    return nodes, {**constants, "signal_axes": np.array([1])}
+
+
+def _dequantize_pixels(graph: onnx.GraphProto, spec: InputSpec) -> _Front:
+    """Return ``DequantizeLinear(1/255, 0) → Transpose``, and cut the core's own Quantize.
 
     If the core's input is quantized to uint8, its Quantize and Dequantize are removed: the pixels are that quantized
     input (scale 1/255 and zero point 0 represent them exactly), and onnxruntime moves the Transpose into the first
@@ -110,7 +178,6 @@ def add_input_adapter(core: onnx.ModelProto) -> None:
     Raises:
         ValueError: The input is quantized to uint8 with another scale than 1/255 or zero point than 0.
     """
-    graph = core.graph
     constants = arrays(graph)
     for node in [node for node in readers(graph, CORE_INPUT) if node.op_type == "QuantizeLinear"]:
         scale, zero = (constants[name] for name in node.input[1:])
@@ -122,24 +189,13 @@ def add_input_adapter(core: onnx.ModelProto) -> None:
             _rename(graph, reader.output[0], CORE_INPUT)
             graph.node.remove(reader)
         graph.node.remove(node)
-    size = _shape(graph.input[0])[2]
-    front = [
+    nodes = [
         helper.make_node(
             "DequantizeLinear", ["pixels", "pixels_scale", "pixels_zero"], ["pixels_nhwc"], name="pixels_float"
         ),
         helper.make_node("Transpose", ["pixels_nhwc"], [CORE_INPUT], name="pixels_nchw", perm=[0, 3, 1, 2]),
     ]
-    nodes = [*front, *graph.node]
-    del graph.node[:], graph.input[:], graph.value_info[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(
-        [
-            numpy_helper.from_array(np.array(1 / 255, np.float32), "pixels_scale"),
-            numpy_helper.from_array(np.array(0, np.uint8), "pixels_zero"),
-        ]
-    )
-    graph.input.append(helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", size, size, 3]))
-    _drop_unused(graph)
+    return nodes, {"pixels_scale": np.array(1 / 255, np.float32), "pixels_zero": np.array(0, np.uint8)}
 
 
 def keep_float(model: onnx.ModelProto) -> None:
@@ -182,7 +238,7 @@ def keep_float(model: onnx.ModelProto) -> None:
 
 
 def count_macs(model: onnx.ModelProto) -> int:
-    """Count the multiply-accumulates of one image in all Conv, Gemm and MatMul nodes, without biases."""
+    """Count the multiply-accumulates of one input in all Conv, Gemm and MatMul nodes, without biases."""
     inferred = onnx.shape_inference.infer_shapes(model)
     shapes = {value.name: _shape(value) for value in (*inferred.graph.value_info, *inferred.graph.output)}
     weights = {name: array.size for name, array in arrays(inferred.graph).items()}

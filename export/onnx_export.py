@@ -1,7 +1,8 @@
-"""Exports the trained student as an ONNX model on raw pixels and compares it with PyTorch.
+"""Exports the trained student as an ONNX model on raw inputs and compares it with PyTorch.
 
 The graph takes ``pixels`` uint8 ``[N, S, S, 3]`` with a dynamic N, scales and transposes them inside
-(Cast → Mul(1/255) → Transpose), and returns ``logits`` float32 ``[N, C]``; batch norm is folded into the convolutions.
+(Cast → Mul(1/255) → Transpose), or ``signal`` float32 ``[N, L, C]`` (Sub → Mul → Unsqueeze → Transpose). It returns
+``logits`` float32 ``[N, classes]``; batch norm is folded into the convolutions.
 """
 
 import contextlib
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from kdedge.benchmarks.session import open_model
 from kdedge.errors import StageError
 from kdedge.export.graph import count_macs
 from kdedge.files import write_atomic
-from kdedge.preprocessing import RESIZE_MODES, preprocessing
+from kdedge.inputs import InputSpec
 
 __all__ = ["MODEL_NAME", "PARITY_BOUND", "check_parity", "export_student"]
 
@@ -35,7 +35,7 @@ PARITY_BATCHES = (1, 2, 64)
 _IR_VERSION = 8  # old runtimes refuse newer ones, which no operator here needs
 
 
-class _Deployed(nn.Module):
+class _OnPixels(nn.Module):
     """The student behind the uint8 NHWC input of the deployed model."""
 
     def __init__(self, student: nn.Module) -> None:
@@ -48,39 +48,55 @@ class _Deployed(nn.Module):
         return logits
 
 
+class _OnSignal(nn.Module):
+    """The student behind the input of the deployed model in the user's units."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, student: nn.Module, spec: InputSpec) -> None:
+        super().__init__()
+        self.student = student
+        self.register_buffer("mean", torch.tensor(spec.mean))
+        self.register_buffer("scale", torch.tensor(spec.scale))
+
+    def forward(self, signal: Tensor) -> Tensor:
+        """Map float32 ``[N, L, C]`` to logits ``[N, classes]``."""
+        logits: Tensor = self.student(((signal - self.mean) * self.scale).unsqueeze(1).permute(0, 3, 1, 2))
+        return logits
+
+
+def _deployed(module: nn.Module, spec: InputSpec) -> nn.Module:
+    student = copy.deepcopy(module).to("cpu", torch.float32)
+    return (_OnPixels(student) if spec.kind == "image" else _OnSignal(student, spec)).eval()
+
+
 def export_student(
-    module: nn.Module,
-    image_size: int,
-    class_names: Sequence[str],
-    path: Path,
-    *,
-    opset: int = 18,
-    resize_mode: str = RESIZE_MODES[0],
+    module: nn.Module, spec: InputSpec, class_names: Sequence[str], path: Path, opset: int = 18
 ) -> dict[str, Any]:
     """Write a student as a deployed FP32 ONNX model.
 
     Args:
-        module: Maps float32 ``[N, 3, S, S]`` in 0..1 to logits ``[N, C]``; not modified.
-        image_size: S in pixels.
-        class_names: The C class names in the order of the logits.
+        module: Maps normalised float32 ``[N, C, H, W]`` to logits ``[N, classes]``; not modified.
+        spec: The input of the deployed model.
+        class_names: The class names in the order of the logits.
         path: The file to write.
         opset: ONNX opset, 18 to 20.
-        resize_mode: How the training images became square, for users of the model.
 
     Returns:
-        ``params`` (of the module), ``macs`` (per image), ``conv_nodes``, ``opset``, ``bytes``.
+        ``params`` (of the module), ``macs`` (per input), ``conv_nodes``, ``opset``, ``bytes``.
 
     Raises:
         StageError: The exporter failed, or its graph is invalid or has an unfolded batch norm.
     """
-    deployed = _Deployed(copy.deepcopy(module).to("cpu", torch.float32)).eval()
+    deployed = _deployed(module, spec)
     # Batch 2: an example batch of 1 would be baked into the graph (pytorch #157621).
-    example = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
+    example = torch.from_numpy(spec.zeros(2))
     with _quiet() as chatter:
         try:
             program = torch.onnx.export(
                 deployed, (example,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},),
-                opset_version=opset, external_data=False, input_names=["pixels"], output_names=["logits"],
+                opset_version=opset, external_data=False, input_names=[spec.name], output_names=["logits"],
                 verbose=False,
             )  # fmt: skip
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
@@ -88,7 +104,7 @@ def export_student(
             raise StageError(f"torch.onnx.export failed: {detail[-1] if detail else error}") from error
     if program is None:
         raise StageError("torch.onnx.export returned no model")
-    model = program.model_proto
+    model, images = program.model_proto, spec.kind == "image"
     _clean(model)
     model.ir_version = _IR_VERSION
     onnx.helper.set_model_props(
@@ -96,9 +112,8 @@ def export_student(
         {
             "kdedge.version": __version__,
             "kdedge.classes": json.dumps(list(class_names)),
-            "kdedge.image_size": str(image_size),
-            "kdedge.pixels": "uint8 RGB NHWC, 0..255",
-            "kdedge.preprocessing": json.dumps(preprocessing(image_size, resize_mode)),
+            **({"kdedge.image_size": str(spec.size), "kdedge.pixels": "uint8 RGB NHWC, 0..255"} if images else {}),
+            "kdedge.preprocessing": json.dumps(spec.as_json()),
         },
     )
     onnx.checker.check_model(model, full_check=True)
@@ -128,14 +143,14 @@ def check_parity(module: nn.Module, path: Path) -> dict[str, Any]:
         StageError: They differ; the message has the numbers.
     """
     model = open_model(path)
-    reference = _Deployed(copy.deepcopy(module).to("cpu", torch.float32)).eval()
+    reference = _deployed(module, model.spec)
     rng = np.random.default_rng(20)
     largest = scale = 0.0
     for batch in PARITY_BATCHES:
-        pixels = _test_pixels(rng, batch, model.image_size)
+        inputs = model.spec.smooth(batch, rng)
         with torch.no_grad():
-            expected = reference(torch.from_numpy(pixels)).numpy()
-        got = model.logits(pixels)
+            expected = reference(torch.from_numpy(inputs)).numpy()
+        got = model.logits(inputs)
         if got.shape != expected.shape:
             raise StageError(f"{path} returns logits {list(got.shape)} at batch {batch}, not {list(expected.shape)}")
         diff, size = float(np.abs(got - expected).max()), float(np.abs(expected).max())
@@ -164,14 +179,6 @@ def _clean(model: onnx.ModelProto) -> None:
         node.doc_string = ""
         if len(node.input) > 1 and node.input[1].endswith(".weight"):
             node.name = node.input[1].removeprefix("student.").removesuffix(".weight")
-
-
-def _test_pixels(rng: np.random.Generator, count: int, size: int) -> npt.NDArray[np.uint8]:
-    """Return smooth random images with some noise, ``[count, size, size, 3] uint8``."""
-    blocks = rng.integers(0, 256, (count, 4, 4, 3))
-    index = np.arange(size) * 4 // size
-    noise = rng.normal(0, 20, (count, size, size, 3))
-    return np.clip(blocks[:, index][:, :, index] + noise, 0, 255).astype(np.uint8)
 
 
 @contextlib.contextmanager

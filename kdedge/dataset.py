@@ -1,12 +1,13 @@
 """The interface of a data set, and the split of its training images into train and validation."""
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdedge.errors import InputError
+from kdedge.inputs import InputSpec, image_input
 
 __all__ = ["Dataset", "Split", "hold_out", "keep_used", "split_train_val"]
 
@@ -17,10 +18,10 @@ VAL_SEED = (0, 2)
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Decoded images with their labels.
+    """Images or windows of a signal, with their labels.
 
     Attributes:
-        images: Pixels as decoded, [N, S, S, 3] uint8 RGB.
+        images: Pixels as decoded, [N, S, S, 3] uint8 RGB; or windows in the user's units, [N, L, C] float32.
         labels: Class of each image, an index into the class names, [N] int64.
         class_names: Names of the classes, for messages; empty if only their numbers are known.
         subset_indices: Index of each image in the whole part of the data set, [N] int64; None: the split is the whole
@@ -28,14 +29,16 @@ class Split:
         validation: Which images are set aside for validation, [N] bool; None: `split_train_val` chooses.
         groups: Name of the group of each image (a patient, a recording), [N] str; an image with an empty name has a
             group of its own. None: the data set has no groups.
+        signal: The input of a model for windows; None: images.
     """
 
-    images: NDArray[np.uint8]
+    images: NDArray[Any]
     labels: NDArray[np.int64]
     class_names: tuple[str, ...] = ()
     subset_indices: NDArray[np.int64] | None = None
     validation: NDArray[np.bool_] | None = None
     groups: NDArray[np.str_] | None = None
+    signal: InputSpec | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -44,6 +47,11 @@ class Split:
     def dataset_indices(self) -> NDArray[np.int64]:
         """Index of each image in the whole part of the data set, [N] int64: the same in every split of it."""
         return np.arange(len(self.labels)) if self.subset_indices is None else self.subset_indices
+
+    @property
+    def spec(self) -> InputSpec:
+        """The input of a model for this data."""
+        return self.signal or image_input(self.images.shape[1])
 
 
 class Dataset(Protocol):
@@ -60,8 +68,8 @@ class Dataset(Protocol):
         ...
 
     @property
-    def image_size(self) -> int:
-        """Side length S of the images in pixels."""
+    def spec(self) -> InputSpec:
+        """The input of models for this data set."""
         ...
 
     def train(self) -> Split:
@@ -193,4 +201,4 @@ def _subset(split: Split, indices: NDArray[np.int64], size: int, rng: np.random.
 def _take(split: Split, indices: NDArray[np.int64]) -> Split:
     groups = None if split.groups is None else split.groups[indices]
     images, labels, places = split.images[indices], split.labels[indices], split.dataset_indices[indices]
-    return Split(images, labels, split.class_names, places, groups=groups)
+    return Split(images, labels, split.class_names, places, groups=groups, signal=split.signal)

@@ -1,4 +1,4 @@
-"""Cores, CPU quota, CPU name and instruction set of this machine, and the batch size for an image size."""
+"""Cores, CPU quota, CPU name and instruction set of this machine."""
 
 import math
 import os
@@ -8,21 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Cpu", "cpu_info", "cpu_isa", "cpu_quota", "images_at_once", "usable_cores"]
+__all__ = ["Cpu", "cpu_info", "cpu_isa", "cpu_quota", "usable_cores"]
 
 # From the most to the least capable.
 _ISA_LEVELS = ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "sve", "bf16", "asimd", "neon")
-
-
-def images_at_once(image_size: int, most: int, full_size: int) -> int:
-    """Return the batch size, 1 to ``most``, that needs no more memory than ``most`` images of ``full_size`` pixels.
-
-    Args:
-        image_size: Side length in pixels.
-        most: Largest batch.
-        full_size: Largest side length in pixels with that batch.
-    """
-    return max(1, most * full_size**2 // max(full_size, image_size) ** 2)
 
 
 def usable_cores() -> int:

@@ -108,7 +108,7 @@ def sample_test_images(config: Config, bundle: Path, count: int) -> tuple[list[i
         StageError: CIFAR-10 could not be fetched.
     """
     dataset = _open_for(bundle, config)
-    check_fits(open_model(bundle / "student.int8.onnx"), dataset.class_names, dataset.image_size)
+    check_fits(open_model(bundle / "student.int8.onnx"), dataset.class_names, dataset.spec)
     test = dataset.test()
     if count > len(test):
         raise InputError(f"{dataset.name} has {len(test)} test images, fewer than {count}", "lower the number")

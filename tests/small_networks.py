@@ -10,6 +10,7 @@ from kdedge.export.quantize.calibrate import tensor_runner
 from kdedge.export.quantize.candidates import Candidate, score
 from kdedge.export.quantize.layers import Weights
 from kdedge.export.quantize.quantizer import Quantizer
+from kdedge.inputs import image_input
 
 PER_TENSOR = Candidate(per_channel=False, calibration_images=128)
 
@@ -67,7 +68,7 @@ def core(*, spread: float = 0.0, balanced: bool = False) -> onnx.ModelProto:
 def quantizer_of(model: onnx.ModelProto, *, blue: bool = True) -> Quantizer:
     pixels = images(256)
     pixels[..., 2] *= blue
-    return Quantizer(model, model, pixels, {}, 10)
+    return Quantizer(model, model, image_input(pixels.shape[1]), pixels, {}, 10)
 
 
 def sqnr(quantizer: Quantizer, candidate: Candidate, reference: onnx.ModelProto) -> float:

@@ -3,7 +3,7 @@
 `kdedge.benchmarks.emulate.emulator` starts it under qemu without the user's ``site``, so the import folders are
 arguments:
 
-    qemu-x86_64 -cpu Haswell python -I -S -B emulated.py MODEL PIXELS.npy LOGITS.npy BATCH FOLDER...
+    qemu-x86_64 -cpu Haswell python -I -S -B emulated.py MODEL INPUTS.npy LOGITS.npy BATCH FOLDER...
 
 It prints lines of ``@`` and a JSON object: first versions and instruction sets of the CPU that it sees, then the number
 of finished images.
@@ -16,7 +16,7 @@ from pathlib import Path
 __all__ = ["main"]
 
 
-def main(model: str, pixels_file: str, logits_file: str, batch: int) -> None:
+def main(model: str, inputs_file: str, logits_file: str, batch: int) -> None:
     """Write the logits of all images to ``logits_file``."""
     import numpy as np
     import onnxruntime
@@ -29,10 +29,11 @@ def main(model: str, pixels_file: str, logits_file: str, batch: int) -> None:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(Path(model).read_bytes(), options, providers=["CPUExecutionProvider"])
-    pixels = np.load(pixels_file, allow_pickle=False)
+    name = session.get_inputs()[0].name
+    inputs = np.load(inputs_file, allow_pickle=False)
     parts = []
-    for start in range(0, len(pixels), batch):
-        parts.append(session.run(["logits"], {"pixels": pixels[start : start + batch]})[0])
+    for start in range(0, len(inputs), batch):
+        parts.append(session.run(["logits"], {name: inputs[start : start + batch]})[0])
         _print({"images": start + len(parts[-1])})
     np.save(logits_file, np.concatenate(parts))
 

@@ -89,12 +89,12 @@ def check_emulators(cpus: Iterable[str]) -> None:
         _command(name)
 
 
-def emulate(model: Path, pixels: npt.NDArray[np.uint8], cpu: str) -> Emulation:
+def emulate(model: Path, inputs: npt.NDArray[Any], cpu: str) -> Emulation:
     """Run a model here and on an emulated CPU. Different predictions are a result, not an error.
 
     Args:
         model: An ONNX model of kdedge's format, INT8 or not.
-        pixels: ``[N, S, S, 3] uint8`` RGB, N at least 1; about 8 images a second for 70 MMAC.
+        inputs: Images or windows, N at least 1; about 8 images a second for 70 MMAC.
         cpu: A key of `CPUS`.
 
     Raises:
@@ -103,18 +103,17 @@ def emulate(model: Path, pixels: npt.NDArray[np.uint8], cpu: str) -> Emulation:
     """
     command, folders = _command(cpu)
     opened = open_model(model)
-    shape = (opened.image_size, opened.image_size, 3)
-    if not len(pixels) or pixels.dtype != np.uint8 or pixels.shape[1:] != shape:
+    if not opened.spec.accepts(inputs):
         raise InputError(
-            f"{model} cannot take images {pixels.dtype} {list(pixels.shape)}", f"expected uint8 [N, {str(shape)[1:-1]}]"
+            f"{model} cannot take inputs {inputs.dtype} {list(inputs.shape)}", f"expected {opened.spec.type_text}"
         )
-    native = _native_logits(opened, pixels)
+    native = _native_logits(opened, inputs)
     start = time.monotonic()
     with scratch_dir() as scratch:
-        inputs, outputs = Path(scratch) / "pixels.npy", Path(scratch) / "logits.npy"
-        np.save(inputs, pixels)
-        files = (model.absolute(), inputs, outputs)
-        seen = _run([*command, *map(str, (*files, _BATCH, *folders))], cpu, len(pixels))
+        source, outputs = Path(scratch) / "inputs.npy", Path(scratch) / "logits.npy"
+        np.save(source, inputs)
+        files = (model.absolute(), source, outputs)
+        seen = _run([*command, *map(str, (*files, _BATCH, *folders))], cpu, len(inputs))
         logits: Logits = np.load(outputs, allow_pickle=False)
     if logits.shape != native.shape:
         raise StageError(f"{cpu}: {model} returns logits {list(logits.shape)}, natively {list(native.shape)}")
@@ -180,9 +179,9 @@ def _command(name: str) -> tuple[list[str], list[Path]]:
     return [*qemu, sys.executable, *isolated], folders
 
 
-def _native_logits(model: Model, pixels: npt.NDArray[np.uint8]) -> Logits:
+def _native_logits(model: Model, inputs: npt.NDArray[Any]) -> Logits:
     """Return the logits of the model on this CPU."""
-    return np.concatenate([model.logits(pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH)])
+    return np.concatenate([model.logits(inputs[start : start + _BATCH]) for start in range(0, len(inputs), _BATCH)])
 
 
 def _run(command: list[str], name: str, total: int) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def check_comparable(others: Mapping[str, Report], host: Report, data: str, imag
         others: From `load_others`.
         host: From `kdedge.benchmarks.host.host_record`.
         data: Name of the data set.
-        images: ``images_sha256`` and ``image_size`` of its test images, and ``n`` once it is known.
+        images: ``images_sha256`` of its test inputs, ``image_size`` of images, and ``n`` once it is known.
 
     Raises:
         InputError: A report is of another host or of other test images.

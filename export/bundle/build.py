@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from kdedge.benchmarks.report.content import warnings
 from kdedge.benchmarks.report.details import starts_from
-from kdedge.benchmarks.session import check_fits, open_model, read_resize_mode, run_model
+from kdedge.benchmarks.session import check_fits, open_model, run_model
 from kdedge.errors import GateError
 from kdedge.export.bundle.contents import COPIED, GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS
 from kdedge.files import load_json, write_atomic, write_json
+from kdedge.inputs import InputSpec
 from kdedge.manifest import load_manifest
-from kdedge.preprocessing import preprocessing
 from kdedge.progress import log, warn
 
 __all__ = ["GOLDEN_IMAGES", "build_bundle", "check_gate"]
@@ -39,19 +39,22 @@ _FORMAT = ("name", "activations", "weights", "per_channel", "reduce_range", "cal
 
 def build_bundle(
     report: Mapping[str, Any],
-    golden: npt.NDArray[np.uint8],
+    golden: npt.NDArray[Any],
     classes: list[str],
     inputs: Mapping[str, Path],
     out_dir: Path,
+    *,
+    spec: InputSpec,
 ) -> dict[str, Any]:
     """Build the bundle in ``out_dir`` from the results of the earlier stages.
 
     Args:
         report: The content of ``report.json``, after `check_gate`.
-        golden: Golden inputs, ``[N, S, S, 3] uint8``.
+        golden: Golden inputs.
         classes: The class names, in the order of the logits.
         inputs: The directory of each earlier stage.
         out_dir: The folder to fill.
+        spec: The input of the models.
 
     Returns:
         For the manifest: ``passed``, ``needs`` (the oldest onnxruntime that runs both models, their opset and IR
@@ -68,22 +71,19 @@ def build_bundle(
     shutil.copyfile(Path(__file__).with_name("standalone.py"), out_dir / "predict.py")
 
     _save_array(out_dir / GOLDEN_INPUTS, golden)
-    size = golden.shape[1]
     for kind, name in MODELS.items():
         model = open_model(out_dir / name)
-        mode = read_resize_mode(model.path, model.session)
-        check_fits(model, classes, size)
+        check_fits(model, classes, spec)
         _save_array(out_dir / GOLDEN_LOGITS[kind], run_model(model, golden))
     write_atomic(out_dir / "labels.txt", ("\n".join(classes) + "\n").encode())
-    expected = preprocessing(size, mode)
-    write_json(out_dir / "preprocessing.json", expected)
+    write_json(out_dir / "preprocessing.json", model.spec.as_json())
     candidates = load_json(
         inputs["quantize"] / "candidates.json",
         ("chosen", "candidates", "calibration_images", "target", "rungs", "scored_images"),
     )
     history = _history(report, candidates, inputs)
     needs = lowest_runtime(out_dir / name for name in MODELS.values())
-    card = _model_card(report, candidates, needs, classes, expected)
+    card = _model_card(report, candidates, needs, classes, model.spec)
     write_atomic(out_dir / "MODEL_CARD.md", card.encode(errors="replace"))
     if not passed:
         warn("the bundle is marked as not passed: the gate is undecided")
@@ -144,10 +144,10 @@ def _model_card(
     candidates: Mapping[str, Any],
     needs: Mapping[str, Any],
     classes: list[str],
-    expected: Mapping[str, Any],
+    spec: InputSpec,
 ) -> str:
-    """Return the model card, from the numbers of the report and the `preprocessing`."""
-    size, mode = expected["size"], expected["resize_mode"]
+    """Return the model card, from the numbers of the report."""
+    size, mode = spec.size, spec.resize_mode
     accuracy, gate, sizes, student, host = (report[key] for key in ("accuracy", "gate", "size", "student", "host"))
     fp32, int8 = accuracy["onnx_fp32_top1_pct"], accuracy["onnx_int8_top1_pct"]
     status = "passed" if gate["verdict"] == "passed" else f"**{gate['verdict']}: shipped although not passed**"

@@ -25,6 +25,7 @@ from kdedge.errors import InputError
 from kdedge.export.bundle.standalone import Classifier
 from kdedge.files import read_json
 from kdedge.images import EXTENSIONS, HARMLESS, read_image
+from kdedge.inputs import image_input
 from kdedge.machine import usable_cores
 from kdedge.preprocessing import resize_mode_of
 from kdedge.progress import warn
@@ -71,9 +72,9 @@ def predict(
             f"--top {top_k} is out of range: this model has {len(labels)} classes", f"give --top 1 to {len(labels)}"
         )
     model = open_model(bundle / ("student.onnx" if fp32 else "student.int8.onnx"))
-    if (model.image_size, model.classes) != (size, len(labels)):
+    if (model.spec.shape, model.classes) != (image_input(size).shape, len(labels)):
         raise InputError(
-            f"the model in {bundle} has images of {model.image_size} pixels and {model.classes} classes; "
+            f"the model in {bundle} takes {model.spec.words} and has {model.classes} classes; "
             f"preprocessing.json has {size} pixels and labels.txt {len(labels)} classes",
             f"run `kdedge verify {bundle}`",
         )

@@ -103,14 +103,14 @@ def verify_bundle(path: Path, *, sha256: str = "") -> dict[str, Any]:
 
 
 def emulate_bundle(
-    path: Path, cpus: Sequence[str], tests: tuple[Sequence[int], npt.NDArray[np.uint8]] | None = None
+    path: Path, cpus: Sequence[str], tests: tuple[Sequence[int], npt.NDArray[Any]] | None = None
 ) -> list[dict[str, Any]]:
     """Run the INT8 model of a verified bundle on emulated CPUs, on its golden inputs and optional test images.
 
     Args:
         path: The bundle.
         cpus: Keys of `kdedge.benchmarks.emulate.cpus.CPUS`.
-        tests: Numbers of the test images in their data set, and the images, ``[N, S, S, 3] uint8``.
+        tests: Numbers of the test images in their data set, and the images or windows.
 
     Returns:
         For every CPU the keys of `kdedge.benchmarks.emulate.emulator.Emulation.as_dict`, with a text such as
@@ -249,11 +249,11 @@ def _check_history(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> li
 
 
 def _check_outputs(
-    model: Model, inputs: npt.NDArray[np.uint8], golden: npt.NDArray[np.float32], problems: list[str]
+    model: Model, inputs: npt.NDArray[Any], golden: npt.NDArray[np.float32], problems: list[str]
 ) -> dict[str, float]:
     """Run a model on the golden inputs; append to ``problems`` and return the logit differences."""
-    shape, name = (model.image_size, model.image_size, 3), model.path.name
-    if not len(inputs) or inputs.dtype != np.uint8 or inputs.shape[1:] != shape or golden.dtype != np.float32:
+    name = model.path.name
+    if not model.spec.accepts(inputs) or golden.dtype != np.float32:
         problems.append(f"the golden arrays do not fit {name}")
         return {}
     logits = run_model(model, inputs)

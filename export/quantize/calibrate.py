@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 
 from kdedge.benchmarks.session import CPU, batch_size, import_onnxruntime, session_options
 from kdedge.export.graph import CORE_INPUT
+from kdedge.inputs import InputSpec, image_input
 from kdedge.machine import usable_cores
 
 __all__ = ["CALIBRATORS", "TensorStatistics", "tensor_runner"]
@@ -24,6 +25,7 @@ __all__ = ["CALIBRATORS", "TensorStatistics", "tensor_runner"]
 Range = tuple[float, float]
 BINS = 2048
 _LEVELS = 256
+_PIXELS = image_input(32)
 # The weight of a new image in the moving average of the extremes, as in PyTorch's MovingAverageMinMaxObserver.
 _AVERAGING = 0.01
 _STEP = 16  # bins between two thresholds of the entropy and MSE calibrators
@@ -81,12 +83,13 @@ class TensorStatistics:
         self.tensors = tensors
 
     @classmethod
-    def measure(cls, core: onnx.ModelProto, images: npt.NDArray[np.uint8]) -> "TensorStatistics":
+    def measure(cls, core: onnx.ModelProto, images: npt.NDArray[Any], spec: InputSpec = _PIXELS) -> "TensorStatistics":
         """Run the core over the images.
 
         Args:
-            core: Takes ``image`` float32 ``[N, 3, S, S]`` in 0..1; not modified.
-            images: ``[N, S, S, 3] uint8``.
+            core: Takes normalised ``image`` float32 ``[N, C, H, W]``; not modified.
+            images: Images or windows.
+            spec: The input of the deployed model.
         """
         # A tensor that only a ReLU reads is not quantized: the ReLU becomes the lower end of the range behind it. The
         # quantizer requires a range nevertheless.
@@ -94,20 +97,23 @@ class TensorStatistics:
         relus = [node for node in core.graph.node if node.op_type in ("Relu", "Clip") and uses[node.input[0]] == 1]
         behind = {node.input[0]: node.output[0] for node in relus}
         names = sorted({name for node in core.graph.node for name in node.output} - behind.keys())
-        run = tensor_runner(core, names)
-        tensors = {name: _Tensor() for name in names}
-        batch = batch_size(images.shape[1])
+        run = tensor_runner(core, names, spec)
+        # Pixels are already the quantized input: the format decides their range, not the images.
+        measured = [*names, CORE_INPUT] if spec.kind == "signal" else names
+        tensors = {name: _Tensor() for name in measured}
+        batch = batch_size(images.shape[1:])
         for method in ("see", "count"):
             for start in range(0, len(images), batch):
                 part = images[start : start + batch]
-                for name, values in zip(names, run(part), strict=True):
+                found = [*run(part), spec.normalised(part)] if spec.kind == "signal" else run(part)
+                for name, values in zip(measured, found, strict=True):
                     if values.dtype == np.float32 and values.shape[:1] == part.shape[:1]:
                         getattr(tensors[name], method)(values.reshape(len(part), -1))
         seen = {name: tensor for name, tensor in tensors.items() if np.isfinite(tensor.lowest)}
         return cls(seen | {name: seen[relu] for name, relu in behind.items()})
 
     def ranges(self, calibrator: str) -> dict[str, Range]:
-        """Return the range (lowest, highest) of every tensor by a calibrator; that of the input is exactly 0..1.
+        """Return the range (lowest, highest) of every tensor by a calibrator; that of pixels is exactly 0..1.
 
         Args:
             calibrator: A key of `CALIBRATORS`.
@@ -117,20 +123,20 @@ class TensorStatistics:
             name: choose(tensor) if tensor.highest > tensor.lowest else (tensor.lowest, tensor.highest)
             for name, tensor in self.tensors.items()
         }
-        # Pixels are already the quantized input: the format decides their range, not the images.
-        return found | {CORE_INPUT: (0.0, 1.0)}
+        return {CORE_INPUT: (0.0, 1.0)} | found
 
 
 def tensor_runner(
-    model: onnx.ModelProto, outputs: Sequence[str]
-) -> Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[np.float32]]]:
-    """Return a function from images ``[N, S, S, 3] uint8`` to the named tensors of a graph.
+    model: onnx.ModelProto, outputs: Sequence[str], spec: InputSpec = _PIXELS
+) -> Callable[[npt.NDArray[Any]], list[npt.NDArray[np.float32]]]:
+    """Return a function from images or windows to the named tensors of a graph.
 
     onnxruntime does not fuse Quantize and Dequantize around these tensors.
 
     Args:
-        model: A core, or a deployed model that takes pixels; not modified.
+        model: A core, or a deployed model; not modified.
         outputs: Names of its tensors.
+        spec: The input of the deployed model, which may be of any size.
     """
     wanted = onnx.ModelProto()
     wanted.CopyFrom(model)
@@ -143,15 +149,12 @@ def tensor_runner(
     session = import_onnxruntime().InferenceSession(
         wanted.SerializeToString(), session_options(usable_cores()), providers=[CPU]
     )
-    takes_pixels = session.get_inputs()[0].name == "pixels"
+    name = session.get_inputs()[0].name
 
-    def run(images: npt.NDArray[np.uint8]) -> list[Any]:
-        if takes_pixels:
-            feed: dict[str, Any] = {"pixels": images}
-        else:
-            scaled = images.astype(np.float32) * np.float32(1 / 255)
-            feed = {CORE_INPUT: np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))}
-        result: list[Any] = session.run(list(outputs), feed)
+    def run(images: npt.NDArray[Any]) -> list[Any]:
+        result: list[Any] = session.run(
+            list(outputs), {name: spec.normalised(images) if name == CORE_INPUT else images}
+        )
         return result
 
     return run

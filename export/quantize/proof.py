@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto
 
 from kdedge.benchmarks.session import CPU, import_onnxruntime, session_options
-from kdedge.export.lookup import attributes, producers
+from kdedge.export.lookup import attributes, producers, readers
 from kdedge.files import scratch_dir
 
 __all__ = ["integer_proof", "optimise", "why_not_integer"]
@@ -22,6 +22,7 @@ _INTEGER_CONVS = {"QLinearConv", "ConvInteger"}
 _FLOAT_CONVS = {"Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose"}
 _INTEGER_GEMMS = {"QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
 _FLOAT_GEMMS = {"Gemm", "MatMul", "FusedGemm", "FusedMatMul", "TransposeMatMul"}
+_SIGNAL_FRONT = {"Sub", "Mul", "Unsqueeze", "Reshape", "Transpose", "QuantizeLinear"}
 _QGEMM_OUTPUT_ZERO_POINT = 8  # without this input QGemm returns float
 
 
@@ -34,7 +35,8 @@ def integer_proof(model: bytes) -> dict[str, Any]:
     Returns:
         ``integer_convs`` and ``integer_gemms`` (counts), ``float_convs``, ``float_gemms`` and ``float_ops`` (names
         with types; ``float_ops`` are all other operators on float tensors), ``before_first_conv`` (types of the
-        operators between the pixels and the first convolution), ``ops_by_type`` (counts).
+        operators between the input and the first convolution, except those that normalise a signal), ``ops_by_type``
+        (counts).
     """
     levels = import_onnxruntime().GraphOptimizationLevel
     proof = _read_optimised(optimise(model, levels.ORT_ENABLE_ALL))
@@ -64,7 +66,7 @@ def why_not_integer(proof: Mapping[str, Any], allowed: Collection[str] = ()) -> 
     if proof["integer_convs"] and proof["before_first_conv"] and not allowed:
         return (
             f"the first integer convolution is preceded by {', '.join(proof['before_first_conv'])}; "
-            "expected the pixels to enter it directly"
+            "expected the quantized input to enter it directly"
         )
     return ""
 
@@ -86,7 +88,11 @@ def _read_optimised(graph: onnx.GraphProto) -> dict[str, Any]:
     float_gemms: list[str] = []
     float_ops: list[str] = []
     floats = {value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    front = _signal_front(graph) if floats else []
+    floats.update(name for node in front for name in node.output)
     for node in graph.node:
+        if node in front:
+            continue
         label = f"{node.name or node.output[0]} ({node.op_type})"
         kind = node.op_type
         gives_float = False
@@ -120,17 +126,28 @@ def _read_optimised(graph: onnx.GraphProto) -> dict[str, Any]:
         "integer_gemms": len(gemms),
         "float_gemms": float_gemms,
         "float_ops": float_ops,
-        "before_first_conv": _path_to_input(graph, convs[0].input[0]) if convs else [],
+        "before_first_conv": _path_to_input(graph, convs[0].input[0], len(front)) if convs else [],
         "ops_by_type": dict(sorted(Counter(node.op_type for node in graph.node).items())),
     }
 
 
-def _path_to_input(graph: onnx.GraphProto, tensor: str) -> list[str]:
-    """Return the types of the operators that lead from the graph input to ``tensor``, first to last."""
+def _signal_front(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return the operators that normalise and quantize the float input, up to the first QuantizeLinear."""
+    tensor, front = graph.input[0].name, []
+    while len(users := readers(graph, tensor)) == 1 and users[0].op_type in _SIGNAL_FRONT:
+        front.append(users[0])
+        if users[0].op_type == "QuantizeLinear":
+            return front
+        tensor = users[0].output[0]
+    return []  # the first layer is in float
+
+
+def _path_to_input(graph: onnx.GraphProto, tensor: str, front: int) -> list[str]:
+    """Return the types of the operators that lead from the graph input to ``tensor``, without the first ``front``."""
     sources = producers(graph)
     found: list[str] = []
     while tensor in sources:
         node = sources[tensor]
         found.insert(0, node.op_type)
         tensor = node.input[0]
-    return found
+    return found[front:]

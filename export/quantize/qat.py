@@ -1,6 +1,7 @@
 """Quantization-aware fine-tuning: a short training of the quantized model towards the logits of the float model."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ _LEARNING_RATE = 2e-4
 def fine_tune(
     quantizer: Quantizer,
     candidate: Candidate,
-    images: npt.NDArray[np.uint8],
+    images: npt.NDArray[Any],
     float_layers: Sequence[str] = (),
 ) -> Quantizer:
     """Train the weights of a core through its quantization towards the logits of the original core.
@@ -37,7 +38,7 @@ def fine_tune(
     Args:
         quantizer: Quantizer of the core to train.
         candidate: How the core is quantized.
-        images: Training images, ``[N, S, S, 3] uint8``.
+        images: Training images or windows.
         float_layers: Names of layers left in float.
 
     Raises:
@@ -46,7 +47,7 @@ def fine_tune(
     weights = Weights(quantizer.core)
     model = onnx.load_model_from_string(quantizer.build(candidate, exclude=float_layers))
     graph = TorchGraph(model, weights, reduce_range=candidate.reduce_range)
-    answers = tensor_runner(quantizer.original, ["logits"])
+    answers = tensor_runner(quantizer.original, ["logits"], quantizer.spec)
     optimizer = torch.optim.Adam(graph.parameters(), lr=_LEARNING_RATE)
     rng = np.random.default_rng(0)
     with track("quantize: fine-tuning", STEPS) as progress:

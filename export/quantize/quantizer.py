@@ -1,6 +1,6 @@
 """Builds INT8 models from the float core, the ranges of its tensors, onnxruntime's QDQ quantizer and the input adapter.
 
-quantizer = Quantizer.from_model(read_model(path), images)    # [N, S, S, 3] uint8, for calibration
+quantizer = Quantizer.from_model(read_model(path), images)    # for calibration
 data = quantizer.build(Candidate())                           # bytes of the deployed model
 """
 
@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,11 @@ from onnx import helper
 
 from kdedge.errors import StageError
 from kdedge.export import lookup
-from kdedge.export.graph import add_input_adapter, cut_input_adapter, keep_float
+from kdedge.export.graph import add_input_adapter, cut_input_adapter, keep_float, read_spec
 from kdedge.export.quantize.calibrate import TensorStatistics
 from kdedge.export.quantize.candidates import Candidate
 from kdedge.files import scratch_dir
+from kdedge.inputs import InputSpec
 
 __all__ = ["Quantizer"]
 
@@ -34,10 +36,11 @@ class Quantizer:
     """Builds INT8 models from one float core and one pool of calibration images.
 
     Attributes:
-        core: The float network without input adapter, batch norm folded; takes ``image`` float32 ``[N, 3, S, S]`` in
-            0..1.
+        core: The float network without input adapter, batch norm folded; takes normalised ``image`` float32
+            ``[N, C, H, W]``.
         original: The core before its weights were repaired.
-        images: ``[N, S, S, 3] uint8``; a candidate is calibrated on its first ``calibration_images``.
+        spec: The input of the deployed model.
+        images: Images or windows; a candidate is calibrated on the first ``calibration_images``.
         metadata: Metadata of the deployed model.
         ir_version: ONNX IR version of the deployed model.
         statistics: Statistics of the tensors, by number of images; measured when first needed.
@@ -45,13 +48,14 @@ class Quantizer:
 
     core: onnx.ModelProto
     original: onnx.ModelProto
-    images: npt.NDArray[np.uint8]
+    spec: InputSpec
+    images: npt.NDArray[Any]
     metadata: Mapping[str, str]
     ir_version: int
     statistics: dict[int, TensorStatistics] = field(default_factory=dict)
 
     @classmethod
-    def from_model(cls, model: onnx.ModelProto, images: npt.NDArray[np.uint8]) -> "Quantizer":
+    def from_model(cls, model: onnx.ModelProto, images: npt.NDArray[Any]) -> "Quantizer":
         """Return a quantizer of an exported FP32 model, which is not modified.
 
         Raises:
@@ -59,8 +63,10 @@ class Quantizer:
             StageError: A batch norm could not be folded.
         """
         metadata = {item.key: item.value for item in model.metadata_props}
-        core = _preprocess(cut_input_adapter(model))
-        return cls(core, core, images, metadata, model.ir_version)
+        spec = read_spec(model)
+        assert spec is not None  # `read_model` checks it
+        core = _preprocess(cut_input_adapter(model, spec))
+        return cls(core, core, spec, images, metadata, model.ir_version)
 
     def equivalent(self, core: onnx.ModelProto) -> "Quantizer":
         """Return a quantizer of an equivalent core with other tensors, without statistics."""
@@ -76,7 +82,7 @@ class Quantizer:
         return tuple(node.name for node in lookup.layers(self.core.graph))
 
     def build(self, candidate: Candidate, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> bytes:
-        """Return the deployed model of a candidate: uint8 pixels in, integer arithmetic, float logits out.
+        """Return the deployed model of a candidate: raw inputs, integer arithmetic, float logits out.
 
         Args:
             candidate: How to quantize.
@@ -111,7 +117,7 @@ class Quantizer:
         quantizer.quantize_model()
         quantizer.model.topological_sort()
         model = quantizer.model.model
-        add_input_adapter(model)
+        add_input_adapter(model, self.spec)
         keep_float(model)
         quantizer.model.topological_sort()
         _finish(model, {**self.metadata, "kdedge.quantization": candidate.name}, self.ir_version)
@@ -121,7 +127,7 @@ class Quantizer:
         """Return the range (lowest, highest) of every tensor for a candidate."""
         count = min(candidate.calibration_images, len(self.images))
         if count not in self.statistics:
-            self.statistics[count] = TensorStatistics.measure(self.original, self.images[:count])
+            self.statistics[count] = TensorStatistics.measure(self.original, self.images[:count], self.spec)
         return self.statistics[count].ranges(candidate.calibrator)
 
 

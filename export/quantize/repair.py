@@ -77,7 +77,7 @@ def repair(
     start: Trial,
     validation: Validation,
     *,
-    train_images: npt.NDArray[np.uint8] | None = None,
+    train_images: npt.NDArray[Any] | None = None,
 ) -> list[RepairStep]:
     """Round with compensation, then try repair steps until the gate passes on the validation images.
 
@@ -85,7 +85,7 @@ def repair(
         quantizer: The quantizer that built ``start``.
         start: The choice of the search.
         validation: Scores every step.
-        train_images: ``[N, S, S, 3] uint8``, for the fine-tuning; None: no fine-tuning.
+        train_images: Images or windows for the fine-tuning; None: no fine-tuning.
 
     Returns:
         The steps in order, ``search`` first. The last is the one to ship, repeated if it is not the last that was
@@ -172,7 +172,7 @@ def _log_too_few(gate: Mapping[str, Any], images: int) -> None:
 def _duration(quantizer: Quantizer, steps: int, batch: int) -> str:
     """Return the estimated duration of a repair step that trains, from one run over a batch, for the log."""
     images = quantizer.images[np.arange(batch) % len(quantizer.images)]
-    run = tensor_runner(quantizer.original, ["logits"])
+    run = tensor_runner(quantizer.original, ["logits"], quantizer.spec)
     run(images)
     start = time.perf_counter()
     run(images)

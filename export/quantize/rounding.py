@@ -7,6 +7,7 @@ error away. The smallest and the largest weight of every output channel keep the
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +52,7 @@ def _round_layer(
     quantizer: Quantizer,
     candidate: Candidate,
     name: str,
-    images: npt.NDArray[np.uint8],
+    images: npt.NDArray[Any],
     float_layers: Sequence[str],
 ) -> Quantizer:
     """Return a quantizer with the rounded weights of one layer."""
@@ -65,7 +66,7 @@ def _round_layer(
     by_output = weight if layer.output_axis == 0 else weight.T
     rows = by_output.reshape(len(by_output), -1).astype(np.float64)
     scales = np.broadcast_to(scale.astype(np.float64), len(rows))[:, None]
-    run = tensor_runner(model, [node.input[0]])
+    run = tensor_runner(model, [node.input[0]], quantizer.spec)
     covariances = _covariances(layer, by_output.shape[2:], run, images)
     rounded = [
         _round_rows(part, covariance)
@@ -79,8 +80,8 @@ def _round_layer(
 def _covariances(
     layer: Layer,
     kernel: Sequence[int],
-    run: Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[np.float32]]],
-    images: npt.NDArray[np.uint8],
+    run: Callable[[npt.NDArray[Any]], list[npt.NDArray[np.float32]]],
+    images: npt.NDArray[Any],
 ) -> Array:
     """Return the covariance of the inputs of one output value, ``[groups, D, D]``, damped.
 
@@ -88,9 +89,9 @@ def _covariances(
         layer: The layer.
         kernel: Height and width of a convolution's filters; empty for a matrix product.
         run: Maps images to the input of the layer.
-        images: ``[N, S, S, 3] uint8``.
+        images: Images or windows.
     """
-    batch = batch_size(images.shape[1])
+    batch = batch_size(images.shape[1:])
     rng, groups = np.random.default_rng(0), int(layer.attributes.get("group", 1))
     count, origin, total, products = 0, None, np.zeros(()), np.zeros(())
     for start in range(0, len(images), batch):

@@ -67,7 +67,7 @@ class Validation:
 
     Args:
         fp32_path: The exported FP32 model.
-        images: ``[N, S, S, 3] uint8``.
+        images: Images or windows.
         labels: ``[N] int64``.
         limit_pp: The limit of the gate in percentage points.
         balanced: Whether gate and choice are about balanced accuracy, not top-1.
@@ -76,7 +76,7 @@ class Validation:
     def __init__(
         self,
         fp32_path: Path,
-        images: npt.NDArray[np.uint8],
+        images: npt.NDArray[Any],
         labels: npt.NDArray[np.int64],
         limit_pp: float,
         *,

@@ -25,7 +25,7 @@ class TorchGraph(nn.Module):
     """Runs a quantized model whose weights are float parameters.
 
     Args:
-        model: The deployed QDQ model with the input ``pixels``.
+        model: The deployed QDQ model.
         weights: The layers of the float core that it was built from; their weights become parameters.
         reduce_range: Whether weights have 7 bits.
 
@@ -35,7 +35,7 @@ class TorchGraph(nn.Module):
 
     def __init__(self, model: onnx.ModelProto, weights: Weights, *, reduce_range: bool) -> None:
         super().__init__()
-        self._nodes = list(model.graph.node)
+        self._nodes, self._source = list(model.graph.node), str(model.graph.input[0].name)
         if unknown := {node.op_type for node in self._nodes} - _OPERATORS.keys() - {"QuantizeLinear"}:
             raise StageError(
                 f"the model cannot be trained in INT8: {', '.join(sorted(unknown))} is not implemented",
@@ -57,9 +57,9 @@ class TorchGraph(nn.Module):
             if scale is not None:
                 self._per_channel[key] = layer.output_axis if scale.ndim else None
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Map ``[N, S, S, 3] uint8`` to logits ``[N, C]``."""
-        values: dict[str, Tensor] = {**self._constants, "pixels": pixels}
+    def forward(self, batch: Tensor) -> Tensor:
+        """Map images or windows to logits ``[N, classes]``."""
+        values: dict[str, Tensor] = {**self._constants, self._source: batch}
         for node, attributes in zip(self._nodes, self._attributes, strict=True):
             inputs = [values[name] if name else None for name in node.input]
             key = _key(node.name)
@@ -146,6 +146,9 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Relu": lambda attributes, x: functional.relu(x),
     "Clip": lambda attributes, x, low=None, high=None: torch.clamp(x, low, high),
     "Add": lambda attributes, x, y: x + y,
+    "Sub": lambda attributes, x, y: x - y,
+    "Mul": lambda attributes, x, y: x * y,
+    "Unsqueeze": lambda attributes, x, axes: x.unsqueeze(int(axes.item())),
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,
     "GlobalAveragePool": lambda attributes, x: x.mean((2, 3), keepdim=True),

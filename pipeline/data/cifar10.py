@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from kdedge.dataset import Split, keep_used
 from kdedge.errors import InputError
 from kdedge.images import resize_images
+from kdedge.inputs import InputSpec, image_input
 
 __all__ = ["BINARY", "CLASS_NAMES", "PICKLE", "Cifar10", "Format", "find_damage", "md5_hex", "open_cifar10"]
 
@@ -123,6 +124,11 @@ class Cifar10:
     train_size: int = 0
     name: str = "cifar10"
     class_names: tuple[str, ...] = CLASS_NAMES
+
+    @property
+    def spec(self) -> InputSpec:
+        """The input of models for these images."""
+        return image_input(self.image_size)
 
     def train(self) -> Split:
         """Decode the five training batches and return the images that are used, see `Dataset.train`."""

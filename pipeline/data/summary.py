@@ -52,7 +52,7 @@ def summarise(config: DataConfig) -> tuple[dict[str, Any], Split]:
     summary = {
         "data": dataset.name,
         "classes": list(names),
-        "image_size": dataset.image_size,
+        "image_size": dataset.spec.size,
         "resize": config.resize,
         "train": len(train.labels),
         "val": len(val.labels),

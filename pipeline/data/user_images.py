@@ -14,6 +14,7 @@ from kdedge.dataset import Dataset, Split, keep_used
 from kdedge.errors import InputError
 from kdedge.image_memory import empty_images
 from kdedge.images import resize_image
+from kdedge.inputs import InputSpec, image_input
 from kdedge.pipeline.data.class_folders import (
     LeftOut,
     log_once,
@@ -66,6 +67,11 @@ class UserImages:
     def name(self) -> str:
         """Kind and name of the folder or file, see `source_name`."""
         return source_name(self.kind, self.root)
+
+    @property
+    def spec(self) -> InputSpec:
+        """The input of models for these images."""
+        return image_input(self.image_size, self.resize_mode)
 
     @property
     def items(self) -> tuple[Item, ...]:

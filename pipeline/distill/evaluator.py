@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdedge.dataset import Split
-from kdedge.machine import images_at_once
+from kdedge.inputs import inputs_at_once
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.distill.hints import HintPair, measure_similarity
 from kdedge.pipeline.distill.losses import kd_loss
 from kdedge.pipeline.models.student import Student
 from kdedge.pipeline.models.teacher import FeatureTap, Teacher
-from kdedge.pipeline.training.batches import predict_logits, to_pixels
+from kdedge.pipeline.training.batches import predict_logits, to_network
 from kdedge.pipeline.training.device import autocast
 
 __all__ = ["StudentEvaluator"]
@@ -56,15 +56,15 @@ class StudentEvaluator:
         self.student = student
         self._config, self._pairs, self._candidates, self._val, self._device = config, pairs, candidates, val, device
         self._labels = torch.from_numpy(val.labels)
-        count = images_at_once(max(val.images.shape[1], teacher.image_size), _SIMILARITY_IMAGES, 64)
+        count = inputs_at_once(val.spec.resized(teacher.image_size), _SIMILARITY_IMAGES, 64)
         self._pixels = [
-            to_pixels(torch.from_numpy(split.images[:: -(-len(split.labels) // count)].copy()), device)
+            to_network(torch.from_numpy(split.images[:: -(-len(split.labels) // count)].copy()), split.spec, device)
             for split in (train, val)
         ]
         self._teacher_maps = []
         tap = FeatureTap(teacher, tuple({pair.teacher_block: None for pair in (*pairs, *candidates)}))
         with torch.no_grad(), autocast(config.runtime):
-            self._teacher_logits = predict_logits(teacher, val.images, device, teacher.image_size)
+            self._teacher_logits = predict_logits(teacher, val, device, teacher.image_size)
             self.teacher_top1_pct = self._top1_pct(self._teacher_logits)
             for pixels in self._pixels:
                 with tap:
@@ -76,7 +76,7 @@ class StudentEvaluator:
         """Return top-1 in percent, KD and CE loss, unexplained variance and cosine similarity of the features."""
         self.student.eval()
         with autocast(self._config.runtime):
-            logits = predict_logits(self.student, self._val.images, self._device)
+            logits = predict_logits(self.student, self._val, self._device)
         # A teacher without blocks for hints has no pairs.
         similarities = self._similarities(self._pairs) or [(math.nan, math.nan)]
         unexplained, cosine = (sum(values) / len(values) for values in zip(*similarities, strict=True))
@@ -93,7 +93,7 @@ class StudentEvaluator:
         """Return whether the student predicts each validation image correctly, ``[N] bool``."""
         self.student.eval()
         with autocast(self._config.runtime):
-            logits = predict_logits(self.student, self._val.images, self._device)
+            logits = predict_logits(self.student, self._val, self._device)
         right: npt.NDArray[np.bool_] = (logits.argmax(1) == self._labels).numpy()
         return right
 

@@ -95,11 +95,11 @@ def pair_blocks(
 
 
 def _to_common_size(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tensor]:
-    """Pool the larger of two maps to the side of the smaller."""
-    side = min(student_map.shape[-1], teacher_map.shape[-1])
+    """Pool the larger of two maps to the height and width of the smaller."""
+    height, width = (min(student_map.shape[axis], teacher_map.shape[axis]) for axis in (2, 3))
     return (
-        functional.adaptive_avg_pool2d(student_map, side) if student_map.shape[-1] > side else student_map,
-        functional.adaptive_avg_pool2d(teacher_map, side) if teacher_map.shape[-1] > side else teacher_map,
+        functional.adaptive_avg_pool2d(student_map, (height, width)) if student_map.shape[-1] > width else student_map,
+        functional.adaptive_avg_pool2d(teacher_map, (height, width)) if teacher_map.shape[-1] > width else teacher_map,
     )
 
 

@@ -9,12 +9,14 @@ from torch import nn
 
 from kdedge.errors import InputError
 
-__all__ = ["STEMS", "backbone_blocks", "build_backbone"]
+__all__ = ["SIGNAL_STEM", "STEMS", "backbone_blocks", "build_backbone"]
 
 STEMS = ("imagenet", "cifar", "cifar-pool")
+SIGNAL_STEM = "signal"
+_SIGNAL_KERNEL = 5
 
 
-def build_backbone(arch: str, num_classes: int, stem: str) -> nn.Module:
+def build_backbone(arch: str, num_classes: int, stem: str, channels: int = 3) -> nn.Module:
     """Build a torchvision classifier with random weights.
 
     Args:
@@ -22,7 +24,9 @@ def build_backbone(arch: str, num_classes: int, stem: str) -> nn.Module:
         num_classes: Number of classes.
         stem: ``imagenet``: as in torchvision. ``cifar``: a 3x3 convolution without pooling for ResNets (555 MMAC for
             ResNet-18 at 32 pixels), no stride before the third stage for MobileNetV2. ``cifar-pool``, only for ResNets:
-            a 3x3 convolution and a 2x2 max-pool (140 MMAC).
+            a 3x3 convolution and a 2x2 max-pool (140 MMAC). ``signal``, only for ResNets: every convolution is along
+            time, see `_along_time`.
+        channels: Channels of the input, other than 3 for signals only.
 
     Raises:
         InputError: The architecture does not support the stem.
@@ -33,7 +37,9 @@ def build_backbone(arch: str, num_classes: int, stem: str) -> nn.Module:
     if arch in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": True}
     backbone: nn.Module = torchvision.models.get_model(arch, weights=None, **options)
-    if stem != "imagenet":
+    if stem == SIGNAL_STEM:
+        _along_time(backbone, arch, channels)
+    elif stem != "imagenet":
         _replace_stem(backbone, arch, stem)
     return backbone
 
@@ -53,6 +59,29 @@ def _replace_stem(backbone: Any, arch: str, stem: str) -> None:
     else:
         fits = "ResNets and mobilenet_v2" if stem == "cifar" else "ResNets"
         raise InputError(f"--teacher-stem {stem} is for {fits}, not for {arch}", "use --teacher-stem imagenet")
+
+
+def _along_time(backbone: Any, arch: str, channels: int) -> None:
+    """Turn a ResNet into one for windows ``[N, C, 1, L]``, in place.
+
+    Its 3x3 convolutions become 1x5, the stem a 1x7 convolution and a pool, all strides are in time.
+    """
+    import torchvision
+
+    if not isinstance(backbone, torchvision.models.ResNet):
+        raise InputError(f"--teacher {arch} is for images, and the data are signals", "take a ResNet such as resnet18")
+    for parent in list(backbone.modules()):
+        for name, old in list(parent.named_children()):
+            if isinstance(old, nn.Conv2d):
+                width = 7 if old is backbone.conv1 else _SIGNAL_KERNEL if old.kernel_size[1] > 1 else 1
+                stride = 1 if old is backbone.conv1 else old.stride[1]
+                new = nn.Conv2d(
+                    channels if old is backbone.conv1 else old.in_channels, old.out_channels, (1, width),
+                    stride=(1, stride), padding=(0, width // 2), groups=old.groups, bias=False,
+                )  # fmt: skip
+                nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+                setattr(parent, name, new)
+    backbone.maxpool = nn.MaxPool2d((1, 2))
 
 
 def backbone_blocks(backbone: nn.Module) -> dict[str, nn.Module]:

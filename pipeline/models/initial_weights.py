@@ -21,9 +21,10 @@ from torch import Tensor
 from kdedge.download import fetch
 from kdedge.errors import InputError, KdedgeError, StageError
 from kdedge.files import file_sha256, load_json
+from kdedge.inputs import InputSpec
 from kdedge.pipeline.config import Config
-from kdedge.pipeline.models.backbone import STEMS
-from kdedge.pipeline.models.teacher import Teacher, build_teacher, check_image_size, is_timm
+from kdedge.pipeline.models.backbone import SIGNAL_STEM, STEMS
+from kdedge.pipeline.models.teacher import Teacher, build_teacher, check_input, is_timm
 from kdedge.pipeline.models.weights import DAMAGED, load_weights
 from kdedge.pipeline.training.options import TeacherConfig
 from kdedge.progress import warn
@@ -70,7 +71,7 @@ class _Weights:
     state: dict[str, Tensor]
 
 
-def check_start(config: Config, num_classes: int) -> None:
+def check_start(config: Config, num_classes: int, spec: InputSpec) -> None:
     """Refuse initial weights that cannot work, before any training.
 
     Raises:
@@ -86,16 +87,16 @@ def check_start(config: Config, num_classes: int) -> None:
             "name a trained network with --teacher-weights FILE, or train with --teacher-epochs 1 or more",
         )
     if settings.weight_files or (not settings.epochs and settings.weights != "none"):
-        start_teacher(settings, num_classes, config.data.image_size, config.runtime.device)
+        start_teacher(settings, num_classes, spec, config.runtime.device)
 
 
-def start_teacher(settings: TeacherConfig, num_classes: int, image_size: int, device: str) -> Start:
+def start_teacher(settings: TeacherConfig, num_classes: int, spec: InputSpec, device: str) -> Start:
     """Build a teacher and load its initial weights.
 
     Args:
         settings: Architecture, stem and source of the weights.
         num_classes: Number of classes.
-        image_size: Side length in pixels of the images.
+        spec: The inputs.
         device: The device of the training; ``--teacher-stem auto`` takes a cheaper stem on a CPU.
 
     Raises:
@@ -104,13 +105,14 @@ def start_teacher(settings: TeacherConfig, num_classes: int, image_size: int, de
         StageError: ``imagenet`` is required and unavailable.
     """
     file = _read(settings.weight_files[0]) if settings.weight_files else None
-    stem, note = _choose_stem(settings, image_size, device, file)
-    teacher = build_teacher(settings.arch, num_classes, stem, settings.image_size)
-    check_image_size(teacher, settings.arch, image_size)
+    signal = spec.kind == "signal"
+    stem, note = _signal_stem(settings) if signal else _choose_stem(settings, spec.size, device, file)
+    teacher = build_teacher(settings.arch, num_classes, stem, settings.image_size, len(spec.channels))
+    check_input(teacher, settings.arch, spec)
     start = Start(teacher, stem, stem_note=note)
     if file:
         start = _load(start, file, settings.arch)
-    elif settings.weights != "none":
+    elif settings.weights != "none" and not signal:
         start = _load_pretrained(start, settings)
     if start.missing and not settings.epochs:
         raise InputError(
@@ -147,6 +149,20 @@ def _choose_stem(settings: TeacherConfig, image_size: int, device: str, file: _W
     if image_size > 64 or not resnet:
         return "imagenet", f"for images of {image_size} pixels" if resnet else ""
     return small, f"for images of {image_size} pixels on {device}"
+
+
+def _signal_stem(settings: TeacherConfig) -> tuple[str, str]:
+    """Return the stem for signals and its reason.
+
+    Raises:
+        InputError: The user chose a stem or weights for images.
+    """
+    if settings.stem != "auto" or settings.weights == "imagenet":
+        raise InputError(
+            "ImageNet weights and the stems of --teacher-stem are for images, and the data are signals",
+            "leave out --teacher-stem, and give --teacher-weights none or the file of another run",
+        )
+    return SIGNAL_STEM, "convolutions along time"
 
 
 def _first_kernel(file: _Weights) -> int | None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from kdedge.files import load_json
+from kdedge.inputs import InputSpec
 from kdedge.pipeline.models.student import Student, build_student
 from kdedge.pipeline.models.teacher import Teacher, build_teacher
 from kdedge.pipeline.models.weights import load_module
@@ -29,11 +30,10 @@ def load_teacher(teacher_dir: Path) -> Teacher:
         InputError: The directory or a file in it is missing or damaged.
     """
     description = load_json(teacher_dir / TEACHER_DESCRIPTION, ("arch", "stem", "num_classes"))
-    size = description.get("image_size", 0)  # earlier versions never resized
-    teacher = build_teacher(description["arch"], description["num_classes"], description["stem"], size)
-    load_module(
-        teacher, teacher_dir / TEACHER_WEIGHTS, f"a {description['arch']} with {description['num_classes']} classes"
-    )
+    arch, classes, stem = (description[key] for key in ("arch", "num_classes", "stem"))
+    # Earlier versions never resized, and had images only.
+    teacher = build_teacher(arch, classes, stem, description.get("image_size", 0), description.get("channels", 3))
+    load_module(teacher, teacher_dir / TEACHER_WEIGHTS, f"a {arch} with {classes} classes")
     return teacher.eval()
 
 
@@ -43,8 +43,8 @@ def load_student(distill_dir: Path) -> Student:
     Raises:
         InputError: The directory or a file in it is missing, damaged, or of another architecture or class count.
     """
-    description = load_json(distill_dir / STUDENT_DESCRIPTION, ("arch", "image_size", "classes"))
+    description = load_json(distill_dir / STUDENT_DESCRIPTION, ("arch", "classes"))
     classes = len(description["classes"])
-    student = build_student(description["arch"], classes, description["image_size"])
+    student = build_student(description["arch"], classes, InputSpec.from_record(description))
     load_module(student, distill_dir / STUDENT_WEIGHTS, f"a {description['arch']!r} student with {classes} classes")
     return student.eval()

@@ -13,13 +13,15 @@ class LiteSpec:
         widths: Output channels of the five convolutions.
         pool_after: Indices (0-4) of the blocks that end with a 2x2 max-pool.
         residual: Indices of the blocks that add their input to their output (same width, no shortcut convolution).
-        note: Its size at 32 pixels and 10 classes.
+        note: Its size at 32 pixels and 10 classes, or for 6 channels, 128 samples and 6 classes.
+        signal: Whether it is for windows of a signal, with 1x5 convolutions and pools along time.
     """
 
     widths: tuple[int, int, int, int, int]
     pool_after: tuple[int, ...]
     residual: tuple[int, ...]
     note: str
+    signal: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,13 @@ class TorchvisionSpec:
         arch: Name in ``torchvision.models``.
         small_stem: The stem for images below 64 pixels (see `kdedge.pipeline.models.backbone.build_backbone`).
         note: Its size at 32 pixels and 10 classes.
+        signal: Whether it is for windows of a signal: none is.
     """
 
     arch: str
     small_stem: str
     note: str
+    signal: bool = False
 
 
 STUDENTS: dict[str, LiteSpec | TorchvisionSpec] = {
@@ -43,5 +47,7 @@ STUDENTS: dict[str, LiteSpec | TorchvisionSpec] = {
     "lite-s": LiteSpec((24, 48, 80, 128, 160), (1, 2, 3), (), "0.32 M parameters, 29 MMAC"),
     "lite-xs": LiteSpec((16, 32, 48, 64, 80), (0, 1, 2), (), "0.09 M parameters, 4 MMAC"),
     "mobilenet_v2": TorchvisionSpec("mobilenet_v2", "cifar", "2.24 M parameters, 88 MMAC"),
+    "signal": LiteSpec((32, 64, 96, 128, 128), (0, 1, 2), (), "for signals, 0.19 M parameters, 4 MMAC", signal=True),
+    "signal-s": LiteSpec((16, 32, 48, 64, 64), (0, 1, 2), (), "for signals, 0.05 M parameters, 1 MMAC", signal=True),
     "resnet18": TorchvisionSpec("resnet18", "cifar-pool", "11.17 M parameters, 140 MMAC"),
 }

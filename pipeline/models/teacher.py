@@ -7,6 +7,7 @@
 import contextlib
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
@@ -17,19 +18,20 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.hooks import RemovableHandle
 
 from kdedge.errors import InputError
+from kdedge.inputs import InputSpec, image_input
 from kdedge.parsing import closest
-from kdedge.pipeline.models.backbone import backbone_blocks, build_backbone
+from kdedge.pipeline.models.backbone import SIGNAL_STEM, backbone_blocks, build_backbone
 
 __all__ = [
     "FeatureTap",
     "Teacher",
     "build_teacher",
     "check_arch",
-    "check_image_size",
+    "check_input",
     "fold_batch_norms",
     "hint_candidates",
     "is_timm",
-    "taking_images",
+    "taking_inputs",
 ]
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -69,18 +71,18 @@ class Teacher(nn.Module):
         self.before_relu = before_relu
         self.head = head or (list(backbone.state_dict())[-1].rpartition(".")[0],)
         self.image_size = image_size
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``[N, num_classes]`` for ``x`` float32 ``[N, 3, S, S]`` in 0..1."""
+        """Return logits ``[N, num_classes]`` for ``x`` float32 ``[N, C, H, W]``."""
         if self.image_size not in (0, x.shape[-1]):
             x = functional.interpolate(x, (self.image_size, self.image_size), mode="bilinear", antialias=True)
         logits: Tensor = self.backbone((x - self.mean) / self.std)
         return logits
 
 
-def build_teacher(arch: str, num_classes: int, stem: str, image_size: int = 0) -> Teacher:
+def build_teacher(arch: str, num_classes: int, stem: str, image_size: int = 0, channels: int = 3) -> Teacher:
     """Build a classifier of torchvision or timm with random weights.
 
     Args:
@@ -89,6 +91,7 @@ def build_teacher(arch: str, num_classes: int, stem: str, image_size: int = 0) -
         stem: As for `kdedge.pipeline.models.backbone.build_backbone`.
         image_size: Side length in pixels to which images are resized. 0: for a classifier of timm its own, for others
             they are not resized.
+        channels: Channels of its input.
 
     Raises:
         InputError: The architecture is unknown or does not support the stem or the image size.
@@ -102,13 +105,16 @@ def build_teacher(arch: str, num_classes: int, stem: str, image_size: int = 0) -
         return build_timm_teacher(arch, num_classes, image_size)
     import torchvision
 
-    backbone = build_backbone(arch, num_classes, stem)
+    backbone = build_backbone(arch, num_classes, stem, channels)
     for module in backbone.modules():
         # An in-place ReLU would overwrite the maps that a hook has captured.
         if isinstance(module, nn.ReLU):
             module.inplace = False
     residual = isinstance(backbone, torchvision.models.ResNet)
-    return Teacher(backbone, blocks=tuple(backbone_blocks(backbone)), before_relu=residual, image_size=image_size)
+    # Windows are already normalised.
+    mean, std = ((0.0,), (1.0,)) if stem == SIGNAL_STEM else (_IMAGENET_MEAN, _IMAGENET_STD)
+    blocks = tuple(backbone_blocks(backbone))
+    return Teacher(backbone, blocks=blocks, before_relu=residual, mean=mean, std=std, image_size=image_size)
 
 
 def is_timm(arch: str) -> bool:
@@ -138,27 +144,30 @@ def check_arch(arch: str) -> None:
 
 
 @contextlib.contextmanager
-def taking_images(arch: str, image_size: int) -> Iterator[None]:
-    """Raise the error of a forward pass on images of a size that the architecture does not support as InputError."""
+def taking_inputs(arch: str, spec: InputSpec) -> Iterator[None]:
+    """Raise the error of a forward pass on inputs of a size that the architecture does not support as InputError."""
     try:
         yield
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"--teacher {arch} cannot take images of {image_size} x {image_size} pixels: {reason}",
-            "give another --teacher-image-size, to which the teacher resizes its images, or take another --teacher",
+            f"--teacher {arch} cannot take {spec.words}: {reason}",
+            "give another --teacher-image-size, to which the teacher resizes its images, or take another --teacher"
+            if spec.kind == "image"
+            else "raise --window, or take another --teacher",
         ) from error
 
 
-def check_image_size(teacher: Teacher, arch: str, image_size: int) -> None:
-    """Refuse a teacher that does not support the image size, before any image is read.
+def check_input(teacher: Teacher, arch: str, spec: InputSpec) -> None:
+    """Refuse a teacher that does not support the size of the inputs, before any of them is read.
 
     Raises:
-        InputError: A forward pass on two black images fails.
+        InputError: A forward pass on two inputs of zeros fails.
     """
     was_training = teacher.training
-    with taking_images(arch, teacher.image_size or image_size), torch.no_grad():
-        teacher.eval()(torch.zeros(2, 3, image_size, image_size))
+    size = teacher.image_size or spec.size
+    with taking_inputs(arch, image_input(size) if spec.kind == "image" else spec), torch.no_grad():
+        teacher.eval()(torch.zeros(2, *spec.core_shape))
     teacher.train(was_training)
 
 
@@ -168,7 +177,7 @@ def hint_candidates(teacher: Teacher) -> dict[str, nn.Module]:
 
 
 @torch.no_grad()
-def fold_batch_norms(teacher: Teacher, image_size: int) -> Teacher:
+def fold_batch_norms(teacher: Teacher, spec: InputSpec) -> Teacher:
     """Return a copy of a teacher in eval mode whose batch norms are folded into the convolutions before them.
 
     A frozen teacher runs on every batch of a distillation, and its batch norms only cost time. Folding pairs a
@@ -177,7 +186,7 @@ def fold_batch_norms(teacher: Teacher, image_size: int) -> Teacher:
 
     Args:
         teacher: In eval mode, on the CPU, where fp32 outputs differ by rounding only.
-        image_size: Side length in pixels of the images on which the outputs are compared.
+        spec: The inputs on which the outputs are compared.
     """
     folded = copy.deepcopy(teacher)
     for parent in list(folded.modules()):
@@ -188,7 +197,8 @@ def fold_batch_norms(teacher: Teacher, image_size: int) -> Teacher:
                     return teacher
                 setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
                 setattr(parent, norm_name, getattr(norm, "act", nn.Identity()))  # those of timm have an activation
-    pixels = torch.linspace(0, 1, 2 * 3 * image_size**2).reshape(2, 3, image_size, image_size)
+    shape = (2, *spec.core_shape)
+    pixels = torch.linspace(0, 1, math.prod(shape)).reshape(shape)
     expected, found = teacher(pixels), folded(pixels)
     return folded if torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()) else teacher
 

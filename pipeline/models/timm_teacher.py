@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from kdedge.errors import InputError, StageError
+from kdedge.inputs import image_input
 from kdedge.parsing import closest
-from kdedge.pipeline.models.teacher import Teacher, taking_images
+from kdedge.pipeline.models.teacher import Teacher, taking_inputs
 from kdedge.progress import log
 
 __all__ = ["Pretrained", "build_timm_teacher", "check_timm_arch", "fetch_pretrained"]
@@ -88,7 +89,7 @@ def _blocks(arch: str, backbone: Any, size: int) -> tuple[str, ...]:
 
     handles = [modules[name].register_forward_hook(note(name)) for name in channels if name in modules]
     was_training = backbone.training
-    with taking_images(arch, size), torch.no_grad():
+    with taking_inputs(arch, image_input(size)), torch.no_grad():
         backbone.eval()(torch.zeros(1, 3, size, size))
     backbone.train(was_training)
     for handle in handles:

@@ -121,11 +121,9 @@ def _check_others(config: Config, run_dir: Path) -> None:
         # A benchmark that reads its own report would never be up to date.
         if find_report(Path(name)).resolve().parent.parent == run_dir.resolve():
             raise InputError(f"--compare-with {name} is this run itself", "name only the others")
-    images = {
-        "images_sha256": data_sha256(config.data, "test"),
-        "image_size": config.data.image_size,
-    }
-    check_comparable(others, host_record(), opened(config.data).name, images)
+    dataset = opened(config.data)
+    images = {"images_sha256": data_sha256(config.data, "test"), **dataset.spec.record}
+    check_comparable(others, host_record(), dataset.name, images)
 
 
 class _TorchScores:
@@ -160,7 +158,7 @@ def _top1_pct(model: "torch.nn.Module", split: Split) -> float:
     """Return the top-1 accuracy of a model on a split, in percent.
 
     Args:
-        model: In eval mode; maps float32 ``[N, 3, S, S]`` in 0..1 to logits ``[N, C]``.
+        model: In eval mode; maps normalised inputs to logits.
         split: The images and their labels.
     """
     import torch
@@ -168,5 +166,5 @@ def _top1_pct(model: "torch.nn.Module", split: Split) -> float:
     from kdedge.pipeline.training.batches import place, predict_logits
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    right = predict_logits(place(model, device), split.images, device).argmax(1).numpy() == split.labels
+    right = predict_logits(place(model, device), split, device).argmax(1).numpy() == split.labels
     return round(100 * float(right.mean()), 4)

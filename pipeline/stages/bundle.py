@@ -40,7 +40,8 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     dataset = opened(config.data)
     _, val = training_images(dataset, config.data)
     golden = val.images[stratified_sample(val.labels, GOLDEN_IMAGES, config.runtime.seed)]
-    return build_bundle(report, np.ascontiguousarray(golden), list(dataset.class_names), inputs, out_dir)
+    golden = np.ascontiguousarray(golden)
+    return build_bundle(report, golden, list(dataset.class_names), inputs, out_dir, spec=dataset.spec)
 
 
 def check_previous(run_dir: Path) -> None:

@@ -22,6 +22,7 @@ from kdedge.benchmarks.chance import check_learned, majority_baseline
 from kdedge.dataset import Split
 from kdedge.errors import InputError
 from kdedge.files import cache_dir, file_sha256, load_json, write_json
+from kdedge.inputs import InputSpec
 from kdedge.machine import cpu_info
 from kdedge.parsing import parse_paths
 from kdedge.pipeline.config import Config
@@ -49,7 +50,7 @@ from kdedge.pipeline.models.student import Student, build_student
 from kdedge.pipeline.models.teacher import Teacher, fold_batch_norms
 from kdedge.pipeline.models.weights import load_mean, load_weights, save_module
 from kdedge.pipeline.training.batch_norms import refresh_batch_norms
-from kdedge.pipeline.training.batches import Batches, place, to_pixels
+from kdedge.pipeline.training.batches import Batches, place, to_network
 from kdedge.pipeline.training.device import autocast, prepare
 from kdedge.pipeline.training.epoch_loop import EpochLoop
 from kdedge.pipeline.training.length import fit_to_images
@@ -86,11 +87,11 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     device = prepare(config.runtime)
     dataset = open_dataset(config.data)
     classes = dataset.class_names
-    student = build_student(config.distill.student, len(classes), dataset.image_size)
+    student = build_student(config.distill.student, len(classes), dataset.spec)
     teacher = load_teacher(inputs["teacher"])
     _check_classes(inputs["teacher"], classes)
     train, val = training_images(dataset, config.data)
-    teacher = _frozen(fold_batch_norms(teacher, dataset.image_size), config, device)
+    teacher = _frozen(fold_batch_norms(teacher, dataset.spec), config, device)
     config = _fitted(config, train)
     settings = config.distill
     batches = Batches(
@@ -163,12 +164,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     with closing(cache):
         rows, earlier_s = loop.run()
     save_module(student, out_dir / STUDENT_WEIGHTS)
-    description = {
-        "arch": settings.student,
-        "image_size": dataset.image_size,
-        "resize_mode": config.data.resize,
-        "classes": list(classes),
-    }
+    description = _description(config, dataset.spec, classes)
     write_json(out_dir / STUDENT_DESCRIPTION, description)
     evaluator.student = place(load_student(out_dir), device)
     check_learned("the student", evaluator.right(), val.labels, classes, _HINT)
@@ -193,7 +189,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         "hint_choices": choice.history if choice else [],
         "hint_weight_at_start": trainer.hint_weight(hints * settings.beta) if pairs else 0.0,
         "hint_map_bytes": max(
-            _map_bytes(blocks, shapes[0], batches.size, config.runtime.precision)
+            batches.size * _map_bytes(blocks, shapes[0], dataset.spec.dimensions, config.runtime.precision)
             for blocks in ([entry["chosen"] for entry in choice.history] if choice else [chosen])
         ),
         "drowned_epochs": _hint_dominated_epochs(rows, settings),
@@ -203,6 +199,12 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_info().name or None,
         "earlier_s": earlier_s,
     }
+
+
+def _description(config: Config, spec: InputSpec, classes: tuple[str, ...]) -> dict[str, Any]:
+    """Return the content of ``student.json``."""
+    resize = {"resize_mode": config.data.resize} if spec.kind == "image" else {}
+    return {"arch": config.distill.student, **spec.record, **resize, "classes": list(classes)}
 
 
 def _fitted(config: Config, train: Split) -> Config:
@@ -219,7 +221,7 @@ def _start(student: Student, config: Config, train: Split, batches: Batches) -> 
     paths = parse_paths(settings.weights, "--student-weights")
     if paths:
         load_mean(student, paths, f"a {settings.student!r} student with {student.classifier.out_features} classes")
-    elif settings.init == "whitening":
+    elif settings.init == "whitening" and not train.signal:
         initialise(student, train.images)
     place(student, batches.device)
     if len(paths) > 1:
@@ -266,7 +268,8 @@ def _shapes(config: Config, teacher: Teacher, student: Student, train: Split, de
     """Return (channels, side length) of every teacher block by name, and of every student block."""
     student.eval()
     with autocast(config.runtime):
-        return probe_shapes(teacher, student.features, to_pixels(torch.from_numpy(train.images[:2]), device))
+        few = to_network(torch.from_numpy(train.images[:2]), train.spec, device)
+        return probe_shapes(teacher, student.features, few)
 
 
 def _pairs(blocks: tuple[str, ...], shapes: Shapes) -> tuple[HintPair, ...]:
@@ -290,11 +293,11 @@ def _shares(teacher_top1_pct: float, val: Split, config: Config) -> tuple[float,
 
 
 def _map_bytes(
-    blocks: Sequence[str], teacher_shapes: dict[str, tuple[int, int]], batch_size: int, precision: str
+    blocks: Sequence[str], teacher_shapes: dict[str, tuple[int, int]], dimensions: int, precision: str
 ) -> int:
-    """Return the size of the teacher's hint maps of one batch, in bytes."""
-    values = sum(channels * side * side for channels, side in (teacher_shapes[block] for block in blocks))
-    return batch_size * values * (2 if precision == "bf16" else 4)
+    """Return the size of the teacher's hint maps of one input, in bytes."""
+    sizes = [(channels, int(side**dimensions)) for channels, side in (teacher_shapes[block] for block in blocks)]
+    return sum(channels * places for channels, places in sizes) * (2 if precision == "bf16" else 4)
 
 
 def _hint_dominated_epochs(rows: list[dict[str, float]], settings: DistillConfig) -> int:

@@ -9,9 +9,9 @@ from typing import Any
 
 from kdedge.export.onnx_export import MODEL_NAME, check_parity, export_student
 from kdedge.files import load_json
+from kdedge.inputs import InputSpec
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.models.load import STUDENT_DESCRIPTION, load_student
-from kdedge.preprocessing import resize_mode_of
 from kdedge.progress import log
 
 __all__ = ["run"]
@@ -28,12 +28,10 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         StageError: The exporter failed, or the exported model computes other logits.
     """
     module = load_student(inputs["distill"])
-    student = load_json(inputs["distill"] / STUDENT_DESCRIPTION, ("image_size", "classes"))
+    student = load_json(inputs["distill"] / STUDENT_DESCRIPTION, ("classes",))
     path = out_dir / MODEL_NAME
-    metrics = export_student(
-        module, student["image_size"], student["classes"], path,
-        opset=config.export.opset, resize_mode=resize_mode_of(student),
-    )  # fmt: skip
+    spec = InputSpec.from_record(student)
+    metrics = export_student(module, spec, student["classes"], path, opset=config.export.opset)
     metrics |= check_parity(module, path)
     log(
         f"export: {metrics['params']:,} parameters, {metrics['macs'] / 1e6:.1f} MMAC, "

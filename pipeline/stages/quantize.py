@@ -19,12 +19,12 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     """Quantize ``inputs["export"]/student.onnx``; see `kdedge.export.quantize.model.quantize_model`.
 
     Raises:
-        InputError: The model is damaged, was not exported by kdedge, or has other classes or another image size than
-            the data set.
+        InputError: The model is damaged, was not exported by kdedge, or has other classes or another input than the
+            data set.
         StageError: onnxruntime would run a part of every INT8 model in float.
     """
     path, dataset = inputs["export"] / "student.onnx", opened(config.data)
-    check_fits(open_model(path), dataset.class_names, dataset.image_size)
+    check_fits(open_model(path), dataset.class_names, dataset.spec)
     train, val = training_images(dataset, config.data)
     return quantize_model(
         path,

@@ -72,7 +72,8 @@ def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
     Raises:
         InputError: The file is missing, damaged or does not fit.
     """
-    check_start(config, len(opened(config.data).class_names))
+    dataset = opened(config.data)
+    check_start(config, len(dataset.class_names), dataset.spec)
 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     settings = config.teacher
     device = prepare(config.runtime)
     dataset = open_dataset(config.data)
-    start = start_teacher(settings, len(dataset.class_names), dataset.image_size, config.runtime.device)
+    start = start_teacher(settings, len(dataset.class_names), dataset.spec, config.runtime.device)
     teacher, stem, origin = start.teacher, start.stem, _Origin(start.origin, start.new_head)
     _log_start(start, settings.arch)
     train, val = training_images(dataset, config.data)
@@ -132,6 +133,8 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     classes = list(dataset.class_names)
     description = {"arch": settings.arch, "stem": stem, "num_classes": len(classes), "classes": classes}
     description |= {"weights": origin.weights, "image_size": teacher.image_size}
+    if train.signal:
+        description["channels"] = len(dataset.spec.channels)
     write_json(out_dir / TEACHER_DESCRIPTION, description)
     reloaded = place(load_teacher(out_dir), device)
     right = _right(reloaded, val, config, device)
@@ -201,6 +204,6 @@ def _right(teacher: Teacher, split: Split, config: Config, device: torch.device)
     """Return whether the teacher predicts each image of a split correctly, ``[N] bool``."""
     teacher.eval()
     with autocast(config.runtime):
-        logits = predict_logits(teacher, split.images, device, teacher.image_size)
+        logits = predict_logits(teacher, split, device, teacher.image_size)
     right: npt.NDArray[np.bool_] = logits.argmax(1).numpy() == split.labels
     return right

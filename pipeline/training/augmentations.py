@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["augment", "blank_squares", "choose_augmentations"]
+__all__ = ["augment", "blank_squares", "choose_augmentations", "mixed_bits"]
 
 
 def choose_augmentations(
@@ -25,7 +25,7 @@ def choose_augmentations(
     Returns:
         int64 ``[N]``: (flipped * span + row) * span + column, where span is 2 * shift + 1; shifted, then flipped.
     """
-    bits = _hash(epoch, dataset_indices)
+    bits = mixed_bits(epoch, dataset_indices)
     span = 2 * shift + 1
     flipped = (bits & np.uint64(1)).astype(np.int64) if flip else np.zeros(len(dataset_indices), np.int64)
     rows, columns = ((bits >> np.uint64(by)) % np.uint64(span) for by in (8, 32))
@@ -74,7 +74,7 @@ def blank_squares(pixels: Tensor, numbers: NDArray[np.int64], *, epoch: int, sid
     if not side:
         return pixels
     size, device = pixels.shape[-1], pixels.device
-    bits = _hash(~epoch, numbers)  # independent of the flips and shifts, whose epochs are not negative
+    bits = mixed_bits(~epoch, numbers)  # independent of the flips and shifts, whose epochs are not negative
     line = torch.arange(size, device=device)
     inside = []
     for by in (8, 32):
@@ -85,7 +85,7 @@ def blank_squares(pixels: Tensor, numbers: NDArray[np.int64], *, epoch: int, sid
     return pixels.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
 
-def _hash(epoch: int, numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
+def mixed_bits(epoch: int, numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
     """Hash (epoch, number) to 64 well-mixed bits with SplitMix64 (Steele et al., OOPSLA 2014)."""
     start = np.uint64(epoch * 0xD1B54A32D192ED03 & (1 << 64) - 1)
     z = start + numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)

@@ -14,10 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdedge.dataset import Split
-from kdedge.machine import images_at_once
+from kdedge.inputs import InputSpec, inputs_at_once
 from kdedge.pipeline.training.augmentations import augment, choose_augmentations
+from kdedge.pipeline.training.signal_augmentations import (
+    augment_signals,
+    choose_signal_augmentations,
+    signal_augmentations,
+)
 
-__all__ = ["Batch", "Batches", "place", "predict_logits", "to_pixels", "top1_pct"]
+__all__ = ["Batch", "Batches", "place", "predict_logits", "to_network", "top1_pct"]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -27,16 +32,26 @@ def place(module: ModuleT, device: torch.device) -> ModuleT:
     return module.to(device).to(memory_format=torch.channels_last)
 
 
-def to_pixels(images: Tensor, device: torch.device) -> Tensor:
-    """Turn uint8 ``[N, S, S, 3]`` into float32 ``[N, 3, S, S]`` in 0..1, channels last in memory."""
-    return images.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+def to_network(inputs: Tensor, spec: InputSpec, device: torch.device) -> Tensor:
+    """Normalise inputs: float32 ``[N, C, H, W]``, channels last in memory.
+
+    Args:
+        inputs: uint8 ``[N, S, S, 3]``, which become 0..1, or float32 ``[N, L, C]``.
+        spec: Their specification.
+        device: Device of the result.
+    """
+    inputs = inputs.to(device, non_blocking=True)
+    if spec.kind == "image":
+        return inputs.permute(0, 3, 1, 2).float().div_(255)
+    mean, scale = (torch.tensor(values, device=device) for values in (spec.mean, spec.scale))
+    return ((inputs - mean) * scale).unsqueeze(1).permute(0, 3, 1, 2)
 
 
 class Batch(NamedTuple):
-    """A batch of augmented images.
+    """A batch of augmented, normalised images or windows.
 
     Attributes:
-        pixels: float32 ``[B, 3, S, S]`` in 0..1.
+        pixels: float32 ``[B, C, H, W]``.
         labels: int64 ``[B]``; of a mixed image, the class with the largest share.
         augmentations: int64 ``[B]``, number of each augmented image: dataset index * augmentations per image +
             augmentation.
@@ -62,7 +77,7 @@ class Batches:
         split: The training images and labels.
         batch_size: Images per batch; the rest of an epoch is left out (the order changes every epoch).
         seed: Seed of the run.
-        shift: Largest random shift in pixels.
+        shift: Largest random shift in pixels or samples.
         device: Device of the batches.
         flip: Whether half of the images are flipped.
         augment: A level of `kdedge.pipeline.training.options.AUGMENT_LEVELS`. Only ``light`` has shifts.
@@ -93,7 +108,9 @@ class Batches:
 
     @property
     def augmentations_per_image(self) -> int:
-        """Number of augmentations of an image: two flips of every shift."""
+        """Number of augmentations of an image: two flips of every shift; or of a window."""
+        if self.split.signal:
+            return signal_augmentations(self.shift)
         return 2 * (2 * self.shift + 1) ** 2
 
     def __len__(self) -> int:
@@ -102,28 +119,37 @@ class Batches:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of one epoch."""
-        images, labels = torch.from_numpy(self.split.images), torch.from_numpy(self.split.labels)
+        images, labels, spec = torch.from_numpy(self.split.images), torch.from_numpy(self.split.labels), self.split.spec
         order = np.random.default_rng([self.seed, epoch]).permutation(len(labels))
         for start in range(0, len(self) * self.size, self.size):
             indices = order[start : start + self.size]
             dataset_indices = self.split.dataset_indices[indices]
-            flip = self.flip and self.augment == "light"
-            chosen = choose_augmentations(dataset_indices, epoch=epoch, shift=self.shift, flip=flip)
             taken = images[indices]
             if self.device.type == "cuda":
                 taken = taken.pin_memory().to(self.device, non_blocking=True)  # pinned: an asynchronous copy
-            numbers = dataset_indices * self.augmentations_per_image + chosen
-            taken, known = augment(taken, chosen, shift=self.shift), labels[indices].to(self.device)
-            if self.numbered:
-                yield Batch(to_pixels(taken, self.device), known, numbers)
+            if spec.kind == "signal":
+                chosen = choose_signal_augmentations(dataset_indices, epoch=epoch, shift=self.shift)
+                chosen = chosen if self.augment == "light" else np.zeros_like(chosen)
             else:
+                flip = self.flip and self.augment == "light"
+                chosen = choose_augmentations(dataset_indices, epoch=epoch, shift=self.shift, flip=flip)
+                taken = augment(taken, chosen, shift=self.shift)
+            numbers = dataset_indices * self.augmentations_per_image + chosen
+            known = labels[indices].to(self.device)
+            if not self.numbered:
                 yield self._transformed(taken, known, numbers, (self.seed, epoch, start))
+                continue
+            pixels = to_network(taken, spec, self.device)
+            if spec.kind == "signal":
+                pixels = augment_signals(pixels, chosen, shift=self.shift)
+            yield Batch(pixels, known, numbers)
 
     def _transformed(self, images: Tensor, labels: Tensor, numbers: NDArray[np.int64], key: tuple[int, ...]) -> Batch:
         """Return a batch of the levels ``standard`` and ``strong``."""
         from kdedge.pipeline.training.transforms import mix_images, transform_images  # importing them takes a second
 
-        pixels = to_pixels(transform_images(images, self.augment, flip=self.flip, key=key), self.device)
+        transformed = transform_images(images, self.augment, flip=self.flip, key=key)
+        pixels = to_network(transformed, self.split.spec, self.device)
         if self.augment != "strong":
             return Batch(pixels, labels, numbers)
         pixels, shares = mix_images(pixels, labels, classes=int(self.split.labels.max()) + 1, key=key)
@@ -136,19 +162,18 @@ def top1_pct(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def predict_logits(
-    model: Callable[[Tensor], Tensor], images: NDArray[np.uint8], device: torch.device, resized: int = 0
-) -> Tensor:
+def predict_logits(model: Callable[[Tensor], Tensor], split: Split, device: torch.device, resized: int = 0) -> Tensor:
     """Return the logits of a model in eval mode.
 
     Args:
-        model: Takes float32 ``[N, 3, S, S]`` in 0..1.
-        images: uint8 ``[N, S, S, 3]``.
+        model: Takes normalised float32 ``[N, C, H, W]``.
+        split: Images or windows.
         device: Device of the model.
         resized: Side length in pixels to which the model resizes the images (0: it does not).
 
     Returns:
         float32 ``[N, C]`` on the CPU.
     """
-    parts = torch.split(torch.from_numpy(images), images_at_once(max(images.shape[1], resized), 250, 64))
-    return torch.cat([model(to_pixels(part, device)).float().cpu() for part in parts])
+    spec = split.spec
+    parts = torch.split(torch.from_numpy(split.images), inputs_at_once(spec.resized(resized), 250, 64))
+    return torch.cat([model(to_network(part, spec, device)).float().cpu() for part in parts])

@@ -8,9 +8,11 @@ ends earlier if its images are learned earlier (`kdedge.pipeline.training.epoch_
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import TypeVar
 
 from kdedge.dataset import Split
+from kdedge.errors import InputError
 from kdedge.pipeline.data.mirroring import mirrored_keep_class
 from kdedge.pipeline.distill.options import DistillConfig
 from kdedge.pipeline.training.options import TeacherConfig
@@ -33,7 +35,7 @@ def epochs(images: int, at_reference: int) -> int:
     return max(1, round(at_reference * math.cbrt(_REFERENCE_IMAGES / images)))
 
 
-def batch_size(images: int, image_size: int) -> int:
+def batch_size(images: int, shape: Sequence[int]) -> int:
     """Return the images per step, a power of two.
 
     It is 128, for fewer than 6,400 images less, at least 32. Large images are limited by their memory: 2 million pixels
@@ -41,10 +43,10 @@ def batch_size(images: int, image_size: int) -> int:
 
     Args:
         images: Number of training images.
-        image_size: Their side length in pixels.
+        shape: Shape of one, channels last.
     """
     wanted = max(_LEAST_BATCH_SIZE, min(_BATCH_SIZE, images // _STEPS_PER_EPOCH))
-    fitting = max(1, min(wanted, _PIXELS_PER_BATCH // image_size**2))
+    fitting = max(1, min(wanted, _PIXELS_PER_BATCH // math.prod(shape[:-1])))
     return 1 << (fitting.bit_length() - 1)
 
 
@@ -59,8 +61,15 @@ def fit_to_images(settings: SettingsT, train: Split, title: str, loaded: bool, r
         resized: Side length in pixels to which the network resizes the images (0: it does not).
     """
     images = len(train)
-    size = min(settings.batch_size or batch_size(images, resized or train.images.shape[1]), images)
-    flip = settings.augment != "none" and (mirrored_keep_class(train) if settings.flip is None else settings.flip)
+    shape = (resized, resized, 3) if resized else train.spec.shape
+    size = min(settings.batch_size or batch_size(images, shape), images)
+    if train.signal and (settings.flip or settings.augment not in ("none", "light")):
+        raise InputError(
+            f"{title}: windows of a signal are never mirrored, and have only the augmentations none and light",
+            "leave out --flip, --augment and their forms for the teacher",
+        )
+    flip = settings.augment != "none" and not train.signal
+    flip = flip and (mirrored_keep_class(train) if settings.flip is None else settings.flip)
     settings = dataclasses.replace(
         settings,
         epochs=epochs(images, _EPOCHS[type(settings)]) if settings.epochs < 0 else settings.epochs,
@@ -68,8 +77,10 @@ def fit_to_images(settings: SettingsT, train: Split, title: str, loaded: bool, r
         lr=settings.peak_lr(size, loaded=loaded),
         flip=flip,
     )
+    what = "windows" if train.signal else "images"
+    mirrored = "" if train.signal else f", images are {'' if flip else 'not '}mirrored"
     log(
-        f"{title}: {settings.epochs} epochs of {images // size} steps with {size} images, peak rate {settings.lr:.4g}, "
-        f"{settings.augment} augmentation, images are {'' if flip else 'not '}mirrored"
+        f"{title}: {settings.epochs} epochs of {images // size} steps with {size} {what}, peak rate {settings.lr:.4g}, "
+        f"{settings.augment} augmentation{mirrored}"
     )
     return settings

@@ -14,6 +14,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from kdedge.benchmarks.session import open_model
 from kdedge.dataset import Split
+from kdedge.inputs import InputSpec, image_input
 
 SIZE = 16
 CLASSES = ("cat", "dog | wolf", "<b>frog</b>", "ship")
@@ -104,7 +105,7 @@ class CountingDataset:
 
     split: Split
     class_names: tuple[str, ...] = CLASSES
-    image_size: int = SIZE
+    spec: InputSpec = field(default_factory=lambda: image_input(SIZE))
     name: str = "made-up"
     reads: list[str] = field(default_factory=list)
 

@@ -17,15 +17,16 @@ from kdedge.benchmarks.interval import wilson_interval_pct
 from kdedge.benchmarks.providers import int8_proof
 from kdedge.benchmarks.session import CUDA, Model, check_fits, open_model
 from kdedge.errors import InputError, StageError
+from kdedge.inputs import image_input
 
 
 def test_a_good_model_tells_its_format(models: dict[str, Path], dataset: Any) -> None:
     model = open_model(models["fp32"], threads=2)
-    assert (model.image_size, model.classes, model.threads) == (16, 4, 2)
+    assert (model.spec.size, model.classes, model.threads) == (16, 4, 2)
     assert model.class_names == dataset.class_names
     assert model.load_ms > 0
     assert model.session.get_session_options().get_session_config_entry("session.intra_op.allow_spinning") == "0"
-    check_fits(model, dataset.class_names, 16)
+    check_fits(model, dataset.class_names, image_input(16))
 
 
 @pytest.mark.parametrize("kept", [0, 100, 0.5])
@@ -93,11 +94,11 @@ def test_wrong_signatures(tmp_path: Path, shape: list[Any], kind: int, message: 
 def test_models_of_another_data_set(models: dict[str, Path], dataset: Any) -> None:
     model = open_model(models["fp32"])
     with pytest.raises(InputError, match="has 4 classes, the data set has 10"):
-        check_fits(model, [str(index) for index in range(10)], 16)
+        check_fits(model, [str(index) for index in range(10)], image_input(16))
     with pytest.raises(InputError, match="calls class 0 'cat', the data set 'plane'"):
-        check_fits(model, ("plane", *dataset.class_names[1:]), 16)
-    with pytest.raises(InputError, match="takes images of 16x16 pixels, the data set has 32x32"):
-        check_fits(model, dataset.class_names, 32)
+        check_fits(model, ("plane", *dataset.class_names[1:]), image_input(16))
+    with pytest.raises(InputError, match="takes images of 16x16 pixels, the data set has images of 32x32"):
+        check_fits(model, dataset.class_names, image_input(32))
 
 
 def test_class_names_are_optional_but_must_be_readable(fp32_writer: Callable[..., Path], tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_missing_provider(models: dict[str, Path]) -> None:
 
 
 def test_large_images_go_in_smaller_batches(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    model, sizes = replace(open_model(models["int8"]), image_size=224), []
+    model, sizes = replace(open_model(models["int8"]), spec=image_input(224)), []
     monkeypatch.setattr(Model, "logits", lambda self, batch: sizes.append(len(batch)) or np.zeros((len(batch), 4)))
     predict_logits(model, np.zeros((12, 224, 224, 3), np.uint8))
     assert sizes == [5, 5, 2]
@@ -128,7 +129,7 @@ def test_batches_do_not_change_the_answers(
     model = open_model(models["int8"])
     images = dataset.test().images[:50]
     whole = predict_logits(model, images)
-    monkeypatch.setattr(accuracy, "images_at_once", lambda *_: 7)
+    monkeypatch.setattr(accuracy, "inputs_at_once", lambda *_: 7)
     ragged = predict_logits(model, images)
     assert whole.shape == (50, 4)
     assert whole.dtype == np.float32

@@ -25,6 +25,7 @@ from kdedge.benchmarks.report import figures
 from kdedge.benchmarks.report.file import load_report
 from kdedge.benchmarks.report.pages import print_summary, render_html, render_markdown
 from kdedge.errors import InputError, StageError
+from kdedge.inputs import image_input
 
 # Schema 1 may gain keys, never lose one.
 CONTRACT: dict[str, set[str]] = {
@@ -90,7 +91,7 @@ class TestImages:
     __test__ = False
     name = "made-up"
     class_names = ("cat", "dog | wolf", "<b>frog</b>", "ship")
-    image_size = 16
+    spec = image_input(16)
 
     def __init__(self, images: Any, labels: Any) -> None:
         from kdedge.dataset import Split

@@ -12,6 +12,7 @@ import pytest
 from bundles import MANIFEST_OF_BENCHMARK, REPORT
 from shared import made_once
 
+from kdedge.inputs import image_input
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.build import build_config
 
@@ -31,7 +32,7 @@ class Split:
 class FakeDataset:
     """Coloured noise: each class has its own mean colour."""
 
-    name, class_names, image_size = "fake", CLASSES, SIZE
+    name, class_names, spec = "fake", CLASSES, image_input(SIZE)
 
     def train(self) -> Split:
         rng = np.random.default_rng(1)
@@ -111,7 +112,7 @@ def exported(student: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def make(folder: Path) -> None:
         folder.mkdir()
-        export_student(student, SIZE, CLASSES, folder / "student.onnx")
+        export_student(student, image_input(SIZE), CLASSES, folder / "student.onnx")
         write_manifest(folder, "export", {"distill/student.safetensors": "ab" * 32})
 
     return made_once(tmp_path_factory, "export", make)

@@ -16,16 +16,16 @@ from kdedge.benchmarks.session import open_model, read_resize_mode
 from kdedge.errors import InputError, StageError
 from kdedge.export import onnx_export
 from kdedge.export.graph import count_macs
+from kdedge.inputs import image_input
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.models import load
 from kdedge.pipeline.stages import export
-from kdedge.preprocessing import preprocessing
 
 
 @pytest.fixture
 def distilled(tmp_path: Path, tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A distill directory; `build_student` gives the tiny student."""
-    monkeypatch.setattr(load, "build_student", lambda name, classes, size: tiny(classes, size))
+    monkeypatch.setattr(load, "build_student", lambda name, classes, spec: tiny(classes, spec.size))
     save_file(tiny().state_dict(), tmp_path / "student.safetensors")
     info = {"arch": "tiny", "image_size": 16, "classes": ["ant", "bee", "cat", "dog"]}
     (tmp_path / "student.json").write_text(json.dumps(info))
@@ -45,7 +45,7 @@ def test_the_graph_keeps_its_promises(exported: Path) -> None:
     assert json.loads(props["kdedge.classes"]) == ["ant", "bee", "cat", "dog"]
     assert props["kdedge.image_size"] == "16"
     assert props["kdedge.pixels"] == "uint8 RGB NHWC, 0..255"
-    assert json.loads(props["kdedge.preprocessing"]) == preprocessing(16)
+    assert json.loads(props["kdedge.preprocessing"]) == image_input(16).as_json()
     names = ("classes", "image_size", "pixels", "preprocessing", "version")
     assert set(props) == {f"kdedge.{name}" for name in names}
 
@@ -77,7 +77,7 @@ def test_export_leaves_the_module_and_the_streams_alone(
     tiny: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     module = tiny(width=4).train()
-    metrics = onnx_export.export_student(module, 16, list("abcd"), tmp_path / "m.onnx", opset=20)
+    metrics = onnx_export.export_student(module, image_input(16), list("abcd"), tmp_path / "m.onnx", opset=20)
     assert module.training
     assert capfd.readouterr() == ("", "")
     assert metrics["params"] == sum(p.numel() for p in module.parameters())
@@ -94,7 +94,7 @@ def test_exporter_failure_is_one_error(tmp_path: Path, capfd: pytest.CaptureFixt
             return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
 
     with pytest.raises(StageError, match=r"torch\.onnx\.export failed"):
-        onnx_export.export_student(Branching(), 16, ["a", "b"], tmp_path / "m.onnx")
+        onnx_export.export_student(Branching(), image_input(16), ["a", "b"], tmp_path / "m.onnx")
     assert not (tmp_path / "m.onnx").exists()
 
 
@@ -157,5 +157,5 @@ def test_weights_of_another_network(
 
 def test_export_is_reproducible(exported: Path, student: Any, tmp_path: Path) -> None:
     shutil.copy(exported / "student.onnx", tmp_path / "first.onnx")
-    onnx_export.export_student(student, 16, ["ant", "bee", "cat", "dog"], tmp_path / "second.onnx")
+    onnx_export.export_student(student, image_input(16), ["ant", "bee", "cat", "dog"], tmp_path / "second.onnx")
     assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()

@@ -21,6 +21,7 @@ from kdedge.export.quantize import model as quantize
 from kdedge.export.quantize.candidates import RULE, Candidate, Score, choose, formats, score
 from kdedge.export.quantize.proof import integer_proof, why_not_integer
 from kdedge.export.quantize.quantizer import Quantizer
+from kdedge.inputs import image_input
 from kdedge.manifest import load_manifest
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.build import build_config
@@ -329,7 +330,7 @@ def test_foreign_model(tmp_path: Path) -> None:
 def test_a_model_without_the_input_adapter(tmp_path: Path) -> None:
     cast = helper.make_node("Cast", ["pixels"], ["logits"], to=TensorProto.FLOAT)
     with pytest.raises(InputError, match=r"begins with \['Cast'\]"):
-        cut_input_adapter(tiny_graph("pixels", [cast], {"kdedge.classes": "[]"}))
+        cut_input_adapter(tiny_graph("pixels", [cast], {"kdedge.classes": "[]"}), image_input(16))
 
 
 def test_the_pixel_front_needs_the_exact_scale(quantizer: Quantizer) -> None:
@@ -339,4 +340,4 @@ def test_the_pixel_front_needs_the_exact_scale(quantizer: Quantizer) -> None:
         [numpy_helper.from_array(np.float32(0.004), "s"), numpy_helper.from_array(np.uint8(0), "z")]
     )
     with pytest.raises(ValueError, match="expected 1/255 and 0 uint8"):
-        add_input_adapter(model)
+        add_input_adapter(model, image_input(16))

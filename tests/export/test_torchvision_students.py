@@ -21,6 +21,7 @@ from kdedge.export.quantize.proof import integer_proof, why_not_integer
 from kdedge.export.quantize.quantizer import Quantizer
 from kdedge.export.quantize.repair import repair
 from kdedge.export.quantize.search import Validation
+from kdedge.inputs import image_input
 from kdedge.pipeline.models.student import build_student
 
 pytestmark = pytest.mark.slow
@@ -60,7 +61,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    student = build_student(request.param, len(CLASSES), SIZE)
+    student = build_student(request.param, len(CLASSES), image_input(SIZE))
     for module in student.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None
@@ -69,7 +70,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     with torch.no_grad():
         student(torch.from_numpy(images(64, 0)).permute(0, 3, 1, 2).float() / 255)
     path = tmp_path_factory.mktemp(request.param) / "student.onnx"
-    facts = export_student(student.eval(), SIZE, CLASSES, path)
+    facts = export_student(student.eval(), image_input(SIZE), CLASSES, path)
     assert facts["conv_nodes"] == CONVOLUTIONS[request.param]
     check_parity(student, path)
     torch.set_num_threads(threads)

@@ -15,7 +15,7 @@ from kdedge.pipeline.models.student import Student
 from kdedge.pipeline.models.teacher import Teacher
 from kdedge.pipeline.stages import distill, teacher
 from kdedge.pipeline.training import transforms
-from kdedge.pipeline.training.batches import Batches, to_pixels
+from kdedge.pipeline.training.batches import Batches, to_network
 from kdedge.pipeline.training.length import fit_to_images
 from kdedge.pipeline.training.options import AUGMENT_LEVELS
 
@@ -60,7 +60,10 @@ def test_other_epochs_and_groups_have_other_draws(level):
 def test_no_augmentation_is_the_image_and_light_is_as_before():
     images = batches("none")
     order = np.random.default_rng([0, 0]).permutation(32)
-    assert torch.equal(pixels_of(images), to_pixels(torch.from_numpy(images.split.images[order]), CPU))
+    plain = to_network(torch.from_numpy(images.split.images[order]), images.split.spec, CPU)
+    assert torch.equal(pixels_of(images), plain)
+        pixels_of(images), to_network(torch.from_numpy(images.split.images[order]), images.split.spec, CPU)
+    )
     assert torch.equal(pixels_of(batches("none", shift=0)), pixels_of(batches("light", shift=0, flip=False)))
     assert not torch.equal(pixels_of(batches("light")), pixels_of(images))
 

@@ -13,7 +13,8 @@ import torch
 
 from kdedge import machine
 from kdedge.errors import InputError
-from kdedge.machine import cpu_info, cpu_quota, images_at_once, linux_cpu, usable_cores
+from kdedge.inputs import inputs_at_once
+from kdedge.machine import cpu_info, cpu_quota, linux_cpu, usable_cores
 from kdedge.pipeline.training.device import prepare, resolve
 from kdedge.pipeline.training.options import RuntimeConfig
 
@@ -94,8 +95,16 @@ def test_fp32_on_a_gpu_is_not_rounded_to_tf32(monkeypatch, precision, tf32):
 
 
 def test_fewer_large_images_take_the_memory_of_many_small_ones():
-    assert [images_at_once(size, 250, 64) for size in (16, 32, 64, 128, 224, 512)] == [250, 250, 250, 62, 20, 3]
-    assert [images_at_once(size, 64, 32) for size in (16, 32, 64, 224, 512)] == [64, 64, 16, 1, 1]
+    sizes = (16, 32, 64, 128, 224, 512)
+    assert [inputs_at_once((size, size, 3), 250, 64) for size in sizes] == [
+        250,
+        250,
+        250,
+        62,
+        20,
+        3,
+    ]
+    assert [inputs_at_once((size, size, 3), 64, 32) for size in (16, 32, 64, 224, 512)] == [64, 64, 16, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from kdedge.inputs import image_input
 from kdedge.pipeline.distill.beta import BetaSchedule, KdSchedule, hint_share, kd_share, skill
 from kdedge.pipeline.distill.blocks import (
     TeacherBlock,
@@ -282,7 +283,7 @@ def test_other_classifiers_offer_their_feature_stages_or_nothing():
 
 
 def test_adapters_map_student_maps_to_teacher_maps_and_stay_out_of_the_student():
-    student = build_student("lite-xs", 3, 16)
+    student = build_student("lite-xs", 3, image_input(16))
     before = set(student.state_dict())
     pairs = (HintPair("t", 1, 20, 32),)
     adapters = HintAdapters(pairs, normalised=True)
@@ -324,7 +325,7 @@ def test_similarity_of_a_linear_image_of_the_teacher_is_perfect_and_of_noise_is_
 def test_hints_pair_a_resnet_teacher_with_a_mobilenet_student_and_train_it():
     torch.manual_seed(0)
     teacher = build_teacher("resnet18", 3, "cifar-pool").eval()
-    student = build_student("mobilenet_v2", 3, 16)
+    student = build_student("mobilenet_v2", 3, image_input(16))
     pixels = torch.rand(4, 3, 16, 16)
     shapes, student_shapes = probe_shapes(teacher, student.features, pixels)
     ends = stage_ends({name: TeacherBlock(1.0, side) for name, (_, side) in shapes.items()})

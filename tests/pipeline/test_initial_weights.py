@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from kdedge import download, progress
 from kdedge.errors import InputError, StageError
+from kdedge.inputs import image_input
 from kdedge.pipeline.cli import app
 from kdedge.pipeline.config.build import build_config
 from kdedge.pipeline.models import initial_weights
@@ -29,7 +30,7 @@ OTHER_FAMILIES = (
 
 
 def start(arch="resnet18", classes=3, size=16, device="cpu", **settings):
-    return start_teacher(TeacherConfig(arch=arch, **settings), classes, size, device)
+    return start_teacher(TeacherConfig(arch=arch, **settings), classes, image_input(size), device)
 
 
 @pytest.fixture
@@ -340,7 +341,9 @@ def test_what_is_not_loaded_is_named_and_without_epochs_refused(tmp_path, resnet
 
 def test_a_random_teacher_is_not_distilled_from(publish):
     def check(**settings):
-        check_start(build_config({"teacher": {"epochs": 0, **settings}, "distill": {"method": method}}), 3)
+        check_start(
+            build_config({"teacher": {"epochs": 0, **settings}, "distill": {"method": method}}), 3, image_input(32)
+        )
 
     method = "kd"
     with pytest.raises(InputError, match="--teacher-epochs 0 with --teacher-weights none leaves the teacher random"):

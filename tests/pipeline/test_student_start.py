@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from kdedge.inputs import image_input
 from kdedge.pipeline.distill.optimizer import build_optimizer, set_learning_rate
 from kdedge.pipeline.distill.options import DistillConfig
 from kdedge.pipeline.models import initial
@@ -60,7 +61,7 @@ def test_directions_in_which_images_do_not_vary_are_not_whitened(kind):
         responses = functional.conv2d(pixels, filters.double())
         assert responses.transpose(0, 1).flatten(1).std(1).max() < 1.1
         assert (filters.flatten(1).norm(dim=1) / filters.flatten(1).norm(dim=1).min()).max() < 60
-    initialise(build_student("lite-xs", 4, 16), images)
+    initialise(build_student("lite-xs", 4, image_input(16)), images)
 
 
 def test_patches_of_large_images_are_thinned_and_images_are_spread_over_all():
@@ -76,8 +77,8 @@ def test_patches_of_large_images_are_thinned_and_images_are_spread_over_all():
         patch.setattr(initial, "whitening_filters", spy)
         patch.setattr(initial, "_IMAGES", 4)
         patch.setattr(initial, "_CHUNK", 3)
-        initialise(build_student("lite-xs", 4, 96), images)
-        initialise(build_student("lite-xs", 4, 96), images[:7])
+        initialise(build_student("lite-xs", 4, image_input(96)), images)
+        initialise(build_student("lite-xs", 4, image_input(96)), images[:7])
     np.testing.assert_array_equal(seen[0], images[::3])
     np.testing.assert_array_equal(seen[1], images[:7:2])
     pixels = torch.from_numpy(images[::3]).permute(0, 3, 1, 2).double() / 255
@@ -88,7 +89,7 @@ def test_patches_of_large_images_are_thinned_and_images_are_spread_over_all():
 
 def test_a_student_starts_with_pairs_of_filters_and_with_identities():
     torch.manual_seed(0)
-    student = build_student("lite-xs", 4, 16)
+    student = build_student("lite-xs", 4, image_input(16))
     before = [block.conv.weight.detach().clone() for block in student.blocks]
     images = correlated_images()
     initialise(student, images)
@@ -109,7 +110,7 @@ def test_a_student_of_images_without_color_starts_at_random(kind):
         images = images[..., :1].repeat(3, axis=3)
     if kind == "tinted":
         images = (images * np.array([1, 0.9, 0.8])).astype(np.uint8)
-    student = build_student("lite-xs", 4, 16)
+    student = build_student("lite-xs", 4, image_input(16))
     before = [block.conv.weight.detach().clone() for block in student.blocks]
     initialise(student, images)
     same = [torch.equal(block.conv.weight, old) for block, old in zip(student.blocks, before, strict=True)]
@@ -125,7 +126,10 @@ def test_an_odd_number_of_filters_leaves_the_rest_random():
 
 
 def test_batch_norm_biases_learn_faster_and_decay_as_fast_as_the_others():
-    student, adapters = build_student("lite-xs", 4, 16), nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
+    student, adapters = (
+        build_student("lite-xs", 4, image_input(16)),
+        nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)),
+    )
     settings = dataclasses.replace(DistillConfig(), norm_bias_lr=8.0, weight_decay=0.4)
     for name in ("sgd", "adam"):
         optimizer = build_optimizer(dataclasses.replace(settings, optimizer=name), student, adapters)
@@ -140,7 +144,7 @@ def test_batch_norm_biases_learn_faster_and_decay_as_fast_as_the_others():
 
 def test_residual_blocks_of_torchvision_keep_their_weights():
     torch.manual_seed(0)
-    student = build_student("mobilenet_v2", 4, 32)
+    student = build_student("mobilenet_v2", 4, image_input(32))
     before = [parameter.detach().clone() for parameter in student.parameters()]
     initialise(student, correlated_images(size=32))
     changed = [

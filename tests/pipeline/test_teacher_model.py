@@ -3,10 +3,11 @@ import torch
 from safetensors.torch import save_file
 
 from kdedge.errors import InputError
+from kdedge.inputs import image_input
 from kdedge.pipeline.models.teacher import (
     FeatureTap,
     build_teacher,
-    check_image_size,
+    check_input,
     fold_batch_norms,
     hint_candidates,
 )
@@ -30,7 +31,7 @@ def test_folding_batch_norms_keeps_the_outputs_and_the_features(arch):
     if arch != "alexnet":
         teacher(torch.rand(8, 3, 64, 64))  # running statistics other than 0 and 1
     teacher.eval()
-    folded = fold_batch_norms(teacher, 64)
+    folded = fold_batch_norms(teacher, image_input(64))
     x = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(folded(x), teacher(x), rtol=1e-3, atol=1e-3)
@@ -56,7 +57,7 @@ def test_a_teacher_that_cannot_be_folded_is_used_as_it_is():
     teacher = build_teacher("resnet18", 3, "cifar-pool")
     teacher.backbone.layer1 = NormFirst()
     teacher.eval()
-    assert fold_batch_norms(teacher, 32) is teacher
+    assert fold_batch_norms(teacher, image_input(32)) is teacher
 
 
 @pytest.mark.parametrize(("stem", "side"), [("imagenet", 8), ("cifar", 32), ("cifar-pool", 16)])
@@ -122,9 +123,9 @@ def test_a_text_file_and_values_that_no_network_has_are_refused(tmp_path):
 
 def test_a_teacher_that_cannot_take_the_images_is_refused():
     teacher = build_teacher("vit_b_32", 3, "imagenet")
-    with pytest.raises(InputError, match="vit_b_32 cannot take images of 32 x 32 pixels"):
-        check_image_size(teacher, "vit_b_32", 32)
-    check_image_size(build_teacher("resnet18", 3, "cifar-pool"), "resnet18", 16)
+    with pytest.raises(InputError, match="vit_b_32 cannot take images of 32x32 pixels"):
+        check_input(teacher, "vit_b_32", image_input(32))
+    check_input(build_teacher("resnet18", 3, "cifar-pool"), "resnet18", image_input(16))
 
 
 def test_weights_of_another_class_count_are_refused(tmp_path):

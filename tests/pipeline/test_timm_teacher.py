@@ -14,6 +14,7 @@ timm = pytest.importorskip("timm")
 from huggingface_hub import constants  # noqa: E402
 
 from kdedge.errors import InputError, StageError  # noqa: E402
+from kdedge.inputs import image_input  # noqa: E402
 from kdedge.pipeline.models.initial_weights import start_teacher  # noqa: E402
 from kdedge.pipeline.models.load import load_teacher  # noqa: E402
 from kdedge.pipeline.models.teacher import (  # noqa: E402
@@ -30,7 +31,7 @@ NAME = "timm/test_efficientnet"
 
 
 def start(arch=NAME, classes=3, size=16, **settings):
-    return start_teacher(TeacherConfig(arch=arch, **settings), classes, size, "cpu")
+    return start_teacher(TeacherConfig(arch=arch, **settings), classes, image_input(size), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_hints_use_the_maps_of_feature_info():
 
 def test_transformers_have_no_maps_and_a_fixed_input():
     assert hint_candidates(build_teacher("timm/test_vit", 3, "imagenet")) == {}
-    with pytest.raises(InputError, match="timm/vit_tiny_patch16_224 cannot take images of 32 x 32 pixels") as caught:
+    with pytest.raises(InputError, match="timm/vit_tiny_patch16_224 cannot take images of 32x32 pixels") as caught:
         build_teacher("timm/vit_tiny_patch16_224", 3, "imagenet", 32)
     assert "--teacher-image-size" in caught.value.hint
 
@@ -89,7 +90,7 @@ def test_transformers_have_no_maps_and_a_fixed_input():
 def test_batch_norms_with_activations_are_folded():
     teacher = build_teacher(NAME, 3, "imagenet", 32).train()
     teacher(torch.rand(8, 3, 32, 32))
-    folded = fold_batch_norms(teacher.eval(), 16)
+    folded = fold_batch_norms(teacher.eval(), image_input(16))
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
     assert list(hint_candidates(folded)) == list(teacher.blocks)
 

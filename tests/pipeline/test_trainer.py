@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from kdedge.dataset import Split
+from kdedge.inputs import image_input
 from kdedge.pipeline.config.build import build_config
 from kdedge.pipeline.distill.hints import HintPair
 from kdedge.pipeline.distill.losses import kd_loss
@@ -34,7 +35,7 @@ def make(method="static", kd_share=1.0, **settings):
     rng = np.random.default_rng(0)
     split = Split(rng.integers(0, 256, (16, 16, 16, 3), dtype=np.uint8), np.arange(16) % 3)
     batches = Batches(split, 16, seed=0, shift=1, device=torch.device("cpu"))
-    teacher, student = build_teacher("resnet18", 3, "cifar-pool").eval(), build_student("lite-xs", 3, 16)
+    teacher, student = build_teacher("resnet18", 3, "cifar-pool").eval(), build_student("lite-xs", 3, image_input(16))
     pairs = PAIRS if method == "static" else ()
     chosen = tuple(pair.teacher_block for pair in pairs)
     nothing_kept = LogitsFile(Path("unused"), classes=3, augmentations=1)

@@ -6,9 +6,10 @@ from torch.nn import functional
 
 from kdedge.dataset import Split, split_train_val
 from kdedge.errors import DivergenceError, InputError
+from kdedge.inputs import image_input
 from kdedge.pipeline.training import checkpoint as training
 from kdedge.pipeline.training.batch_norms import refresh_batch_norms
-from kdedge.pipeline.training.batches import Batches, predict_logits, to_pixels
+from kdedge.pipeline.training.batches import Batches, predict_logits, to_network
 from kdedge.pipeline.training.epoch_loop import EpochLoop
 from kdedge.pipeline.training.schedule import learning_rate
 
@@ -39,7 +40,7 @@ def test_runs_of_other_seeds_and_sizes_see_the_same_view_of_an_image():
 
 
 def test_pixels_become_floats_in_0_to_1_channels_last():
-    out = to_pixels(torch.from_numpy(images(2)), CPU)
+    out = to_network(torch.from_numpy(images(2)), image_input(8), CPU)
     assert out.shape == (2, 3, 8, 8)
     assert out.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_allclose(out.numpy().transpose(0, 2, 3, 1) * 255, images(2), atol=1e-4)
@@ -66,7 +67,7 @@ def test_large_images_are_evaluated_in_smaller_batches_that_take_no_more_memory(
         return pixels.mean((2, 3))
 
     pixels = images(45, size=224)
-    logits = predict_logits(model, pixels, CPU)
+    logits = predict_logits(model, Split(pixels, np.zeros(45, np.int64)), CPU)
     assert sizes == [20, 20, 5]
     np.testing.assert_allclose(logits, pixels.mean((1, 2)) / 255, rtol=1e-4)
 

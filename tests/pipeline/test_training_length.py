@@ -13,14 +13,14 @@ from kdedge.pipeline.training.options import TeacherConfig
 def test_small_sets_get_more_epochs_in_smaller_batches_and_cifar_10_the_numbers_that_were_measured():
     assert [epochs(images, 20) for images in (1_000, 5_000, 45_000, 1_000_000, 10**9)] == [71, 42, 20, 7, 1]
     sizes = {50: 32, 1_000: 32, 3_199: 32, 3_200: 64, 6_399: 64, 6_400: 128, 10**6: 128}
-    assert {images: batch_size(images, 32) for images in sizes} == sizes
+    assert {images: batch_size(images, (32, 32, 3)) for images in sizes} == sizes
 
 
 def test_a_batch_of_large_images_is_limited_by_its_pixels():
     sizes = {16: 128, 128: 128, 129: 64, 224: 32, 256: 32, 384: 8, 512: 8}
-    assert {size: batch_size(10**6, size) for size in sizes} == sizes
-    assert batch_size(22, 512) == 8
-    assert max(size**2 * batch_size(10**6, size) for size in range(16, 513)) <= 2**21
+    assert {size: batch_size(10**6, (size, size, 3)) for size in sizes} == sizes
+    assert batch_size(22, (512, 512, 3)) == 8
+    assert max(size**2 * batch_size(10**6, (size, size, 3)) for size in range(16, 513)) <= 2**21
 
 
 def strokes(count, *, mirrored):

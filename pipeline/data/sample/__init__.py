@@ -17,6 +17,7 @@ from PIL import Image
 from kdedge.dataset import Split, keep_used
 from kdedge.errors import InputError
 from kdedge.images import resize_images
+from kdedge.inputs import InputSpec, image_input
 from kdedge.pipeline.data.cifar10 import CLASS_NAMES
 
 __all__ = ["SHA256", "Sample", "from_sheet", "open_sample", "to_sheet"]
@@ -39,6 +40,11 @@ class Sample:
     train_size: int = 0
     name: str = "sample"
     class_names: tuple[str, ...] = CLASS_NAMES
+
+    @property
+    def spec(self) -> InputSpec:
+        """The input of models for these images."""
+        return image_input(self.image_size)
 
     def train(self) -> Split:
         """Decode the training sheet and return the images that are used, see `Dataset.train`."""
