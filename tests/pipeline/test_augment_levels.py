@@ -62,8 +62,6 @@ def test_no_augmentation_is_the_image_and_light_is_as_before():
     order = np.random.default_rng([0, 0]).permutation(32)
     plain = to_network(torch.from_numpy(images.split.images[order]), images.split.spec, CPU)
     assert torch.equal(pixels_of(images), plain)
-        pixels_of(images), to_network(torch.from_numpy(images.split.images[order]), images.split.spec, CPU)
-    )
     assert torch.equal(pixels_of(batches("none", shift=0)), pixels_of(batches("light", shift=0, flip=False)))
     assert not torch.equal(pixels_of(batches("light")), pixels_of(images))
 
