@@ -11,6 +11,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
+from kdedge.benchmarks.grouped import FEWEST_GROUPS, sampling_of
 from kdedge.benchmarks.host import host_record
 from kdedge.benchmarks.measure import run_benchmark
 from kdedge.benchmarks.report.compare import check_comparable, load_others
@@ -21,11 +24,13 @@ from kdedge.files import load_json
 from kdedge.manifest import load_manifest
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.shareable import as_flags, cuts_paths
+from kdedge.pipeline.data.items import groups_of
 from kdedge.pipeline.data.sources import data_sha256, opened
 from kdedge.pipeline.data.user_images import UserImages
 from kdedge.pipeline.stages.benchmark_setup import check_measurable, emulation
 from kdedge.pipeline.stages.registry import STAGES
 from kdedge.pipeline.training.log import read_log
+from kdedge.progress import warn_once
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +44,7 @@ def check(config: Config, run_dir: Path) -> None:
 
 
 def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
-    """Warn of duplicates among the test images; refuse reports that cannot be compared with that of this run.
+    """Warn of duplicates and too few groups among the test images; refuse reports that cannot be compared with this run's.
 
     Raises:
         InputError: A report of ``--compare-with`` is missing, of this run, of another host or of other test images.
@@ -47,6 +52,7 @@ def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
     dataset = opened(config.data)
     if isinstance(dataset, UserImages):
         dataset.warn_duplicates()  # the hashes of all files are known
+        _warn_few_groups(dataset)
     if config.benchmark.compare_with:
         _check_others(config, run_dir)
 
@@ -112,6 +118,18 @@ def _made_with(config: Config, inputs: Mapping[str, Path]) -> bool:
     In a study, a student may have another seed than its teacher.
     """
     return all(load_manifest(folder)["config"] == STAGES[stage].fingerprint(config) for stage, folder in inputs.items())
+
+
+def _warn_few_groups(dataset: UserImages) -> None:
+    """Warn of test images from so few groups that no model can pass the gate."""
+    groups = groups_of(dataset.test_items)
+    right = np.ones(len(dataset.test_items), bool)
+    sampling = sampling_of(right, right, groups)
+    if sampling.too_few:
+        warn_once(
+            f"{dataset.root}: the test images are of {sampling.groups} groups, which count as "
+            f"{sampling.equal_groups:.1f} of equal size; the gate needs at least {FEWEST_GROUPS} to pass"
+        )
 
 
 def _check_others(config: Config, run_dir: Path) -> None:

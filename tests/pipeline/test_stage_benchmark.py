@@ -4,6 +4,7 @@ import dataclasses
 import types
 
 import pytest
+from image_folders import make_tree
 
 from kdedge.files import write_json
 from kdedge.pipeline import measure_bundle
@@ -114,3 +115,16 @@ def test_what_was_measured_where_a_bundle_was_made_is_not_said_of_this_host(fact
     assert facts_of_bundle("ab" * 32)["run"] == {
         "preset": "fast", "stage_commits": {"teacher": "c0ffee"}, "same_test_images": True,
     }  # fmt: skip
+
+
+def test_too_few_groups_are_found_before_training(tmp_path, capsys):
+    make_tree(tmp_path, {"a": 24, "b": 24})
+    files = [f"{label}/{index:03d}.png,{label}" for index in range(24) for label in "ab"]
+    for groups in (24, 6):
+        lines = [f"{file},g{index % groups}" for index, file in enumerate(files)]
+        (tmp_path / f"{groups}.csv").write_text("\n".join(["path,label,group", *lines]))
+        data = {"source": str(tmp_path / f"{groups}.csv"), "image_size": 16, "test_fraction": 0.4}
+        evaluate.check_data(build_config({"data": data}), tmp_path, ())
+        warned = " ".join(capsys.readouterr().err.split())
+        assert ("the gate needs at least 5 to pass" in warned) == (groups == 6)
+    assert "the test images are of 2 groups, which count as 2.0 of equal size" in warned
