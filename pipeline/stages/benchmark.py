@@ -44,7 +44,7 @@ def check(config: Config, run_dir: Path) -> None:
 
 
 def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
-    """Warn of duplicates and too few groups among the test images; refuse reports that cannot be compared with this run's.
+    """Warn of duplicates and too few groups among the test images; refuse reports that no comparison can use.
 
     Raises:
         InputError: A report of ``--compare-with`` is missing, of this run, of another host or of other test images.
