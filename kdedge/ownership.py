@@ -14,6 +14,7 @@ from kdedge.files import read_json
 
 __all__ = [
     "MANIFEST",
+    "SIGNATURE",
     "WANTED",
     "check_owned",
     "holds_nothing",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
+SIGNATURE = f"{MANIFEST}.sig"  # of a bundle, if it is signed
 # In a folder of unfinished work: the fingerprint of the work.
 WANTED = ".wanted.json"
 

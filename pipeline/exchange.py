@@ -11,6 +11,7 @@ from pathlib import Path
 from kdedge.files import read_json
 from kdedge.ownership import (
     MANIFEST,
+    SIGNATURE,
     WANTED,
     holds_nothing,
     is_partial,
@@ -64,7 +65,7 @@ def recover(target: Path) -> None:
 def discard(old: Path, new: Path) -> None:
     """Delete a result of a stage, except files of others, which move to another result of it."""
     if not old.is_symlink():
-        known = {MANIFEST, *read_json(old / MANIFEST)["outputs"]}
+        known = {MANIFEST, SIGNATURE, *read_json(old / MANIFEST)["outputs"]}
         for path in sorted(path for path in old.rglob("*") if not path.is_dir() or path.is_symlink()):
             name = path.relative_to(old)
             if name.as_posix() not in known:

@@ -6,6 +6,7 @@ from typing import Any
 FILES = {
     "student.int8.onnx", "student.onnx", "labels.txt", "preprocessing.json", "golden_inputs.npy",
     "golden_int8_logits.npy", "golden_fp32_logits.npy", "report.json", "MODEL_CARD.md", "predict.py",
+    "sbom.cdx.json",
 }  # fmt: skip
 
 REPORT = {

@@ -94,7 +94,7 @@ def test_another_command_names_what_exists(command):
         for listed in re.findall(r"\[([\w,]+)\]", " ".join(arguments)):
             assert set(listed.split(",")) <= extras.keys()
     else:
-        assert program in ("python3", "python", "scp", "npm", "pytest", "zensical", "cc"), program
+        assert program in ("python3", "python", "scp", "npm", "pytest", "zensical", "cc", "openssl"), program
 
 
 @pytest.mark.usefixtures("user_folder")

@@ -18,7 +18,8 @@ from kdedge.benchmarks.report.content import warnings
 from kdedge.benchmarks.report.details import starts_from
 from kdedge.benchmarks.session import check_fits, open_model, run_model
 from kdedge.errors import GateError
-from kdedge.export.bundle.contents import COPIED, GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS
+from kdedge.export.bundle.contents import COPIED, GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS, SBOM
+from kdedge.export.bundle.sbom import bill_of_materials
 from kdedge.files import load_json, write_atomic, write_json
 from kdedge.inputs import InputSpec
 from kdedge.manifest import load_manifest
@@ -83,6 +84,8 @@ def build_bundle(
     )
     history = _history(report, candidates, inputs)
     needs = lowest_runtime(out_dir / name for name in MODELS.values())
+    made_with = (load_manifest(directory).get("versions", {}) for directory in inputs.values())
+    write_json(out_dir / SBOM, bill_of_materials(out_dir, history, needs, made_with))
     card = _model_card(report, candidates, needs, classes, model.spec)
     write_atomic(out_dir / "MODEL_CARD.md", card.encode(errors="replace"))
     if not passed:

@@ -1,14 +1,15 @@
 """The files of a bundle."""
 
-__all__ = ["BUNDLE_FILES", "COPIED", "GOLDEN_INPUTS", "GOLDEN_LOGITS", "MODELS"]
+__all__ = ["BUNDLE_FILES", "COPIED", "GOLDEN_INPUTS", "GOLDEN_LOGITS", "MODELS", "SBOM"]
 
 MODELS = {"fp32": "student.onnx", "int8": "student.int8.onnx"}
 # The stage that each copied file comes from.
 COPIED = {MODELS["fp32"]: "export", MODELS["int8"]: "quantize", "report.json": "benchmark"}
 GOLDEN_INPUTS = "golden_inputs.npy"
 GOLDEN_LOGITS = {kind: f"golden_{kind}_logits.npy" for kind in MODELS}
+SBOM = "sbom.cdx.json"
 
-# Without the manifest.
+# Without the manifest, and without SBOM, which earlier versions did not write.
 BUNDLE_FILES = frozenset(
     {
         *COPIED,

@@ -2,11 +2,13 @@
 
     kdedge verify BUNDLE
     kdedge verify --sha256 HEX BUNDLE    # the SHA-256 that `kdedge bundle` printed: the manifest was not replaced
+    kdedge verify --key PUB BUNDLE       # the holder of this key signed the manifest
     kdedge verify BUNDLE --emulate haswell --emulate cortex-a72    # on the build machine, with qemu
 
 Requires only numpy and onnxruntime. Files are compared with the SHA-256 in ``manifest.json``, and the manifest with its
 own. Both models then run on the golden inputs, and their logits are compared with the golden logits. This detects
-accidents. It does not detect an attacker, who can alter the manifest too, unless its SHA-256 is known from elsewhere.
+accidents. It does not detect an attacker, who can alter the manifest too, unless its SHA-256 or the key that signed it
+is known from elsewhere.
 `emulate_bundle` runs the INT8 model on emulated CPUs.
 """
 
@@ -26,7 +28,7 @@ from kdedge.errors import InputError, StageError
 from kdedge.export.bundle.contents import BUNDLE_FILES, COPIED, GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS
 from kdedge.files import file_sha256, json_bytes, read_json
 from kdedge.manifest import MANIFEST_SCHEMA, SEAL, sealed
-from kdedge.ownership import MANIFEST
+from kdedge.ownership import MANIFEST, SIGNATURE
 from kdedge.progress import log, warn
 
 __all__ = ["TOLERANCE", "check_flips", "emulate_bundle", "read_manifest", "verify_bundle"]
@@ -34,8 +36,9 @@ __all__ = ["TOLERANCE", "check_flips", "emulate_bundle", "read_manifest", "verif
 # Relative to the largest absolute golden logit, for both models. CPUs sum FP32 in different orders (about 1e-6); the
 # portable INT8 format computes the same integers everywhere and scales only the logits in float.
 TOLERANCE = 1e-3
-# Files of file managers, and those that Python writes for `import predict`.
-_LEFT_BEHIND = re.compile(r"(?i:\.ds_store|thumbs\.db|desktop\.ini)|__pycache__/predict\.[\w.-]+\.pyc")
+# Files of file managers, and those that Python writes for `import predict`, and would execute.
+_LEFT_BEHIND = re.compile(r"(?i:\.ds_store|thumbs\.db|desktop\.ini)")
+_COMPILED = re.compile(r"__pycache__/predict\.[\w.-]+\.pyc")
 # The keys of a manifest before it had a seal.
 _UNSEALED = frozenset(
     {"schema", "stage", "config", "inputs", "outputs", "facts", "commit", "versions", "wall_s", "peak_rss_mb"}
@@ -44,22 +47,25 @@ _REPEATED = ("run", "teacher", "student", "gate")  # keys of report.json that ar
 _HINT = "do not use it: copy it again from its source, or build it again with `kdedge bundle`"
 
 
-def verify_bundle(path: Path, *, sha256: str = "") -> dict[str, Any]:
+def verify_bundle(path: Path, *, sha256: str = "", key: Path | None = None) -> dict[str, Any]:
     """Verify a bundle.
 
     Args:
         path: The bundle.
         sha256: The SHA-256 that its manifest must have, 64 hexadecimal digits; empty: any.
+        key: The public key that must have signed its manifest; None: any or none.
 
     Returns:
         ``bundle``, ``files`` and ``golden_images`` (counts), ``manifest_sha256`` (to compare with the sender's),
+        ``signed`` (whether it has a signature) and ``signed_by`` (fingerprint of ``key``; None: not checked),
         ``passed`` (whether the gate passed), and for ``fp32`` and ``int8`` the largest logit difference, absolute
         (``max_abs_diff``) and relative to the largest logit (``max_rel_diff``).
 
     Raises:
-        InputError: There is no bundle at ``path``, or ``sha256`` is not a SHA-256.
-        StageError: The manifest has another SHA-256, a file is altered, missing or extra, the labels do not fit the
-            models, the manifest contradicts the report, or a model returns other outputs; the message lists all.
+        InputError: There is no bundle at ``path``, ``sha256`` is not a SHA-256, or ``key`` is not a key.
+        StageError: The manifest has another SHA-256 or no signature of ``key``, a file is altered, missing or extra,
+            the labels do not fit the models, the manifest contradicts the report, or a model returns other outputs;
+            the message lists all.
     """
     if sha256 and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise InputError(
@@ -69,7 +75,12 @@ def verify_bundle(path: Path, *, sha256: str = "") -> dict[str, Any]:
     found = file_sha256(path / MANIFEST)
     if sha256 and found != sha256.lower():
         raise StageError(f"{path} is another bundle: {MANIFEST} has SHA-256 {found}, expected {sha256.lower()}", _HINT)
-    problems = _check_files(path, manifest["outputs"])
+    signed_by = None
+    if key:
+        from kdedge.export.bundle.signing import check_signature
+
+        signed_by = check_signature(path, key)
+    problems = _check_files(path, manifest["outputs"], compiled=not (sha256 or key))
     if problems:
         raise StageError(f"{path} was altered: {'; '.join(problems)}", _HINT)
     if SEAL not in manifest:
@@ -78,6 +89,8 @@ def verify_bundle(path: Path, *, sha256: str = "") -> dict[str, Any]:
         "bundle": str(path),
         "files": len(manifest["outputs"]),
         "manifest_sha256": found,
+        "signed": (path / SIGNATURE).exists(),
+        "signed_by": signed_by,
         "passed": manifest["facts"].get("passed") is True,
     }
     inputs = _load_array(path / GOLDEN_INPUTS)
@@ -197,11 +210,21 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _check_files(path: Path, expected: dict[str, str]) -> list[str]:
-    """Compare the files under ``path`` with the manifest; return the problems."""
-    present = {item.relative_to(path).as_posix() for item in path.rglob("*") if not _holds_more(item)} - {MANIFEST}
-    extra = present - expected.keys()
-    ignored = {name for name in extra if _LEFT_BEHIND.fullmatch(name) and (path / name).is_file()}
+def _check_files(path: Path, expected: dict[str, str], *, compiled: bool) -> list[str]:
+    """Compare the files under ``path`` with the manifest; return the problems.
+
+    Args:
+        path: The bundle.
+        expected: SHA-256 of the files in the manifest, by name.
+        compiled: Whether files that Python compiles may be there, which an attacker could have written.
+    """
+    present = {item.relative_to(path).as_posix() for item in path.rglob("*") if not _holds_more(item)}
+    extra = present - expected.keys() - {MANIFEST, SIGNATURE}
+    ignored = {
+        name
+        for name in extra
+        if (_LEFT_BEHIND.fullmatch(name) or (compiled and _COMPILED.fullmatch(name))) and (path / name).is_file()
+    }
     if ignored:
         log(f"ignored, left by a file manager or Python: {', '.join(sorted(ignored))}")
     problems = [f"{name} is missing from the manifest" for name in sorted(BUNDLE_FILES - expected.keys())]

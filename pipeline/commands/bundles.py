@@ -1,8 +1,9 @@
 """Commands on bundles, reports and the host: verify, predict, report, doctor, export-c."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,6 +49,10 @@ def verify(
             "--sha256", metavar="HEX", help="Expected SHA-256 of manifest.json, as printed when the bundle was built."
         ),
     ] = "",
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", metavar="PUB", help="Public Ed25519 key (PEM) that must have signed manifest.json."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Verify a bundle; a mismatch, here or on an emulated CPU, ends with exit code 1."""
@@ -58,7 +63,7 @@ def verify(
         raise InputError("--emulate-images, --data and --data-dir are for --emulate", "name a CPU: --emulate haswell")
     if (data or data_dir) and not emulate_images:
         raise InputError("--data and --data-dir are for --emulate-images", "set the number: --emulate-images 1000")
-    result = verify_bundle(bundle, sha256=sha256)
+    result = verify_bundle(bundle, sha256=sha256, key=key)
     if cpus:
         tests = None
         if emulate_images:
@@ -80,7 +85,19 @@ def verify(
     check_flips(result.get("emulated", ()), (bundle / "labels.txt").read_text(encoding="utf-8").splitlines())
     if not as_json:
         print(f"verified: {printable(str(bundle))}")
-        print(f"  {result['files']} files, manifest.json has SHA-256 {result['manifest_sha256']}")
+        print(f"  {result['files']} files unchanged since manifest.json was written; its SHA-256 is")
+        print(f"  {result['manifest_sha256']}")
+        print(f"  {_origin(result, expected=bool(sha256))}")
+
+
+def _origin(result: Mapping[str, Any], *, expected: bool) -> str:
+    """Return what is known about the origin of a verified bundle, and no more."""
+    if result["signed_by"]:
+        return f"signed by {result['signed_by']}"
+    if expected:
+        return "as expected with --sha256"
+    known = "it has a signature, which was not checked (--key)" if result["signed"] else "not signed"
+    return f"{known}; a change of files and manifest together would not be found"
 
 
 @app.command(help="Classify images with a bundle.")

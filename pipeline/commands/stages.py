@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +24,17 @@ _BUNDLE: Options = {
         None,
     ),
 } | JSON
+_SIGN: Options = {
+    "sign": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                "--sign", metavar="KEY", help="Private Ed25519 key (PEM) that signs manifest.json of the bundle."
+            ),
+        ],
+        None,
+    )
+}
 _DATA: Options = {
     "page_dir": (
         Annotated[
@@ -44,11 +55,12 @@ _BENCHMARK_SHORT = {f"benchmark__{name}": f"--{name}" for name in ("threads", "b
 
 
 @app.command(help="Run all stages, from the data set to the bundle.")
-@configured(tuple(SECTIONS), BEGINNING, first=_FIRST, continues=False)
-def run_all(config: Config, out: Path, **again: bool) -> None:
+@configured(tuple(SECTIONS), BEGINNING | _SIGN, first=_FIRST, continues=False)
+def run_all(config: Config, out: Path, sign: Path | None, **again: bool) -> None:
     """Run the pipeline and print the summary."""
     from kdedge.pipeline.stages.registry import STAGES
 
+    signer = _signer(sign)
     try:
         if not _run(tuple(STAGES), config, out, again):
             log(f"nothing to do: every stage of {out} is up to date (--force runs them again)")
@@ -56,6 +68,7 @@ def run_all(config: Config, out: Path, **again: bool) -> None:
         raise _without_reason(_print_report(out / "benchmark"), error) from None
     _print_report(out / "benchmark")
     made = out / "bundle"
+    signer(made)
     print(f"bundle: {made}\n  kdedge verify --sha256 {_manifest_sha256(made)} {made}\n  kdedge predict {made} IMAGE")
 
 
@@ -163,12 +176,24 @@ def benchmark(config: Config, out: Path, bundle: Path | None, as_json: bool, **a
 
 
 @app.command(help="Write the bundle, if the gate passed.", rich_help_panel=_STAGES)
-@configured(("data", "bundle"))
-def bundle(config: Config, out: Path, **again: bool) -> None:
+@configured(("data", "bundle"), STAGE | _SIGN)
+def bundle(config: Config, out: Path, sign: Path | None, **again: bool) -> None:
     """Run the bundle stage."""
+    signer = _signer(sign)
     _run(("bundle",), config, out, again)
+    signer(out / "bundle")
     print(out / "bundle")
     log(f"manifest.json has SHA-256 {_manifest_sha256(out / 'bundle')}: keep it for `kdedge verify --sha256`")
+
+
+def _signer(path: Path | None) -> Callable[[Path], None]:
+    """Read the key now, before any work; return a function that signs a bundle with it."""
+    if path is None:
+        return lambda bundle: None
+    from kdedge.export.bundle.signing import load_private_key, sign_bundle
+
+    key = load_private_key(path)
+    return lambda bundle: log(f"{bundle}: signed by {sign_bundle(bundle, key)}")
 
 
 def _manifest_sha256(stage_dir: Path) -> str:

@@ -104,6 +104,7 @@ STAGES = {
             run=_lazy("bundle.run"),
             fingerprint=of_sections("bundle", "all data", "seed"),
             data=_data("train"),
+            version=2,
         ),
     )
 }

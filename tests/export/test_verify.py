@@ -15,6 +15,7 @@ from bundles import FILES, gate
 from typer.testing import CliRunner
 
 from kdedge.errors import InputError, StageError
+from kdedge.export.bundle.contents import BUNDLE_FILES
 from kdedge.export.bundle.verify import read_manifest, verify_bundle
 from kdedge.files import file_sha256, write_json
 from kdedge.manifest import SEAL, sealed
@@ -117,7 +118,7 @@ def test_verify_finds_an_unreadable_manifest(make_bundle: Callable[..., Path], t
         verify_bundle(bundle)
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("name", sorted(BUNDLE_FILES))
 def test_verify_needs_every_file_in_the_manifest(make_bundle: Callable[..., Path], name: str) -> None:
     bundle = make_bundle()
     change_manifest(bundle, lambda outputs: outputs.pop(name))
