@@ -1,7 +1,7 @@
 """Coverage of the intervals for grouped test images, next to intervals that do not hold it.
 
 Each case draws sets of test images in groups with a fixed seed and compares the intervals of the loss with the true
-loss. It needs no data. Takes 4 minutes.
+loss. It needs no data. Takes 3 minutes of CPU time.
 
     python experiments/group_coverage.py
 
