@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-__all__ = ["STUDENTS", "LiteSpec", "TorchvisionSpec"]
+__all__ = ["STUDENTS", "LiteSpec", "ResidualSpec", "TorchvisionSpec"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,25 @@ class LiteSpec:
     widths: tuple[int, int, int, int, int]
     pool_after: tuple[int, ...]
     residual: tuple[int, ...]
+    note: str
+    signal: bool = False
+
+
+@dataclass(frozen=True)
+class ResidualSpec:
+    """A student of residual blocks in stages, of which each but the first halves the map.
+
+    Attributes:
+        widths: Output channels of the stages.
+        depths: Blocks of the stages.
+        layer: The form of a 3x3 convolution: ``full``, ``blueprint`` or ``depthwise``.
+        note: Its size at 32 pixels and 10 classes.
+        signal: Whether it is for windows of a signal: none is.
+    """
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    layer: str
     note: str
     signal: bool = False
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from kdedge.errors import InputError
 from kdedge.inputs import InputSpec
 from kdedge.pipeline.models.backbone import backbone_blocks, build_backbone
-from kdedge.pipeline.models.registry import STUDENTS, LiteSpec, TorchvisionSpec
+from kdedge.pipeline.models.registry import STUDENTS, LiteSpec, ResidualSpec, TorchvisionSpec
+from kdedge.pipeline.models.residual import residual_blocks
 
-__all__ = ["Block", "Student", "build_lite", "build_student"]
+__all__ = ["Block", "Student", "build_lite", "build_residual", "build_student"]
 
 _LARGE_IMAGE = 64  # pixels; from here on the first convolution halves the image
 _LONG_WINDOW = 256  # samples; from here on the first convolution halves the window
@@ -109,6 +110,8 @@ def build_student(name: str, num_classes: int, inputs: InputSpec) -> Student:
         raise InputError(f"--student {name} is not for {inputs.kind}s", f"use --student {' or '.join(fitting)}")
     if isinstance(spec, LiteSpec):
         return build_lite(spec, num_classes, inputs)
+    if isinstance(spec, ResidualSpec):
+        return build_residual(spec, num_classes, inputs.size)
     return _build_torchvision(spec, num_classes, inputs.size)
 
 
@@ -137,6 +140,23 @@ def build_lite(spec: LiteSpec, num_classes: int, inputs: InputSpec) -> Student:
         channels, size = width, -(-size // stride) // pool
     side = (1, size) if spec.signal else size
     return Student(nn.Identity(), blocks, side, nn.Linear(channels, num_classes))
+
+
+def build_residual(spec: ResidualSpec, num_classes: int, image_size: int) -> Student:
+    """Build a student of residual blocks; its stem halves large images as the first block of `build_lite` does.
+
+    Args:
+        spec: Widths, depths and form of the layers.
+        num_classes: Number of classes, at least 2.
+        image_size: Side length S of the square input in pixels, at least 16.
+    """
+    stride = 2 if image_size >= _LARGE_IMAGE else 1
+    pool = 2 if image_size >= 2 * _LARGE_IMAGE else 1
+    stem = Block(3, spec.widths[0], stride=stride, residual=False, pool=pool)
+    side = -(-image_size // stride) // pool
+    for _ in spec.widths[1:]:
+        side = -(-side // 2)
+    return Student(stem, residual_blocks(spec), side, nn.Linear(spec.widths[-1], num_classes))
 
 
 def _build_torchvision(spec: TorchvisionSpec, num_classes: int, image_size: int) -> Student:

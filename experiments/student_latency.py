@@ -1,0 +1,130 @@
+"""Measure the INT8 latency of student candidates with random weights, before any of them is trained.
+
+    python experiments/student_latency.py [--rounds 40] [NAME ...]
+
+Exports and quantizes every candidate as kdedge does (random weights: speed does not depend on their values), proves that
+onnxruntime runs all convolutions as integers, then times all candidates in turn, one thread, batch 1. The minimum over
+all calls is robust to other load on the machine, which only adds time; the median of the first half of all calls, in
+order of time, is beside it. Prints a Markdown table; the load of the machine is above it.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from kdedge.benchmarks.session import CPU, import_onnxruntime, session_options
+from kdedge.export.graph import count_macs, read_model
+from kdedge.export.onnx_export import export_student
+from kdedge.export.quantize.candidates import Candidate
+from kdedge.export.quantize.proof import integer_proof, why_not_integer
+from kdedge.export.quantize.quantizer import Quantizer
+from kdedge.pipeline.models.registry import STUDENTS, LiteSpec, ResidualSpec
+from kdedge.pipeline.models.student import Student, build_lite, build_residual, build_student
+
+SIZE, CLASSES = 32, tuple("0123456789")
+CALLS = 10  # of a model in a row, after one that warms the caches
+CANDIDATES: dict[str, LiteSpec | ResidualSpec] = {
+    **{
+        f"five {'-'.join(map(str, widths))} pool {pools}": LiteSpec(widths, pools, (), "")
+        for widths, pools in (
+            ((16, 32, 48, 80, 64), (1, 2, 3)),
+            ((32, 32, 48, 64, 64), (1, 2, 3)),
+            ((32, 48, 80, 128, 128), (1, 2, 3)),
+        )
+    },
+    **{
+        f"{layer} {'-'.join(map(str, widths))} x {'-'.join(map(str, depths))}": ResidualSpec(widths, depths, layer, "")
+        for layer, widths, depths in (
+            ("full", (16, 16, 32), (1, 2, 2)),
+            ("full", (16, 32, 48), (1, 1, 1)),
+            ("full", (16, 32, 64), (1, 1, 1)),
+            ("full", (16, 32, 64), (3, 3, 3)),
+            ("full", (16, 48, 80), (1, 2, 2)),
+            ("full", (16, 48, 96), (1, 2, 1)),
+            ("full", (32, 64, 128), (1, 1, 1)),
+            ("full", (32, 64, 128), (2, 2, 2)),
+            ("full", (32, 80, 160), (1, 2, 2)),
+            ("full", (32, 96, 192), (1, 1, 1)),
+            ("full", (16, 64, 128, 192), (1, 1, 1, 1)),
+            ("blueprint", (16, 32, 64), (6, 6, 6)),
+            ("blueprint", (32, 64, 128), (2, 2, 2)),
+            ("blueprint", (48, 96, 176), (1, 1, 1)),
+            ("blueprint", (64, 128, 256), (2, 2, 2)),
+            ("blueprint", (64, 128, 256), (4, 4, 4)),
+            ("depthwise", (32, 64, 128), (2, 2, 2)),
+            ("depthwise", (64, 128, 256), (2, 2, 2)),
+            ("depthwise", (64, 128, 256), (4, 4, 4)),
+        )
+    },
+}
+
+
+def build(name: str) -> Student:
+    """Return a candidate, or a registered student, with random weights."""
+    torch.manual_seed(0)
+    spec = CANDIDATES.get(name)
+    if spec is None:
+        return build_student(name, len(CLASSES), SIZE)
+    build_spec: Any = build_lite if isinstance(spec, LiteSpec) else build_residual
+    student: Student = build_spec(spec, len(CLASSES), SIZE)
+    return student
+
+
+def quantize(model: Student, images: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[bytes, float]:
+    """Return the INT8 model and its million multiply-accumulates."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_student(model.eval(), SIZE, CLASSES, path)
+        fp32 = read_model(path)
+    return Quantizer.from_model(fp32, images).build(Candidate()), count_macs(fp32) / 1e6
+
+
+def main() -> None:
+    """Parse the command line, build all candidates, time them in turn and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = [*STUDENTS, *CANDIDATES]
+    parser.add_argument("names", nargs="*", help="registered students and candidates (default: all)")
+    parser.add_argument("--rounds", type=int, default=40)
+    options = parser.parse_args()
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (64, SIZE, SIZE, 3), dtype=np.uint8)
+    rows: dict[str, tuple[int, float, str, Any]] = {}
+    for name in options.names or names:
+        model = build(name)
+        data, macs = quantize(model, images)
+        proof = integer_proof(data)
+        convs = sum(node.op_type == "Conv" for node in onnx.load_from_string(data).graph.node)
+        integer = f"{proof['integer_convs']} of {convs}" + (" *" if why_not_integer(proof) else "")
+        session = import_onnxruntime().InferenceSession(data, session_options(1), providers=[CPU])
+        rows[name] = sum(one.numel() for one in model.parameters()), macs, integer, session
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    before = os.getloadavg()[0]
+    for _ in range(options.rounds):
+        for name, (_, _, _, session) in rows.items():
+            feed = {session.get_inputs()[0].name: images[:1]}
+            session.run(None, feed)
+            for _ in range(CALLS):
+                start = time.perf_counter()
+                session.run(None, feed)
+                times[name].append(1000 * (time.perf_counter() - start))
+    print(f"load {before:.1f} to {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; * not all integer\n")
+    print("| candidate | params | MMAC | integer convs | INT8 ms, least | lower half, median | MMAC per ms |")
+    print("|---|---|---|---|---|---|---|")
+    for name, (params, macs, integer, _) in rows.items():
+        lower = np.quantile(times[name], 0.25)
+        least = min(times[name])
+        print(
+            f"| {name} | {params / 1e6:.3f} M | {macs:.1f} | {integer} | {least:.3f} | {lower:.3f} | {macs / least:.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
