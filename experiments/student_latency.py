@@ -2,10 +2,10 @@
 
     python experiments/student_latency.py [--rounds 40] [NAME ...]
 
-Exports and quantizes every candidate as kdedge does (random weights: speed does not depend on their values), proves that
-onnxruntime runs all convolutions as integers, then times all candidates in turn, one thread, batch 1. The minimum over
-all calls is robust to other load on the machine, which only adds time; the median of the first half of all calls, in
-order of time, is beside it. Prints a Markdown table; the load of the machine is above it.
+Exports and quantizes every candidate as kdedge does (speed does not depend on the values of weights), counts the
+convolutions that onnxruntime runs as integers, then times all candidates in turn, one thread, batch 1. The least time
+of all calls is robust to other load on the machine, which only adds time; the first quartile is given, too. Prints the
+load of the machine and a Markdown table.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from kdedge.export.onnx_export import export_student
 from kdedge.export.quantize.candidates import Candidate
 from kdedge.export.quantize.proof import integer_proof, why_not_integer
 from kdedge.export.quantize.quantizer import Quantizer
+from kdedge.inputs import image_input
 from kdedge.pipeline.models.registry import STUDENTS, LiteSpec, ResidualSpec
 from kdedge.pipeline.models.student import Student, build_lite, build_residual, build_student
 
@@ -71,17 +72,17 @@ def build(name: str) -> Student:
     torch.manual_seed(0)
     spec = CANDIDATES.get(name)
     if spec is None:
-        return build_student(name, len(CLASSES), SIZE)
-    build_spec: Any = build_lite if isinstance(spec, LiteSpec) else build_residual
-    student: Student = build_spec(spec, len(CLASSES), SIZE)
-    return student
+        return build_student(name, len(CLASSES), image_input(SIZE))
+    if isinstance(spec, ResidualSpec):
+        return build_residual(spec, len(CLASSES), SIZE)
+    return build_lite(spec, len(CLASSES), image_input(SIZE))
 
 
 def quantize(model: Student, images: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[bytes, float]:
     """Return the INT8 model and its million multiply-accumulates."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        export_student(model.eval(), SIZE, CLASSES, path)
+        export_student(model.eval(), image_input(SIZE), CLASSES, path)
         fp32 = read_model(path)
     return Quantizer.from_model(fp32, images).build(Candidate()), count_macs(fp32) / 1e6
 
@@ -89,7 +90,7 @@ def quantize(model: Student, images: np.ndarray[Any, np.dtype[np.uint8]]) -> tup
 def main() -> None:
     """Parse the command line, build all candidates, time them in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = [*STUDENTS, *CANDIDATES]
+    names = [*(name for name, spec in STUDENTS.items() if not spec.signal), *CANDIDATES]
     parser.add_argument("names", nargs="*", help="registered students and candidates (default: all)")
     parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args()
@@ -116,14 +117,12 @@ def main() -> None:
                 session.run(None, feed)
                 times[name].append(1000 * (time.perf_counter() - start))
     print(f"load {before:.1f} to {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; * not all integer\n")
-    print("| candidate | params | MMAC | integer convs | INT8 ms, least | lower half, median | MMAC per ms |")
+    print("| candidate | params | MMAC | integer convs | INT8 ms, least | first quartile | MMAC per ms |")
     print("|---|---|---|---|---|---|---|")
     for name, (params, macs, integer, _) in rows.items():
-        lower = np.quantile(times[name], 0.25)
-        least = min(times[name])
-        print(
-            f"| {name} | {params / 1e6:.3f} M | {macs:.1f} | {integer} | {least:.3f} | {lower:.3f} | {macs / least:.0f} |"
-        )
+        least, quartile = min(times[name]), np.quantile(times[name], 0.25)
+        row = (name, f"{params / 1e6:.3f} M", f"{macs:.1f}", integer, f"{least:.3f}", f"{quartile:.3f}")
+        print(f"| {' | '.join(row)} | {macs / least:.0f} |")
 
 
 if __name__ == "__main__":

@@ -82,6 +82,14 @@ class DistillConfig:
         True, "Recompute batch-norm statistics after each epoch, on training images.",
         flag="--refresh-norms",
     )  # fmt: skip
+    ema: float = option(
+        0.0,
+        "Decay per step of an exponential moving average of the student's weights, which is then the result (0 = none; "
+        "0.999 suits trainings of many thousand steps).",
+        flag="--ema",
+        least=0,
+        most=0.99999,
+    )
     temperature: float = option(4.0, "Softmax temperature T of the KD term.", flag="--temperature", least=0.1, most=100)
     alpha: float = option(1.0, "Weight of the KD term.", flag="--alpha", least=0, most=1000)
     beta: float = option(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.distill.beta import BETA_UNIT, BetaSchedule, KdSchedule
@@ -52,6 +53,7 @@ class Trainer:
         beta: The schedule of beta.
         kd: The end of the KD term.
         optimizer: Optimizer of student and adapters.
+        average: Moving average of the student's weights with ``--ema``, else None.
         shares: Share of each trained term in the gradient of the student's weights, in percent of the sum of norms,
             on the first batch of the epoch.
     """
@@ -85,9 +87,18 @@ class Trainer:
         self.kd = KdSchedule(drop=settings.adapt_to_teacher)
         self.kd.active = kd_share > 0
         self.optimizer = build_optimizer(settings, student, self.adapters)
+        self.average = None
+        if settings.ema:
+            mean = get_ema_multi_avg_fn(settings.ema)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(student, multi_avg_fn=mean)
         self.shares: dict[str, float] = {}
         self._shares_epoch = -1
         self._hint_scale = self._calibrate() if pairs else 0.0
+
+    @property
+    def result(self) -> Student:
+        """The student that is evaluated and kept: the moving average of the weights, or the trained student."""
+        return self.average.module if self.average else self._student  # type: ignore[return-value]
 
     def hint_weight(self, beta: float) -> float:
         """Return the factor of the hint loss: beta for raw hints, else beta / `BETA_UNIT` in calibrated units."""
@@ -116,6 +127,8 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
+        if self.average:
+            self.average.update_parameters(self._student)
         return {"loss": loss, **losses}
 
     def update_reliance(self, epoch: int, row: Mapping[str, float], teacher_top1_pct: float) -> None:
@@ -134,11 +147,14 @@ class Trainer:
             )
 
     def refresh_norms(self, epoch: int) -> None:
-        """Recompute the student's batch-norm statistics on the first batches of an epoch, with ``--refresh-norms``."""
-        if self._settings.refresh_norms:
+        """Recompute the result's batch-norm statistics on the first batches of an epoch, with ``--refresh-norms``.
+
+        Averaged weights have no statistics of their own, so they always get them.
+        """
+        if self._settings.refresh_norms or self.average:
             early = first_batches(self._batches, self._settings.scan_batches, epoch)
             with autocast(self._config.runtime):
-                refresh_batch_norms(self._student, [batch.pixels for batch in early])
+                refresh_batch_norms(self.result, [batch.pixels for batch in early])
 
     def _losses(self, student: Student, adapters: HintAdapters, batch: Batch, terms: _Terms) -> dict[str, Tensor]:
         """Return the losses of a batch, the teacher's terms where they are trained, and its correct predictions."""

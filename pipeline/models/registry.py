@@ -60,11 +60,14 @@ class TorchvisionSpec:
     signal: bool = False
 
 
-STUDENTS: dict[str, LiteSpec | TorchvisionSpec] = {
+STUDENTS: dict[str, LiteSpec | ResidualSpec | TorchvisionSpec] = {
     "lite": LiteSpec((32, 64, 128, 256, 384), (1, 2, 3), (), "1.28 M parameters, 72 MMAC"),
     "lite-l": LiteSpec((32, 112, 160, 256, 320), (1, 2, 3), (), "1.31 M parameters, 111 MMAC"),
     "lite-s": LiteSpec((24, 48, 80, 128, 160), (1, 2, 3), (), "0.32 M parameters, 29 MMAC"),
     "lite-xs": LiteSpec((16, 32, 48, 64, 80), (0, 1, 2), (), "0.09 M parameters, 4 MMAC"),
+    "res": ResidualSpec((32, 80, 144), (1, 2, 2), "full", "0.90 M parameters, 114 MMAC"),
+    "res-s": ResidualSpec((16, 48, 80), (2, 2, 2), "full", "0.29 M parameters, 41 MMAC"),
+    "res-xs": ResidualSpec((32, 64, 112), (2, 2, 2), "depthwise", "0.08 M parameters, 15 MMAC"),
     "mobilenet_v2": TorchvisionSpec("mobilenet_v2", "cifar", "2.24 M parameters, 88 MMAC"),
     "signal": LiteSpec((32, 64, 96, 128, 128), (0, 1, 2), (), "for signals, 0.19 M parameters, 4 MMAC", signal=True),
     "signal-s": LiteSpec((16, 32, 48, 64, 64), (0, 1, 2), (), "for signals, 0.05 M parameters, 1 MMAC", signal=True),

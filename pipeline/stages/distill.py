@@ -123,10 +123,12 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     trainer = Trainer(
         config, cached, student, pairs=pairs, chosen=chosen, batches=batches, hint_share=hints, kd_share=kd
     )
+    evaluator.student = trainer.result
     choice = None
     if method.dynamic:
-        every = settings.rechoose_epochs
-        choice = DynamicChoice(trainer.adapters, settings.hint_blocks, every=every, epochs=settings.epochs)
+        choice = DynamicChoice(
+            trainer.adapters, settings.hint_blocks, every=settings.rechoose_epochs, epochs=settings.epochs
+        )
 
     def finish_epoch(epoch: int) -> dict[str, float]:
         trainer.refresh_norms(epoch)
@@ -141,7 +143,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
 
     loop = EpochLoop(
         title=f"distill ({settings.method})",
-        model=student,
+        model=trainer.result,
         epochs=settings.epochs,
         batches=batches,
         val_labels=val.labels,
@@ -152,6 +154,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
             "beta": trainer.beta,
             "kd": trainer.kd,
             **({"choice": choice} if choice else {}),
+            **({"average": trainer.average} if trainer.average else {}),
         },
         step=trainer.step,
         finish_epoch=finish_epoch,
@@ -163,7 +166,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     )
     with closing(cache):
         rows, earlier_s = loop.run()
-    save_module(student, out_dir / STUDENT_WEIGHTS)
+    save_module(trainer.result, out_dir / STUDENT_WEIGHTS)
     description = _description(config, dataset.spec, classes)
     write_json(out_dir / STUDENT_DESCRIPTION, description)
     evaluator.student = place(load_student(out_dir), device)

@@ -17,7 +17,7 @@ from kdedge.pipeline.training.options import TeacherConfig
 __all__ = ["of_benchmark", "of_quantization", "of_sections", "of_training"]
 
 # Options that were added after published runs. At their default they are not recorded, so that those runs stay valid.
-_ADDED: dict[str, dict[str, Any]] = {"benchmark": {"metric": "top1"}}
+_ADDED: dict[str, dict[str, Any]] = {"benchmark": {"metric": "top1"}, "distill": {"ema": 0.0}}
 
 
 def of_sections(*sections: str) -> Callable[[Config], dict[str, Any]]:

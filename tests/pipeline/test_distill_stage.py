@@ -111,6 +111,45 @@ def test_dynamic_gives_the_same_weights_twice_and_after_an_interruption(distill,
     )
 
 
+def test_the_moving_average_of_the_weights_is_kept_and_resumed(distill, monkeypatch):
+    averages = []
+    honest = stage.StudentEvaluator.measure
+
+    def measure(evaluator):
+        averages.append({name: value.clone() for name, value in evaluator.student.state_dict().items()})
+        return honest(evaluator)
+
+    monkeypatch.setattr(stage.StudentEvaluator, "measure", measure)
+    settings = {"method": "selective", "student": "res-xs", "epochs": 3, "lr": 0.01}
+    whole, _ = distill("whole", ema=0.9, **settings)
+    assert whole != distill("plain", **settings)[0]
+    kept = load(whole)
+    assert all(torch.equal(kept[name], value) for name, value in averages[2].items()), "what was measured is kept"
+    monkeypatch.setattr(stage.StudentEvaluator, "measure", interrupted_at(2, honest))
+    with pytest.raises(KeyboardInterrupt):
+        distill("broken", ema=0.9, **settings)
+    monkeypatch.setattr(stage.StudentEvaluator, "measure", honest)
+    assert distill("broken", ema=0.9, **settings)[0] == whole
+
+
+def test_the_moving_average_follows_the_weights(distill, monkeypatch):
+    steps = []
+    honest = trainer.Trainer.step
+
+    def step(self, batch, epoch, rate):
+        before = {name: value.clone() for name, value in self.result.named_parameters()}
+        losses = honest(self, batch, epoch, rate)
+        steps.append(epoch)
+        if len(steps) > 1:  # the first step starts the average
+            for name, value in self.result.named_parameters():
+                torch.testing.assert_close(value, 0.75 * before[name] + 0.25 * self._student.get_parameter(name))
+        return losses
+
+    monkeypatch.setattr(trainer.Trainer, "step", step)
+    distill("average", method="kd", epochs=1, ema=0.75)
+    assert len(steps) == 6
+
+
 def test_an_interruption_after_a_halving_of_beta_changes_no_weight(distill, monkeypatch, tmp_path):
     honest, measured = stage.StudentEvaluator.measure, itertools.count()
 

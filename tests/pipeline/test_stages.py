@@ -106,6 +106,11 @@ def test_manifests_record_renamed_options_by_their_old_names():
     assert not {"hint_blocks", "adapt_to_teacher"} & recorded["distill"].keys()
 
 
+def test_options_of_later_versions_are_recorded_only_when_used():
+    recorded = [STAGES["distill"].fingerprint(build_config({"distill": {"ema": ema}})) for ema in (0.0, 0.999)]
+    assert [one["distill"].get("ema") for one in recorded] == [None, 0.999]
+
+
 @pytest.mark.parametrize(
     ("option", "value", "users"),
     [

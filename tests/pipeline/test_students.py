@@ -4,10 +4,14 @@ import pytest
 import torch
 
 from kdedge.inputs import image_input
-from kdedge.pipeline.models.registry import STUDENTS, LiteSpec
+from kdedge.pipeline.models.registry import STUDENTS, LiteSpec, ResidualSpec
+from kdedge.pipeline.models.residual import ResidualBlock
 from kdedge.pipeline.models.student import Block, build_student
 
 LITE = sorted(name for name, spec in STUDENTS.items() if isinstance(spec, LiteSpec) and not spec.signal)
+RESIDUAL = sorted(name for name, spec in STUDENTS.items() if isinstance(spec, ResidualSpec))
+BUDGETS = {"lite": (1.35e6, 120), "lite-l": (1.35e6, 120), "res": (1.35e6, 120), "res-s": (0.3e6, 45)}
+BUDGETS |= {"lite-xs": (0.1e6, 15), "res-xs": (0.1e6, 15)}
 
 
 @pytest.mark.parametrize("name", LITE)
@@ -17,6 +21,30 @@ def test_lite_students_have_five_convolutions_and_take_any_image_size(name, size
     assert sum(isinstance(module, torch.nn.Conv2d) for module in student.modules()) == 5
     with torch.no_grad():
         assert student(torch.rand(2, 3, size, size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+@pytest.mark.parametrize("size", [16, 33, 64, 224])
+def test_residual_students_take_any_image_size_and_halve_the_map_twice(name, size):
+    student = build_student(name, 7, image_input(size)).eval()
+    with torch.no_grad():
+        maps = student.features(torch.rand(2, 3, size, size))
+        assert student.classify(maps[-1]).shape == (2, 7)
+    first = {16: 16, 33: 33, 64: 32, 224: 56}[size]
+    assert list(dict.fromkeys(one.shape[-1] for one in maps)) == [first, -(-first // 2), -(-first // 4)]
+    assert all(width % 16 == 0 for width in STUDENTS[name].widths)
+
+
+@pytest.mark.parametrize("layer", ["full", "blueprint", "depthwise"])
+def test_a_residual_block_adds_its_input_or_a_projection_of_it(layer):
+    for block, name in (
+        (ResidualBlock(8, 8, stride=1, layer=layer), None),
+        (ResidualBlock(8, 16, stride=2, layer=layer), "shortcut"),
+    ):
+        torch.nn.init.zeros_(block.eval().second[-1].weight)  # only the shortcut is left
+        x = torch.rand(2, 8, 6, 6)
+        expected = block.get_submodule(name)(x).relu() if name else x
+        torch.testing.assert_close(block(x), expected)
 
 
 def macs(student):
@@ -36,15 +64,13 @@ def macs(student):
 
 
 def test_students_keep_to_their_budgets_and_their_notes_tell_it():
-    for name in LITE:
+    for name in LITE + RESIDUAL:
         student = build_student(name, 10, image_input(32))
         params, mmac = sum(p.numel() for p in student.parameters()), macs(student) / 1e6
         assert STUDENTS[name].note == f"{params / 1e6:.2f} M parameters, {mmac:.0f} MMAC"
-        if name in ("lite", "lite-l"):
-            assert 1.2e6 <= params <= 1.35e6
-            assert mmac <= 120
-        if name == "lite-xs":
-            assert params <= 0.1e6
+        most_params, most_mmac = BUDGETS.get(name, (params, mmac))
+        assert params <= most_params
+        assert mmac <= most_mmac
 
 
 def test_a_block_pools_before_it_rectifies_only_while_training_and_computes_the_same():

@@ -1,4 +1,4 @@
-"""MobileNetV2 and ResNet-18 as students: from the export to the repair steps, every convolution as integers."""
+"""Students with shortcuts, from the export to the repair steps: every convolution runs as integers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +27,17 @@ from kdedge.pipeline.models.student import build_student
 pytestmark = pytest.mark.slow
 SIZE = 16
 CLASSES = ("ant", "bee", "cat")
-CONVOLUTIONS = {"mobilenet_v2": 52, "resnet18": 20}
+CONVOLUTIONS = {"mobilenet_v2": 52, "res-s": 15, "res-xs": 27, "resnet18": 20}
 # A depthwise convolution, one that ends in an Add, the stem with its max-pool, and the linear layer.
 SOME_LAYERS = {
     "mobilenet_v2": ("blocks.2.conv.1.0", "blocks.3.conv.2", "classifier"),
+    "res-s": ("stem.conv", "blocks.0.second.0", "classifier"),
+    "res-xs": ("blocks.1.first.0", "blocks.1.second.1", "classifier"),
     "resnet18": ("stem.conv", "blocks.0.conv2", "classifier"),
 }
 # Signal to noise of the logits under onnxruntime 1.32: 9.6 and 23.4 dB in 7 bits without any repair.
-LEAST_SQNR_DB = {"mobilenet_v2": 8, "resnet18": 20}
-ADDS = {"mobilenet_v2": 10, "resnet18": 8}
+LEAST_SQNR_DB = {"mobilenet_v2": 8, "res-s": 20, "res-xs": 15, "resnet18": 20}
+ADDS = {"mobilenet_v2": 10, "res-s": 6, "res-xs": 6, "resnet18": 8}
 
 
 def images(count: int, seed: int) -> Any:
@@ -105,7 +107,9 @@ def test_the_search_finds_integers_throughout(exported: Exported, monkeypatch: p
 def test_what_stays_in_float_where_outputs_fan_out_is_named(exported: Exported) -> None:
     proof = integer_proof(exported.quantizer.build(Candidate("s8", "s8", calibration_images=64)))
     assert 0 < proof["integer_convs"] < CONVOLUTIONS[exported.arch]
-    first = {"mobilenet_v2": "blocks.2.conv.2", "resnet18": "blocks.0.conv1"}[exported.arch]
+    first = {
+        "mobilenet_v2": "blocks.2.conv.2", "res-s": "stem.conv", "res-xs": "stem.conv", "resnet18": "blocks.0.conv1",
+    }[exported.arch]  # fmt: skip
     assert f"convolutions of the INT8 model in float: {first}" in why_not_integer(proof)
 
 
@@ -120,8 +124,13 @@ def test_equalisation_changes_nothing_in_float(exported: Exported) -> None:
         for layer, other in zip(Weights(core).layers, Weights(equal).layers, strict=True)
         if not np.array_equal(Weights(core).weight(layer), Weights(equal).weight(other))
     ]
-    # A pair per residual block of ResNet-18; linear bottlenecks that no shortcut leaves or enters in MobileNetV2.
+    # A pair per residual block, the four convolutions of a separable one; linear bottlenecks that no shortcut leaves or
+    # enters in MobileNetV2.
     expected = {
+        "res-s": [f"blocks.{block}.{layer}.0" for block in range(6) for layer in ("first", "second")],
+        "res-xs": [
+            f"blocks.{block}.{layer}.{i}" for block in range(6) for layer in ("first", "second") for i in (0, 1)
+        ],
         "resnet18": [f"blocks.{block}.conv{index}" for block in range(8) for index in (1, 2)],
         "mobilenet_v2": ["blocks.1.conv.1", "blocks.2.conv.0.0", "blocks.17.conv.2", "blocks.18.0"],
     }
