@@ -85,6 +85,7 @@ def detail_rows(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, st
                 ("multiply-accumulates per image", format_count(student["macs"])),
                 ("student starts from", begun),
                 ("method", student["method"]),
+                ("balance of the classes", {"none": None}.get(student.get("balance"), student.get("balance"))),
                 ("epochs in this run" if begun else "epochs", student["epochs"]),
                 ("INT8 format", quantization.get("chosen")),
                 ("INT8 target", quantization.get("target")),

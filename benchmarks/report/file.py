@@ -90,6 +90,7 @@ _REPORT: _Contract = {
         **dict.fromkeys(("params", "macs", "epochs"), _COUNT.or_null()),
         "weights_sha256?": [_TEXT],
         "train_images?": _COUNT,
+        "balance?": _TEXT,
     },
     "accuracy": {
         "n": _SOME,

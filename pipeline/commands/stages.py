@@ -99,7 +99,7 @@ def data(config: Config, as_json: bool, page_dir: Path | None) -> None:
 
 @app.command(help="Fine-tune the teacher.", rich_help_panel=_STAGES)
 @configured(
-    ("data", "teacher", "runtime"),
+    ("data", "teacher", "training", "runtime"),
     BEGINNING,
     first=(*_TRAINING, "teacher__arch", "teacher__weights", "teacher__epochs"),
 )
@@ -111,7 +111,8 @@ def teacher(config: Config, out: Path, **again: bool) -> None:
 
 @app.command(help="Train the student with the teacher.", rich_help_panel=_STAGES)
 @configured(
-    ("data", "distill", "runtime"), first=(*_TRAINING, "distill__student", "distill__method", "distill__epochs")
+    ("data", "distill", "training", "runtime"),
+    first=(*_TRAINING, "distill__student", "distill__method", "distill__epochs"),
 )
 def distill(config: Config, out: Path, **again: bool) -> None:
     """Run the distillation stage."""

@@ -13,7 +13,7 @@ from kdedge.benchmarks.options import BenchmarkConfig
 from kdedge.export.options import BundleConfig, ExportConfig, QuantizeConfig
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.distill.options import DistillConfig
-from kdedge.pipeline.training.options import RuntimeConfig, TeacherConfig
+from kdedge.pipeline.training.options import RuntimeConfig, TeacherConfig, TrainingConfig
 
 __all__ = ["SECTIONS", "Config"]
 
@@ -26,6 +26,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)

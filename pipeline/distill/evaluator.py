@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kdedge.benchmarks.accuracy import balanced_pct
 from kdedge.dataset import Split
 from kdedge.inputs import inputs_at_once
 from kdedge.pipeline.config import Config
@@ -39,6 +40,7 @@ class StudentEvaluator:
 
     Attributes:
         teacher_top1_pct: Validation accuracy of the teacher in percent.
+        teacher_right: Whether the teacher predicts each validation image correctly, ``[N] bool``.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class StudentEvaluator:
         with torch.no_grad(), autocast(config.runtime):
             self._teacher_logits = predict_logits(teacher, val, device, teacher.image_size)
             self.teacher_top1_pct = self._top1_pct(self._teacher_logits)
+            self.teacher_right = (self._teacher_logits.argmax(1) == self._labels).numpy()
             for pixels in self._pixels:
                 with tap:
                     teacher(pixels)
@@ -80,8 +83,11 @@ class StudentEvaluator:
         # A teacher without blocks for hints has no pairs.
         similarities = self._similarities(self._pairs) or [(math.nan, math.nan)]
         unexplained, cosine = (sum(values) / len(values) for values in zip(*similarities, strict=True))
+        right = (logits.argmax(1) == self._labels).numpy()
+        balanced = {"val_balanced_pct": balanced_pct(right, self._val.labels)}
         return {
             "val_top1_pct": self._top1_pct(logits),
+            **(balanced if self._config.training.balance != "none" else {}),
             "val_kd": kd_loss(logits, self._teacher_logits, self._config.distill.temperature).item(),
             "val_ce": functional.cross_entropy(logits, self._labels).item(),
             "val_hint": unexplained,

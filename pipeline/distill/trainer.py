@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdedge.pipeline.config import Config
@@ -18,6 +17,7 @@ from kdedge.pipeline.distill.methods import METHODS
 from kdedge.pipeline.distill.optimizer import build_optimizer, set_learning_rate
 from kdedge.pipeline.distill.teacher_logits import CachedTeacher
 from kdedge.pipeline.models.student import Student
+from kdedge.pipeline.training.balance import cross_entropy
 from kdedge.pipeline.training.batch_norms import refresh_batch_norms
 from kdedge.pipeline.training.batches import Batch, Batches, place, top1_pct
 from kdedge.pipeline.training.device import autocast
@@ -168,7 +168,7 @@ class Trainer:
                 losses["kd"] = kd_loss(logits, teacher_logits, self._settings.temperature)
             if terms.hint:
                 losses["hint"] = adapters(maps, teacher_maps)
-        losses["ce"] = functional.cross_entropy(logits, batch.targets)
+        losses["ce"] = cross_entropy(logits, batch.targets, self._batches.class_weights)
         losses["top1_pct"] = top1_pct(logits, batch.labels)
         return losses
 

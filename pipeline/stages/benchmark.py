@@ -101,6 +101,7 @@ def _run_facts(config: Config, inputs: Mapping[str, Path]) -> dict[str, Any]:
             "weights_sha256": student.get("weights_sha256"),
             "macs": exported["macs"],
             "train_images": student["train_images"],
+            "balance": student.get("balance", "none"),
             "hint_pairs": student["hint_pairs"],
             "block_variances": student["block_variances"],
         },

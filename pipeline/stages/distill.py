@@ -15,9 +15,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from kdedge.benchmarks.accuracy import balanced_pct
 from kdedge.benchmarks.chance import check_learned, majority_baseline
 from kdedge.dataset import Split
 from kdedge.errors import InputError
@@ -95,7 +97,14 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     config = _fitted(config, train)
     settings = config.distill
     batches = Batches(
-        train, settings.batch_size, config.runtime.seed, settings.shift, device, bool(settings.flip), settings.augment
+        train,
+        settings.batch_size,
+        config.runtime.seed,
+        settings.shift,
+        device,
+        bool(settings.flip),
+        settings.augment,
+        config.training.balance,
     )
     weights = _start(student, config, train, batches)
 
@@ -119,7 +128,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     evaluator = StudentEvaluator(
         config, teacher, student, judged, pairs if method.dynamic else (), train=train, val=val, device=device
     )
-    hints, kd = _shares(evaluator.teacher_top1_pct, val, config)
+    hints, kd = _shares(evaluator, val, config)
     trainer = Trainer(
         config, cached, student, pairs=pairs, chosen=chosen, batches=batches, hint_share=hints, kd_share=kd
     )
@@ -182,6 +191,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         "batch_size": settings.batch_size,
         "flip": settings.flip,
         "augment": settings.augment,
+        "balance": config.training.balance,
         "train_images": len(train.labels),
         "val_images": len(val.labels),
         "val_top1_pct": measured["val_top1_pct"],
@@ -279,18 +289,20 @@ def _pairs(blocks: tuple[str, ...], shapes: Shapes) -> tuple[HintPair, ...]:
     return pair_blocks({name: shapes[0][name] for name in blocks}, shapes[1])
 
 
-def _shares(teacher_top1_pct: float, val: Split, config: Config) -> tuple[float, float]:
+def _shares(evaluator: StudentEvaluator, val: Split, config: Config) -> tuple[float, float]:
     """Return the shares of beta and alpha that the teacher's accuracy justifies; log shares below 1."""
     settings, method = config.distill, METHODS[config.distill.method]
     if not settings.adapt_to_teacher:
         return 1.0, 1.0
-    known = skill(teacher_top1_pct, majority_baseline(val.labels).top1_pct)
+    known = skill(evaluator.teacher_top1_pct, majority_baseline(val.labels).top1_pct)
+    if config.training.balance != "none":
+        known = skill(balanced_pct(evaluator.teacher_right, val.labels), 100 / len(np.unique(val.labels)))
     shares = {"hints": hint_share(known) if method.adaptive_beta else 1.0, "KD": kd_share(known) if method.kd else 1.0}
     if min(shares.values()) < 1:
         weights = " and ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items() if share < 1)
         log(
-            f"distill ({settings.method}): the teacher has {teacher_top1_pct:.2f} % on validation images, so its terms "
-            f"get a share of their weight: {weights}"
+            f"distill ({settings.method}): the teacher has {evaluator.teacher_top1_pct:.2f} % on validation images, so "
+            f"its terms get a share of their weight: {weights}"
         )
     return shares["hints"], shares["KD"]
 

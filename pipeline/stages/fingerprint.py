@@ -17,7 +17,11 @@ from kdedge.pipeline.training.options import TeacherConfig
 __all__ = ["of_benchmark", "of_quantization", "of_sections", "of_training"]
 
 # Options that were added after published runs. At their default they are not recorded, so that those runs stay valid.
-_ADDED: dict[str, dict[str, Any]] = {"benchmark": {"metric": "top1"}, "distill": {"ema": 0.0}}
+_ADDED: dict[str, dict[str, Any]] = {
+    "distill": {"ema": 0.0},
+    "training": {"balance": "none"},
+    "benchmark": {"metric": "top1"},
+}
 
 
 def of_sections(*sections: str) -> Callable[[Config], dict[str, Any]]:
@@ -62,6 +66,8 @@ def of_training(section: str) -> Callable[[Config], dict[str, Any]]:
 
     def fingerprint(config: Config) -> dict[str, Any]:
         known = of_sections("data", section, "runtime")(config)
+        if shared := _section(config, "training"):
+            known["training"] = shared
         if section == "teacher":
             known[section]["lr"] = _recorded_lr(config.teacher)
         hashes = [file_sha256(path) for path in getattr(config, section).weight_files if path.is_file()]

@@ -40,7 +40,7 @@ STAGES = {
         StageSpec(
             "teacher",
             work="fine-tune the teacher on the training images",
-            options=("preset", "data", "teacher", "runtime"),
+            options=("preset", "data", "teacher", "training", "runtime"),
             reads=(),
             check=_lazy("teacher.check"),
             check_data=_lazy("teacher.check_data"),
@@ -53,7 +53,7 @@ STAGES = {
         StageSpec(
             "distill",
             work="train the student with the teacher",
-            options=("data", "distill", "runtime"),
+            options=("data", "distill", "training", "runtime"),
             reads=("teacher",),
             check=_lazy("distill.check"),
             run=_lazy("distill.run"),

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from kdedge.benchmarks.accuracy import balanced_pct
 from kdedge.benchmarks.chance import check_learned
 from kdedge.dataset import Split
 from kdedge.errors import InputError
@@ -30,6 +30,7 @@ from kdedge.pipeline.models.load import TEACHER_DESCRIPTION, TEACHER_WEIGHTS, lo
 from kdedge.pipeline.models.teacher import Teacher, check_arch
 from kdedge.pipeline.models.weights import save_module
 from kdedge.pipeline.training.augmentations import blank_squares
+from kdedge.pipeline.training.balance import cross_entropy
 from kdedge.pipeline.training.batches import Batch, Batches, place, predict_logits, top1_pct
 from kdedge.pipeline.training.device import autocast, prepare
 from kdedge.pipeline.training.epoch_loop import EpochLoop
@@ -92,8 +93,9 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     train, val = training_images(dataset, config.data)
     place(teacher, device)
     settings = fit_to_images(settings, train, "teacher", start.origin != "none", teacher.image_size)
+    balance = config.training.balance
     batches = Batches(
-        train, settings.batch_size, config.runtime.seed, 2, device, flip=bool(settings.flip), augment=settings.augment
+        train, settings.batch_size, config.runtime.seed, 2, device, bool(settings.flip), settings.augment, balance
     )
     optimizer = _optimizer(teacher, settings)
 
@@ -106,14 +108,18 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         pixels = blank_squares(batch.pixels, batch.augmentations, epoch=epoch, side=settings.cutout)
         with autocast(config.runtime):
             logits = teacher(pixels)
-        loss = functional.cross_entropy(logits.float(), batch.targets, label_smoothing=settings.label_smoothing)
+        loss = cross_entropy(
+            logits.float(), batch.targets, batches.class_weights, label_smoothing=settings.label_smoothing
+        )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return {"loss": loss, "ce": loss, "top1_pct": top1_pct(logits, batch.labels)}
 
     def validate(epoch: int) -> dict[str, float]:
-        return {"val_top1_pct": round(100 * float(_right(teacher, val, config, device).mean()), 4)}
+        right = _right(teacher, val, config, device)
+        row = {"val_top1_pct": round(100 * float(right.mean()), 4)}
+        return row if balance == "none" else row | {"val_balanced_pct": balanced_pct(right, val.labels)}
 
     loop = EpochLoop(
         title="teacher",

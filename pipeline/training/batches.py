@@ -6,6 +6,7 @@ Nothing random has a state: the order of an epoch derives from (seed, epoch), an
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from kdedge.dataset import Split
 from kdedge.inputs import InputSpec, inputs_at_once
 from kdedge.pipeline.training.augmentations import augment, choose_augmentations
+from kdedge.pipeline.training.balance import balanced_order, class_weights
 from kdedge.pipeline.training.signal_augmentations import (
     augment_signals,
     choose_signal_augmentations,
@@ -81,6 +83,7 @@ class Batches:
         device: Device of the batches.
         flip: Whether half of the images are flipped.
         augment: A level of `kdedge.pipeline.training.options.AUGMENT_LEVELS`. Only ``light`` has shifts.
+        balance: ``sampler``: an epoch shows all classes equally often; ``loss``: the loss weighs them equally.
     """
 
     split: Split
@@ -90,6 +93,7 @@ class Batches:
     device: torch.device
     flip: bool = True
     augment: str = "light"
+    balance: str = "none"
 
     def __post_init__(self) -> None:
         """Leave out the shifts of other levels than ``light``."""
@@ -100,6 +104,11 @@ class Batches:
     def numbered(self) -> bool:
         """Whether the number of an augmented image determines its pixels."""
         return self.augment in ("none", "light")
+
+    @cached_property
+    def class_weights(self) -> Tensor | None:
+        """Weight of each class in the cross-entropy, float ``[C]`` on the device; None: all images weigh the same."""
+        return class_weights(self.split.labels).to(self.device) if self.balance == "loss" else None
 
     @property
     def size(self) -> int:
@@ -120,19 +129,25 @@ class Batches:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of one epoch."""
         images, labels, spec = torch.from_numpy(self.split.images), torch.from_numpy(self.split.labels), self.split.spec
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(labels))
+        rng = np.random.default_rng([self.seed, epoch])
+        if self.balance == "sampler":
+            order, rounds = balanced_order(self.split.labels, rng)
+        else:
+            order, rounds = rng.permutation(len(labels)), np.zeros(len(labels), np.int64)
         for start in range(0, len(self) * self.size, self.size):
             indices = order[start : start + self.size]
             dataset_indices = self.split.dataset_indices[indices]
+            # An image that is shown again has another augmentation, as if it had another index.
+            drawn_for = dataset_indices + (rounds[start : start + self.size] << 40)
             taken = images[indices]
             if self.device.type == "cuda":
                 taken = taken.pin_memory().to(self.device, non_blocking=True)  # pinned: an asynchronous copy
             if spec.kind == "signal":
-                chosen = choose_signal_augmentations(dataset_indices, epoch=epoch, shift=self.shift)
+                chosen = choose_signal_augmentations(drawn_for, epoch=epoch, shift=self.shift)
                 chosen = chosen if self.augment == "light" else np.zeros_like(chosen)
             else:
                 flip = self.flip and self.augment == "light"
-                chosen = choose_augmentations(dataset_indices, epoch=epoch, shift=self.shift, flip=flip)
+                chosen = choose_augmentations(drawn_for, epoch=epoch, shift=self.shift, flip=flip)
                 taken = augment(taken, chosen, shift=self.shift)
             numbers = dataset_indices * self.augmentations_per_image + chosen
             known = labels[indices].to(self.device)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kdedge.errors import DivergenceError
 from kdedge.files import write_atomic
+from kdedge.pipeline.training.balance import class_shares
 from kdedge.pipeline.training.batches import Batch, Batches
 from kdedge.pipeline.training.checkpoint import CHECKPOINT, Stateful, load_checkpoint, save_checkpoint
 from kdedge.pipeline.training.schedule import WARM_UP, EarlyEnd, early_end
@@ -55,7 +56,7 @@ class _NothingLearnedError(Exception):
 class _Best(NamedTuple):
     """The epoch with the best validation accuracy so far (the first of equals) and its weights."""
 
-    top1_pct: float
+    accuracy_pct: float
     epoch: int
     weights: dict[str, Tensor]
 
@@ -80,7 +81,7 @@ class EpochLoop:
             ``loss`` and ``ce``, and with ``adaptive`` also ``top1_pct``, the correct predictions in percent. ``rate``
             in 0..1 is the share of the peak learning rate.
         finish_epoch: ``finish_epoch(epoch)`` evaluates and returns further columns for the epoch's row, including
-            ``val_top1_pct``.
+            ``val_top1_pct``, and in a balanced training ``val_balanced_pct``, which then decides.
         out_dir: Directory of the checkpoint and the CSV.
         csv_name: Name of the CSV with one row per epoch.
         schedule: As for `kdedge.pipeline.training.schedule.learning_rate`.
@@ -130,8 +131,9 @@ class EpochLoop:
                 self._start_again(str(error))
             rows.clear()
         self._write_csv(rows)
-        if rows and self._best.top1_pct - rows[-1]["val_top1_pct"] > 200 * self._standard_error(self._best.top1_pct):
-            log(f"{self.title}: the weights of epoch {self._best.epoch} are kept ({self._best.top1_pct:.2f} %)")
+        best_pct = self._best.accuracy_pct
+        if rows and best_pct - _accuracy_pct(rows[-1]) > 200 * self._standard_error(best_pct):
+            log(f"{self.title}: the weights of epoch {self._best.epoch} are kept ({best_pct:.2f} %)")
             self.model.load_state_dict(self._best.weights)
         return rows, earlier_s
 
@@ -163,9 +165,9 @@ class EpochLoop:
                 row["seconds"] = round(time.monotonic() - epoch_start, 2)
                 self._check_progress(row, epoch)
                 rows.append(row)
-                if row["val_top1_pct"] > self._best.top1_pct:
+                if _accuracy_pct(row) > self._best.accuracy_pct:
                     weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
-                    self._best = _Best(row["val_top1_pct"], epoch + 1, weights)
+                    self._best = _Best(_accuracy_pct(row), epoch + 1, weights)
                 self._save(rows, before_s + time.monotonic())
                 left_s = row["seconds"] * (self._early_end(rows).end - epoch - 1)
                 left = f", {format_duration(left_s)} left" if left_s else ""
@@ -213,20 +215,30 @@ class EpochLoop:
         warm_up = self.unlabelled_epochs + labelled
         if epoch + 1 != warm_up or self._restarts == RESTARTS:
             return
-        shares = np.bincount(self.batches.split.labels) / len(self.batches.split)
+        shares = class_shares(self.batches.split.labels, self.batches.balance)
         entropy = -float(np.sum(shares * np.log(np.maximum(shares, 1e-12))))
-        majority_pct = 100 * float(np.mean(self.val_labels == shares.argmax()))
-        margin = 100 * self._standard_error(majority_pct)
-        if row["train_ce"] > 0.98 * entropy and row["val_top1_pct"] <= majority_pct + margin:
+        constant_pct = 100 * float(np.mean(self.val_labels == shares.argmax()))
+        if self._balanced:
+            constant_pct = 100 / len(np.unique(self.val_labels))
+        margin = 100 * self._standard_error(constant_pct)
+        if row["train_ce"] > 0.98 * entropy and _accuracy_pct(row) <= constant_pct + margin:
             raise _NothingLearnedError(
                 f"{self.title} has learned nothing after epoch {epoch + 1} "
-                f"({row['val_top1_pct']:.2f} % on validation images, the largest class has {majority_pct:.2f} %)"
+                f"({_accuracy_pct(row):.2f} % on validation images, a constant prediction has {constant_pct:.2f} %)"
             )
 
-    def _standard_error(self, top1_pct: float) -> float:
+    @property
+    def _balanced(self) -> bool:
+        """Whether the mean recall of the classes decides."""
+        return self.batches.balance != "none"
+
+    def _standard_error(self, accuracy_pct: float) -> float:
         """Return the standard error of a validation accuracy, 0..1; at least as for one wrong image."""
-        count = len(self.val_labels)
-        share = min(top1_pct / 100, 1 - 1 / count)
+        count: float = len(self.val_labels)
+        if self._balanced:  # the mean of classes that all have this recall
+            sizes = np.unique(self.val_labels, return_counts=True)[1]
+            count = len(sizes) ** 2 / float(np.sum(1 / sizes))
+        share = min(accuracy_pct / 100, 1 - 1 / count)
         return math.sqrt(share * (1 - share) / count)
 
     def _check_divergence(self, row: dict[str, float], epoch: int) -> None:
@@ -273,8 +285,15 @@ class EpochLoop:
         write_atomic(self.out_dir / self.csv_name, text.getvalue().encode())
 
 
+def _accuracy_pct(row: Mapping[str, float]) -> float:
+    """Return the validation accuracy that decides, in percent."""
+    return row.get("val_balanced_pct", row["val_top1_pct"])
+
+
 def _summary(row: Mapping[str, float]) -> str:
     shown = [f"{k.removeprefix('train_')} {row[k]:.3f}" for k in ("train_loss",) if k in row]
     if "val_top1_pct" in row:
         shown.append(f"val top-1 {row['val_top1_pct']:.2f} %")
+    if "val_balanced_pct" in row:
+        shown.append(f"mean per class {row['val_balanced_pct']:.2f} %")
     return ", ".join([*shown, format_duration(row["seconds"])])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kdedge.options import option
 
-__all__ = ["AUGMENT_LEVELS", "RuntimeConfig", "TeacherConfig"]
+__all__ = ["AUGMENT_LEVELS", "RuntimeConfig", "TeacherConfig", "TrainingConfig"]
 
 AUGMENT_LEVELS = {
     "none": "no augmentation",
@@ -86,6 +86,19 @@ class TeacherConfig:
     def head_lr(self, images_per_step: int) -> float:
         """Return the peak learning rate of a new head on loaded weights."""
         return max(self.lr, 0.1 * images_per_step / 128)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What the trainings of teacher and student share."""
+
+    balance: str = option(
+        "none",
+        "For classes of unequal size: none, loss (an image of a rare class weighs more) or sampler (an epoch shows all "
+        "classes equally often).",
+        flag="--balance",
+        choices=("none", "loss", "sampler"),
+    )
 
 
 @dataclass(frozen=True)

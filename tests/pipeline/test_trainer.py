@@ -1,6 +1,7 @@
 """What one step minimises, against sums made here of the named losses and of a copy of the student."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -107,3 +108,13 @@ def test_beta_counts_in_both_kinds_of_hints():
     assert trainer.hint_weight(125.0) == pytest.approx(weights[250.0] / 2)
     assert make(hint_loss="raw", beta=40.0)[0].hint_weight(40.0) == 40.0
     assert make("kd", beta=0.0)[0].hint_weight(0.0) == 0.0
+
+
+def test_the_cross_entropy_is_weighted_by_the_class_in_a_balanced_training():
+    trainer, _, student, batch = make("ce")
+    trainer._batches = dataclasses.replace(trainer._batches, balance="loss")
+    before = copy.deepcopy(student).train()
+    ce = trainer.step(batch, 0, 1.0)["ce"].item()
+    weights = 16 / 3 / torch.bincount(batch.labels)
+    expected = functional.cross_entropy(before(batch.pixels), batch.labels, weight=weights).item()
+    assert ce == pytest.approx(expected, rel=1e-5)
