@@ -15,6 +15,7 @@ __all__ = [
     "answer_changes",
     "balanced_pct",
     "hardly_recognised",
+    "macro_f1_pct",
     "per_class_table",
     "per_group_table",
     "predict_logits",
@@ -56,25 +57,42 @@ def balanced_pct(right: npt.NDArray[np.bool_], labels: npt.NDArray[np.int64]) ->
     return round(100 * float(np.mean([right[labels == label].mean() for label in np.unique(labels)])), 4)
 
 
-def per_class_table(
-    labels: npt.NDArray[np.int64],
-    fp32_right: npt.NDArray[np.bool_],
-    int8_right: npt.NDArray[np.bool_],
-    class_names: Sequence[str],
-    sampling: Sampling = INDEPENDENT,
-) -> list[dict[str, Any]]:
-    """Return one row per class: images, recall of both models with its 95 % interval, and the discordant counts.
-
-    Recall (``fp32_top1_pct``) and interval (``fp32_ci95_pct``) are None for a class without images.
+def macro_f1_pct(labels: npt.NDArray[np.int64], answers: npt.NDArray[np.int64]) -> float:
+    """Return the mean F1 of the classes that have images, in percent, rounded to 4 decimals.
 
     Args:
         labels: ``[N]`` int64.
-        fp32_right: ``[N]`` bool.
-        int8_right: ``[N]`` bool.
+        answers: ``[N]`` int64, the predictions.
+    """
+    classes = np.unique(labels)
+    f1 = [
+        2 * np.sum((labels == label) & (answers == label)) / (np.sum(labels == label) + np.sum(answers == label))
+        for label in classes
+    ]
+    return round(100 * float(np.mean(f1)), 4)
+
+
+def per_class_table(
+    labels: npt.NDArray[np.int64],
+    fp32_answers: npt.NDArray[np.int64],
+    int8_answers: npt.NDArray[np.int64],
+    class_names: Sequence[str],
+    sampling: Sampling = INDEPENDENT,
+) -> list[dict[str, Any]]:
+    """Return one row per class: images, recall of both models with its 95 % interval, precision, discordant counts.
+
+    Recall (``fp32_top1_pct``) and interval (``fp32_ci95_pct``) are None for a class without images, the precision
+    (``fp32_precision_pct``) for a class that is never predicted.
+
+    Args:
+        labels: ``[N]`` int64.
+        fp32_answers: ``[N]`` int64, the predictions.
+        int8_answers: ``[N]`` int64.
         class_names: Names of the C classes.
         sampling: How the images were drawn.
     """
     rows = []
+    fp32_right, int8_right = fp32_answers == labels, int8_answers == labels
     for index, name in enumerate(class_names):
         of_class = labels == index
         fp32, int8 = fp32_right[of_class], int8_right[of_class]
@@ -86,11 +104,18 @@ def per_class_table(
                 "int8_top1_pct": top1_pct(int8) if len(int8) else None,
                 "fp32_ci95_pct": sampling.wilson_pct(int(fp32.sum()), len(fp32)) if len(fp32) else None,
                 "int8_ci95_pct": sampling.wilson_pct(int(int8.sum()), len(int8)) if len(int8) else None,
+                "fp32_precision_pct": _precision_pct(fp32_answers == index, of_class),
+                "int8_precision_pct": _precision_pct(int8_answers == index, of_class),
                 "fp32_only_right": int(np.count_nonzero(fp32 & ~int8)),
                 "int8_only_right": int(np.count_nonzero(int8 & ~fp32)),
             }
         )
     return rows
+
+
+def _precision_pct(predicted: npt.NDArray[np.bool_], of_class: npt.NDArray[np.bool_]) -> float | None:
+    """Return the share of a class among its predictions, both ``[N]`` bool, in percent; None: it is never predicted."""
+    return top1_pct(of_class[predicted]) if predicted.any() else None
 
 
 def hardly_recognised(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 from kdedge.benchmarks.accuracy import (
     answer_changes,
     balanced_pct,
+    macro_f1_pct,
     per_class_table,
     per_group_table,
     predict_logits,
@@ -34,6 +35,7 @@ from kdedge.benchmarks.grouped import sampling_of
 from kdedge.benchmarks.host import cuda_problem, host_record, wrong_host
 from kdedge.benchmarks.latency import MOST_WINDOWS, measure_latency
 from kdedge.benchmarks.memory import check_limit, measure_memory
+from kdedge.benchmarks.mistakes import confident_mistakes, confusions
 from kdedge.benchmarks.options import BenchmarkConfig
 from kdedge.benchmarks.providers import int8_proof
 from kdedge.benchmarks.report.compare import check_comparable, comparison_table, load_others
@@ -125,10 +127,10 @@ def run_benchmark(
     if not len(test.labels):
         raise InputError("the data set has no test images", "add images to its test folder")
     check_comparable(others, host, dataset.name, {**images, "n": len(test.labels)})
-    answers = {
-        name: predict_logits(model, test.images, title=f"accuracy {name.upper()}").argmax(1)
-        for name, model in models.items()
+    logits = {
+        name: predict_logits(model, test.images, title=f"accuracy {name.upper()}") for name, model in models.items()
     }
+    answers = {name: found.argmax(1) for name, found in logits.items()}
     right = {name: answer == test.labels for name, answer in answers.items()}
     # Free the threads and memory of these sessions before timing.
     del models, model
@@ -148,6 +150,7 @@ def run_benchmark(
     sampling = sampling_of(right["fp32"], right["int8"], test.groups)
     log(f"gate: {gate['verdict']}")  # the summary has the reason
     majority = majority_baseline(test.labels)
+    mistakes = confident_mistakes(test.labels, logits["int8"], dataset.class_names)
 
     with pinned(cpus):
         latency, samples, unavailable = _latency_everywhere(paths, settings)
@@ -176,6 +179,8 @@ def run_benchmark(
             "majority_pct": round(majority.top1_pct, 4),
             "balanced_pct": balanced_pct(right["int8"], test.labels),
             "fp32_balanced_pct": balanced_pct(right["fp32"], test.labels),
+            "macro_f1_pct": macro_f1_pct(test.labels, answers["int8"]),
+            "fp32_macro_f1_pct": macro_f1_pct(test.labels, answers["fp32"]),
         },
         "gate": gate,
         "size": {
@@ -191,15 +196,20 @@ def run_benchmark(
         # The paths of other reports are private; their numbers follow.
         "benchmark": {key: value for key, value in dataclasses.asdict(settings).items() if key != "compare_with"},
         "host": host,
-        "per_class": per_class_table(test.labels, right["fp32"], right["int8"], dataset.class_names, sampling),
+        "per_class": per_class_table(
+            test.labels, answers["fp32"], answers["int8"], dataset.class_names, sampling
+        ),
         "per_group": per_group_table(test.groups, right["fp32"], right["int8"]),
+        "confusions": confusions(test.labels, answers["int8"], dataset.class_names),
+        "mistakes": mistakes,
         "answer_changes": answer_changes(test.labels, answers["fp32"], answers["int8"], dataset.class_names),
         "quantization": run_facts.get("quantization"),
         "training": [dict(row) for row in run_facts.get("training") or []],
     }  # fmt: skip
     report["beside"] = comparison_table(report, others)
     out_dir.mkdir(parents=True, exist_ok=True)
-    write_report(report, out_dir)
+    pictures = None if test.signal else test.images[[row["image"] for row in mistakes]]
+    write_report(report, out_dir, pictures)
     # One line per case.
     lines = ",\n".join(json.dumps(case) for case in samples)
     write_atomic(out_dir / "latency_samples.json", f"[\n{lines}\n]\n".encode())

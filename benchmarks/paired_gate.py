@@ -62,7 +62,7 @@ def gate_pairs(pairs: Pairs, limit_pp: float, *, balanced: bool) -> dict[str, An
             f"{name}_ci95_pct": sampling.wilson_pct(int(right.sum()), len(right)),
             f"{name}_balanced_pct": balanced_pct(right, pairs.labels),
         }
-    rows = per_class_table(pairs.labels, fp32, int8, pairs.class_names, sampling)
+    rows = per_class_table(pairs.labels, pairs.fp32, pairs.int8, pairs.class_names, sampling)
     return {
         "metric": "balanced" if balanced else "top1",
         "images": len(pairs.labels),

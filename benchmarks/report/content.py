@@ -13,6 +13,7 @@ __all__ = ["context", "warnings"]
 
 _HIGHER = ("p90", "p95", "p99")
 _MOST_CHANGES = 8
+_FEW_NAMES = 4
 _HEADLINES = {
     "passed": "Passed: INT8 keeps its accuracy",
     "failed": "Failed: INT8 loses too much accuracy",
@@ -40,13 +41,20 @@ def context(report: Mapping[str, Any]) -> dict[str, Any]:
         "report": report,
         "of_groups": _of_groups(report["gate"]),
         "headline": _headline(report["gate"]),
+        "subject": _subject(report),
         "key_metrics": _key_metrics(report),
         "accuracy": _accuracy_rows(report, sampling),
         "interval": _INTERVAL_OF[report["gate"].get("metric", "top1")],
         "per_class": [
-            {**_with_pct(row), "int8_interval": _range(_interval(row["int8_top1_pct"], row["n"], sampling))}
+            {
+                **_with_pct(row),
+                "int8_interval": _range(_interval(row["int8_top1_pct"], row["n"], sampling)),
+                "precision": format_pct(row.get("int8_precision_pct")),
+            }
             for row in report.get("per_class") or []
         ],
+        "precision": any("int8_precision_pct" in row for row in report.get("per_class") or []),
+        "confusions": (report.get("confusions") or [])[:_MOST_CHANGES],
         "per_group": [_with_pct(row) for row in groups[:_MOST_GROUPS]],
         "groups_hidden": max(len(groups) - _MOST_GROUPS, 0),
         "changes": _changes(report.get("answer_changes")),
@@ -79,6 +87,14 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     if elsewhere := _not_portable(report):
         found.append(f"INT8 is {elsewhere}")
     return found
+
+
+def _subject(report: Mapping[str, Any]) -> str:
+    """Return the model, the data set and its classes in one line."""
+    names = [row["class"] for row in report.get("per_class") or []]
+    more = f" and {len(names) - _FEW_NAMES} more" if len(names) > _FEW_NAMES else ""
+    classes = f", {len(names)} classes: {', '.join(names[:_FEW_NAMES])}{more}" if names else ""
+    return f"{report['student']['arch'] or 'Model'} on {report['run']['data'] or 'images'}{classes}"
 
 
 def _sampling(gate: Mapping[str, Any]) -> Sampling:
@@ -125,7 +141,7 @@ def _key_metrics(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     metrics = [("INT8 top-1", f"{format_pct(accuracy['onnx_int8_top1_pct'])}  (95 %: {low:.2f} to {high:.2f})")]
     if "majority_pct" in accuracy:
         metrics.append((f"always `{accuracy['majority_class']}`", format_pct(accuracy["majority_pct"])))
-        metrics.append(("INT8 mean per class", format_pct(accuracy["balanced_pct"])))
+        metrics.append(("INT8 mean per class", _mean_per_class(accuracy)))
     metrics += [
         ("FP32 top-1", format_pct(accuracy["onnx_fp32_top1_pct"])),
         ("INT8 size", f"{format_bytes(size['int8_bytes'])}, {size['ratio']:.2f}× smaller than FP32"),
@@ -145,6 +161,12 @@ def _key_metrics(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         cpus = ", ".join(row["cpu"] for row in same)
         metrics.append(("other CPUs", f"the same {count} predictions on {cpus} (emulated)"))
     return metrics
+
+
+def _mean_per_class(accuracy: Mapping[str, Any]) -> str:
+    """Return the balanced accuracy and, if known, the macro-F1 as text."""
+    text = format_pct(accuracy["balanced_pct"])
+    return f"{text}  (macro-F1 {format_pct(accuracy['macro_f1_pct'])})" if "macro_f1_pct" in accuracy else text
 
 
 def _speedups(rows: Sequence[Mapping[str, Any]]) -> list[str]:

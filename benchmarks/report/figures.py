@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from kdedge.benchmarks.report.mistake_figures import grid_size, matrix_size, paint_confusions, paint_mistakes
 from kdedge.benchmarks.report.pareto_figure import PICTURE_SIZE, paint_picture
 from kdedge.benchmarks.report.quantization_figures import paint_candidates, paint_sensitivity
 from kdedge.benchmarks.stability import STEADY
@@ -20,6 +21,10 @@ from kdedge.errors import InputError
 from kdedge.files import disk_errors, write_atomic
 from kdedge.ownership import holds_nothing, not_ours
 from kdedge.progress import log
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 __all__ = ["Figure", "draw_comparison", "draw_figures", "render", "series"]
 
@@ -56,12 +61,15 @@ class Figure:
     dark: bytes
 
 
-def draw_figures(report: Mapping[str, Any], out_dir: Path) -> list[Figure]:
+def draw_figures(
+    report: Mapping[str, Any], out_dir: Path, mistakes: "npt.NDArray[np.uint8] | None" = None
+) -> list[Figure]:
     """Draw the figures for which the report has data.
 
     Args:
         report: The content of ``report.json``.
         out_dir: Directory for the PNG files; created if needed.
+        mistakes: The images of ``mistakes`` of the report, uint8 ``[N, S, S, 3]``; None: unknown.
 
     Returns:
         The figures in the order of the report; none without matplotlib.
@@ -98,6 +106,20 @@ def draw_figures(report: Mapping[str, Any], out_dir: Path) -> list[Figure]:
                  f"Dots: top-1 accuracy of each {what}, FP32 and INT8", partial(_accuracies, rows=rows, plural=plural),
                  (7.2, 1.2 + 0.22 * min(len(rows), _MOST_ROWS)))
             )  # fmt: skip
+    per_class = report.get("per_class") or []
+    names = {row["class"]: _drawable(row["class"], instead=f"class {index}") for index, row in enumerate(per_class)}
+    if report.get("confusions") is not None:
+        seen = [row for row in per_class if row["n"]]
+        wanted.append(
+            ("confusion", "mistakes", "Confusion matrix", "Matrix: predicted class by class, INT8",
+             partial(paint_confusions, rows=seen, wrong=report["confusions"], names=names), matrix_size(len(seen)))
+        )  # fmt: skip
+    if mistakes is not None and len(mistakes):
+        wanted.append(
+            ("mistakes", "mistakes", "Most confident mistakes: prediction in red, class below",
+             "Images with the predicted class, its probability, and the class",
+             partial(paint_mistakes, rows=report["mistakes"], images=mistakes, names=names), grid_size(len(mistakes)))
+        )  # fmt: skip
     if series(training, "train_loss")[0] or series(training, "val_top1_pct")[0]:
         wanted.append(
             ("training", "training", "Training of the student", "Curves: loss terms and validation accuracy by epoch",

@@ -99,7 +99,9 @@ _REPORT: _Contract = {
         **dict.fromkeys(("onnx_fp32_ci95_pct", "onnx_int8_ci95_pct"), _INTERVAL),
         **dict.fromkeys(("images_sha256?", "majority_class?"), _TEXT),
         "image_size?": _COUNT,
-        **dict.fromkeys(("majority_pct?", "balanced_pct?", "fp32_balanced_pct?"), _PERCENT),
+        **dict.fromkeys(
+            ("majority_pct?", "balanced_pct?", "fp32_balanced_pct?", "macro_f1_pct?", "fp32_macro_f1_pct?"), _PERCENT
+        ),
     },
     "gate": {
         **dict.fromkeys(("limit_pp", "loss_pp", "loss_lower95_pp", "loss_upper95_pp"), _NUMBER),
@@ -156,6 +158,7 @@ _REPORT: _Contract = {
             "class": _TEXT,
             **dict.fromkeys(("n", "fp32_only_right", "int8_only_right"), _COUNT),
             **dict.fromkeys(("fp32_top1_pct", "int8_top1_pct"), _PERCENT.or_null()),
+            **dict.fromkeys(("fp32_precision_pct?", "int8_precision_pct?"), _PERCENT),
         }
     ],
     "per_group?": [
@@ -167,6 +170,8 @@ _REPORT: _Contract = {
         }
     ],
     "answer_changes?": [{**dict.fromkeys(("label", "fp32", "int8"), _TEXT), "count": _COUNT}],
+    "confusions?": [{**dict.fromkeys(("label", "predicted"), _TEXT), "count": _COUNT}],
+    "mistakes?": [{**dict.fromkeys(("label", "predicted"), _TEXT), "image": _COUNT, "probability": _AMOUNT}],
     "portability?": {
         "emulated": [
             {

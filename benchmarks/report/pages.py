@@ -16,6 +16,8 @@ from kdedge.benchmarks.report.figures import Figure, draw_figures
 from kdedge.files import write_atomic, write_json
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from jinja2 import Template
     from rich.console import Console
 
@@ -27,15 +29,16 @@ OTHER_FILES = ("report.html", "report.md", "figures", "latency_samples.json")
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(report: Mapping[str, Any], out_dir: Path) -> None:
+def write_report(report: Mapping[str, Any], out_dir: Path, mistakes: "npt.NDArray[np.uint8] | None" = None) -> None:
     """Write ``report.json``, ``figures/*.png``, ``report.html`` and ``report.md``.
 
     Args:
         report: The content of ``report.json`` (see `kdedge.benchmarks.measure.run_benchmark`).
         out_dir: An existing directory.
+        mistakes: The images of ``mistakes`` of the report, uint8 ``[N, S, S, 3]``; None: they are not drawn.
     """
     write_json(out_dir / "report.json", report)
-    figures = draw_figures(report, out_dir / "figures")
+    figures = draw_figures(report, out_dir / "figures", mistakes)
     write_atomic(out_dir / "report.html", render_html(report, figures).encode(errors="replace"))
     write_atomic(out_dir / "report.md", render_markdown(report, figures).encode(errors="replace"))
 
@@ -72,6 +75,7 @@ def print_summary(report: Mapping[str, Any], console: "Console | None" = None) -
     shown = context(report)
     style = {"passed": "bold green", "failed": "bold red"}.get(report["gate"]["verdict"], "bold yellow")
     console.print(Text(shown["headline"], style=style))
+    console.print(shown["subject"], markup=False)
     console.print(report["gate"]["reason"], markup=False)
     for warning in shown["warnings"]:
         console.print(Text(warning, style="bold yellow"))

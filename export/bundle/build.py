@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdedge.benchmarks.interval import wilson_interval_pct
 from kdedge.benchmarks.report.content import warnings
 from kdedge.benchmarks.report.details import starts_from
 from kdedge.benchmarks.session import check_fits, open_model, run_model
@@ -29,6 +30,7 @@ __all__ = ["GOLDEN_IMAGES", "build_bundle", "check_gate"]
 
 GOLDEN_IMAGES = 16
 _CLASSES_SHOWN = 20
+_CLASS_HEAD = "| class | test images | FP32 recall | INT8 recall | 95 % interval | INT8 precision |"
 _BECOME_SQUARE = {
     "squeeze": "resized without their aspect ratio",
     "crop": "cut to the largest square in their middle",
@@ -168,6 +170,11 @@ def _model_card(
         for row in report["latency"]
         if row["batch"] == batch
     ]
+    means = [
+        (name, accuracy.get(f"fp32_{key}"), accuracy.get(key))
+        for name, key in (("mean recall of the classes", "balanced_pct"), ("macro-F1", "macro_f1_pct"))
+    ]
+    balanced = "".join(f"| {name} | {a:.2f} % | {b:.2f} % |\n" for name, a, b in means if a is not None)
     warning = "".join(f"\n**{warning}.**\n" for warning in warnings(report))
     shown = ", ".join(classes[:20]) + (f", … ({len(classes)} in all, see labels.txt)" if len(classes) > 20 else "")
     return f"""# Model card
@@ -189,7 +196,7 @@ and quantized to INT8 for the target `{candidates["target"]}` (`{candidates["cho
 |---|---|---|
 | top-1 on {accuracy["n"]:,} test images | {fp32:.2f} % | {int8:.2f} % |
 | 95 % interval | {fp32_ci[0]:.2f} to {fp32_ci[1]:.2f} | {int8_ci[0]:.2f} to {int8_ci[1]:.2f} |
-| file | {sizes["fp32_bytes"]:,} bytes | {sizes["int8_bytes"]:,} bytes ({sizes["ratio"]:.2f} times smaller) |
+{balanced}| file | {sizes["fp32_bytes"]:,} bytes | {sizes["int8_bytes"]:,} bytes ({sizes["ratio"]:.2f} times smaller) |
 
 Gate: {status}; passed: {str(gate["verdict"] == "passed").lower()}. INT8 loses {loss}, at most
 {gate["loss_upper95_pp"]:.2f} pp with 95 % confidence; the limit is {gate["limit_pp"]:g} pp.
@@ -222,10 +229,14 @@ def _per_class(report: Mapping[str, Any]) -> str:
         return ""
     worst = sorted(rows, key=lambda row: row["int8_top1_pct"])[:_CLASSES_SHOWN]
     which = "every class" if len(worst) == len(rows) else f"the {len(worst)} worst of {len(rows)} classes"
-    lines = [f"Recall of {which}, in percent:", "", "| class | test images | FP32 | INT8 |", "|---|---|---|---|"]
+    lines = [f"Recall and precision of {which}, in percent:", "", _CLASS_HEAD, "|---|---|---|---|---|---|"]
     for row in worst:
         name = row["class"].replace("|", "&#124;")
-        lines.append(f"| {name} | {row['n']:,} | {row['fp32_top1_pct']:.2f} | {row['int8_top1_pct']:.2f} |")
+        right = round(row["n"] * row["int8_top1_pct"] / 100)
+        low, high = row.get("int8_ci95_pct") or wilson_interval_pct(right, row["n"])
+        precision = "-" if row.get("int8_precision_pct") is None else f"{row['int8_precision_pct']:.2f}"
+        recalls = f"{row['fp32_top1_pct']:.2f} | {row['int8_top1_pct']:.2f} | {low:.2f} to {high:.2f}"
+        lines.append(f"| {name} | {row['n']:,} | {recalls} | {precision} |")
     return "\n".join(["", *lines, ""])
 
 

@@ -12,7 +12,7 @@ from broken_models import KINDS, write_broken
 from onnx import TensorProto, helper
 
 from kdedge.benchmarks import accuracy
-from kdedge.benchmarks.accuracy import balanced_pct, per_class_table, predict_logits, top1_pct
+from kdedge.benchmarks.accuracy import balanced_pct, macro_f1_pct, per_class_table, predict_logits, top1_pct
 from kdedge.benchmarks.interval import wilson_interval_pct
 from kdedge.benchmarks.providers import int8_proof
 from kdedge.benchmarks.session import CUDA, Model, check_fits, open_model
@@ -138,9 +138,9 @@ def test_batches_do_not_change_the_answers(
 
 def test_accuracy_by_class() -> None:
     labels = np.array([0, 0, 0, 1])
-    fp32 = np.array([True, True, False, True])
-    int8 = np.array([True, False, True, True])
-    rows = per_class_table(labels, fp32, int8, ("a", "b", "c"))
+    fp32_answers, int8_answers = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    fp32 = fp32_answers == labels
+    rows = per_class_table(labels, fp32_answers, int8_answers, ("a", "b", "c"))
     assert rows[0] == {
         "class": "a",
         "n": 3,
@@ -148,10 +148,15 @@ def test_accuracy_by_class() -> None:
         "int8_top1_pct": 66.6667,
         "fp32_ci95_pct": [20.766, 93.8508],
         "int8_ci95_pct": [20.766, 93.8508],
+        "fp32_precision_pct": 100.0,
+        "int8_precision_pct": 100.0,
         "fp32_only_right": 1,
         "int8_only_right": 1,
     }
-    assert (rows[2]["n"], rows[2]["fp32_top1_pct"]) == (0, None)
+    assert rows[1]["int8_precision_pct"] == 50.0
+    assert [rows[2][key] for key in ("n", "fp32_top1_pct", "fp32_precision_pct")] == [0, None, None]
+    assert macro_f1_pct(labels, fp32_answers) == pytest.approx((100 * 4 / 5 + 100 * 2 / 3) / 2, abs=1e-4)
+    assert macro_f1_pct(labels, np.full(4, 2)) == 0
     assert top1_pct(fp32) == 75.0
     assert balanced_pct(fp32, labels) == pytest.approx((200 / 3 + 100) / 2, abs=1e-4)
     # Wilson (1927), 3 of 4: the value that R's binom.confint gives.

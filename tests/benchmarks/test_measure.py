@@ -140,7 +140,7 @@ def test_report_holds_what_was_measured(finished: tuple[dict[str, Any], Path], m
 def test_files_of_the_stage(finished: tuple[dict[str, Any], Path]) -> None:
     _, out = finished
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    drawn = {f"figures/{name}.png" for name in ("latency", "per_class", "training", "beta")}
+    drawn = {f"figures/{name}.png" for name in ("latency", "per_class", "confusion", "mistakes", "training", "beta")}
     assert names == {"report.json", "report.html", "report.md", "latency_samples.json"} | drawn
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in drawn)
 
@@ -175,7 +175,7 @@ def test_html_is_one_file_with_the_verdict_first(finished: tuple[dict[str, Any],
     page.feed(html)
     page.close()
     assert page.open == []
-    assert len(page.addresses) == 8
+    assert len(page.addresses) == 12
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     without_images = re.sub(r"data:image/png;base64,[^\"]*", "", html)
     assert not re.search(r"https?:|//\w|@import|url\(|<script", without_images)
@@ -186,6 +186,41 @@ def test_html_is_one_file_with_the_verdict_first(finished: tuple[dict[str, Any],
     assert "<b>frog" not in body
     for word in ("prefers-color-scheme: dark", "@media print", 'name="viewport"'):
         assert word in html
+
+
+def test_wrong_predictions_are_counted_and_the_most_confident_named(finished: tuple[dict[str, Any], Path]) -> None:
+    report, out = finished
+    wrong = {row["class"]: row["n"] - round(row["n"] * row["int8_top1_pct"] / 100) for row in report["per_class"]}
+    for name, count in wrong.items():
+        assert sum(row["count"] for row in report["confusions"] if row["label"] == name) == count
+    mistakes = report["mistakes"]
+    assert len(mistakes) == min(24, sum(wrong.values())) > 0
+    probabilities = [row["probability"] for row in mistakes]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert all(row["label"] != row["predicted"] and 0.25 < row["probability"] <= 1 for row in mistakes)
+    first = report["confusions"][0]
+    text = (out / "report.md").read_text()
+    escaped = [first[key].replace("|", "\\|") for key in ("label", "predicted")]
+    assert (
+        "| images | image shows | INT8 predicts |\n|---:|---|---|\n" + f"| {first['count']} | {' | '.join(escaped)} |"
+        in text
+    )
+    assert "macro-F1" in text
+    assert "INT8 precision" in text
+
+
+def test_the_first_lines_name_model_data_and_classes(
+    finished: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    report, out = finished
+    subject = "lite on made-up, 4 classes: cat, dog | wolf, <b>frog</b>, ship"
+    assert (out / "report.md").read_text().splitlines()[2] == subject
+    html = (out / "report.html").read_text()
+    assert html.index("lite on made-up, 4 classes: cat") < html.index("<h2>")
+    print_summary(report)
+    assert capsys.readouterr().out.splitlines()[1] == subject
+    classes = [{**report["per_class"][0], "class": f"c{number}"} for number in range(6)]
+    assert "6 classes: c0, c1, c2, c3 and 2 more" in render_markdown({**report, "per_class": classes}, [])
 
 
 def test_markdown_tables_are_whole(finished: tuple[dict[str, Any], Path]) -> None:

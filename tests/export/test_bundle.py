@@ -24,7 +24,7 @@ def test_the_model_card_says_where_the_answers_differ(make_bundle: Callable[...,
     row = {"cpu": "haswell", "images": 200, "flips": 55, "onnxruntime": "1.32.0", "max_abs_diff": 0.5}
     card = (make_bundle({**REPORT, "portability": {"emulated": [row]}}) / "MODEL_CARD.md").read_text()
     warning = "**INT8 is not portable: 55 of 200 predictions differ on haswell.**"
-    assert f"pp.\n\n{warning}\n\nRecall of every class, in percent:\n\n" in card
+    assert f"pp.\n\n{warning}\n\nRecall and precision of every class, in percent:\n\n" in card
 
 
 def test_the_model_card_lists_the_classes_that_int8_recognises_worst(
@@ -34,9 +34,9 @@ def test_the_model_card_lists_the_classes_that_int8_recognises_worst(
     with monkeypatch.context() as patch:
         patch.setattr(bundle, "_CLASSES_SHOWN", 1)
         assert "worst of 2 classes, in percent:" in bundle._per_class(REPORT)
-        assert bundle._per_class(REPORT).endswith("| c | 600 | 86.67 | 86.67 |\n")
+        assert bundle._per_class(REPORT).endswith("| c | 600 | 86.67 | 86.67 | 83.71 to 89.15 | - |\n")
     card = (make_bundle() / "MODEL_CARD.md").read_text()
-    assert "| c | 600 | 86.67 | 86.67 |\n| a&#124;b | 400 | 95.00 | 94.75 |\n\nLatency of" in card
+    assert "| c | 600 | 86.67 | 86.67 | 83.71 to 89.15 | - |\n| a&#124;b | 400 | 95.00 | 94.75 |" in card
 
 
 def test_the_bundle_has_the_resize_mode_of_the_model(
