@@ -32,7 +32,7 @@ def paint_confusions(
         axes: Matplotlib axes.
         rows: ``per_class`` of the report, classes with images.
         wrong: ``confusions`` of the report.
-        names: What the font can draw of each class name.
+        names: Drawable name of each class.
     """
     confused = [name for row in wrong for name in (row["label"], row["predicted"])]
     worst = list(dict.fromkeys([*confused, *(row["class"] for row in rows)]))[:_MOST_CLASSES]
@@ -91,7 +91,7 @@ def paint_mistakes(
         axes: Matplotlib axes.
         rows: ``mistakes`` of the report.
         images: Their images, uint8 ``[N, S, S, 3]``.
-        names: What the font can draw of each class name.
+        names: Drawable name of each class.
     """
     for place, (row, image) in enumerate(zip(rows, images, strict=True)):
         left, top = place % _COLUMNS, -_ROW * (place // _COLUMNS)

@@ -18,7 +18,8 @@ __all__ = ["of_benchmark", "of_quantization", "of_sections", "of_training"]
 
 # Options that were added after published runs. At their default they are not recorded, so that those runs stay valid.
 _ADDED: dict[str, dict[str, Any]] = {
-    "distill": {"ema": 0.0},
+    "teacher": {"augment": "light"},
+    "distill": {"augment": "light", "ema": 0.0},
     "training": {"balance": "none"},
     "benchmark": {"metric": "top1"},
 }

@@ -90,7 +90,7 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What the trainings of teacher and student share."""
+    """Options of both trainings, of the teacher and of the student."""
 
     balance: str = option(
         "none",

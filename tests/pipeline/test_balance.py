@@ -90,9 +90,10 @@ def test_the_mean_recall_decides_about_the_epochs_of_a_balanced_training(tmp_pat
     assert model.weight.item() == kept
 
 
-def test_the_balance_is_recorded_only_where_it_changes_the_training():
+def test_balance_and_augmentation_are_recorded_only_where_they_change_the_training():
     plain, balanced = build_config(), build_config({"training": {"balance": "sampler"}})
     for stage in ("teacher", "distill"):
         assert "training" not in STAGES[stage].fingerprint(plain)
+        assert "augment" not in STAGES[stage].fingerprint(plain)[stage]
         assert STAGES[stage].fingerprint(balanced)["training"] == {"balance": "sampler"}
     assert dataclasses.replace(balanced, training=plain.training) == plain
