@@ -89,7 +89,6 @@ def _read_optimised(graph: onnx.GraphProto) -> dict[str, Any]:
     float_ops: list[str] = []
     floats = {value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.FLOAT}
     front = _signal_front(graph) if floats else []
-    floats.update(name for node in front for name in node.output)
     for node in graph.node:
         if node in front:
             continue
@@ -132,14 +131,15 @@ def _read_optimised(graph: onnx.GraphProto) -> dict[str, Any]:
 
 
 def _signal_front(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Return the operators that normalise and quantize the float input, up to the first QuantizeLinear."""
+    """Return the operators that normalise and quantize the float input; none if it is not quantized behind them.
+
+    onnxruntime quantizes before it moves axes.
+    """
     tensor, front = graph.input[0].name, []
     while len(users := readers(graph, tensor)) == 1 and users[0].op_type in _SIGNAL_FRONT:
         front.append(users[0])
-        if users[0].op_type == "QuantizeLinear":
-            return front
         tensor = users[0].output[0]
-    return []  # the first layer is in float
+    return front if any(node.op_type == "QuantizeLinear" for node in front) else []
 
 
 def _path_to_input(graph: onnx.GraphProto, tensor: str, front: int) -> list[str]:

@@ -11,6 +11,7 @@ import typer
 from kdedge.errors import GateError, InputError
 from kdedge.pipeline.commands.flags import BEGINNING, DEFAULT_OUT, JSON, STAGE, Options, configured
 from kdedge.pipeline.config import SECTIONS, Config
+from kdedge.pipeline.data.options import WINDOWS
 from kdedge.progress import log
 
 __all__ = ["app"]
@@ -85,6 +86,9 @@ def data(config: Config, as_json: bool, page_dir: Path | None) -> None:
 
         check_page(page_dir)
         check_outside(find_dataset(config.data), page_dir)
+    if config.data.source.startswith(WINDOWS):
+        _print_windows(config, as_json=as_json, page=bool(page_dir))
+        return
     facts, images = summarise(config.data)
     page = write_page(facts, images, page_dir) if page_dir else None
     if as_json or not sys.stdout.isatty():
@@ -95,6 +99,20 @@ def data(config: Config, as_json: bool, page_dir: Path | None) -> None:
             print(f"page: {page}")
     if unreadable := facts["unreadable"]:
         raise InputError(f"{len(unreadable):,} images cannot be read", "replace or remove these files")
+
+
+def _print_windows(config: Config, *, as_json: bool, page: bool) -> None:
+    """Print the summary of windows of a signal."""
+    from kdedge.pipeline.data.sources import opened
+    from kdedge.pipeline.data.windows.dataset import Windows
+    from kdedge.pipeline.data.windows.summary import summarise_windows, words_of_windows
+
+    if page:
+        raise InputError("windows of a signal have no page", "leave out --out")
+    dataset = opened(config.data)
+    assert isinstance(dataset, Windows)
+    facts = summarise_windows(dataset)
+    print(json.dumps(facts) if as_json or not sys.stdout.isatty() else words_of_windows(facts))
 
 
 @app.command(help="Fine-tune the teacher.", rich_help_panel=_STAGES)

@@ -8,7 +8,7 @@ from kdedge.errors import InputError
 from kdedge.parsing import closest
 from kdedge.pipeline.config import SECTIONS, Config
 from kdedge.pipeline.config.checks import RUN_FLAGS, Flags, check_value, conflicts
-from kdedge.pipeline.data.options import DataConfig
+from kdedge.pipeline.data.options import WINDOWS, DataConfig
 from kdedge.pipeline.distill.options import DistillConfig
 
 __all__ = ["PRESETS", "RECIPES", "RENAMED", "build_config"]
@@ -30,6 +30,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "quantize": {"compare_formats": False},
         "benchmark": {"seconds": 1.0},
     },
+    # Taken for --data windows:PATH when no preset is named.
+    "windows": {"data": {"val_fraction": 0.2}, "distill": {"student": "signal", "shift": 8}},
     "reference": {"teacher": {"epochs": 30}, "distill": {"epochs": 40}},
 }
 
@@ -65,8 +67,8 @@ def build_config(*layers: Mapping[str, Any], preset: str = "", flags: Flags = RU
 
     Args:
         layers: Nested mappings ``{section: {key: value}}``; a layer may name its ``preset``.
-        preset: Name of the preset; empty: the last layer that names one, else ``sample`` for the shipped sample
-            and ``default`` for everything else.
+        preset: Name of the preset; empty: the last layer that names one, else ``sample`` for the shipped sample,
+            ``windows`` for signals and ``default`` for everything else.
         flags: The command's names of options.
 
     Raises:
@@ -77,7 +79,7 @@ def build_config(*layers: Mapping[str, Any], preset: str = "", flags: Flags = RU
         preset = preset or str(layer.get("preset", ""))
     if not preset:
         sources = [layer["data"].get("source") for layer in layers if isinstance(layer.get("data"), Mapping)]
-        preset = "sample" if [source for source in sources if source][-1:] == ["sample"] else "default"
+        preset = _preset_for(([source for source in sources if source] or [""])[-1])
     if preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r}{closest(preset, PRESETS)}", f"presets: {', '.join(PRESETS)}")
     merged: dict[str, dict[str, Any]] = {"distill": {"recipe": DistillConfig.recipe}}
@@ -104,6 +106,13 @@ def build_config(*layers: Mapping[str, Any], preset: str = "", flags: Flags = RU
         text = problems[0] if len(problems) == 1 else "\n".join(["several problems:", *(f"  - {p}" for p in problems)])
         raise InputError(text, "see `kdedge run-all --help-all` for every option and its range")
     return Config(preset=preset, **sections)
+
+
+def _preset_for(source: str) -> str:
+    """Return the preset for a data set."""
+    if source.startswith(WINDOWS):
+        return "windows"
+    return "sample" if source == "sample" else "default"
 
 
 def _renamed(section: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdedge.errors import InputError
 from kdedge.parsing import closest
+from kdedge.pipeline.data.options import WINDOWS
 from kdedge.pipeline.distill.methods import METHODS
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ def conflicts(data: "DataConfig", distill: "DistillConfig", flags: Flags = RUN_F
         found.append(f"--data-dir ([data] dir) is for --data cifar10; --data {data.source} does not read it")
     if distill.augment == "none" and distill.flip:
         found.append("--augment none mirrors no images: leave out --flip, or use --augment light")
+    of_signals = {"--window": data.window, "--stride": data.stride, "--layout": data.layout, "--rate": data.rate}
+    if not data.source.startswith(WINDOWS):
+        for flag in [flag for flag, value in {**of_signals, "--groups": data.groups}.items() if value]:
+            found.append(f"{flag} is for --data windows:PATH; --data {data.source} does not read it")
     if not distill.epochs:
         if not distill.weights:
             found.append(f"{flags.epochs} 0 uses trained weights unchanged: name them with --student-weights")

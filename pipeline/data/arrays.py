@@ -28,7 +28,7 @@ from kdedge.pipeline.data.class_folders import class_name, is_label, log_once
 from kdedge.pipeline.data.items import Item
 from kdedge.pipeline.data.parts import Listed, Parts
 
-__all__ = ["list_arrays"]
+__all__ = ["list_arrays", "read_array", "read_texts", "reading"]
 
 _EXPECTED = (
     "expected x (uint8 images [N, H, W], [N, H, W, 1] or [N, H, W, 3]) and y (N integers or strings), and optionally "
@@ -65,7 +65,7 @@ class _Array:
 def _load(array: _Array) -> NDArray[np.uint8]:
     if _stamp(array.file) != array.stamp:
         raise InputError(f"{array.file} has changed", "leave the file as it is while kdedge runs")
-    return _loaded(array.file, array.key)
+    return read_array(array.file, array.key)
 
 
 @cache
@@ -110,7 +110,7 @@ def list_arrays(file: Path) -> Listed:
     """
     if not file.is_file():
         raise InputError(f"the data file {file} {'is not a file' if file.exists() else 'does not exist'}", _EXPECTED)
-    with _reading(file), zipfile.ZipFile(file) as archive:
+    with reading(file), zipfile.ZipFile(file) as archive:
         keys = [name.removesuffix(".npy") for name in archive.namelist()]
     suffixes = {"train": "_train" if "x_train" in keys else "", "val": "_val", "test": "_test"}
     # Files with x_train may call its groups group or group_train.
@@ -120,11 +120,11 @@ def list_arrays(file: Path) -> Listed:
     known = {*group_keys.values(), *(letter + suffix for suffix in suffixes.values() for letter in "xy")}
     if unused := [key for key in keys if key not in known]:
         log_once(f"{file}: ignoring the arrays {', '.join(unused)}")
-    labels = {part: _texts(file, f"y{suffix}") for part, suffix in suffixes.items() if f"y{suffix}" in keys}
+    labels = {part: read_texts(file, f"y{suffix}") for part, suffix in suffixes.items() if f"y{suffix}" in keys}
     images = {part: _array(file, f"x{suffix}") for part, suffix in suffixes.items() if f"x{suffix}" in keys}
     if not labels.keys() & {"train", "test"} or labels.keys() != images.keys():
         raise InputError(f"{file} has the arrays {', '.join(keys) or '(none)'}", _EXPECTED)
-    groups = {part: _texts(file, key) for part, key in group_keys.items() if part in labels}
+    groups = {part: read_texts(file, key) for part, key in group_keys.items() if part in labels}
     _check_groups(file, groups, group_keys)
     if "train" not in labels:
         labels.pop("val", None)
@@ -171,7 +171,7 @@ def _is_numeric(names: list[str]) -> bool:
 
 def _array(file: Path, key: str) -> _Array:
     """Return an array of images; reads its header only."""
-    with _reading(file), zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as stream:
+    with reading(file), zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as stream:
         newer = np.lib.format.read_magic(stream) > (1, 0)
         read_header = np.lib.format.read_array_header_2_0 if newer else np.lib.format.read_array_header_1_0
         shape, _, dtype = read_header(stream)
@@ -180,12 +180,12 @@ def _array(file: Path, key: str) -> _Array:
     return _Array(file, key, shape, _stamp(file))
 
 
-def _texts(file: Path, key: str) -> list[str]:
+def read_texts(file: Path, key: str) -> list[str]:
     """Return classes or groups as texts."""
-    values = _loaded(file, key)
+    values = read_array(file, key)
     if values.ndim != 1 or values.dtype.kind not in "iuUS":
         raise InputError(f"{key} of {file} is {values.dtype} {list(values.shape)}", _EXPECTED)
-    with _reading(file):
+    with reading(file):
         texts = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values.astype(str)
     classes = list(map(class_name, texts.tolist()))
     for index, name in enumerate(classes if key.startswith("y") else ()):
@@ -194,19 +194,24 @@ def _texts(file: Path, key: str) -> list[str]:
     return classes
 
 
-def _loaded(file: Path, key: str) -> NDArray[Any]:
-    with _reading(file), np.load(file, allow_pickle=False) as arrays:
+def read_array(file: Path, key: str) -> NDArray[Any]:
+    """Return an array of a NumPy file.
+
+    Raises:
+        InputError: The file cannot be read, or lacks the array.
+    """
+    with reading(file), np.load(file, allow_pickle=False) as arrays:
         return np.asarray(arrays[key])
 
 
 def _stamp(file: Path) -> tuple[int, int]:
-    with _reading(file):
+    with reading(file):
         status = file.stat()
     return status.st_mtime_ns, status.st_size
 
 
 @contextmanager
-def _reading(file: Path) -> Iterator[None]:
+def reading(file: Path) -> Iterator[None]:
     """Raise what goes wrong in reading a file as an InputError."""
     try:
         yield

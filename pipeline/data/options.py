@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from kdedge.options import option
 from kdedge.preprocessing import RESIZE_MODES
 
-__all__ = ["NAMES", "PATH_KINDS", "DataConfig"]
+__all__ = ["NAMES", "PATH_KINDS", "WINDOWS", "DataConfig"]
 
 NAMES = ("cifar10", "sample")
 """The data sets that have a name. Any other source is a kind and a path, such as ``folder:my_images``."""
 
-PATH_KINDS = ("folder", "table", "arrays")
+PATH_KINDS = ("folder", "table", "arrays", "windows")
 """Kinds of data sets that are paths."""
+
+WINDOWS = "windows:"
+"""With what the source of windows of a signal begins."""
 
 _KIND_OF_FILE = {".csv": "table", ".parquet": "table", ".npz": "arrays"}
 
@@ -25,7 +28,10 @@ class DataConfig:
     """
 
     source: str = option(
-        "cifar10", "Data set: cifar10, sample or the PATH of a folder, table (.csv, .parquet) or .npz.", flag="--data"
+        "cifar10",
+        "Data set: cifar10, sample, the PATH of a folder, table (.csv, .parquet) or .npz of images, or windows:PATH of "
+        "recordings of a signal.",
+        flag="--data",
     )
     dir: str = option(
         "",
@@ -45,6 +51,22 @@ class DataConfig:
     test_fraction: float = option(
         0.2, "Share of test images if the data set has no test images.", flag="--test-fraction", least=0.05, most=0.5
     )
+    window: int = option(
+        0, "Samples of a window of a signal.", flag="--window", least=0, most=65536, auto="the whole recording"
+    )
+    stride: int = option(
+        0, "Samples between the starts of training windows. Test windows never overlap.", flag="--stride", least=0,
+        auto="half a window",
+    )  # fmt: skip
+    layout: str = option(
+        "", "Axes of x in a .npz of windows: NLC (windows, samples, channels) or NCL.", flag="--layout",
+        choices=("", "NLC", "NCL"),
+    )  # fmt: skip
+    rate: float = option(0.0, "Samples of a signal per second.", flag="--rate", least=0, auto="from the time column")
+    groups: str = option(
+        "", "Column of the groups of recordings, such as subjects, or folder (CLASS/GROUP/RECORDING.csv).",
+        flag="--groups",
+    )  # fmt: skip
     train_size: int = option(
         0, "Number of training images, stratified by class (0 = all).", flag="--train-size", least=0
     )

@@ -1,4 +1,4 @@
-"""Opens data sets: CIFAR-10, the sample of it in this package, or the user's own images.
+"""Opens data sets: CIFAR-10, the sample of it in this package, the user's own images, or windows of a signal.
 
 `open_dataset` finds the files, downloads them if necessary, and checks them. Only `Dataset.train` and `Dataset.test`
 return pixels, and only the benchmark calls the latter. Every choice uses the two parts of `split_train_val`. `opened`,
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kdedge.dataset import Dataset, Split, split_train_val
 from kdedge.errors import InputError
-from kdedge.pipeline.data.options import NAMES, PATH_KINDS, DataConfig
+from kdedge.pipeline.data.options import NAMES, PATH_KINDS, WINDOWS, DataConfig
 from kdedge.pipeline.data.parts import Listed
 
 __all__ = ["data_sha256", "find_dataset", "list_images", "open_dataset", "opened", "training_images"]
@@ -73,6 +73,10 @@ def find_dataset(config: DataConfig) -> Dataset:
         from kdedge.pipeline.data.sample import open_sample
 
         return open_sample(config.image_size, config.val_fraction, config.train_size)
+    if config.source.startswith(WINDOWS):
+        from kdedge.pipeline.data.windows.dataset import open_windows
+
+        return open_windows(config, _user_path(config.source.removeprefix(WINDOWS)))
     from kdedge.pipeline.data.user_images import divided
 
     return divided(list_images(config.source), config)
@@ -92,6 +96,8 @@ def list_images(source: str) -> Listed:
     from kdedge.pipeline.data.table import list_table
 
     kind, colon, path = source.partition(":")
+    if source.startswith(WINDOWS):
+        raise InputError(f"--data {source} has windows of a signal, not images", "give the path of images")
     if kind in PATH_KINDS and colon:
         if not path:
             raise InputError(f"--data {kind}: has no path", "give its path, as in `--data my_images`")
@@ -100,7 +106,8 @@ def list_images(source: str) -> Listed:
     suggestion = f" (did you mean {match[0]!r}?)" if match else ""
     raise InputError(
         f"unknown data set --data {source}{suggestion}",
-        f"expected {', '.join(NAMES)} or the path of a folder, table (.csv, .parquet) or .npz file; it is neither",
+        f"expected {', '.join(NAMES)}, windows:PATH, or the path of a folder, table (.csv, .parquet) or .npz file; it "
+        "is none of them",
     )
 
 

@@ -14,6 +14,8 @@ from kdedge.pipeline.data.inspection import inspect, pixel_facts, sample, traini
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import find_dataset
 from kdedge.pipeline.data.user_images import UserImages
+from kdedge.pipeline.data.windows.dataset import Windows
+from kdedge.pipeline.data.windows.summary import short_summary_of_windows
 
 __all__ = ["short_summary", "summarise"]
 
@@ -95,6 +97,8 @@ def short_summary(dataset: Dataset) -> str:
     Raises:
         InputError: An image cannot be read.
     """
+    if isinstance(dataset, Windows):
+        return short_summary_of_windows(dataset)
     labels, names = training_labels(dataset), dataset.class_names
     counts = np.bincount(labels, minlength=len(names))
     few = pixel_facts(sample(dataset, _FEW).images)

@@ -19,7 +19,7 @@ from kdedge.pipeline.data.class_folders import PARTS, class_name, is_label, log_
 from kdedge.pipeline.data.items import Item
 from kdedge.pipeline.data.parts import Listed, Parts
 
-__all__ = ["list_table"]
+__all__ = ["list_table", "read_parquet"]
 
 _COLUMNS = ("path", "label", "split", "group")
 _EXPECTED = "expected a table with the columns path and label, and optionally split (train, val, test) and group"
@@ -46,7 +46,7 @@ def list_table(file: Path) -> Listed:
     """
     if not file.is_file():
         raise InputError(f"the table {file} {'is not a file' if file.exists() else 'does not exist'}", _EXPECTED)
-    header, cells = _read_parquet(file) if file.suffix.lower() == ".parquet" else _read_csv(file)
+    header, cells = read_parquet(file) if file.suffix.lower() == ".parquet" else _read_csv(file)
     rows = list(_rows(file, [name.strip().lower() for name in header], cells))
     _check_rows(file, rows)
     by_part: dict[str, list[_Row]] = {}
@@ -147,7 +147,7 @@ def _read_csv(file: Path) -> tuple[list[str], _Cells]:
     return header, listed
 
 
-def _read_parquet(file: Path) -> tuple[list[str], _Cells]:
+def read_parquet(file: Path) -> tuple[list[str], _Cells]:
     """Return the header and the rows of a Parquet file."""
     try:
         columns = _parquet_columns(file)

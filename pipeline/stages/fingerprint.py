@@ -45,8 +45,9 @@ def _section(config: Config, name: str) -> dict[str, Any]:
             return known
         return known | {"source": source_name(kind, Path(path))}
     if name == "all data":
-        # The default resize mode is what earlier versions did without the option.
-        unnamed = ("dir", "resize") if config.data.resize == DataConfig.resize else ("dir",)
+        # Earlier versions had none of these options and did what their defaults do.
+        added = ("resize", "window", "stride", "layout", "rate", "groups")
+        unnamed = {"dir", *(key for key in added if getattr(config.data, key) == getattr(DataConfig, key))}
         return {key: value for key, value in dataclasses.asdict(config.data).items() if key not in unnamed}
     if name == "distill":
         # Options that the method does not use have their default, so that changing them trains nothing again.

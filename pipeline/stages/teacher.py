@@ -93,9 +93,9 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     train, val = training_images(dataset, config.data)
     place(teacher, device)
     settings = fit_to_images(settings, train, "teacher", start.origin != "none", teacher.image_size)
-    balance = config.training.balance
+    shift, balance = 8 if train.signal else 2, config.training.balance
     batches = Batches(
-        train, settings.batch_size, config.runtime.seed, 2, device, bool(settings.flip), settings.augment, balance
+        train, settings.batch_size, config.runtime.seed, shift, device, bool(settings.flip), settings.augment, balance
     )
     optimizer = _optimizer(teacher, settings)
 

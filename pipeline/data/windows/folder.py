@@ -1,0 +1,78 @@
+"""Class folders of recordings: ``PATH/CLASS/RECORDING.csv``, or the same in ``PATH/train`` and ``PATH/test``.
+
+Recordings in a folder inside the class folder, ``CLASS/GROUP/RECORDING.csv``, are of that group with ``--groups
+folder``. With another ``--groups``, a column of this name has the group of the recording.
+"""
+
+from pathlib import Path
+
+from kdedge.errors import InputError
+from kdedge.pipeline.data.class_folders import PARTS, class_name
+from kdedge.pipeline.data.options import DataConfig
+from kdedge.pipeline.data.windows.series import Series, Source, same_channels, same_rate
+from kdedge.progress import track
+from kdedge.recordings import Recording, Table, read_csv, recording_of
+
+__all__ = ["open_recordings"]
+
+LAYOUT = "expected PATH/CLASS/RECORDING.csv, or PATH/train/CLASS/RECORDING.csv and PATH/test/CLASS/RECORDING.csv"
+_BY_FOLDER = "folder"
+
+
+def open_recordings(config: DataConfig, root: Path) -> Source:
+    """Read all recordings of class folders.
+
+    Raises:
+        InputError: There are none, or a recording cannot be read or differs from the others.
+    """
+    parts = {PARTS[path.name.casefold()]: path for path in _folders(root) if path.name.casefold() in PARTS}
+    parts = parts if "train" in parts else {"": root}
+    files = [
+        (part, folder.name, file)
+        for part, path in parts.items()
+        for folder in _folders(path)
+        for file in sorted(folder.rglob("*.csv"))
+    ]
+    if not files:
+        raise InputError(f"{root} has no recordings", LAYOUT)
+    series, recordings = [], []
+    with track("reading recordings", len(files)) as progress:
+        for part, label, file in files:
+            table = read_csv(file)
+            group = _group(table, file, config.groups, label)
+            by_column = (config.groups,) if config.groups not in ("", _BY_FOLDER) else ()
+            recording = recording_of(table, by_column)
+            recordings.append(recording)
+            name = file.relative_to(root).as_posix()
+            series.append(Series(name, recording.values, class_name(label), group or name, part))
+            progress.advance()
+    channels = same_channels([(str(one.path), _channels(one)) for one in recordings])
+    return Source(root, series, channels, same_rate([(str(one.path), one.rate_hz) for one in recordings], config.rate))
+
+
+def _folders(path: Path) -> list[Path]:
+    if not path.is_dir():
+        raise InputError(f"{path} is not a folder", LAYOUT)
+    return sorted(item for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
+
+
+def _channels(recording: Recording) -> tuple[str, ...]:
+    return recording.channels or tuple(f"channel {index + 1}" for index in range(recording.values.shape[1]))
+
+
+def _group(table: Table, file: Path, groups: str, label: str) -> str:
+    """Return the group of a recording; empty: it has its own."""
+    if not groups:
+        return ""
+    if groups == _BY_FOLDER:
+        if file.parent.name == label:
+            raise InputError(f"{file} is not in a folder of a group", "expected CLASS/GROUP/RECORDING.csv")
+        return file.parent.name
+    if groups not in table.names:
+        raise InputError(
+            f"{file} has no column {groups}", f"--groups is a column, or {_BY_FOLDER} for CLASS/GROUP/RECORDING.csv"
+        )
+    found = {*table.columns[table.names.index(groups)]}
+    if len(found) > 1:
+        raise InputError(f"{file} has several values of {groups}: {', '.join(sorted(found)[:5])}", "expected one")
+    return found.pop()

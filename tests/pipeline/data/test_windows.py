@@ -1,0 +1,148 @@
+"""Windows of a signal: the three formats, and what is refused."""
+
+import csv
+import re
+
+import numpy as np
+import pytest
+import signals
+
+from kdedge.dataset import split_train_val
+from kdedge.errors import InputError
+from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.data.options import DataConfig
+from kdedge.pipeline.data.sources import find_dataset
+from kdedge.pipeline.data.windows.summary import short_summary_of_windows
+
+
+def opened(path, **options):
+    return find_dataset(DataConfig(source=f"windows:{path}", **options))
+
+
+def parts_of(dataset):
+    train, val = split_train_val(dataset.train(), dataset.val_fraction)
+    return {"train": train, "val": val, "test": dataset.test()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return signals.make_folder(tmp_path_factory.mktemp("recordings") / "data")
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory):
+    return signals.make_npz(tmp_path_factory.mktemp("arrays") / "data.npz")
+
+
+def test_recordings_are_cut_and_never_shared_between_parts(folder):
+    dataset = opened(folder, window=64, val_fraction=0.2)
+    parts = parts_of(dataset)
+    groups = {part: {*split.groups.tolist()} for part, split in parts.items()}
+    assert {part: len(found) for part, found in groups.items()} == {"train": 8, "val": 2, "test": 2}
+    assert not groups["train"] & groups["val"] | groups["train"] & groups["test"] | groups["val"] & groups["test"]
+    assert len(parts["test"]) == 2 * 5, "test windows of 64 do not overlap in 320 rows"
+    assert len(parts["train"]) == 8 * 9, "training windows overlap by a half"
+    assert dataset.spec.channels == ("ax", "ay")
+    assert dataset.spec.rate_hz == 50
+    assert dataset.spec.window_s == 1.28
+    assert dataset.class_names == ("fast", "slow")
+    assert short_summary_of_windows(dataset).startswith("windows:data: 2 classes, windows of 64 samples")
+
+
+def test_the_statistics_are_of_the_training_windows(npz):
+    dataset = opened(npz, layout="NLC", val_fraction=0.2)
+    train = parts_of(dataset)["train"].images
+    np.testing.assert_allclose(dataset.spec.mean, train.mean((0, 1)), rtol=1e-4)
+    np.testing.assert_allclose(1 / np.array(dataset.spec.scale), train.std((0, 1)), rtol=1e-4)
+    normalised = dataset.spec.normalised(train)
+    assert normalised.shape == (len(train), 2, 1, 64)
+    assert abs(normalised.mean()) < 1e-3
+
+
+def test_the_layout_is_never_guessed(npz, tmp_path):
+    with pytest.raises(InputError, match="order of the axes of x") as caught:
+        opened(npz)
+    assert "--layout NLC or --layout NCL" in caught.value.hint
+    arrays = dict(np.load(npz))
+    np.savez(tmp_path / "other.npz", **{**arrays, "x": arrays["x"].transpose(0, 2, 1)})
+    assert opened(tmp_path / "other.npz", layout="NCL").train_sha256() == opened(npz, layout="NLC").train_sha256()
+
+
+def write_long(file, folder, *, subject):
+    with file.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["id", "time", "label", *(["subject"] if subject else []), "ax", "ay"])
+        for path in sorted(folder.rglob("*.csv")):
+            name, whose = path.parent.name, [f"{path.parent.name}{int(path.stem) // 2}"] if subject else []
+            for time, *values in [line.split(",") for line in path.read_text().splitlines()[1:]]:
+                writer.writerow([f"{name}/{path.name}", time, name, *whose, *values])
+    return file
+
+
+def test_a_long_table_is_the_same_data(folder, tmp_path):
+    long, files = opened(write_long(tmp_path / "a.csv", folder, subject=False), window=64), opened(folder, window=64)
+    assert long.train_sha256() == files.train_sha256()
+    assert long.test_sha256() == files.test_sha256()
+    with_subject = write_long(tmp_path / "b.csv", folder, subject=True)
+    by_subject = opened(with_subject, window=64, groups="subject")
+    assert sum(len({*split.groups.tolist()}) for split in parts_of(by_subject).values()) == 6
+    with pytest.raises(InputError, match=r"row 2 of .*b.csv: subject is 'fast0', expected a finite number"):
+        opened(with_subject, window=64)
+
+
+def test_given_parts_and_groups_by_folder(tmp_path):
+    for part in ("train", "test"):
+        signals.make_folder(tmp_path / part, count=4, length=64)
+    dataset = opened(tmp_path, val_fraction=0.2)
+    assert len(dataset.test()) == 8
+    with pytest.raises(InputError, match="is not in a folder of a group"):
+        opened(tmp_path, groups="folder")
+    for file in list(tmp_path.rglob("*.csv")):
+        group = file.parent / f"{file.parents[1].name}-{int(file.stem) // 2}"
+        group.mkdir(exist_ok=True)
+        file.rename(group / file.name)
+    groups = {part: {*split.groups.tolist()} for part, split in parts_of(opened(tmp_path, groups="folder")).items()}
+    assert groups == {"train": groups["train"], "val": groups["val"], "test": {"test-0", "test-1"}}
+    assert groups["train"] | groups["val"] == {"train-0", "train-1"}
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "message"),
+    [
+        (5, "0.06,nan,2", "row 5 of .*0.csv: ax is 'nan', expected a finite number"),
+        (5, "0.06,,2", "row 5 of .*0.csv: ax is 'empty', expected a finite number"),
+        (5, "0.06,1", "row 5 of .*0.csv has 2 cells, expected 3"),
+        (5, "0.26,1,2", "row 5 of .*0.csv: 0.22 s after the row before, where the usual step is 0.02 s"),
+        (1, "time,ay,ax", "has the channels ax, ay; .*0.csv has ay, ax"),
+    ],
+)
+def test_bad_rows_name_file_and_row(tmp_path, line, text, message):
+    root = signals.make_folder(tmp_path / "data", count=3, length=64)
+    file = root / "fast" / "0.csv"
+    lines = file.read_text().splitlines()
+    lines[line - 1] = text
+    file.write_text("\n".join(lines))
+    with pytest.raises(InputError, match=message):
+        opened(root)
+
+
+def test_unequal_lengths_and_rates_are_refused(tmp_path):
+    root = signals.make_folder(tmp_path / "data", count=3, length=64)
+    signals.write_csv(root / "fast" / "0.csv", signals.waves(1, 1, 80, 0)[0])
+    with pytest.raises(InputError, match=r"has 64 rows, fast/0.csv has 80") as caught:
+        opened(root)
+    assert "--window" in caught.value.hint
+    with pytest.raises(InputError, match="has 64 rows, fewer than --window 70"):
+        opened(root, window=70)
+    file = root / "fast" / "0.csv"
+    rows = [line.split(",") for line in file.read_text().splitlines()]
+    file.write_text("\n".join(",".join([str(i / 20) if i else "time", *row[1:]]) for i, row in enumerate(rows)))
+    with pytest.raises(InputError, match=re.escape("has 50 rows per second") + r"; .*0.csv has 20"):
+        opened(root, window=64)
+
+
+def test_options_of_signals_need_a_signal(npz):
+    with pytest.raises(InputError, match="--window is for --data windows:PATH"):
+        build_config({"data": {"source": "sample", "window": 64}})
+    config = build_config({"data": {"source": f"windows:{npz}", "layout": "NLC"}})
+    assert (config.preset, config.distill.student, config.data.val_fraction) == ("windows", "signal", 0.2)
