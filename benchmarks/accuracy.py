@@ -140,12 +140,12 @@ def hardly_recognised(rows: Sequence[Mapping[str, Any]]) -> str:
 def per_group_table(
     groups: npt.NDArray[np.str_] | None, fp32_right: npt.NDArray[np.bool_], int8_right: npt.NDArray[np.bool_]
 ) -> list[dict[str, Any]]:
-    """Return one row per named group with its images, the accuracy of both models and the discordant counts.
+    """Return one row per group with its images, the accuracy of both models and the discordant counts.
 
-    The lowest INT8 accuracy is first, and of equal ones the larger group.
+    The lowest INT8 accuracy is first, and of equal ones the larger group. Groups of one image are left out.
 
     Args:
-        groups: ``[N]`` str; images with an empty name are left out. None: no rows.
+        groups: ``[N]`` str; an empty name is a group of its own. None: no rows.
         fp32_right: ``[N]`` bool.
         int8_right: ``[N]`` bool.
     """
@@ -166,6 +166,7 @@ def per_group_table(
             "int8_only_right": only_int8,
         }
         for name, n, of_fp32, of_int8, only_fp32, only_int8 in zip(names.tolist(), *counts, strict=True)
+        if n > 1
     ]
     return sorted(rows, key=lambda row: (row["int8_top1_pct"], -row["n"]))
 

@@ -12,7 +12,14 @@ from broken_models import KINDS, write_broken
 from onnx import TensorProto, helper
 
 from kdedge.benchmarks import accuracy
-from kdedge.benchmarks.accuracy import balanced_pct, macro_f1_pct, per_class_table, predict_logits, top1_pct
+from kdedge.benchmarks.accuracy import (
+    balanced_pct,
+    macro_f1_pct,
+    per_class_table,
+    per_group_table,
+    predict_logits,
+    top1_pct,
+)
 from kdedge.benchmarks.interval import wilson_interval_pct
 from kdedge.benchmarks.providers import int8_proof
 from kdedge.benchmarks.session import CUDA, Model, check_fits, open_model
@@ -161,6 +168,20 @@ def test_accuracy_by_class() -> None:
     assert balanced_pct(fp32, labels) == pytest.approx((200 / 3 + 100) / 2, abs=1e-4)
     # Wilson (1927), 3 of 4: the value that R's binom.confint gives.
     assert wilson_interval_pct(3, 4) == pytest.approx([30.06, 95.44], abs=0.01)
+
+
+def test_groups_of_several_images_have_a_row_the_worst_first() -> None:
+    groups = np.array(["a", "b", "b", "", "", "c", "a", "a", "b"])
+    fp32 = np.array([1, 0, 1, 1, 0, 0, 1, 1, 1], bool)
+    int8 = np.array([1, 1, 0, 1, 0, 0, 1, 0, 0], bool)
+    rows = per_group_table(groups, fp32, int8)
+    assert [row["group"] for row in rows] == ["b", "a"]
+    assert rows[0] == {
+        "group": "b", "n": 3, "fp32_top1_pct": 66.6667, "int8_top1_pct": 33.3333, "fp32_only_right": 2,
+        "int8_only_right": 1,
+    }  # fmt: skip
+    assert per_group_table(None, fp32, int8) == []
+    assert per_group_table(np.full(9, ""), fp32, int8) == []
 
 
 def test_proof_of_an_integer_model(models: dict[str, Path]) -> None:
