@@ -18,6 +18,7 @@ from kdedge.export.c99.network import read_network
 from kdedge.export.c99.source import C_FILES, write_c
 from kdedge.export.quantize.candidates import Candidate
 from kdedge.export.quantize.quantizer import Quantizer
+from kdedge.inputs import image_input
 
 BUNDLE = Path(__file__).resolve().parents[2] / "artifacts" / "reference" / "bundle"
 CLASSES = ["a tree", 'quote " and \\', "größer??/", "fourth"]
@@ -75,9 +76,9 @@ def quantized(folder, model, candidate=None, **options):
     path = folder / "student.int8.onnx"
     candidate = candidate or Candidate(calibration_images=64)
     path.write_bytes(
-        Quantizer(model, model, pixels(64, size=size), {"kdedge.classes": json.dumps(names)}, 10).build(
-            candidate, **options
-        )
+        Quantizer(
+            model, model, image_input(size), pixels(64, size=size), {"kdedge.classes": json.dumps(names)}, 10
+        ).build(candidate, **options)
     )
     return path
 
