@@ -16,13 +16,15 @@ import numpy.typing as npt
 from kdedge.errors import InputError
 from kdedge.export.c99.network import Layer, Network
 from kdedge.files import write_atomic, write_json
+from kdedge.ownership import holds_nothing, not_ours
 
 __all__ = ["C_FILES", "write_c"]
 
 C_FILES = ("student.c", "student.h", "main.c", "student.json")
 _PLAIN = (string.ascii_letters + string.digits + " -_.,:()").encode()
 _LINE = 110  # characters
-_BEGIN = """/* Written by kdedge export-c. C99, integer arithmetic only. */
+_MARK, _JSON_MARK = "Written by kdedge export-c.", '"constant_bytes": '  # in files that may be replaced
+_BEGIN = f"""/* {_MARK} C99, integer arithmetic only. */
 
 #include <string.h>
 
@@ -52,10 +54,15 @@ def write_c(network: Network, out_dir: Path) -> dict[str, Any]:
         ``input_bytes`` (of the caller) and ``macs`` per image.
 
     Raises:
-        InputError: ``out_dir`` is not a folder, or has other files.
+        InputError: ``out_dir`` is not a folder, or has files that export-c did not write.
     """
-    if out_dir.exists() and (not out_dir.is_dir() or {path.name for path in out_dir.iterdir()} - {*C_FILES}):
-        raise InputError(f"{out_dir} has other files than {', '.join(C_FILES)}", "give another --out")
+    if out_dir.exists() and not out_dir.is_dir():
+        raise InputError(f"{out_dir} is not a folder", "give another --out")
+    for path, mark in zip(
+        (out_dir / name for name in C_FILES), (_MARK, _MARK, _own("main.c"), _JSON_MARK), strict=True
+    ):
+        if not holds_nothing(path) and not (path.is_file() and mark.encode() in path.read_bytes()):
+            raise not_ours(path, "it is not a file of export-c, or was edited")
     layers = (*network.convs, network.classifier)
     buffers = _buffer_bytes(network)
     sizes = {
@@ -84,7 +91,7 @@ def _own(name: str) -> str:
 
 def _header(network: Network) -> str:
     height, width, channels = network.convs[0].shape
-    return f"""/* An INT8 image classifier. Written by kdedge export-c. */
+    return f"""/* An INT8 image classifier. {_MARK} */
 
 #ifndef STUDENT_H
 #define STUDENT_H

@@ -1,6 +1,7 @@
 """The C code of a student returns the logits of onnxruntime bit for bit, here and on emulated CPUs."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -206,10 +207,20 @@ def test_unsupported_nodes_are_named(tmp_path, model, options, message):
         read_network(quantized(tmp_path, model, **options))
 
 
-def test_other_files_are_not_replaced(written, tmp_path):
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(InputError, match=r"has other files than student\.c, student\.h, main\.c, student\.json"):
+@pytest.mark.parametrize("name", C_FILES)
+def test_a_file_of_the_user_with_a_name_of_ours_is_not_replaced(tmp_path, name):
+    (tmp_path / name).write_text("int mine;")
+    with pytest.raises(InputError, match=f"{re.escape(str(tmp_path / name))} was not written by kdedge"):
         write_c(None, tmp_path)
+    assert (tmp_path / name).read_text() == "int mine;"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_files_of_export_c_are_replaced_next_to_others(written, tmp_path):
+    folder = shutil.copytree(written[0], tmp_path / "c")
+    (folder / "student").write_text("a program")
+    write_c(read_network(written[0].parent / "student.int8.onnx"), folder)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*C_FILES, "student"])
 
 
 CORTEX_M = """

@@ -9,6 +9,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from kdedge.errors import InputError
+from kdedge.export.c99.source import C_FILES
 from kdedge.manifest import load_manifest
 from kdedge.pipeline.cli import app
 from kdedge.pipeline.exchange import clean_up
@@ -24,7 +25,8 @@ RUN_NAMES = [
 ]
 STUDY_NAMES = ["teacher", "evaluation_results.csv", "block_variances.csv", "comparison.md", "figures", "config.json"]
 REPORT_NAMES = ["report.json", "report.html", "report.md", "figures", "latency_samples.json", ".lock"]
-FILES = (".csv", ".md", ".json", ".html", ".lock")
+OTHER_NAMES = ["e20/seed0/kd/teacher", "e20/seed0/kd/distill", "data.html", "photo.png", *C_FILES]
+FILES = (".csv", ".md", ".json", ".html", ".lock", ".png", ".c", ".h")
 
 
 def kdedge(*arguments):
@@ -73,15 +75,15 @@ ARGUMENTS = {
     "predict": (BUNDLE, "photo.png"),
     "doctor": (BUNDLE,),
     "gate": ("report.json", "report.json"),
+    "export-c": (BUNDLE, *OUT),
 }
 FORCED = ("run-all", *STAGES, "compare", "ablate")
 
 
 @pytest.mark.parametrize("command", sorted(get_command(app).commands))
 def test_no_command_touches_a_folder_full_of_foreign_files(command, monkeypatch, tmp_path):
-    for name in {*RUN_NAMES, *STUDY_NAMES, *REPORT_NAMES, "e20/seed0/kd/teacher", "e20/seed0/kd/distill", "data.html"}:
+    for name in {*RUN_NAMES, *STUDY_NAMES, *REPORT_NAMES, *OTHER_NAMES}:
         put_foreign(tmp_path / name)
-    (tmp_path / "photo.png").write_bytes(b"mine")
     before = content(tmp_path)
     monkeypatch.chdir(tmp_path)
     kdedge(command, *ARGUMENTS[command])
