@@ -26,6 +26,7 @@ from kdedge.errors import InputError
 from kdedge.image_memory import empty_images
 from kdedge.machine import usable_cores
 from kdedge.progress import track, warn
+from kdedge.stored_image import ImageSource
 
 __all__ = [
     "EXTENSIONS",
@@ -115,7 +116,7 @@ class UnreadableImageError(InputError):
         reason: The reason, without the path.
     """
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: ImageSource, reason: str) -> None:
         super().__init__(f"cannot read the image {path}: {reason}", "replace or remove that file")
         self.path, self.reason = path, reason
 
@@ -131,7 +132,7 @@ def unreadable(errors: Sequence[UnreadableImageError]) -> InputError:
     )
 
 
-def check_image(path: Path) -> None:
+def check_image(path: ImageSource) -> None:
     """Check the header (for PNG: every checksum) of an image file without decoding it.
 
     Raises:
@@ -141,7 +142,7 @@ def check_image(path: Path) -> None:
         image.verify()
 
 
-def check_pixels(path: Path) -> None:
+def check_pixels(path: ImageSource) -> None:
     """Check that `read_image` can read a file.
 
     Raises:
@@ -169,7 +170,7 @@ class Overview:
     thumbnail: NDArray[np.uint8]
 
 
-def overview(path: Path, size: tuple[int, int]) -> Overview:
+def overview(path: ImageSource, size: tuple[int, int]) -> Overview:
     """Decode an image file, a large JPEG to a fraction of its side, and return its contents.
 
     Args:
@@ -212,7 +213,7 @@ def read_image(path: Path, size: int, mode: str = "squeeze") -> NDArray[np.uint8
     return convert_image(path, lambda image: resize_image(image, size, mode))
 
 
-def convert_image(path: Path, convert: Callable[[Image.Image], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+def convert_image(path: ImageSource, convert: Callable[[Image.Image], NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """Decode an image file and convert it, upright and in RGB, to pixels.
 
     Raises:
@@ -304,7 +305,7 @@ def for_each(count: int, work: Callable[[int], None], title: str) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: ImageSource) -> Iterator[Image.Image]:
     """Open an image file without decoding it; turn every error in the block into an `UnreadableImageError`."""
     try:
         with _open(path) as image:
@@ -329,11 +330,11 @@ class _Jpeg(JpegImageFile):
         return Image.Exif()
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: ImageSource) -> Image.Image:
     with path.open("rb") as file:
-        if file.read(3) == b"\xff\xd8\xff":
-            return _Jpeg(path)
-    return Image.open(path, formats=_FORMATS)
+        jpeg = file.read(3) == b"\xff\xd8\xff"
+    target = path if isinstance(path, Path) else path.open("rb")
+    return _Jpeg(target) if jpeg else Image.open(target, formats=_FORMATS)
 
 
 def _turn(image: Image.Image) -> AbstractContextManager[object]:
@@ -341,7 +342,7 @@ def _turn(image: Image.Image) -> AbstractContextManager[object]:
     return _large if image.size[0] * image.size[1] > _LARGE_PIXELS else nullcontext()
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+def _to_rgb(image: Image.Image, path: ImageSource) -> Image.Image:
     """Return an image of any mode as upright 8-bit RGB."""
     image = _upright(image, path)
     if image.mode == "F":
@@ -360,7 +361,7 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _upright(image: Image.Image, path: Path) -> Image.Image:
+def _upright(image: Image.Image, path: ImageSource) -> Image.Image:
     """Decode an image and apply its EXIF orientation; ignore all other metadata."""
     tags = getattr(image, "tag_v2", None)  # of TIFF; decoding removes them
     image.getexif = Image.Exif  # type: ignore[method-assign]  # decoding TIFF parses all metadata and fails on damage

@@ -22,7 +22,7 @@ __all__ = ["Commands", "reported", "show_error"]
 _UsageError: Any = typer.BadParameter.__base__
 
 # The extra that installs a module missing from the base install.
-_EXTRAS = {"onnxruntime": "cpu", "timm": "timm", "cryptography": "sign"}
+_EXTRAS = {"onnxruntime": "cpu", "timm": "timm", "cryptography": "sign", "pyarrow": "hf", "huggingface_hub": "hf"}
 _EXTRAS |= dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "safetensors"), "train")
 
 # The start of each item in a list of problems from `kdedge.pipeline.config.build`.

@@ -1,4 +1,4 @@
-"""The images of a user's data set: files, or rows of an array."""
+"""The images of a user's data set: files, or rows of an array or a table."""
 
 import json
 import os
@@ -21,6 +21,7 @@ from kdedge.images import (
     unreadable,
 )
 from kdedge.pipeline.data.duplicates import digest
+from kdedge.stored_image import ImageSource
 
 __all__ = ["Item", "for_all", "groups_of", "labels_of"]
 
@@ -46,6 +47,11 @@ class Item:
     part: str = ""
 
     @property
+    def source(self) -> ImageSource:
+        """The encoded image."""
+        return self.path
+
+    @property
     def identity(self) -> bytes:
         """Bytes for the hash of a data set, next to those of the file; a name in a class folder includes the class."""
         if not self.place:
@@ -54,19 +60,19 @@ class Item:
 
     def check(self) -> None:
         """Check the header, see `check_image`."""
-        check_image(self.path)
+        check_image(self.source)
 
     def check_pixels(self) -> None:
         """Check that `convert` works, see `kdedge.images.check_pixels`."""
-        check_pixels(self.path)
+        check_pixels(self.source)
 
     def overview(self, size: tuple[int, int]) -> Overview:
         """Return the contents of the image, with a thumbnail of this width and height, see `kdedge.images.overview`."""
-        return overview(self.path, size)
+        return overview(self.source, size)
 
     def convert(self, convert: Callable[[Image.Image], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """Return the pixels that a function makes of the upright RGB image, see `kdedge.images.convert_image`."""
-        return convert_image(self.path, convert)
+        return convert_image(self.source, convert)
 
     def digest(self) -> bytes:
         """Return the SHA-256 of the stored image, 32 bytes.

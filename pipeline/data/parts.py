@@ -27,7 +27,7 @@ class Listed:
     """Images as a folder, a table or a NumPy file lists them.
 
     Attributes:
-        kind: ``folder``, ``table`` or ``arrays``.
+        kind: ``folder``, ``table``, ``arrays`` or ``hf``.
         root: The folder or the file.
         class_names: Names of the classes, in the order of the labels.
         parts: The images; all are ``train`` if the user did not divide them.

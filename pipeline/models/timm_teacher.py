@@ -105,6 +105,7 @@ def fetch_pretrained(arch: str) -> Pretrained:
     """
     import huggingface_hub as hub
     import timm
+    from huggingface_hub import constants
 
     config = timm.get_pretrained_cfg(arch.removeprefix(_PREFIX))
     repository = config.hf_hub_id if config else None
@@ -116,7 +117,7 @@ def fetch_pretrained(arch: str) -> Pretrained:
     url = hub.hf_hub_url(repository, _FILE)
     try:
         hub.get_hf_file_metadata(url)  # fails now; hf_hub_download tries an unknown host for 23 seconds
-        log(f"downloading {url} to {hub.constants.HF_HUB_CACHE}")
+        log(f"downloading {url} to {constants.HF_HUB_CACHE}")
         return Pretrained(repository, Path(hub.hf_hub_download(repository, _FILE)))
     except Exception as error:  # the errors depend on the version's HTTP library
         raise StageError(
