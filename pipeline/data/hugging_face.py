@@ -147,7 +147,7 @@ def _rows(root: Path, part: str, files: list[Path]) -> list[_Row]:
 
 
 def _label(value: Any, names: list[str]) -> tuple[str, int]:
-    """Return the name of a class (empty: none) and its place among the classes."""
+    """Return the name of a class, empty if there is none, and its place among the classes."""
     if names:
         known = value is not None and 0 <= value < len(names)
         return (class_name(names[value]), value) if known else ("", -1)
@@ -179,7 +179,7 @@ def _check_groups(root: Path, parts: Mapping[str, Iterable[Item]]) -> None:
 
 
 def _columns(file: Path, schema: Any) -> tuple[str, str, list[str]]:
-    """Return the columns of images and labels, and the names of the classes (empty: the labels are the names)."""
+    """Return the columns of images and labels, and the names of the classes; none if the labels are the names."""
     import pyarrow as pa
 
     info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))

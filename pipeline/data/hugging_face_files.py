@@ -71,7 +71,7 @@ def fetch(name: str) -> Path:
     """Return the folder of a data set of the hub, downloaded or from its cache.
 
     Raises:
-        InputError: It is no name of a data set, or the data set has no Parquet files.
+        InputError: The name is not valid, or the data set has no Parquet files.
         StageError: The hub is unavailable or has no such data set.
     """
     known = _HUB_NAME.fullmatch(name)
