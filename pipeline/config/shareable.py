@@ -12,7 +12,7 @@ from kdedge.pipeline.distill.options import DistillConfig
 __all__ = ["as_flags", "cuts_paths", "shareable"]
 
 _PATHS = ("--data-dir", "--compare-with")
-_PATH = re.compile(r"((?:--[\w-]+=)?(?:(?:folder|table|arrays|hf):)?)(.*)", re.DOTALL)  # matches every word
+_PATH = re.compile(r"((?:--[\w-]+=)?(?:(?:folder|table|arrays|hf|windows):)?)(.*)", re.DOTALL)  # matches every word
 
 
 def as_flags(config: Config) -> list[str]:
