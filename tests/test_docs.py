@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from kdedge.pipeline.cli import app
 from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.config.checks import RUN_ALL_FLAGS, RUN_FLAGS
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "artifacts" / "reference" / "bundle"
@@ -58,7 +59,7 @@ def test_a_kdedge_command_has_options_that_exist(command):
         section, _, field = key.partition("__")
         if field and value is not None:
             fields.setdefault(section, {})[field] = value
-    build_config(fields)
+    build_config(fields, flags=RUN_ALL_FLAGS if subcommand == "run-all" else RUN_FLAGS)
 
 
 @pytest.fixture

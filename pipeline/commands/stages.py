@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from kdedge.errors import GateError, InputError
 from kdedge.pipeline.commands.flags import BEGINNING, DEFAULT_OUT, JSON, STAGE, Options, configured
 from kdedge.pipeline.config import SECTIONS, Config
+from kdedge.pipeline.config.checks import RUN_ALL_FLAGS
 from kdedge.pipeline.data.options import WINDOWS
 from kdedge.progress import log
 
@@ -50,20 +52,47 @@ _FIRST = (
     "out", "data__source", "data__image_size", "teacher__weights", "distill__student", "distill__method",
     "distill__epochs", "quantize__target", "benchmark__limit_pp", "bundle__allow_undecided",
 )  # fmt: skip
+_SEVERAL: Options = {
+    "tolerance": (
+        Annotated[
+            float,
+            typer.Option(
+                "--tolerance",
+                min=0,
+                max=100,
+                metavar="float",
+                help="Of several students, choose the cheapest whose INT8 validation accuracy is at most this many "
+                "percentage points below the best.",
+            ),
+        ],
+        0.5,
+    ),
+}
 _TRAINING = ("out", "data__source", "data__image_size", "runtime__device", "force")
 # `kdedge benchmark` has no --threads of a training, so its options need no prefix.
 _BENCHMARK_SHORT = {f"benchmark__{name}": f"--{name}" for name in ("threads", "batches", "seconds")}
 
 
 @app.command(help="Run all stages, from the data set to the bundle.")
-@configured(tuple(SECTIONS), BEGINNING | _SIGN, first=_FIRST, continues=False)
-def run_all(config: Config, out: Path, sign: Path | None, **again: bool) -> None:
+@configured(
+    tuple(SECTIONS),
+    BEGINNING | _SEVERAL | _SIGN,
+    first=_FIRST,
+    continues=False,
+    prepare=lambda given, fields: RUN_ALL_FLAGS,
+)
+def run_all(config: Config, out: Path, tolerance: float, sign: Path | None, **again: bool) -> None:
     """Run the pipeline and print the summary."""
     from kdedge.pipeline.stages.registry import STAGES
+    from kdedge.pipeline.students import one_student
 
-    signer = _signer(sign)
+    signer, students = _signer(sign), list(dict.fromkeys(config.distill.student.split(",")))
     try:
-        if not _run(tuple(STAGES), config, out, again):
+        if len(students) > 1:
+            any_ran = _run_several(students, config, out, tolerance, again)
+        else:
+            any_ran = _run(tuple(STAGES), one_student(config, students[0]), out, again)
+        if not any_ran:
             log(f"nothing to do: every stage of {out} is up to date (--force runs them again)")
     except GateError as error:
         raise _without_reason(_print_report(out / "benchmark"), error) from None
@@ -223,12 +252,40 @@ def _manifest_sha256(stage_dir: Path) -> str:
 
 
 def _run(names: tuple[str, ...], config: Config, out: Path, again: Mapping[str, bool]) -> bool:
+    """Run stages; return whether any of them ran."""
     from kdedge.pipeline.run import check_stages, run_stages
+
+    with _locked(out, lambda: check_stages(names, config, out), again):
+        return run_stages(names, config, out, **again, checked=True)
+
+
+def _run_several(names: list[str], config: Config, out: Path, tolerance: float, again: Mapping[str, bool]) -> bool:
+    """Run all stages for several students and print their comparison; return whether any stage ran.
+
+    Raises:
+        GateError: The gate of the chosen student did not pass.
+    """
+    from kdedge.benchmarks.report.file import load_report
+    from kdedge.export.bundle.build import check_gate
+    from kdedge.pipeline.students import check_students, run_students
+    from kdedge.pipeline.students_page import HTML, print_students
+
+    with _locked(out, lambda: check_students(names, config, out), again):
+        any_ran, result = run_students(names, config, out, tolerance, **again)
+    print_students(result)
+    print(f"students: {out / HTML}\n")
+    check_gate(load_report(out), allow_undecided=config.bundle.allow_undecided)
+    return any_ran
+
+
+@contextmanager
+def _locked(out: Path, check: Callable[[], None], again: Mapping[str, bool]) -> Iterator[None]:
+    """Lock a run directory; after an interruption the message states how to resume."""
     from kdedge.pipeline.run_dir import lock_run
 
-    with lock_run(out, lambda: check_stages(names, config, out)):
+    with lock_run(out, check):
         try:
-            return run_stages(names, config, out, **again, checked=True)
+            yield
         except KeyboardInterrupt:
             without = " without --force" if again["force"] else ""
             raise KeyboardInterrupt(f"run the same command{without} again to resume") from None

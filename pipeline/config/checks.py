@@ -12,17 +12,19 @@ if TYPE_CHECKING:
     from kdedge.pipeline.data.options import DataConfig
     from kdedge.pipeline.distill.options import DistillConfig
 
-__all__ = ["ABLATE_FLAGS", "COMPARE_FLAGS", "RUN_FLAGS", "Flags", "check_value", "conflicts"]
+__all__ = ["ABLATE_FLAGS", "COMPARE_FLAGS", "RUN_ALL_FLAGS", "RUN_FLAGS", "Flags", "check_value", "conflicts"]
 
 
 class Flags(NamedTuple):
-    """A command's names of options that differ between commands."""
+    """A command's names of options that differ between commands, and whether it takes several students."""
 
     epochs: str = "--distill-epochs"
     method: str = "--method"
+    several_students: bool = False
 
 
 RUN_FLAGS = Flags()
+RUN_ALL_FLAGS = Flags(several_students=True)
 COMPARE_FLAGS = Flags("--epochs", "--methods")
 ABLATE_FLAGS = Flags("--epochs")
 
@@ -44,8 +46,9 @@ def check_value(section: str, item: "dataclasses.Field[Any]", value: Any, proble
             item.metadata["parse"](value, item.metadata["flag"])
         except InputError as error:
             problems.append(str(error))
-    if choices and value not in choices:
-        problems.append(f"{name} = {value!r}{closest(str(value), choices)}: expected one of {', '.join(choices)}")
+    named = value.split(",") if item.metadata["several"] else [value]
+    if choices and (unknown := [part for part in named if part not in choices]):
+        problems.append(f"{name} = {value!r}{closest(str(unknown[0]), choices)}: expected one of {', '.join(choices)}")
     # Also true for NaN.
     if (least is not None and not value >= least) or (most is not None and not value <= most):
         bounds = f"at least {least}" if most is None else f"between {least} and {most}"
@@ -64,6 +67,11 @@ def conflicts(data: "DataConfig", distill: "DistillConfig", flags: Flags = RUN_F
     if not data.source.startswith(WINDOWS):
         for flag in [flag for flag, value in {**of_signals, "--groups": data.groups}.items() if value]:
             found.append(f"{flag} is for --data windows:PATH; --data {data.source} does not read it")
+    if "," in distill.student:
+        if not flags.several_students:
+            found.append(f"only `kdedge run-all` takes several students: name one of --student {distill.student}")
+        if distill.weights:
+            found.append(f"--student-weights are weights of one student: name one of --student {distill.student}")
     if not distill.epochs:
         if not distill.weights:
             found.append(f"{flags.epochs} 0 uses trained weights unchanged: name them with --student-weights")

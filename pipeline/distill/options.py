@@ -19,9 +19,12 @@ class DistillConfig:
 
     student: str = option(
         "lite",
-        "Student: " + "; ".join(f"{name}, {spec.note}" for name, spec in STUDENTS.items()) + ".",
+        "Student: "
+        + "; ".join(f"{name}, {spec.note}" for name, spec in STUDENTS.items())
+        + ". run-all trains several names (comma-separated) and chooses one.",
         flag="--student",
         choices=tuple(STUDENTS),
+        several=True,
     )
     method: str = option(
         "selective",
