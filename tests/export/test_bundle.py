@@ -42,7 +42,7 @@ def test_the_model_card_lists_the_classes_that_int8_recognises_worst(
 def test_the_bundle_has_the_resize_mode_of_the_model(
     make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundle, "read_resize_mode", lambda *_: "pad")
+    monkeypatch.setattr("kdedge.benchmarks.session.read_resize_mode", lambda *_: "pad")
     made = make_bundle()
     settings = json.loads((made / "preprocessing.json").read_text())
     assert (settings["resize_mode"], settings["keep_aspect"]) == ("pad", True)
