@@ -4,13 +4,18 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
 TOOLS := browser or npm or qemu or wheels
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-full check docs docs-generate clean
+.PHONY: help demo demo-signal test test-slow test-full check docs docs-generate clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /\t/'
 
 demo: .venv/installed  ## install, run the whole pipeline on the shipped sample, show the report
 	$(BIN)/kdedge run-all --data sample --out artifacts/demo --allow-undecided
+
+demo-signal: .venv/installed  ## the same on synthetic crash pulses: windows of acceleration sensors
+	test -d artifacts/crash-pulses || $(BIN)/python examples/crash_pulses.py artifacts/crash-pulses
+	$(BIN)/kdedge run-all --data windows:artifacts/crash-pulses --teacher-epochs 8 \
+		--out artifacts/demo-signal --allow-undecided
 
 test: .venv/installed  ## run the tests that need minutes and nothing but pip
 	$(PYTEST) -m "not (slow or $(TOOLS))"
@@ -35,7 +40,7 @@ docs-generate: .venv/installed  ## write the generated parts of README.md, docs/
 	$(BIN)/python docs/generate.py
 
 clean:  ## remove what the commands above made
-	rm -rf .venv artifacts/demo build dist
+	rm -rf .venv artifacts/demo artifacts/demo-signal artifacts/crash-pulses build dist
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

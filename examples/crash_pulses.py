@@ -1,7 +1,7 @@
 """Write a synthetic data set of crash pulses: accelerations of a car in crashes of five kinds, and without a crash.
 
     python examples/crash_pulses.py my_pulses
-    kdedge run-all --data windows:my_pulses --window 160
+    kdedge run-all --data windows:my_pulses
 
 It writes ``train/CLASS/*.csv`` and ``test/CLASS/*.csv``, one recording of 160 ms at 1 kHz per file, the same bytes for
 the same seed. **No car was crashed for it**: it shows the format and the commands, and no accuracy on it is evidence

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from kdedge.benchmarks.grouped import FEWEST_GROUPS, sampling_of
 from kdedge.benchmarks.host import host_record
 from kdedge.benchmarks.measure import run_benchmark
 from kdedge.benchmarks.report.compare import check_comparable, load_others
 from kdedge.benchmarks.report.file import find_report
-from kdedge.dataset import Split
+from kdedge.dataset import Dataset, Split
 from kdedge.errors import InputError
 from kdedge.files import load_json
 from kdedge.manifest import load_manifest
@@ -27,6 +28,7 @@ from kdedge.pipeline.config.shareable import as_flags, cuts_paths
 from kdedge.pipeline.data.items import groups_of
 from kdedge.pipeline.data.sources import data_sha256, opened
 from kdedge.pipeline.data.user_images import UserImages
+from kdedge.pipeline.data.windows.dataset import Windows
 from kdedge.pipeline.stages.benchmark_setup import check_measurable, emulation
 from kdedge.pipeline.stages.registry import STAGES
 from kdedge.pipeline.training.log import read_log
@@ -52,7 +54,9 @@ def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
     dataset = opened(config.data)
     if isinstance(dataset, UserImages):
         dataset.warn_duplicates()  # the hashes of all files are known
-        _warn_few_groups(dataset)
+        _warn_few_groups(dataset, groups_of(dataset.test_items))
+    if isinstance(dataset, Windows):
+        _warn_few_groups(dataset, dataset.parts["test"].groups)
     if config.benchmark.compare_with:
         _check_others(config, run_dir)
 
@@ -121,15 +125,14 @@ def _made_with(config: Config, inputs: Mapping[str, Path]) -> bool:
     return all(load_manifest(folder)["config"] == STAGES[stage].fingerprint(config) for stage, folder in inputs.items())
 
 
-def _warn_few_groups(dataset: UserImages) -> None:
+def _warn_few_groups(dataset: Dataset, groups: npt.NDArray[np.str_] | None) -> None:
     """Warn of test images from so few groups that no model can pass the gate."""
-    groups = groups_of(dataset.test_items)
-    right = np.ones(len(dataset.test_items), bool)
+    right = np.ones(0 if groups is None else len(groups), bool)
     sampling = sampling_of(right, right, groups)
     if sampling.too_few:
         warn_once(
-            f"{dataset.root}: the test images are of {sampling.groups} groups, which count as "
-            f"{sampling.equal_groups:.1f} of equal size; the gate needs at least {FEWEST_GROUPS} to pass"
+            f"{dataset.name}: the test part has {sampling.groups} groups, which count as {sampling.equal_groups:.1f} "
+            f"of equal size; the gate needs at least {FEWEST_GROUPS} to pass"
         )
 
 

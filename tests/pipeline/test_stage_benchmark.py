@@ -3,6 +3,7 @@
 import dataclasses
 import types
 
+import numpy as np
 import pytest
 from image_folders import make_tree
 
@@ -127,4 +128,14 @@ def test_too_few_groups_are_found_before_training(tmp_path, capsys):
         evaluate.check_data(build_config({"data": data}), tmp_path, ())
         warned = " ".join(capsys.readouterr().err.split())
         assert ("the gate needs at least 5 to pass" in warned) == (groups == 6)
-    assert "the test images are of 2 groups, which count as 2.0 of equal size" in warned
+    assert "the test part has 2 groups, which count as 2.0 of equal size" in warned
+
+
+def test_too_few_groups_of_windows_are_found_before_training(tmp_path, capsys):
+    x, y = np.random.default_rng(0).normal(size=(40, 16, 2)), np.arange(40) % 2
+    for groups in (20, 4):
+        group_test = [f"test {index % groups}" for index in range(40)]
+        np.savez(tmp_path / f"{groups}.npz", x=x, y=y, x_test=x, y_test=y, group_test=group_test)
+        data = {"source": f"windows:{tmp_path / str(groups)}.npz", "layout": "NLC"}
+        evaluate.check_data(build_config({"data": data}), tmp_path, ())
+        assert ("the test part has 4 groups" in " ".join(capsys.readouterr().err.split())) == (groups == 4)
