@@ -30,7 +30,7 @@ class StudentEvaluator:
 
     Args:
         config: As of `kdedge.pipeline.distill.trainer.Trainer`.
-        teacher: In eval mode.
+        teachers: In eval mode. The student is compared with the mean of their logits and the maps of the first.
         student: The attribute of this name can be replaced by another student of the same architecture.
         pairs: Pairs for the reported feature similarity, the same for every method.
         candidates: Further pairs for `unexplained`.
@@ -39,14 +39,14 @@ class StudentEvaluator:
         device: Device of the models.
 
     Attributes:
-        teacher_top1_pct: Validation accuracy of the teacher in percent.
-        teacher_right: Whether the teacher predicts each validation image correctly, ``[N] bool``.
+        teacher_top1_pct: Validation accuracy of the teacher (the mean of the logits) in percent.
+        teacher_right: Whether it predicts each validation image correctly, ``[N] bool``.
     """
 
     def __init__(
         self,
         config: Config,
-        teacher: Teacher,
+        teachers: Sequence[Teacher],
         student: Student,
         pairs: tuple[HintPair, ...],
         candidates: tuple[HintPair, ...] = (),
@@ -55,7 +55,7 @@ class StudentEvaluator:
         val: Split,
         device: torch.device,
     ) -> None:
-        self.student = student
+        self.student, teacher = student, teachers[0]
         self._config, self._pairs, self._candidates, self._val, self._device = config, pairs, candidates, val, device
         self._labels = torch.from_numpy(val.labels)
         count = inputs_at_once(val.spec.resized(teacher.image_size), _SIMILARITY_IMAGES, 64)
@@ -66,7 +66,8 @@ class StudentEvaluator:
         self._teacher_maps = []
         tap = FeatureTap(teacher, tuple({pair.teacher_block: None for pair in (*pairs, *candidates)}))
         with torch.no_grad(), autocast(config.runtime):
-            self._teacher_logits = predict_logits(teacher, val, device, teacher.image_size)
+            logits = [predict_logits(one, val, device, one.image_size) for one in teachers]
+            self._teacher_logits = torch.stack(logits).mean(0)
             self.teacher_top1_pct = self._top1_pct(self._teacher_logits)
             self.teacher_right = (self._teacher_logits.argmax(1) == self._labels).numpy()
             for pixels in self._pixels:

@@ -93,6 +93,13 @@ class DistillConfig:
         least=0,
         most=0.99999,
     )
+    more_teachers: str = option(
+        "",
+        "Folders of further finished teachers, such as artifacts/other/teacher, comma-separated. The KD term learns "
+        "from the mean of all teachers' logits.",
+        flag="--more-teachers",
+        parse=parse_paths,
+    )
     temperature: float = option(4.0, "Softmax temperature T of the KD term.", flag="--temperature", least=0.1, most=100)
     alpha: float = option(1.0, "Weight of the KD term.", flag="--alpha", least=0, most=1000)
     beta: float = option(
@@ -159,6 +166,11 @@ class DistillConfig:
     def weight_files(self) -> list[Path]:
         """The files of the initial weights, if there are any."""
         return parse_paths(self.weights, "--student-weights")
+
+    @property
+    def further_teachers(self) -> list[Path]:
+        """The folders of further teachers."""
+        return parse_paths(self.more_teachers, "--more-teachers")
 
     @property
     def hint_only_epochs(self) -> int:

@@ -176,6 +176,10 @@ class CachedTeacher:
         on_device = torch.from_numpy(logits).to(batch.pixels.device).float()
         return on_device, {name: torch.cat(parts) for name, parts in maps.items()}
 
+    def close(self) -> None:
+        """Close the cache."""
+        self._file.close()
+
     def take_computed(self) -> int:
         """Return the number of logits computed since the last call."""
         computed, self._computed = self._computed, 0

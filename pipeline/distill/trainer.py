@@ -10,12 +10,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.distill.beta import BETA_UNIT, BetaSchedule, KdSchedule
+from kdedge.pipeline.distill.ensemble import Ensemble
 from kdedge.pipeline.distill.gradients import gradient_shares
 from kdedge.pipeline.distill.hints import HintAdapters, HintPair
 from kdedge.pipeline.distill.losses import kd_loss
 from kdedge.pipeline.distill.methods import METHODS
 from kdedge.pipeline.distill.optimizer import build_optimizer, set_learning_rate
-from kdedge.pipeline.distill.teacher_logits import CachedTeacher
 from kdedge.pipeline.models.student import Student
 from kdedge.pipeline.training.balance import cross_entropy
 from kdedge.pipeline.training.batch_norms import refresh_batch_norms
@@ -40,7 +40,7 @@ class Trainer:
 
     Args:
         config: Method, settings and precision.
-        teacher: Returns logits and maps of a batch, from its cache if possible.
+        teacher: Returns logits and maps of a batch, from caches if possible.
         student: Changed in place.
         pairs: Possible pairs of hints; none for a method without hints.
         chosen: Teacher blocks among them with hints from the start.
@@ -61,7 +61,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        teacher: CachedTeacher,
+        teacher: Ensemble,
         student: Student,
         *,
         pairs: tuple[HintPair, ...],

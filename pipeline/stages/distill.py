@@ -26,6 +26,8 @@ from kdedge.errors import InputError
 from kdedge.files import cache_dir, file_sha256, load_json, write_json
 from kdedge.inputs import InputSpec
 from kdedge.machine import cpu_info
+from kdedge.manifest import check_finished
+from kdedge.ownership import is_stage
 from kdedge.parsing import parse_paths
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.checks import conflicts
@@ -33,6 +35,7 @@ from kdedge.pipeline.data.sources import open_dataset, training_images
 from kdedge.pipeline.distill.beta import hint_share, kd_share, skill
 from kdedge.pipeline.distill.blocks import COMPARED_BLOCKS, TeacherBlock, highest
 from kdedge.pipeline.distill.dynamic import DynamicChoice
+from kdedge.pipeline.distill.ensemble import Ensemble
 from kdedge.pipeline.distill.evaluator import StudentEvaluator
 from kdedge.pipeline.distill.hints import HintPair, pair_blocks, probe_shapes, scan_variance
 from kdedge.pipeline.distill.methods import METHODS
@@ -69,13 +72,20 @@ _HINT = (
 
 
 def check(config: Config, run_dir: Path) -> None:
-    """Refuse files of initial weights that cannot be loaded.
+    """Refuse files of initial weights and folders of further teachers that cannot be loaded.
 
     Raises:
         InputError: One is missing or damaged.
     """
     for path in config.distill.weight_files:
         load_weights(path)
+    for folder in config.distill.further_teachers:
+        if not is_stage(folder, "teacher"):
+            raise InputError(
+                f"--more-teachers {folder}: expected the folder of a finished teacher",
+                "give the folder teacher/ of a run, or train one: kdedge teacher --out RUN",
+            )
+        check_finished(folder)
 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
@@ -90,10 +100,10 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     dataset = open_dataset(config.data)
     classes = dataset.class_names
     student = build_student(config.distill.student, len(classes), dataset.spec)
-    teacher = load_teacher(inputs["teacher"])
-    _check_classes(inputs["teacher"], classes)
+    folders = [inputs["teacher"], *(config.distill.further_teachers if method.kd else ())]
+    teachers = [_teacher(folder, classes, dataset.spec, config, device) for folder in folders]
+    teacher = teachers[0]
     train, val = training_images(dataset, config.data)
-    teacher = _frozen(fold_batch_norms(teacher, dataset.spec), config, device)
     config = _fitted(config, train)
     settings = config.distill
     batches = Batches(
@@ -119,14 +129,10 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     blocks = {name: TeacherBlock(variance, shapes[0][name][1]) for name, variance in variances.items()}
     chosen = method.blocks(blocks, settings.hint_blocks, config.runtime.seed) if method.blocks else ()
     pairs = _pairs(tuple(variances) if method.dynamic else chosen, shapes)
-    cache = LogitsFile(
-        _logits_path(inputs["teacher"], dataset.train_sha256(), batches.shift, config),
-        classes=len(classes),
-        augmentations=(int(train.dataset_indices[-1]) + 1) * batches.augmentations_per_image if batches.numbered else 0,
-    )
-    cached = CachedTeacher(teacher, config.runtime, cache)
+    paths = [_logits_path(folder, dataset.train_sha256(), batches.shift, config) for folder in folders]
+    cached = _cached(config, teachers, paths, classes=len(classes), train=train, batches=batches)
     evaluator = StudentEvaluator(
-        config, teacher, student, judged, pairs if method.dynamic else (), train=train, val=val, device=device
+        config, teachers, student, judged, pairs if method.dynamic else (), train=train, val=val, device=device
     )
     hints, kd = _shares(evaluator, val, config)
     trainer = Trainer(
@@ -173,7 +179,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         unlabelled_epochs=settings.hint_only_epochs if pairs else 0,
         adaptive=adaptive and settings.schedule == "one-cycle",
     )
-    with closing(cache):
+    with closing(cached):
         rows, earlier_s = loop.run()
     save_module(trainer.result, out_dir / STUDENT_WEIGHTS)
     description = _description(config, dataset.spec, classes)
@@ -242,6 +248,22 @@ def _start(student: Student, config: Config, train: Split, batches: Batches) -> 
         with autocast(config.runtime):
             refresh_batch_norms(student, [batch.pixels for batch in first_batches(batches, settings.scan_batches)])
     return [file_sha256(path) for path in paths]
+
+
+def _teacher(folder: Path, classes: tuple[str, ...], spec: InputSpec, config: Config, device: torch.device) -> Teacher:
+    """Load a finished teacher of the same classes, frozen."""
+    teacher = load_teacher(folder)
+    _check_classes(folder, classes)
+    return _frozen(fold_batch_norms(teacher, spec), config, device)
+
+
+def _cached(
+    config: Config, teachers: Sequence[Teacher], paths: Sequence[Path], *, classes: int, train: Split, batches: Batches
+) -> Ensemble:
+    """Return the teachers with their caches of logits."""
+    count = (int(train.dataset_indices[-1]) + 1) * batches.augmentations_per_image if batches.numbered else 0
+    files = [LogitsFile(path, classes=classes, augmentations=count) for path in paths]
+    return Ensemble([CachedTeacher(one, config.runtime, file) for one, file in zip(teachers, files, strict=True)])
 
 
 def _check_classes(teacher_dir: Path, classes: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.files import file_sha256
+from kdedge.manifest import load_manifest
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.build import RENAMED
 from kdedge.pipeline.data.options import PATH_KINDS, DataConfig
@@ -18,8 +19,8 @@ __all__ = ["of_benchmark", "of_quantization", "of_sections", "of_training"]
 
 # Options that were added after published runs. At their default they are not recorded, so that those runs stay valid.
 _ADDED: dict[str, dict[str, Any]] = {
-    "teacher": {"augment": "light"},
-    "distill": {"augment": "light", "ema": 0.0},
+    "teacher": {"augment": "light", "hard_epochs": 0},
+    "distill": {"augment": "light", "ema": 0.0, "more_teachers": ""},
     "training": {"balance": "none"},
     "benchmark": {"metric": "top1"},
 }
@@ -72,6 +73,10 @@ def of_training(section: str) -> Callable[[Config], dict[str, Any]]:
             known["training"] = shared
         if section == "teacher":
             known[section]["lr"] = _recorded_lr(config.teacher)
+        elif "more_teachers" in known[section]:
+            known[section]["more_teachers"] = [
+                load_manifest(folder)["outputs"] for folder in config.distill.further_teachers
+            ]
         hashes = [file_sha256(path) for path in getattr(config, section).weight_files if path.is_file()]
         if not hashes:
             return known

@@ -57,6 +57,10 @@ class TeacherConfig:
     )
     weight_decay: float = option(5e-4, "Weight decay.", flag="--teacher-weight-decay", least=0, most=1)
     label_smoothing: float = option(0.1, "Label smoothing.", flag="--teacher-label-smoothing", least=0, most=0.9)
+    hard_epochs: int = option(
+        0, "Epochs at the end without label smoothing: students learn more from such a teacher.",
+        flag="--teacher-hard-epochs", least=0,
+    )  # fmt: skip
     augment: str = option(
         "light",
         "Augmentation of the teacher's images, with levels as of --augment.",

@@ -132,6 +132,24 @@ def test_the_moving_average_of_the_weights_is_kept_and_resumed(distill, monkeypa
     assert distill("broken", ema=0.9, **settings)[0] == whole
 
 
+def test_a_student_of_two_teachers_learns_from_the_mean_of_their_logits(config, teacher_dir, distill, tmp_path):
+    alone, _ = distill("alone", method="kd")
+    twice, _ = distill("twice", method="kd", more_teachers=str(teacher_dir))
+    assert twice == alone, "the mean of a teacher and itself"
+    other = tmp_path / "other"
+    other.mkdir()
+    weaker = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, epochs=1))
+    teacher.run(weaker, {}, other)
+    both, _ = distill("both", method="kd", more_teachers=str(other))
+    assert both != alone
+
+
+def test_what_is_no_finished_teacher_is_refused(config, tmp_path):
+    wrong = dataclasses.replace(config, distill=dataclasses.replace(config.distill, more_teachers=str(tmp_path)))
+    with pytest.raises(InputError, match="expected the folder of a finished teacher"):
+        stage.check(wrong, tmp_path)
+
+
 def test_the_moving_average_follows_the_weights(distill, monkeypatch):
     steps = []
     honest = trainer.Trainer.step

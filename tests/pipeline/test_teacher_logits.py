@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from kdedge.dataset import Split
+from kdedge.pipeline.distill.ensemble import Ensemble
 from kdedge.pipeline.distill.teacher_logits import CachedTeacher, LogitsFile, cache_name
 from kdedge.pipeline.models.teacher import FeatureTap, build_teacher, hint_candidates
 from kdedge.pipeline.training.batches import Batch, Batches
@@ -49,6 +50,18 @@ def test_a_hit_gives_the_bits_of_a_miss_and_runs_no_teacher(tmp_path, batch):
     with torch.no_grad():
         torch.testing.assert_close(missed, teacher()(batch.pixels), rtol=1e-3, atol=1e-3)
     assert torch.equal(missed, missed.half().float())
+
+
+def test_several_teachers_give_the_mean_of_their_logits_and_the_maps_of_the_first(tmp_path, batch):
+    one, two = (CachedTeacher(teacher(seed), RUNTIME, open_file(tmp_path / f"{seed}.logits")) for seed in (0, 1))
+    first, second = one(batch)[0], two(batch)[0]
+    assert torch.equal(Ensemble([one])(batch)[0], first)
+    both = Ensemble([one, two])
+    logits, maps = both(batch, ("layer4.1",))
+    torch.testing.assert_close(logits, (first + second) / 2)
+    assert torch.equal(maps["layer4.1"], one(batch, ("layer4.1",))[1]["layer4.1"])
+    assert (both.take_computed(), both.take_computed()) == (2 * IMAGES, 0)
+    both.close()
 
 
 def test_what_is_missing_in_part_gives_the_same_bits(tmp_path, batch):

@@ -69,6 +69,21 @@ def test_squares_are_blanked_in_the_images_that_the_teacher_trains_on(train, mon
     assert plain != blanked
 
 
+def test_the_last_epochs_can_be_without_label_smoothing(train, monkeypatch):
+    seen = []
+    honest = teacher.cross_entropy
+
+    def cross_entropy(*arguments, label_smoothing):
+        seen.append(label_smoothing)
+        return honest(*arguments, label_smoothing=label_smoothing)
+
+    monkeypatch.setattr(teacher, "cross_entropy", cross_entropy)
+    monkeypatch.setattr(initial_weights, "_imagenet_state", offline)
+    train("hard", teacher={"hard_epochs": 1})
+    half = len(seen) // 2
+    assert seen == half * [0.1] + half * [0.0]
+
+
 def offline(arch):
     raise OSError("Name or service not known")
 
