@@ -14,6 +14,7 @@ _RIGHT, _WRONG = (0x2F, 0x7E, 0xD8), (0xD0, 0x45, 0x3E)
 _WIDTH = 7.2
 _COLUMNS = 6
 _ROW = 1.4  # height of an image and its texts in widths of a column
+_STRONG = 0.65  # strength of a cell from which its number is white
 _LONGEST_NAME = 14
 _OTHERS = "others"
 
@@ -59,7 +60,7 @@ def paint_confusions(
     for y, x in np.argwhere(shares > 0):
         percent = 100 * shares[y, x]
         text = f"{percent:.0f}" if percent >= 0.5 else "<1"
-        color = "white" if strength[y, x, 0] > 0.5 else axes.xaxis.label.get_color()
+        color = "white" if strength[y, x, 0] > _STRONG else axes.xaxis.label.get_color()
         axes.text(x, y, text, ha="center", va="center", fontsize=small, color=color)
     turned: dict[str, Any] = {} if len(columns) <= 5 else {"rotation": 45, "ha": "right"}
     labels = [_short(names[name]) for name in columns]

@@ -111,9 +111,11 @@ def check_gate(report: Mapping[str, Any], *, allow_undecided: bool) -> None:
     if verdict == "passed" or (verdict == "undecided" and allow_undecided):
         return
     if verdict == "undecided":
+        smallest = ", most of all of the smallest class" if gate.get("metric") == "balanced" else ""
         raise GateError(
             f"the gate is undecided: {gate['reason']}",
-            "give more test images, accept a larger drop (--limit-pp), or ship it as not passed with --allow-undecided",
+            f"give more test images{smallest}, accept a larger drop (--limit-pp), or ship it as not passed with "
+            "--allow-undecided",
         )
     raise GateError(
         f"the gate failed: {gate['reason']}", "candidates.json of the quantize stage lists the formats and repair steps"

@@ -13,6 +13,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from kdedge.errors import InputError
 from kdedge.machine import cpu_isa, usable_cores
 from kdedge.pipeline.training.options import RuntimeConfig
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 _MOST_THREADS_PER_CORE = 8
+_LOAD_S = 0.3  # time in which the load by other processes is measured
 
 
 def resolve(wanted: RuntimeConfig, earlier: Mapping[str, Any] | None, *, jobs: int = 1) -> RuntimeConfig:
@@ -95,6 +98,8 @@ def prepare(runtime: RuntimeConfig) -> "torch.device":
 
     if runtime.device == "cuda":
         check_cuda()
+    elif runtime.threads > 1:
+        _log_load(runtime.threads)
     torch.set_num_threads(runtime.threads)
     torch.manual_seed(runtime.seed)
     torch.use_deterministic_algorithms(True, warn_only=runtime.device == "cuda")
@@ -113,6 +118,15 @@ def prepare(runtime: RuntimeConfig) -> "torch.device":
             mallopt(-3, 1 << 30)
             mallopt(-1, (1 << 31) - 1)
     return torch.device(runtime.device)
+
+
+def _log_load(threads: int) -> None:
+    """Log that fewer threads may be faster if other processes leave fewer cores than threads."""
+    cores = psutil.cpu_count() or 1
+    busy = cores * psutil.cpu_percent(_LOAD_S) / 100
+    if busy + threads > cores + 0.5:
+        fewer = max(1, round(cores - busy))
+        log(f"other processes use {busy:.1f} of {cores} cores: --threads {fewer} may train faster than {threads}")
 
 
 def autocast(runtime: RuntimeConfig) -> "torch.autocast":

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import re
 import subprocess
 import sys
 import time
@@ -167,3 +168,12 @@ def test_the_cpu_is_read_without_py_cpuinfo(monkeypatch):
     monkeypatch.setitem(sys.modules, "cpuinfo", None)
     cpu_info.cache_clear()
     assert cpu_info().flags
+
+
+@pytest.mark.parametrize(("busy_pct", "threads", "fewer"), [(0, 4, None), (50, 2, None), (50, 4, 2), (100, 4, 1)])
+def test_a_loaded_machine_is_named_with_the_threads_that_it_has_left(monkeypatch, capsys, busy_pct, threads, fewer):
+    monkeypatch.setattr("psutil.cpu_count", lambda: 4)
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval: busy_pct)
+    prepare(RuntimeConfig(device="cpu", threads=threads, precision="fp32"))
+    found = re.findall(r"of 4 cores: --threads (\d) may train faster", capsys.readouterr().err)
+    assert found == ([] if fewer is None else [str(fewer)])
