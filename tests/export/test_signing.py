@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from kdedge.manifest import load_manifest, sealed
 from kdedge.pipeline.exchange import discard
 
 NO_PASSWORD = NoEncryption()
+REFERENCE = Path(__file__).resolve().parents[2] / "artifacts" / "reference" / "bundle"
 
 
 @pytest.fixture
@@ -123,6 +125,23 @@ def test_files_that_are_no_keys_are_refused_before_any_work(
     assert invoke("bundle", "--data", "sample", "--out", tmp_path / "new", "--sign", tmp_path / "no").exit_code == 2
     assert not (tmp_path / "new").exists()
     assert "is not a public Ed25519 key in PEM" in said(make_bundle(), "--key", keys[0])
+
+
+def test_without_cryptography_the_extra_is_named_before_any_work(
+    keys: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "kdedge.export.bundle.signing")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "cryptography"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    for command in (
+        ("run-all", "--data", "sample", "--out", tmp_path / "new", "--sign", keys[0]),
+        ("verify", REFERENCE, "--key", keys[1]),
+    ):
+        result = invoke(*command)
+        assert result.exit_code == 2
+        assert "error: this command needs cryptography" in result.stderr
+        assert "[sign]" in result.stderr
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_signature_does_not_survive_its_bundle(signed: Path) -> None:
