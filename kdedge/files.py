@@ -7,7 +7,7 @@ import os
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,16 @@ def write_atomic(path: Path, data: bytes) -> None:
     """
     partial = path.with_name(f".{path.name}.kdedge")  # a name of kdedge's own
     with disk_errors(path):
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink()
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -20,6 +20,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(StageError, match="No space left"):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path], "the unfinished file would fill the disk further"
 
 
 @pytest.mark.parametrize(
