@@ -16,6 +16,9 @@ def starts_from(student: Mapping[str, Any]) -> str:
     """Return the initial weights of a student by the first digits of their SHA-256; empty: none, or unknown."""
     hashes = student.get("weights_sha256") or []
     students = "a student" if len(hashes) == 1 else f"mean of {len(hashes)} students"
+    if pruned := student.get("pruned"):
+        before, after = ("-".join(map(str, pruned[key])) for key in ("from", "widths"))
+        students = f"channels {after}, pruned by {pruned['by']} from {before} of {students}"
     return f"{students} ({', '.join(sha256[:8] for sha256 in hashes)})" if hashes else ""
 
 

@@ -89,6 +89,7 @@ _REPORT: _Contract = {
         **dict.fromkeys(("arch", "method"), _TEXT.or_null()),
         **dict.fromkeys(("params", "macs", "epochs"), _COUNT.or_null()),
         "weights_sha256?": [_TEXT],
+        "pruned?": {"from": [_COUNT], "widths": [_COUNT], "by": _TEXT},
         "train_images?": _COUNT,
         "balance?": _TEXT,
     },

@@ -72,10 +72,18 @@ def conflicts(data: "DataConfig", distill: "DistillConfig", flags: Flags = RUN_F
             found.append(f"only `kdedge run-all` takes several students: name one of --student {distill.student}")
         if distill.weights:
             found.append(f"--student-weights are weights of one student: name one of --student {distill.student}")
+    if distill.prune and not distill.weights:
+        found.append("--prune takes channels of a trained student: name its weights with --student-weights")
     if not distill.epochs:
         if not distill.weights:
             found.append(f"{flags.epochs} 0 uses trained weights unchanged: name them with --student-weights")
         return found
+    return found + _hint_conflicts(distill, flags)
+
+
+def _hint_conflicts(distill: "DistillConfig", flags: Flags) -> list[str]:
+    """Return the contradictions between options of hints."""
+    found = []
     method, hint_only = METHODS[distill.method], distill.hint_only_epochs
     if method.blocks and hint_only >= distill.epochs > 0:
         found.append(

@@ -74,9 +74,23 @@ class DistillConfig:
     weights: str = option(
         "",
         "Initial weights from student.safetensors of a run with the same --student and classes. Several files, "
-        "comma-separated, are averaged.",
+        "comma-separated, are averaged. Of a wider student with the same pools the best channels are taken.",
         flag="--student-weights",
         parse=parse_paths,
+    )
+    prune: float = option(
+        0.0,
+        "Share of the multiply-accumulates of the student in --student-weights that are kept: its best channels, in "
+        "multiples of 16 (0 = all).",
+        flag="--prune",
+        least=0,
+        most=1,
+    )
+    prune_by: str = option(
+        "taylor",
+        "Score of channels: taylor (change of the loss), or the controls l1 (size of the weights) and random.",
+        flag="--prune-by",
+        choices=("taylor", "l1", "random"),
     )
     norm_bias_lr: float = option(
         64.0, "Learning rate of batch-norm biases, in multiples of --lr.", flag="--norm-bias-lr", least=0.01, most=1000

@@ -45,6 +45,7 @@ def load_student(distill_dir: Path) -> Student:
     """
     description = load_json(distill_dir / STUDENT_DESCRIPTION, ("arch", "classes"))
     classes = len(description["classes"])
-    student = build_student(description["arch"], classes, InputSpec.from_record(description))
+    widths = tuple(description.get("widths", ()))  # of a pruned student
+    student = build_student(description["arch"], classes, InputSpec.from_record(description), widths)
     load_module(student, distill_dir / STUDENT_WEIGHTS, f"a {description['arch']!r} student with {classes} classes")
     return student.eval()

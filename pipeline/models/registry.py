@@ -17,7 +17,7 @@ class LiteSpec:
         signal: Whether it is for windows of a signal, with 1x5 convolutions and pools along time.
     """
 
-    widths: tuple[int, int, int, int, int]
+    widths: tuple[int, ...]
     pool_after: tuple[int, ...]
     residual: tuple[int, ...]
     note: str

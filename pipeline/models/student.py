@@ -8,6 +8,7 @@ AveragePool; an adaptive one exports as ReduceMean, which stays float). Pixels e
 subtraction, so uint8 pixels are an exact quantization of the input.
 """
 
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -95,8 +96,8 @@ class Student(nn.Module):
         return self.classify(self.features(x)[-1])
 
 
-def build_student(name: str, num_classes: int, inputs: InputSpec) -> Student:
-    """Build a registered student with random weights.
+def build_student(name: str, num_classes: int, inputs: InputSpec, widths: tuple[int, ...] = ()) -> Student:
+    """Build a registered student with random weights, a pruned one of five convolutions with its own widths.
 
     Raises:
         InputError: The name is unknown, or the student is for other inputs.
@@ -109,7 +110,7 @@ def build_student(name: str, num_classes: int, inputs: InputSpec) -> Student:
         fitting = [key for key, other in STUDENTS.items() if other.signal != spec.signal]
         raise InputError(f"--student {name} is not for {inputs.kind}s", f"use --student {' or '.join(fitting)}")
     if isinstance(spec, LiteSpec):
-        return build_lite(spec, num_classes, inputs)
+        return build_lite(dataclasses.replace(spec, widths=widths or spec.widths), num_classes, inputs)
     if isinstance(spec, ResidualSpec):
         return build_residual(spec, num_classes, inputs.size)
     return _build_torchvision(spec, num_classes, inputs.size)

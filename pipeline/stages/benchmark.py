@@ -103,6 +103,7 @@ def _run_facts(config: Config, inputs: Mapping[str, Path]) -> dict[str, Any]:
         "student": {
             **{key: student[key] for key in ("arch", "params", "method", "epochs", "val_top1_pct")},
             "weights_sha256": student.get("weights_sha256"),
+            "pruned": student.get("pruned") or None,
             "macs": exported["macs"],
             "train_images": student["train_images"],
             "balance": student.get("balance", "none"),

@@ -28,7 +28,6 @@ from kdedge.inputs import InputSpec
 from kdedge.machine import cpu_info
 from kdedge.manifest import check_finished
 from kdedge.ownership import is_stage
-from kdedge.parsing import parse_paths
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.checks import conflicts
 from kdedge.pipeline.data.sources import open_dataset, training_images
@@ -40,9 +39,9 @@ from kdedge.pipeline.distill.evaluator import StudentEvaluator
 from kdedge.pipeline.distill.hints import HintPair, pair_blocks, probe_shapes, scan_variance
 from kdedge.pipeline.distill.methods import METHODS
 from kdedge.pipeline.distill.options import DistillConfig
+from kdedge.pipeline.distill.start import start_student
 from kdedge.pipeline.distill.teacher_logits import CachedTeacher, LogitsFile, cache_name
 from kdedge.pipeline.distill.trainer import Trainer, first_batches
-from kdedge.pipeline.models.initial import initialise
 from kdedge.pipeline.models.load import (
     STUDENT_DESCRIPTION,
     STUDENT_WEIGHTS,
@@ -53,8 +52,7 @@ from kdedge.pipeline.models.load import (
 )
 from kdedge.pipeline.models.student import Student, build_student
 from kdedge.pipeline.models.teacher import Teacher, fold_batch_norms
-from kdedge.pipeline.models.weights import load_mean, load_weights, save_module
-from kdedge.pipeline.training.batch_norms import refresh_batch_norms
+from kdedge.pipeline.models.weights import load_weights, save_module
 from kdedge.pipeline.training.batches import Batches, place, to_network
 from kdedge.pipeline.training.device import autocast, prepare
 from kdedge.pipeline.training.epoch_loop import EpochLoop
@@ -116,7 +114,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         settings.augment,
         config.training.balance,
     )
-    weights = _start(student, config, train, batches)
+    student, weights, pruned = start_student(student, config, dataset.spec, batches)
 
     variances, scan_s = _scan(config, teacher, batches)
     if not variances and method.blocks:
@@ -182,7 +180,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     with closing(cached):
         rows, earlier_s = loop.run()
     save_module(trainer.result, out_dir / STUDENT_WEIGHTS)
-    description = _description(config, dataset.spec, classes)
+    description = _description(config, dataset.spec, classes) | ({"widths": pruned["widths"]} if pruned else {})
     write_json(out_dir / STUDENT_DESCRIPTION, description)
     evaluator.student = place(load_student(out_dir), device)
     check_learned("the student", evaluator.right(), val.labels, classes, _HINT)
@@ -192,6 +190,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         **description,
         "params": sum(parameter.numel() for parameter in student.parameters()),
         "weights_sha256": weights,
+        "pruned": pruned,
         "method": settings.method,
         "epochs": len(rows),
         "batch_size": settings.batch_size,
@@ -232,22 +231,6 @@ def _fitted(config: Config, train: Split) -> Config:
     for problem in conflicts(config.data, settings):
         raise InputError(problem, "give another number of epochs with --distill-epochs")
     return dataclasses.replace(config, distill=settings)
-
-
-def _start(student: Student, config: Config, train: Split, batches: Batches) -> list[str]:
-    """Put a student on its device with its initial weights; return the SHA-256 of the weight files."""
-    settings = config.distill
-    paths = parse_paths(settings.weights, "--student-weights")
-    if paths:
-        load_mean(student, paths, f"a {settings.student!r} student with {student.classifier.out_features} classes")
-    elif settings.init == "whitening" and not train.signal:
-        initialise(student, train.images)
-    place(student, batches.device)
-    if len(paths) > 1:
-        # The mean of several networks needs new statistics (Izmailov et al., arXiv:1803.05407, sec. 3.2).
-        with autocast(config.runtime):
-            refresh_batch_norms(student, [batch.pixels for batch in first_batches(batches, settings.scan_batches)])
-    return [file_sha256(path) for path in paths]
 
 
 def _teacher(folder: Path, classes: tuple[str, ...], spec: InputSpec, config: Config, device: torch.device) -> Teacher:

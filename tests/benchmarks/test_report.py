@@ -238,6 +238,10 @@ def test_a_student_of_given_weights_tells_where_it_starts() -> None:
     assert "| epochs in this run | 0 |" in markdown
     assert "| teacher's initial weights | file:bc790ce4 |" in markdown
     assert starts_from({"weights_sha256": ["ab0dc3c4" * 8]}) == "a student (ab0dc3c4)"
+    pruned = {"from": [32, 64], "widths": [16, 48], "by": "taylor"}
+    assert starts_from({"weights_sha256": ["ab0dc3c4" * 8], "pruned": pruned}) == (
+        "channels 16-48, pruned by taylor from 32-64 of a student (ab0dc3c4)"
+    )
     for unknown in ([], None):
         markdown = texts(student={**begun, "weights_sha256": unknown})[1]
         assert "starts from" not in markdown

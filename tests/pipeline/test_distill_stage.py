@@ -15,6 +15,7 @@ from kdedge.errors import InputError
 from kdedge.pipeline.config.build import build_config
 from kdedge.pipeline.distill import trainer
 from kdedge.pipeline.distill.dynamic import DynamicChoice
+from kdedge.pipeline.models.registry import STUDENTS, LiteSpec
 from kdedge.pipeline.stages import distill as stage
 from kdedge.pipeline.stages import teacher
 from kdedge.pipeline.training.device import resolve
@@ -379,6 +380,37 @@ def test_distillation_goes_on_from_a_trained_student(distill, tmp_path):
             torch.testing.assert_close(after[name], value, atol=1e-4, rtol=0)
     with pytest.raises(InputError, match="does not fit a 'lite-s' student with 3 classes"):
         distill("other", method="ce", epochs=1, student="lite-s", weights=str(first))
+
+
+def test_a_pruned_student_trains_resumes_and_is_loaded_with_its_widths(distill, monkeypatch, tmp_path):
+    distill("wide", method="ce", epochs=2)
+    settings = {"method": "kd", "weights": str(tmp_path / "wide" / "student.safetensors"), "prune": 0.5, "epochs": 3}
+    whole, facts = distill("whole", **settings)
+    assert facts["pruned"]["from"] == [16, 32, 48, 64, 80]
+    assert facts["pruned"]["by"] == "taylor"
+    widths = facts["pruned"]["widths"]
+    assert json.loads((tmp_path / "whole" / "student.json").read_text())["widths"] == widths
+    shapes = [value.shape[0] for name, value in load(whole).items() if name.endswith("conv.weight")]
+    assert sorted(shapes) == sorted(widths) != [16, 32, 48, 64, 80]
+    honest = stage.StudentEvaluator.measure
+    monkeypatch.setattr(stage.StudentEvaluator, "measure", interrupted_at(1, honest))
+    with pytest.raises(KeyboardInterrupt):
+        distill("broken", **settings)
+    monkeypatch.setattr(stage.StudentEvaluator, "measure", honest)
+    assert distill("broken", **settings)[0] == whole
+
+
+def test_a_registered_student_takes_the_channels_of_a_wider_one_with_the_same_pools(distill, monkeypatch, tmp_path):
+    distill("wide", method="ce", epochs=1, student="lite-s", lr=0.02)
+    weights = str(tmp_path / "wide" / "student.safetensors")
+    with pytest.raises(InputError, match="pools behind other convolutions than lite-xs"):
+        distill("wrong", method="ce", epochs=1, weights=weights)
+    narrow = LiteSpec((16, 32, 48, 64, 80), (1, 2, 3), (), "")
+    monkeypatch.setitem(STUDENTS, "narrow", narrow)
+    _, facts = distill("narrow", method="ce", epochs=1, student="narrow", weights=weights, prune_by="l1", lr=0.02)
+    assert facts["pruned"] == {"from": [24, 48, 80, 128, 160], "widths": list(narrow.widths), "by": "l1"}
+    with pytest.raises(InputError, match="only students of five convolutions can"):
+        distill("residual", method="ce", epochs=1, student="res-xs", weights=weights, prune=0.5)
 
 
 def test_the_mean_of_trained_students_has_statistics_of_its_own(distill, tmp_path):

@@ -1,0 +1,127 @@
+"""The initial weights of a student: whitening, those of trained students, or the best channels of a wider one."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kdedge.errors import InputError
+from kdedge.files import file_sha256, load_json
+from kdedge.inputs import InputSpec
+from kdedge.pipeline.config import Config
+from kdedge.pipeline.distill.pruning import (
+    Widths,
+    best_channels,
+    channel_scores,
+    cost_of,
+    narrower,
+    slice_channels,
+)
+from kdedge.pipeline.distill.trainer import first_batches
+from kdedge.pipeline.models.initial import initialise
+from kdedge.pipeline.models.load import STUDENT_DESCRIPTION
+from kdedge.pipeline.models.registry import STUDENTS, LiteSpec
+from kdedge.pipeline.models.student import Student, build_student
+from kdedge.pipeline.models.weights import load_mean, load_weights
+from kdedge.pipeline.training.batch_norms import refresh_batch_norms
+from kdedge.pipeline.training.batches import Batches, place
+from kdedge.pipeline.training.device import autocast
+from kdedge.progress import log
+
+__all__ = ["StudentStart", "start_student"]
+
+_BATCHES = 20  # for the scores of channels
+
+
+class StudentStart(NamedTuple):
+    """A student with its initial weights.
+
+    Attributes:
+        student: The student on its device.
+        weights_sha256: Hashes of the weight files.
+        pruned: How it was pruned: ``from``, ``widths`` and ``by``; empty if it was not.
+    """
+
+    student: Student
+    weights_sha256: list[str]
+    pruned: dict[str, Any]
+
+
+def start_student(student: Student, config: Config, inputs: InputSpec, batches: Batches) -> StudentStart:
+    """Give a student its initial weights; a pruned one replaces it.
+
+    Args:
+        student: The registered student, with random weights.
+        config: The configuration.
+        inputs: The inputs of the student.
+        batches: The training set.
+
+    Raises:
+        InputError: The weights do not fit.
+    """
+    settings, paths = config.distill, config.distill.weight_files
+    if not paths:
+        if settings.init == "whitening" and not batches.split.signal:
+            initialise(student, batches.split.images)
+        return StudentStart(place(student, batches.device), [], {})
+    hashes = [file_sha256(path) for path in paths]
+    classes = student.classifier.out_features
+    own, found = _own_widths(settings.student), _widths_in(paths[0], settings.student)
+    wider = len(found) == len(own) and found != own and all(a >= b for a, b in zip(found, own, strict=True))
+    prunes = bool(settings.prune) or wider
+    if prunes and not found:
+        raise InputError(
+            f"--student {settings.student} cannot be pruned: only students of five convolutions can",
+            f"use --student {' or '.join(name for name in STUDENTS if _own_widths(name))}",
+        )
+    if prunes:
+        _check_wiring(paths[0], settings.student)
+    wide = build_student(settings.student, classes, inputs, found) if prunes else student
+    load_mean(wide, paths, f"a {settings.student!r} student with {classes} classes")
+    place(wide, batches.device)
+    if not prunes:
+        if len(paths) > 1:
+            # The mean of several networks needs new statistics (Izmailov et al., arXiv:1803.05407, sec. 3.2).
+            _refresh(wide, config, batches)
+        return StudentStart(wide, hashes, {})
+    with autocast(config.runtime):
+        scores = channel_scores(wide.eval(), first_batches(batches, _BATCHES), settings.prune_by)
+    widths = narrower(found, scores, cost_of(wide, inputs), settings.prune) if settings.prune else own
+    narrow = place(build_student(settings.student, classes, inputs, widths), batches.device)
+    slice_channels(wide, narrow, best_channels(scores, widths))
+    _refresh(narrow, config, batches)
+    log(f"student: {_text(widths)} of {_text(found)} channels, by {settings.prune_by}")
+    return StudentStart(narrow, hashes, {"from": list(found), "widths": list(widths), "by": settings.prune_by})
+
+
+def _text(widths: Widths) -> str:
+    return "-".join(map(str, widths))
+
+
+def _refresh(student: Student, config: Config, batches: Batches) -> None:
+    with autocast(config.runtime):
+        early = first_batches(batches, config.distill.scan_batches)
+        refresh_batch_norms(student, [batch.pixels for batch in early])
+
+
+def _own_widths(name: str) -> Widths:
+    """Return the widths of a registered student of five convolutions; empty for any other."""
+    spec = STUDENTS[name]
+    return spec.widths if isinstance(spec, LiteSpec) and not spec.residual else ()
+
+
+def _widths_in(path: Path, name: str) -> Widths:
+    """Return the widths of the student in a weight file for a student of five convolutions; empty for any other."""
+    weights = load_weights(path)
+    convs = [weights.get(f"blocks.{index}.conv.weight") for index in range(len(_own_widths(name)))]
+    return tuple(conv.shape[0] for conv in convs if conv is not None and conv.ndim == 4)
+
+
+def _check_wiring(path: Path, name: str) -> None:
+    """Refuse the weights of a student that pools elsewhere, by the description in their folder."""
+    described = path.with_name(STUDENT_DESCRIPTION)
+    known = load_json(described, ("arch",))["arch"] if described.is_file() else name
+    spec, other = STUDENTS[name], STUDENTS.get(known)
+    if isinstance(spec, LiteSpec) and isinstance(other, LiteSpec) and spec.pool_after != other.pool_after:
+        raise InputError(
+            f"--student-weights {path} is of the student {known}, which pools behind other convolutions than {name}",
+            f"use --student {known}",
+        )
