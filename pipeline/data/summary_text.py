@@ -25,6 +25,7 @@ _TITLE = "kdedge data:"  # in the page, marks it as one of kdedge
 
 _MOST_ROWS = 40
 _PER_CLASS, _MOST_SHEETS = 10, 200  # images of a contact sheet, and classes that have one
+_UNEQUAL = 10  # ratio of class sizes from which the table has advice
 _MOST_SIDE = 96  # pixels of an image on a sheet
 _COLUMNS = {"training": "train", "validation": "val", "test": "test", "left out": "left_out"}
 
@@ -139,9 +140,10 @@ def _balance(summary: Mapping[str, Any]) -> str:
     small, large = summary["smallest_class"], summary["largest_class"]
     if small["train"] == large["train"]:
         return f"all classes have {small['train']:,} training images"
+    advice = "; if rare classes matter, try --balance sampler and --metric balanced"
     return (
         f"{small['class']} with {small['train']:,} training images; the largest, {large['class']}, has "
-        f"{large['train']:,} ({summary['imbalance']:g} times as many)"
+        f"{large['train']:,} ({summary['imbalance']:g} times as many){advice * (summary['imbalance'] >= _UNEQUAL)}"
     )
 
 

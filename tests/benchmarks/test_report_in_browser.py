@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from browser import CHROMIUM, DESKTOP, PHONE, command, framed
 
@@ -47,7 +48,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     report["portability"] = json.loads((REFERENCE / "portability" / "verify.json").read_text())
     report["answer_changes"] = [{"label": "cat", "fp32": "cat", "int8": "dog", "count": 3}]
     report["run"]["commands"] = ["kdedge run-all --out artifacts/run --data-dir " + "/quite/a/long/path" * 8]
-    (folder / "plain.html").write_text(render_html(report, draw_figures(report, folder)))
+    report["confusions"] = [{"label": "cat", "predicted": "dog", "count": 60}]
+    report["mistakes"] = [{"image": 7, "label": "cat", "predicted": "dog", "probability": 0.98}]
+    figures = draw_figures(report, folder, np.zeros((1, 32, 32, 3), np.uint8))
+    (folder / "plain.html").write_text(render_html(report, figures))
     (folder / "report.html").write_text((folder / "plain.html").read_text().replace("</body>", PROBE))
     return folder
 
@@ -69,7 +73,7 @@ def test_the_report_fits_its_window_and_shows_its_figures(page: Path, tmp_path: 
     for seen in found.values():
         assert seen["widths"] == [width, width]
         assert seen["widest"] <= width
-        assert len(seen["loaded"]) == 6
+        assert len(seen["loaded"]) == 8
         assert all(seen["loaded"])
         assert 0 < seen["headline"] < 100
         assert seen["trust"] <= width  # what makes a number doubtful is seen without scrolling

@@ -21,7 +21,7 @@ from kdedge.pipeline.data import inspection, summary
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import open_dataset
 from kdedge.pipeline.data.summary import short_summary, summarise
-from kdedge.pipeline.data.summary_text import findings, print_summary, write_page
+from kdedge.pipeline.data.summary_text import _balance, findings, print_summary, write_page
 
 
 @pytest.fixture
@@ -264,3 +264,9 @@ def test_run_all_tells_of_the_data_before_anything_is_measured(
 
 def interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_very_unequal_classes_get_advice() -> None:
+    few = {"smallest_class": {"class": "rare", "train": 5}, "largest_class": {"class": "common", "train": 40}}
+    assert _balance({**few, "imbalance": 8.0}).endswith("has 40 (8 times as many)")
+    assert _balance({**few, "imbalance": 10.0}).endswith("try --balance sampler and --metric balanced")
