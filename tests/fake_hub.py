@@ -9,6 +9,7 @@ CASE is right, wrong-hash, missing, cut or slow; the command's exit code is retu
 import contextlib
 import hashlib
 import io
+import json
 import os
 import re
 import subprocess
@@ -19,6 +20,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote
 
 import torch
 import torchvision
@@ -105,6 +107,52 @@ def serve(case: str, data: bytes) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
         ended.set()
+        server.shutdown()
+        server.server_close()
+
+
+@contextlib.contextmanager
+def serve_dataset(revisions: Mapping[str, Mapping[str, bytes]]) -> Iterator[str]:
+    """Serve the files of each revision of a data set as the hub does and yield the address."""
+    commits = {revision: f"{number:040}" for number, revision in enumerate(revisions)}
+    files = {
+        f"/resolve/{commits[revision]}/{name}": data
+        for revision, part in revisions.items()
+        for name, data in part.items()
+    }
+    for revision, commit in commits.items():
+        listed = [
+            {"type": "file", "path": name, "size": len(data), "oid": commit}
+            for name, data in revisions[revision].items()
+        ]
+        info = {"id": "owner/name", "sha": commit, "siblings": [{"rfilename": entry["path"]} for entry in listed]}
+        files[f"/revision/{quote(revision, safe='')}"] = json.dumps(info).encode()
+        files[f"/tree/{commit}?recursive=true&expand=false"] = json.dumps(listed).encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> bytes:
+            path = self.path.removeprefix("/api").removeprefix("/datasets/owner/name")
+            if path not in files:
+                self.send_error(404)
+                return b""
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(files[path])))
+            self.send_header("ETag", f'"{hashlib.sha256(files[path]).hexdigest()}"')
+            self.send_header("X-Repo-Commit", path.split("/")[2] if "resolve" in path else "0" * 40)
+            self.end_headers()
+            return files[path]
+
+        def do_GET(self) -> None:
+            self.wfile.write(self.do_HEAD())
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
         server.shutdown()
         server.server_close()
 

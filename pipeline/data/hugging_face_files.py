@@ -81,17 +81,20 @@ def fetch(name: str) -> Path:
 
     repository, inner = known[1], known[2] or ""
     pattern = f"{inner}/*.parquet" if inner else "*.parquet"
-    try:
-        for revision in ("main", _CONVERTED):
-            log(f"fetching {repository} from the Hugging Face hub ({revision})")
+    errors: list[Exception] = []
+    for revision in ("main", _CONVERTED):
+        log(f"fetching {repository} from the Hugging Face hub ({revision})")
+        try:
             folder = hub.snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=pattern)
             if next(Path(folder, inner).rglob("*.parquet"), None):
                 return Path(folder, inner)
-    except Exception as error:  # the errors depend on the version's HTTP library
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        except Exception as error:  # the errors depend on the version's HTTP library
+            errors.append(error)
+    if len(errors) == 2:
+        reason = (str(errors[0]).splitlines() or [type(errors[0]).__name__])[0]
         raise StageError(
             f"{name} is not a path here and is not available on the Hugging Face hub: {reason}",
             f"check the name and the network; on a machine with one, `hf download --repo-type dataset {repository} "
             "--include '*.parquet'` prints the path of a folder: copy it here, and give --data hf:FOLDER",
-        ) from error
+        ) from errors[0]
     raise InputError(f"{name} has no Parquet files on the Hugging Face hub", EXPECTED)

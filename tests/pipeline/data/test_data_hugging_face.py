@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from command_line import invoke
+from fake_hub import serve_dataset
 from PIL import Image
 
 from kdedge.errors import InputError, StageError
@@ -151,10 +152,37 @@ def test_other_folders_are_refused(tmp_path):
         opened("/no/such/folder")
 
 
-def test_without_a_network_the_next_command_is_named(tmp_path, monkeypatch):
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Let the hub be at an address of this machine; its cache is empty."""
     constants = pytest.importorskip("huggingface_hub.constants")
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens here
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    def at(address):
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+    at("http://127.0.0.1:9")  # nobody listens here
+    return at
+
+
+@pytest.mark.parametrize("revision", ["main", "refs/convert/parquet"])
+def test_a_data_set_of_the_hub_is_fetched_once_and_then_found_without_a_network(revision, hub, tmp_path, capsys):
+    write_parquet(tmp_path, {"train.parquet": table(30)})
+    files = {"README.md": b"about", "plain/train/0000.parquet": (tmp_path / "train.parquet").read_bytes()}
+    nobody = "http://127.0.0.1:9"
+    with serve_dataset({"main": {"README.md": b"about", "images.zip": b"zip"}, revision: files}) as address:
+        hub(address)
+        fetched = opened("owner/name")
+        hub(nobody)
+        again = opened("owner/name")
+    assert (fetched.class_names, len(fetched.items)) == (tuple(NAMES), 30)
+    assert again.train_sha256() == fetched.train_sha256()
+    assert opened("owner/name/plain").train_sha256() == fetched.train_sha256()
+
+
+def test_without_a_network_the_next_command_is_named(hub):
     with pytest.raises(StageError, match="owner/name is not a path here and is not available on the") as caught:
         opened("owner/name")
     assert "`hf download --repo-type dataset owner/name --include '*.parquet'`" in caught.value.hint
