@@ -58,8 +58,6 @@ _SEVERAL: Options = {
             float,
             typer.Option(
                 "--tolerance",
-                min=0,
-                max=100,
                 metavar="float",
                 help="Of several students, choose the cheapest whose INT8 validation accuracy is at most this many "
                 "percentage points below the best.",
@@ -264,12 +262,15 @@ def _run_several(names: list[str], config: Config, out: Path, tolerance: float, 
 
     Raises:
         GateError: The gate of the chosen student did not pass.
+        InputError: The tolerance is not a percentage.
     """
     from kdedge.benchmarks.report.file import load_report
     from kdedge.export.bundle.build import check_gate
     from kdedge.pipeline.students import check_students, run_students
     from kdedge.pipeline.students_page import HTML, print_students
 
+    if not 0 <= tolerance <= 100:
+        raise InputError(f"--tolerance {tolerance:g} is not from 0 to 100", "for example --tolerance 0.5")
     with _locked(out, lambda: check_students(names, config, out), again):
         any_ran, result = run_students(names, config, out, tolerance, **again)
     print_students(result)

@@ -149,6 +149,22 @@ def test_an_unknown_student_among_several_is_named(tmp_path):
     assert "'lite,lite-m' (did you mean 'lite" in " ".join(result.stderr.split())
 
 
+@pytest.mark.parametrize("tolerance", ["-1", "101", "nan"])
+def test_a_tolerance_is_a_percentage(tolerance, tmp_path):
+    result = kdedge("run-all", "--student", "lite,lite-s", "--tolerance", tolerance, "--out", tmp_path / "run", code=2)
+    assert f"--tolerance {tolerance} is not from 0 to 100" in result.stderr
+
+
+@pytest.mark.parametrize(("options", "code"), [((), 3), (("--allow-undecided",), 0)])
+def test_the_exit_code_is_that_of_the_chosen_student(options, code, finished, tmp_path, monkeypatch):
+    out = shutil.copytree(finished, tmp_path / "run", symlinks=True)
+    result = {"chosen": "lite-s", "tolerance_pp": 0.5, "students": [students._row("lite-s", out)]}
+    monkeypatch.setattr(students, "check_students", lambda *_: None)
+    monkeypatch.setattr(students, "run_students", lambda *_, **__: (True, result))
+    stdout = kdedge("run-all", "--student", "lite,lite-s", *options, "--out", out, code=code).stdout
+    assert stdout.index("lite-s is chosen") < stdout.index("Undecided: ")
+
+
 def test_one_student_keeps_every_other_option():
     config = build_config({"distill": {"student": "lite,lite-s", "lr": 0.3}}, flags=RUN_ALL_FLAGS)
     assert one_student(config, "lite-s") == build_config({"distill": {"student": "lite-s", "lr": 0.3}})
