@@ -47,6 +47,7 @@ def judge(
     class_names: Sequence[str] = (),
     balanced: bool = False,
     groups: npt.NDArray[np.str_] | None = None,
+    unit: str = "image",
 ) -> dict[str, Any]:
     """Compare two models on the same images and return the verdict of the gate.
 
@@ -59,6 +60,7 @@ def judge(
         class_names: Names of the classes, with ``labels``; empty: no comparison with a constant prediction.
         balanced: Judge the loss of balanced accuracy (`kdedge.benchmarks.balanced`), not of top-1; needs ``labels``.
         groups: ``[N]`` str, the group of each image; an empty name is a group of its own. None: no groups.
+        unit: Word for one input in the reason.
 
     Returns:
         The ``gate`` section of ``report.json``:
@@ -120,7 +122,7 @@ def judge(
         **_of_groups(sampling, n),
     }
     constant = "" if compared is None else class_names[majority_baseline(compared).label]
-    return {**gate, "reason": _reason(gate, n, constant)}
+    return {**gate, "reason": _reason(gate, n, constant, unit)}
 
 
 def images_to_pass(limit_pp: float, discordance: float, power: float) -> int | None:
@@ -224,18 +226,19 @@ def _most_changed_pct(limit: float) -> float:
     return 100 * _CHANGES_PER_LOSS * limit
 
 
-def _reason(gate: Mapping[str, Any], n: int, constant: str) -> str:
+def _reason(gate: Mapping[str, Any], n: int, constant: str, unit: str) -> str:
     """Return the verdict as one or two sentences.
 
     Args:
         gate: The other entries of the gate.
         n: Number of test images.
         constant: Name of the most frequent class.
+        unit: Word for one input.
     """
     loss, lower, upper = (gate[key] for key in ("loss_pp", "loss_lower95_pp", "loss_upper95_pp"))
     of_metric = " of balanced accuracy" if gate["metric"] == "balanced" else ""
     change = f"{'loses' if loss > 0 else 'gains'} {abs(loss):.2f} pp{of_metric}" if loss else "neither loses nor gains"
-    seen = f"INT8 {change} on {_images(gate, n)} (95 % interval of the loss {lower:+.2f} to {upper:+.2f} pp)"
+    seen = f"INT8 {change} on {_inputs(gate, n, unit)} (95 % interval of the loss {lower:+.2f} to {upper:+.2f} pp)"
     limit = f"the limit of {gate['limit_pp']:g} pp"
     changed = f"INT8 changes {100 * gate['changed_answers'] / n:.1f} % of the predictions"
     most = f"the limit allows {_CHANGES_PER_LOSS * gate['limit_pp']:g} %"
@@ -246,40 +249,40 @@ def _reason(gate: Mapping[str, Any], n: int, constant: str) -> str:
         ("failed", "loss"): f"{seen}: not less than {limit}.",
         ("failed", "gain"): f"INT8 does not follow FP32: {changed}. {seen}: rounding cannot gain {limit}.",
         ("failed", "changed"): f"INT8 does not follow FP32: {changed}, {most}. {seen}.",
-        ("undecided", "loss"): f"{seen}: {limit} is inside the interval. {_provable(gate, n)}.",
-        ("undecided", "learned"): f"{seen}. These images are too few to show that the model is {constant}.",
-        ("undecided", "groups"): f"{seen}. {_too_few(gate)}.",
+        ("undecided", "loss"): f"{seen}: {limit} is inside the interval. {_provable(gate, n, unit)}.",
+        ("undecided", "learned"): f"{seen}. These {unit}s are too few to show that the model is {constant}.",
+        ("undecided", "groups"): f"{seen}. {_too_few(gate, unit)}.",
         ("undecided", "changed"): f"INT8 may not follow FP32: {changed}, {most}. {seen}.",
     }[gate["verdict"], gate["cause"]]
 
 
-def _images(gate: Mapping[str, Any], n: int) -> str:
+def _inputs(gate: Mapping[str, Any], n: int, unit: str) -> str:
     """Return the test images, their groups, and how many independent images they count as."""
     if gate["groups"] is None:
-        return f"{n:,} test images"
+        return f"{n:,} test {unit}s"
     counted = gate["independent_images"]
-    like = f", which count as {counted:,} independent images" if counted is not None and counted < n else ""
-    return f"{n:,} test images of {gate['groups']:,} group{'s' * (gate['groups'] > 1)}{like}"
+    like = f", which count as {counted:,} independent {unit}s" if counted is not None and counted < n else ""
+    return f"{n:,} test {unit}s of {gate['groups']:,} group{'s' * (gate['groups'] > 1)}{like}"
 
 
-def _too_few(gate: Mapping[str, Any]) -> str:
+def _too_few(gate: Mapping[str, Any], unit: str) -> str:
     """Return a sentence on groups that are too few."""
     groups, equal = gate["groups"], gate["equal_groups"]
     if groups is None:
         return ""
     skewed = f", which count as {equal:.1f} of equal size," if equal <= groups - 0.05 else ""
     return (
-        f"The interval is for new images of {'these groups' if groups > 1 else 'this group'}. "
+        f"The interval is for new {unit}s of {'these groups' if groups > 1 else 'this group'}. "
         f"{groups:,} group{'s' * (groups > 1)}{skewed} cannot show how much INT8 loses on other groups: at least "
         f"{FEWEST_GROUPS} of equal size are needed"
     )
 
 
-def _provable(gate: Mapping[str, Any], n: int) -> str:
+def _provable(gate: Mapping[str, Any], n: int, unit: str) -> str:
     """Return the limit that these images can prove, and a plausible number of images that would decide."""
     provable, needed = gate["provable_pp"], gate["images_to_decide"]
     if provable is None:
         return ""
-    text = f"Provable with these {n:,} images: a loss of less than {provable:g} pp (`--limit-pp {provable:g}`)"
-    more = f"; about {needed:,} images at the same rates would decide" if needed and needed <= _PLAUSIBLE * n else ""
+    text = f"Provable with these {n:,} {unit}s: a loss of less than {provable:g} pp (`--limit-pp {provable:g}`)"
+    more = f"; about {needed:,} {unit}s at the same rates would decide" if needed and needed <= _PLAUSIBLE * n else ""
     return text + more

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kdedge.benchmarks.accuracy import (
     answer_changes,
@@ -146,6 +147,7 @@ def run_benchmark(
         class_names=dataset.class_names,
         balanced=settings.metric == "balanced",
         groups=test.groups,
+        unit="window" if test.signal else "image",
     )
     sampling = sampling_of(right["fp32"], right["int8"], test.groups)
     log(f"gate: {gate['verdict']}")  # the summary has the reason
@@ -209,11 +211,18 @@ def run_benchmark(
     report["beside"] = comparison_table(report, others)
     out_dir.mkdir(parents=True, exist_ok=True)
     pictures = None if test.signal else test.images[[row["image"] for row in mistakes]]
-    write_report(report, out_dir, pictures)
+    write_report(report, out_dir, pictures, _examples(test) if test.signal else None)
     # One line per case.
     lines = ",\n".join(json.dumps(case) for case in samples)
     write_atomic(out_dir / "latency_samples.json", f"[\n{lines}\n]\n".encode())
     return report
+
+
+def _examples(test: Split) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the first test window of each class, normalised, ``[C, L]``."""
+    found, first = np.unique(test.labels, return_index=True)
+    windows = test.spec.normalised(test.images[first])[:, :, 0]
+    return {test.class_names[label]: window for label, window in zip(found.tolist(), windows, strict=True)}
 
 
 def _latency_everywhere(

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from kdedge.export.bundle.predict import LoadedBundle
+    from kdedge.export.bundle.predict import LoadedBundle, LoadedSignalBundle
 
 __all__ = ["__version__", "gate", "load", "read_report"]
 
 __version__ = "0.1.0"
 
 
-def load(bundle: str | Path, *, fp32: bool = False) -> "LoadedBundle":
+def load(bundle: str | Path, *, fp32: bool = False) -> "LoadedBundle | LoadedSignalBundle":
     """Open the model of a bundle once, to classify many images.
 
     Args:
@@ -30,7 +30,8 @@ def load(bundle: str | Path, *, fp32: bool = False) -> "LoadedBundle":
         fp32: Use the FP32 model instead of INT8.
 
     Returns:
-        A classifier whose ``predict`` takes a frame, uint8 RGB ``[H, W, 3]``, or several, ``[N, H, W, 3]``.
+        A classifier whose ``predict`` takes a frame, uint8 RGB ``[H, W, 3]``, or several, ``[N, H, W, 3]``; of signals,
+        a window, float ``[L, C]``, or several.
 
     Raises:
         InputError: The bundle is missing or damaged.

@@ -5,7 +5,7 @@ from typing import Any
 
 from kdedge.benchmarks.accuracy import hardly_recognised
 from kdedge.benchmarks.grouped import INDEPENDENT, Sampling
-from kdedge.benchmarks.report.details import detail_rows, quantization_sentence
+from kdedge.benchmarks.report.details import detail_rows, quantization_sentence, real_time, unit
 from kdedge.benchmarks.stability import STEADY, stability_word, worst_doubts
 from kdedge.benchmarks.units import format_bytes, format_ms, format_pct, short_provider
 
@@ -17,7 +17,7 @@ _FEW_NAMES = 4
 _HEADLINES = {
     "passed": "Passed: INT8 keeps its accuracy",
     "failed": "Failed: INT8 loses too much accuracy",
-    "undecided": "Undecided: too few test images",
+    "undecided": "Undecided: too few test {unit}s",
 }
 _FAILED_BY = {
     "learned": "Failed: the model has learned nothing",
@@ -28,7 +28,7 @@ _INTERVAL_OF = {
     "top1": "Tango's score interval for paired proportions",
     "balanced": "of balanced accuracy; paired bootstrap, stratified by class",
 }
-_TOO_FEW_GROUPS = "Undecided: too few groups of test images"
+_TOO_FEW_GROUPS = "Undecided: too few groups of test {unit}s"
 _MOST_GROUPS = 20
 
 
@@ -39,8 +39,8 @@ def context(report: Mapping[str, Any]) -> dict[str, Any]:
     groups = report.get("per_group") or []
     return {
         "report": report,
-        "of_groups": _of_groups(report["gate"]),
-        "headline": _headline(report["gate"]),
+        "of_groups": _of_groups(report["gate"], unit(report)),
+        "headline": _headline(report["gate"]).format(unit=unit(report)),
         "subject": _subject(report),
         "key_metrics": _key_metrics(report),
         "accuracy": _accuracy_rows(report, sampling),
@@ -72,6 +72,8 @@ def context(report: Mapping[str, Any]) -> dict[str, Any]:
         "commands": report["run"].get("commands") or [],
         "commands_lack_paths": report["run"].get("commands_lack_paths", False),
         "details": detail_rows(report),
+        "unit": unit(report),
+        "real_time": real_time(report),
         "speedups": _speedups(report["latency"]),
         "unavailable": [{**item, "provider": short_provider(item["provider"])} for item in report["unavailable"]],
     }
@@ -94,7 +96,7 @@ def _subject(report: Mapping[str, Any]) -> str:
     names = [row["class"] for row in report.get("per_class") or []]
     more = f" and {len(names) - _FEW_NAMES} more" if len(names) > _FEW_NAMES else ""
     classes = f", {len(names)} classes: {', '.join(names[:_FEW_NAMES])}{more}" if names else ""
-    return f"{report['student']['arch'] or 'Model'} on {report['run']['data'] or 'images'}{classes}"
+    return f"{report['student']['arch'] or 'Model'} on {report['run']['data'] or unit(report) + 's'}{classes}"
 
 
 def _sampling(gate: Mapping[str, Any]) -> Sampling:
@@ -104,11 +106,11 @@ def _sampling(gate: Mapping[str, Any]) -> Sampling:
     return Sampling(gate["groups"], gate["equal_groups"], gate.get("design_effect") or 1.0)
 
 
-def _of_groups(gate: Mapping[str, Any]) -> str:
+def _of_groups(gate: Mapping[str, Any], word: str) -> str:
     """Return how the intervals respect groups as text; empty: there are none, or they are too few."""
     if gate.get("independent_images") is None:
         return ""
-    return f" for {gate['groups']:,} groups, which count as {gate['independent_images']:,} independent images"
+    return f" for {gate['groups']:,} groups, which count as {gate['independent_images']:,} independent {word}s"
 
 
 def _with_pct(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,6 +150,8 @@ def _key_metrics(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     for speedup in _speedups(report["latency"])[:1]:
         metrics.append(("INT8 latency", speedup))
+    if timing := real_time(report):
+        metrics.append(("real time", timing))
     for row in report.get("memory") or []:
         if row["model"] == "int8" and row["peak_rss_bytes"]:
             metrics.append(

@@ -7,7 +7,7 @@ from typing import Any
 from kdedge.benchmarks.units import format_bytes, format_count
 from kdedge.progress import format_duration
 
-__all__ = ["detail_rows", "quantization_sentence", "starts_from"]
+__all__ = ["detail_rows", "quantization_sentence", "real_time", "starts_from", "unit"]
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -22,6 +22,19 @@ def starts_from(student: Mapping[str, Any]) -> str:
     return f"{students} ({', '.join(sha256[:8] for sha256 in hashes)})" if hashes else ""
 
 
+def real_time(report: Mapping[str, Any]) -> str:
+    """Return how long INT8 takes for a window of a signal, relative to its duration; empty: an image, or unknown."""
+    spec = report["accuracy"].get("input")
+    rows = [row for row in report["latency"] if row["model"] == "int8" and row["batch"] == 1]
+    if not spec or not spec["rate_hz"] or not rows:
+        return ""
+    window_s, p50_ms = spec["window"] / spec["rate_hz"], rows[0]["p50_ms"]
+    return (
+        f"INT8 takes {1000 * p50_ms:.0f} µs for a window of {window_s:.3g} s (real-time factor "
+        f"{p50_ms / 1000 / window_s:.2g})"
+    )
+
+
 def quantization_sentence(record: Mapping[str, Any] | None) -> str:
     """Return the choice of the search and the repair steps, with their numbers; empty: unknown."""
     if not record or not record.get("rungs"):
@@ -34,6 +47,19 @@ def quantization_sentence(record: Mapping[str, Any] | None) -> str:
         if rung["rung"] not in (first["rung"], last["rung"]) and not rung.get("refused"):
             text += f". Tried and not kept: {rung['rung']}: {_rung(rung)}"
     return f"{text} (on {record['scored_images']:,} validation images, against FP32)"
+
+
+def unit(report: Mapping[str, Any]) -> str:
+    """Return the word for one input: image or window."""
+    return "window" if report.get("accuracy", {}).get("input") else "image"
+
+
+def _input(report: Mapping[str, Any]) -> str | None:
+    spec = report["accuracy"].get("input")
+    if not spec:
+        return None
+    rate = f" at {spec['rate_hz']:g} Hz" if spec["rate_hz"] else ""
+    return f"{spec['window']} samples{rate} of {', '.join(spec['channels'])}"
 
 
 def _rung(rung: Mapping[str, Any]) -> str:
@@ -85,7 +111,8 @@ def detail_rows(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, st
                 ("teacher's initial weights", _HASH.sub(lambda match: match[0][:8], teacher["weights"] or "")),
                 ("student", student["arch"]),
                 ("student parameters", format_count(student["params"])),
-                ("multiply-accumulates per image", format_count(student["macs"])),
+                (f"multiply-accumulates per {unit(report)}", format_count(student["macs"])),
+                ("input", _input(report)),
                 ("student starts from", begun),
                 ("method", student["method"]),
                 ("balance of the classes", {"none": None}.get(student.get("balance"), student.get("balance"))),

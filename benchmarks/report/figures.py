@@ -12,9 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdedge.benchmarks.report.details import unit
 from kdedge.benchmarks.report.mistake_figures import grid_size, matrix_size, paint_confusions, paint_mistakes
 from kdedge.benchmarks.report.pareto_figure import PICTURE_SIZE, paint_picture
 from kdedge.benchmarks.report.quantization_figures import paint_candidates, paint_sensitivity
+from kdedge.benchmarks.report.signal_figure import examples_size, paint_examples
 from kdedge.benchmarks.stability import STEADY
 from kdedge.benchmarks.units import number
 from kdedge.errors import InputError
@@ -62,7 +64,10 @@ class Figure:
 
 
 def draw_figures(
-    report: Mapping[str, Any], out_dir: Path, mistakes: "npt.NDArray[np.uint8] | None" = None
+    report: Mapping[str, Any],
+    out_dir: Path,
+    mistakes: "npt.NDArray[np.uint8] | None" = None,
+    examples: "Mapping[str, npt.NDArray[np.float32]] | None" = None,
 ) -> list[Figure]:
     """Draw the figures for which the report has data.
 
@@ -70,6 +75,7 @@ def draw_figures(
         report: The content of ``report.json``.
         out_dir: Directory for the PNG files; created if needed.
         mistakes: The images of ``mistakes`` of the report, uint8 ``[N, S, S, 3]``; None: unknown.
+        examples: A normalised window of each class of a signal, ``[C, L]``; None: unknown, or images.
 
     Returns:
         The figures in the order of the report; none without matplotlib.
@@ -77,14 +83,14 @@ def draw_figures(
     if importlib.util.find_spec("matplotlib") is None:
         log("figures: skipped, matplotlib is not installed (pip install matplotlib)")
         return []
-    training = report.get("training") or []
+    training, word = report.get("training") or [], unit(report)
     wanted: list[tuple[str, str, str, str, Callable[[Any], None], tuple[float, float]]] = []
     for provider in dict.fromkeys(row["provider"] for row in report["latency"]):
         rows = [row for row in report["latency"] if row["provider"] == provider]
         short = str(provider).removesuffix("ExecutionProvider")
         wanted.append(
-            ("latency" if short == "CPU" else f"latency_{short.lower()}", "latency", f"Latency per image, {short}",
-             f"Bars: median latency per image on {short} of FP32 and INT8 by batch size, with higher percentiles",
+            ("latency" if short == "CPU" else f"latency_{short.lower()}", "latency", f"Latency per {word}, {short}",
+             f"Bars: median latency per {word} on {short} of FP32 and INT8 by batch size, with higher percentiles",
              partial(_latency, rows=rows), (7.2, 3.6))
         )  # fmt: skip
     table = report.get("beside")
@@ -108,6 +114,13 @@ def draw_figures(
             )  # fmt: skip
     per_class = report.get("per_class") or []
     names = {row["class"]: _drawable(row["class"], instead=f"class {index}") for index, row in enumerate(per_class)}
+    if examples:
+        drawable = [names[name] for name in examples]
+        wanted.append(
+            ("examples", "per_class", "A test window of each class", "Curves: one window of each class, by channel",
+             partial(paint_examples, examples=list(examples.values()), names=drawable,
+                     spec=report["accuracy"]["input"]), examples_size(len(examples)))
+        )  # fmt: skip
     if report.get("confusions") is not None:
         seen = [row for row in per_class if row["n"]]
         wanted.append(

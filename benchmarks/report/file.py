@@ -100,6 +100,7 @@ _REPORT: _Contract = {
         **dict.fromkeys(("onnx_fp32_ci95_pct", "onnx_int8_ci95_pct"), _INTERVAL),
         **dict.fromkeys(("images_sha256?", "majority_class?"), _TEXT),
         "image_size?": _COUNT,
+        "input?": {"window": _SOME, "channels": [_TEXT], "rate_hz": _AMOUNT},
         **dict.fromkeys(
             ("majority_pct?", "balanced_pct?", "fp32_balanced_pct?", "macro_f1_pct?", "fp32_macro_f1_pct?"), _PERCENT
         ),

@@ -29,16 +29,22 @@ OTHER_FILES = ("report.html", "report.md", "figures", "latency_samples.json")
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(report: Mapping[str, Any], out_dir: Path, mistakes: "npt.NDArray[np.uint8] | None" = None) -> None:
+def write_report(
+    report: Mapping[str, Any],
+    out_dir: Path,
+    mistakes: "npt.NDArray[np.uint8] | None" = None,
+    examples: "Mapping[str, npt.NDArray[np.float32]] | None" = None,
+) -> None:
     """Write ``report.json``, ``figures/*.png``, ``report.html`` and ``report.md``.
 
     Args:
         report: The content of ``report.json`` (see `kdedge.benchmarks.measure.run_benchmark`).
         out_dir: An existing directory.
         mistakes: The images of ``mistakes`` of the report, uint8 ``[N, S, S, 3]``; None: they are not drawn.
+        examples: A normalised window of each class of a signal, ``[C, L]``; None: they are not drawn.
     """
     write_json(out_dir / "report.json", report)
-    figures = draw_figures(report, out_dir / "figures", mistakes)
+    figures = draw_figures(report, out_dir / "figures", mistakes, examples)
     write_atomic(out_dir / "report.html", render_html(report, figures).encode(errors="replace"))
     write_atomic(out_dir / "report.md", render_markdown(report, figures).encode(errors="replace"))
 
@@ -85,7 +91,16 @@ def print_summary(report: Mapping[str, Any], console: "Console | None" = None) -
         metrics.add_row(label, value)
     console.print(metrics)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for title in ("provider", "model", "batch", "threads", "p50 ms", "p90 ms", "img/s", "trust"):
+    for title in (
+        "provider",
+        "model",
+        "batch",
+        "threads",
+        "p50 ms",
+        "p90 ms",
+        "img/s" if shown["unit"] == "image" else "windows/s",
+        "trust",
+    ):
         text = title in ("provider", "model", "trust")
         table.add_column(title, justify="left" if text else "right", no_wrap=True)
     for row in shown["latency"]:

@@ -9,14 +9,14 @@ import io
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from kdedge.benchmarks.interval import wilson_interval_pct
 from kdedge.benchmarks.report.content import warnings
-from kdedge.benchmarks.report.details import starts_from
+from kdedge.benchmarks.report.details import real_time, starts_from
 from kdedge.benchmarks.session import check_fits, open_model, run_model
 from kdedge.errors import GateError
 from kdedge.export.bundle.contents import COPIED, GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS, SBOM
@@ -30,7 +30,7 @@ __all__ = ["GOLDEN_IMAGES", "build_bundle", "check_gate"]
 
 GOLDEN_IMAGES = 16
 _CLASSES_SHOWN = 20
-_CLASS_HEAD = "| class | test images | FP32 recall | INT8 recall | 95 % interval | INT8 precision |"
+_CLASS_HEAD = "| class | test {unit}s | FP32 recall | INT8 recall | 95 % interval | INT8 precision |"
 _BECOME_SQUARE = {
     "squeeze": "resized without their aspect ratio",
     "crop": "cut to the largest square in their middle",
@@ -71,7 +71,8 @@ def build_bundle(
     passed = report["gate"]["verdict"] == "passed"
     for name, stage in COPIED.items():
         shutil.copyfile(inputs[stage] / name, out_dir / name)
-    shutil.copyfile(Path(__file__).with_name("standalone.py"), out_dir / "predict.py")
+    script = "standalone.py" if spec.kind == "image" else "standalone_signal.py"
+    shutil.copyfile(Path(__file__).with_name(script), out_dir / "predict.py")
 
     _save_array(out_dir / GOLDEN_INPUTS, golden)
     for kind, name in MODELS.items():
@@ -154,7 +155,7 @@ def _model_card(
     spec: InputSpec,
 ) -> str:
     """Return the model card, from the numbers of the report."""
-    size, mode = spec.size, spec.resize_mode
+    words = _image_words(spec) if spec.kind == "image" else _signal_words(spec, report)
     accuracy, gate, sizes, student, host = (report[key] for key in ("accuracy", "gate", "size", "student", "host"))
     fp32, int8 = accuracy["onnx_fp32_top1_pct"], accuracy["onnx_int8_top1_pct"]
     status = "passed" if gate["verdict"] == "passed" else f"**{gate['verdict']}: shipped although not passed**"
@@ -165,7 +166,7 @@ def _model_card(
     begun = starts_from(student)
     start = f"; starts from: {begun}; epochs in this run: {student['epochs']}" if begun else ""
     batch = min(row["batch"] for row in report["latency"])
-    images = "one image" if batch == 1 else f"a batch of {batch} images"
+    images = f"one {words.unit}" if batch == 1 else f"a batch of {batch} {words.unit}s"
     rows = [
         f"| {row['model']} | {row['provider']} | {row['threads']} | {_ms(row['p50_ms'])} "
         f"| {_ms(row['p99_ms'])} | {row['trust']['verdict']} |"
@@ -181,13 +182,12 @@ def _model_card(
     shown = ", ".join(classes[:20]) + (f", … ({len(classes)} in all, see labels.txt)" if len(classes) > 20 else "")
     return f"""# Model card
 
-{student["arch"]}: an image classifier with {student["params"]:,} parameters and {student["macs"] / 1e6:.1f} million
-multiply-accumulates per image, distilled from {report["teacher"]["arch"]} (method `{student["method"]}`{start})
+{student["arch"]}: {words.kind} with {student["params"]:,} parameters and {student["macs"] / 1e6:.1f} million
+multiply-accumulates per {words.unit}, distilled from {report["teacher"]["arch"]} (method `{student["method"]}`{start})
 and quantized to INT8 for the target `{candidates["target"]}` (`{candidates["chosen"]}`,
-{candidates["calibration_images"]} calibration images{repaired}).
+{candidates["calibration_images"]} calibration {words.unit}s{repaired}).
 
-- Input: `pixels`, uint8 RGB, `[N, {size}, {size}, 3]`, as a decoder returns it. Output: `logits`, float32.
-- Images of another shape are {_BECOME_SQUARE[mode]} (`{mode}`). `predict.py` and `kdedge predict` do it.
+{words.input}
 - Requires onnxruntime {needs["onnxruntime"]} or newer (opset {needs["opset"]}, IR version {needs["ir_version"]}).
 - Classes: {shown}
 - Trained on: {report["run"]["data"]}, seed {report["run"]["seed"]}
@@ -196,42 +196,87 @@ and quantized to INT8 for the target `{candidates["target"]}` (`{candidates["cho
 
 | | FP32 | INT8 |
 |---|---|---|
-| top-1 on {accuracy["n"]:,} test images | {fp32:.2f} % | {int8:.2f} % |
+| top-1 on {accuracy["n"]:,} test {words.unit}s | {fp32:.2f} % | {int8:.2f} % |
 | 95 % interval | {fp32_ci[0]:.2f} to {fp32_ci[1]:.2f} | {int8_ci[0]:.2f} to {int8_ci[1]:.2f} |
 {balanced}| file | {sizes["fp32_bytes"]:,} bytes | {sizes["int8_bytes"]:,} bytes ({sizes["ratio"]:.2f} times smaller) |
 
 Gate: {status}; passed: {str(gate["verdict"] == "passed").lower()}. INT8 loses {loss}, at most
 {gate["loss_upper95_pp"]:.2f} pp with 95 % confidence; the limit is {gate["limit_pp"]:g} pp.
-{warning}{_per_class(report)}
+{warning}{_per_class(report, words.unit)}
 Latency of {images} on {host["cpu"]} ({host["cores"]} cores, onnxruntime {host["onnxruntime"]}):
 
 | model | provider | threads | p50 ms | p99 ms | trust |
 |---|---|---|---|---|---|
 {chr(10).join(rows)}
-
+{words.latency}
 ## Use
 
-    python predict.py photo.jpg        # requires numpy and onnxruntime, and Pillow for image files
+    {words.use}
     kdedge verify .                    # checks every file and recomputes the golden outputs
 
 ## Limitations
 
-- The model always predicts one of its classes, also for images of other things.
-- Accuracy is valid for images like the training and test images, resized to {size} x {size}. Fairness, robustness to
-  noise and other cameras were not tested.
+{words.limits}
 - Latency is valid for the host above. `report.json` has all numbers and the measurement settings.
-- `{GOLDEN_INPUTS}` has up to {GOLDEN_IMAGES} images of the training data, for verification.
+- `{GOLDEN_INPUTS}` has up to {GOLDEN_IMAGES} {words.unit}s of the training data, for verification.
 """
 
 
-def _per_class(report: Mapping[str, Any]) -> str:
+class _Words(NamedTuple):
+    """The parts of a model card that depend on the input."""
+
+    kind: str
+    unit: str
+    input: str
+    latency: str
+    use: str
+    limits: str
+
+
+def _image_words(spec: InputSpec) -> _Words:
+    size, mode = spec.size, spec.resize_mode
+    return _Words(
+        "an image classifier",
+        "image",
+        f"- Input: `pixels`, uint8 RGB, `[N, {size}, {size}, 3]`, as a decoder returns it. Output: `logits`, float32.\n"
+        f"- Images of another shape are {_BECOME_SQUARE[mode]} (`{mode}`). `predict.py` and `kdedge predict` do it.",
+        "",
+        "python predict.py photo.jpg        # requires numpy and onnxruntime, and Pillow for image files",
+        f"""- The model always predicts one of its classes, also for images of other things.
+- Accuracy is valid for images like the training and test images, resized to {size} x {size}. Fairness, robustness to
+  noise and other cameras were not tested.""",
+    )
+
+
+def _signal_words(spec: InputSpec, report: Mapping[str, Any]) -> _Words:
+    rate = f" at {spec.rate_hz:g} Hz: {spec.window_s:.3g} s" if spec.rate_hz else ""
+    return _Words(
+        "a classifier of a signal",
+        "window",
+        f"- Input: `signal`, float32, `[N, {spec.size}, {len(spec.channels)}]`, in the units of the training data; the "
+        f"model normalises. Output: `logits`, float32.\n"
+        f"- A window has {spec.size} samples{rate}. Channels, in this order: {', '.join(spec.channels)}.",
+        f"\n{timing}.\n" if (timing := real_time(report)) else "",
+        "python predict.py recording.csv    # requires numpy and onnxruntime",
+        """- The model always predicts one of its classes, also for signals of other things.
+- Accuracy is valid for recordings like the training and test recordings, with the same sensor, place and sampling rate.
+  Robustness to noise, drift and other sensors was not tested.""",
+    )
+
+
+def _per_class(report: Mapping[str, Any], unit: str = "image") -> str:
     """Return a table of the classes with the lowest INT8 recall; empty for a report without classes."""
     rows = [row for row in report.get("per_class") or () if row["n"]]
     if not rows:
         return ""
     worst = sorted(rows, key=lambda row: row["int8_top1_pct"])[:_CLASSES_SHOWN]
     which = "every class" if len(worst) == len(rows) else f"the {len(worst)} worst of {len(rows)} classes"
-    lines = [f"Recall and precision of {which}, in percent:", "", _CLASS_HEAD, "|---|---|---|---|---|---|"]
+    lines = [
+        f"Recall and precision of {which}, in percent:",
+        "",
+        _CLASS_HEAD.format(unit=unit),
+        "|---|---|---|---|---|---|",
+    ]
     for row in worst:
         name = row["class"].replace("|", "&#124;")
         right = round(row["n"] * row["int8_top1_pct"] / 100)

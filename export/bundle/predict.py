@@ -1,4 +1,4 @@
-"""Classifies images with a bundle.
+"""Classifies images with a bundle; `kdedge.export.bundle.predict_recordings` classifies recordings of a signal.
 
     kdedge predict BUNDLE IMAGE…              # images of any size and mode, folders of them, .npy files of uint8 pixels
     find . -name '*.jpg' | kdedge predict BUNDLE - --json
@@ -12,7 +12,7 @@ import os
 import stat
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,17 @@ import numpy.typing as npt
 
 from kdedge.benchmarks.session import open_model, run_model
 from kdedge.errors import InputError
+from kdedge.export.bundle.answers import answers
+from kdedge.export.bundle.predict_recordings import predict_recordings
 from kdedge.export.bundle.standalone import Classifier
+from kdedge.export.bundle.standalone_signal import Classifier as SignalClassifier
 from kdedge.files import read_json
 from kdedge.images import EXTENSIONS, HARMLESS, read_image
-from kdedge.inputs import image_input
+from kdedge.inputs import InputSpec
 from kdedge.machine import usable_cores
-from kdedge.preprocessing import resize_mode_of
 from kdedge.progress import warn
 
-__all__ = ["LoadedBundle", "open_bundle", "predict"]
+__all__ = ["LoadedBundle", "LoadedSignalBundle", "open_bundle", "predict"]
 
 _SUFFIXES = EXTENSIONS | {".npy"}
 _BATCH = 32
@@ -66,26 +68,29 @@ def predict(
         InputError: The bundle or a file is missing or unreadable, or a folder has no images.
         StageError: The model fails on the images.
     """
-    labels, size, mode = _read_bundle(bundle)
+    labels, spec = _read_bundle(bundle)
     if not 1 <= top_k <= len(labels):
         raise InputError(
             f"--top {top_k} is out of range: this model has {len(labels)} classes", f"give --top 1 to {len(labels)}"
         )
     model = open_model(bundle / ("student.onnx" if fp32 else "student.int8.onnx"))
-    if (model.spec.shape, model.classes) != (image_input(size).shape, len(labels)):
+    if (model.spec.shape, model.spec.channels, model.classes) != (spec.shape, spec.channels, len(labels)):
         raise InputError(
-            f"the model in {bundle} takes {model.spec.words} and has {model.classes} classes; "
-            f"preprocessing.json has {size} pixels and labels.txt {len(labels)} classes",
+            f"the model in {bundle} takes {model.spec.words} and has {model.classes} classes; preprocessing.json has "
+            f"{spec.words} and labels.txt {len(labels)} classes",
             f"run `kdedge verify {bundle}`",
         )
-    for batch in _batches(_images(paths, size, mode)):
+    if spec.kind == "signal":
+        yield from predict_recordings(model, labels, paths, top_k=top_k, failed=failed)
+        return
+    for batch in _batches(_images(paths, spec.size, spec.resize_mode)):
         if isinstance(batch, InputError):
             if failed is None:
                 raise batch
             failed(batch)
         else:
             names, images = zip(*batch, strict=True)
-            yield from _answers(names, run_model(model, np.stack(images)), labels, top_k)
+            yield from answers(names, run_model(model, np.stack(images)), labels, top_k)
 
 
 class LoadedBundle(Classifier):
@@ -100,24 +105,35 @@ class LoadedBundle(Classifier):
         return self(frames)
 
 
-def open_bundle(bundle: Path, *, fp32: bool = False) -> LoadedBundle:
-    """Open the model of a bundle to classify frames in a program.
+class LoadedSignalBundle(SignalClassifier):
+    """The model of a bundle for signals, with its class names `labels`."""
+
+    def predict(self, windows: Any) -> Any:
+        """Return label, class index and probability of a window, ``[L, C]`` in the user's units; a list for several.
+
+        Raises:
+            ValueError: A window has another shape, or the model returns logits that are not finite.
+        """
+        return self(windows)
+
+
+def open_bundle(bundle: Path, *, fp32: bool = False) -> LoadedBundle | LoadedSignalBundle:
+    """Open the model of a bundle to classify frames or windows in a program.
 
     Raises:
         InputError: There is no bundle, or it is damaged.
     """
-    _read_bundle(bundle)
+    _, spec = _read_bundle(bundle)
     model = "student.onnx" if fp32 else "student.int8.onnx"
     open_model(bundle / model)  # raises a kdedge error instead of one of onnxruntime
-    return LoadedBundle(bundle, model)
+    return LoadedBundle(bundle, model) if spec.kind == "image" else LoadedSignalBundle(bundle, model)
 
 
-def _read_bundle(bundle: Path) -> tuple[list[str], int, str]:
-    """Return the labels, the image size and the resize mode of a bundle."""
+def _read_bundle(bundle: Path) -> tuple[list[str], InputSpec]:
+    """Return the labels and the input of a bundle."""
     try:
         labels = (bundle / "labels.txt").read_text(encoding="utf-8").splitlines()
-        settings = read_json(bundle / "preprocessing.json")
-        size, mode = int(settings["size"]), resize_mode_of(settings)
+        spec = InputSpec.from_json(read_json(bundle / "preprocessing.json"))
     except OSError as error:
         raise InputError(
             f"{bundle} is not a bundle: cannot read {error.filename}: {error.strerror}",
@@ -129,7 +145,7 @@ def _read_bundle(bundle: Path) -> tuple[list[str], int, str]:
         ) from error
     if not labels:
         raise InputError(f"labels.txt in {bundle} is empty", f"run `kdedge verify {bundle}`")
-    return labels, size, mode
+    return labels, spec
 
 
 def _images(paths: Iterable[Path], size: int, mode: str) -> Iterator[_Image | InputError | None]:
@@ -260,18 +276,3 @@ def _load_npy(path: Path, size: int) -> npt.NDArray[np.uint8]:
     if not len(pixels):
         raise InputError(f"{path} has no images: its shape is {list(pixels.shape)}", hint)
     return pixels
-
-
-def _answers(
-    names: Sequence[str], logits: npt.NDArray[np.float32], labels: list[str], top_k: int
-) -> Iterator[dict[str, Any]]:
-    """Yield one result per image from logits ``[N, C]``."""
-    exps = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities = exps / exps.sum(axis=1, keepdims=True)
-    for name, row in zip(names, probabilities, strict=True):
-        order = np.argsort(-row, kind="stable")[:top_k]
-        top = [{"label": labels[i], "index": int(i), "probability": round(float(row[i]), 6)} for i in order]
-        answer: dict[str, Any] = {"file": name, **top[0]}
-        if top_k > 1:
-            answer["top"] = top
-        yield answer

@@ -105,7 +105,10 @@ def _origin(result: Mapping[str, Any], *, expected: bool) -> str:
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle directory.")],
     images: Annotated[
-        list[Path], typer.Argument(help="Images, folders, .npy files, or - for paths on standard input.")
+        list[Path],
+        typer.Argument(
+            help="Images, folders, .npy files, or - for paths on standard input; recordings (.csv) for signals."
+        ),
     ],
     top: Annotated[int, typer.Option("--top", help="Number of classes per image, best first.")] = 1,
     fp32: Annotated[bool, typer.Option("--fp32", help="Use the FP32 model instead of INT8.")] = False,
@@ -126,10 +129,17 @@ def predict(
             print(json.dumps(row), flush=True)
             continue
         for answer in row.get("top", [row]):
-            label = printable(answer["label"])
-            print(f"{label:<16} {100 * answer['probability']:6.2f} %  {printable(row['file'])}", flush=True)
+            label, source = printable(answer["label"]), printable(row["file"])
+            print(f"{label:<16} {100 * answer['probability']:6.2f} %  {_place(row)}{source}", flush=True)
     if bad:
         raise typer.Exit(StageError.exit_code)
+
+
+def _place(row: dict[str, Any]) -> str:
+    """Return the start of a window in its recording; empty for an image."""
+    if "row" not in row:
+        return ""
+    return f"row {row['row']:<6} " if row["start_s"] is None else f"{row['start_s']:>10.3f} s  "
 
 
 @app.command(help="Print one report, compare two, or show several in a table.")

@@ -97,7 +97,10 @@ def run_all(config: Config, out: Path, tolerance: float, sign: Path | None, **ag
     _print_report(out / "benchmark")
     made = out / "bundle"
     signer(made)
-    print(f"bundle: {made}\n  kdedge verify --sha256 {_manifest_sha256(made)} {made}\n  kdedge predict {made} IMAGE")
+    example = "RECORDING.csv" if config.data.source.startswith(WINDOWS) else "IMAGE"
+    print(
+        f"bundle: {made}\n  kdedge verify --sha256 {_manifest_sha256(made)} {made}\n  kdedge predict {made} {example}"
+    )
 
 
 @app.command(help="Fetch the data set, check it and show its contents. Exit code 2: training cannot use it.")

@@ -234,7 +234,9 @@ def test_predict_needs_a_bundle(make_bundle: Callable[..., Path], tmp_path: Path
         next(predict(tmp_path, []))
     bundle = make_bundle()
     (bundle / "preprocessing.json").write_text('{"size": 32}')
-    with pytest.raises(InputError, match=r"takes images of 16x16 pixels and has 4 classes; preprocessing\.json has 32"):
+    with pytest.raises(
+        InputError, match=r"takes images of 16x16 pixels and has 4 classes; preprocessing\.json has images of 32x32"
+    ):
         next(predict(bundle, []))
     (bundle / "preprocessing.json").write_text("{}")
     with pytest.raises(InputError, match="is damaged"):
