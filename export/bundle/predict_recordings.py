@@ -2,7 +2,7 @@
 
     kdedge predict BUNDLE recording.csv
 
-Requires numpy and onnxruntime. Columns are checked by their names, and a time column gives the start of each window.
+Requires numpy and onnxruntime. Columns are checked by their names. The start of a window is read from the time column.
 """
 
 from collections.abc import Callable, Iterable, Iterator
