@@ -15,10 +15,9 @@ from kdedge.inputs import InputSpec
 from kdedge.pipeline.models.student import Student
 from kdedge.pipeline.training.batches import Batch
 
-__all__ = ["SCORES", "Widths", "best_channels", "channel_scores", "cost_of", "narrower", "slice_channels"]
+__all__ = ["Widths", "best_channels", "channel_scores", "cost_of", "narrower", "slice_channels"]
 
 Widths = tuple[int, ...]
-SCORES = ("taylor", "l1", "random")
 _MULTIPLE = 16  # of channels: other widths are slower in INT8 (experiments/LOG.md)
 
 
