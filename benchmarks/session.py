@@ -5,6 +5,7 @@ A model of kdedge takes ``pixels`` (uint8 ``[N, S, S, 3]``, RGB) or ``signal`` (
 Other models, and files that onnxruntime cannot read, raise an `InputError` with the expected format.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from kdedge.errors import InputError, StageError
 from kdedge.files import parse_json
-from kdedge.inputs import InputSpec, image_input, inputs_at_once
+from kdedge.inputs import RATE_TOLERANCE, InputSpec, image_input, inputs_at_once
 from kdedge.preprocessing import resize_mode_of
 
 __all__ = [
@@ -220,7 +221,7 @@ def check_fits(model: Model, class_names: Sequence[str], spec: InputSpec) -> Non
     """Check that a model fits a data set.
 
     Raises:
-        InputError: They differ in classes, or in size or channels of the inputs.
+        InputError: They differ in classes, or in size, channels or rate of the inputs.
     """
     options = "--data, --image-size" if spec.kind == "image" else "--data, --window"
     hint = f"benchmark with the data set that the model was trained on ({options})"
@@ -233,6 +234,9 @@ def check_fits(model: Model, class_names: Sequence[str], spec: InputSpec) -> Non
         )
     if (model.spec.shape, model.spec.channels) != (spec.shape, spec.channels):
         raise InputError(f"{model.path} takes {model.spec.words}, the data set has {spec.words}", hint)
+    rates = (model.spec.rate_hz, spec.rate_hz)
+    if all(rates) and not math.isclose(*rates, rel_tol=RATE_TOLERANCE):
+        raise InputError(f"{model.path} takes {rates[0]:g} samples per second, the data set has {rates[1]:g}", hint)
 
 
 def _check_signature(path: Path, session: Any) -> tuple[InputSpec, int]:

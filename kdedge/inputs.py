@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from kdedge.errors import InputError
 from kdedge.preprocessing import RESIZE_MODES, preprocessing, resize_mode_of
 
-__all__ = ["InputSpec", "image_input", "inputs_at_once", "signal_input"]
+__all__ = ["RATE_TOLERANCE", "InputSpec", "image_input", "inputs_at_once", "signal_input"]
 
 Array = NDArray[Any]
+RATE_TOLERANCE = 0.02
+"""Largest relative difference of two sampling rates that count as equal."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdedge.errors import InputError
-from kdedge.inputs import InputSpec
+from kdedge.inputs import RATE_TOLERANCE, InputSpec
 
 __all__ = ["Recording", "Table", "cut", "read_csv", "recording_of", "window_starts"]
 
@@ -89,7 +90,7 @@ class Recording:
             raise InputError(
                 f"{self.path} has the channels {named}; expected {', '.join(spec.channels)}, in this order", EXPECTED
             )
-        if self.rate_hz and spec.rate_hz and abs(self.rate_hz / spec.rate_hz - 1) > 0.02:
+        if self.rate_hz and spec.rate_hz and not math.isclose(self.rate_hz, spec.rate_hz, rel_tol=RATE_TOLERANCE):
             raise InputError(
                 f"{self.path} has {self.rate_hz:g} rows per second, expected {spec.rate_hz:g}",
                 "resample the recording to that rate",

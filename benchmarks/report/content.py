@@ -68,7 +68,7 @@ def context(report: Mapping[str, Any]) -> dict[str, Any]:
         "ran_as": _ran_as(report["latency"]),
         "portability": _portability(_emulated(report)),
         "warnings": warnings(report),
-        "quantization": quantization_sentence(report.get("quantization")),
+        "quantization": quantization_sentence(report.get("quantization"), unit(report)),
         "commands": report["run"].get("commands") or [],
         "commands_lack_paths": report["run"].get("commands_lack_paths", False),
         "details": detail_rows(report),

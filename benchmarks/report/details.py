@@ -35,7 +35,7 @@ def real_time(report: Mapping[str, Any]) -> str:
     )
 
 
-def quantization_sentence(record: Mapping[str, Any] | None) -> str:
+def quantization_sentence(record: Mapping[str, Any] | None, word: str = "image") -> str:
     """Return the choice of the search and the repair steps, with their numbers; empty: unknown."""
     if not record or not record.get("rungs"):
         return ""
@@ -46,7 +46,7 @@ def quantization_sentence(record: Mapping[str, Any] | None) -> str:
     for rung in record["rungs"]:
         if rung["rung"] not in (first["rung"], last["rung"]) and not rung.get("refused"):
             text += f". Tried and not kept: {rung['rung']}: {_rung(rung)}"
-    return f"{text} (on {record['scored_images']:,} validation images, against FP32)"
+    return f"{text} (on {record['scored_images']:,} validation {word}s, against FP32)"
 
 
 def unit(report: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Signals through the models, the export and the quantization."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import signals
 import torch
 
-from kdedge.benchmarks.session import open_model, run_model
+from kdedge.benchmarks.session import check_fits, open_model, run_model
 from kdedge.errors import InputError
 from kdedge.export.graph import read_model
 from kdedge.export.onnx_export import check_parity, export_student
@@ -127,3 +128,12 @@ def test_augmentations_shift_scale_and_jitter_and_never_flip():
         changed = augment_signals(windows[:1], np.array([number]), shift=2)
         assert changed[0, 0, 0, -1] > changed[0, 0, 0, 0], "not in reverse"
         assert torch.equal(changed, augment_signals(windows[:1], np.array([number]), shift=2))
+
+
+def test_a_model_of_another_rate_or_channels_is_refused(path):
+    model = open_model(path)
+    check_fits(model, ["slow", "fast"], dataclasses.replace(SPEC, rate_hz=0.0))
+    with pytest.raises(InputError, match="takes 50 samples per second, the data set has 100"):
+        check_fits(model, ["slow", "fast"], dataclasses.replace(SPEC, rate_hz=100.0))
+    with pytest.raises(InputError, match=r"with the channels ax, ay, the data set has .* with the channels ay, ax"):
+        check_fits(model, ["slow", "fast"], dataclasses.replace(SPEC, channels=("ay", "ax")))

@@ -1,5 +1,6 @@
 """Labelled series of a signal, which every format is read into."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdedge.errors import InputError
+from kdedge.inputs import RATE_TOLERANCE
 
 __all__ = ["Series", "Source", "same_channels", "same_rate"]
 
@@ -75,7 +77,7 @@ def same_rate(found: Sequence[tuple[str, float]], given: float) -> float:
     known = [(name, rate) for name, rate in found if rate]
     expected = given or (known[0][1] if known else 0.0)
     for name, rate in known:
-        if abs(rate / expected - 1) > 0.02:
+        if not math.isclose(rate, expected, rel_tol=RATE_TOLERANCE):
             source = "--rate is" if given else f"{known[0][0]} has"
             raise InputError(
                 f"{name} has {rate:g} rows per second; {source} {expected:g}", "resample all recordings to one rate"
