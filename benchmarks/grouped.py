@@ -98,6 +98,9 @@ def sampling_of(
         fp32_right: ``[N]`` bool, whether the FP32 model is right, image by image.
         int8_right: ``[N]`` bool, the same for INT8.
         groups: ``[N]`` str, the group of each image; an empty name is a group of its own. None: no groups.
+
+    Returns:
+        `INDEPENDENT` if no group has two images.
     """
     if groups is None:
         return INDEPENDENT
@@ -110,6 +113,8 @@ def sampling_of(
         np.float64
     )
     sizes = counts.sum(axis=1)
+    if len(sizes) == len(groups):
+        return INDEPENDENT
     n, size = len(groups), float((sizes**2).sum() / len(groups))
     if n / size < FEWEST_GROUPS:
         return Sampling(len(sizes), n / size)

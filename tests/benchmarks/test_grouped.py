@@ -31,9 +31,11 @@ def test_images_without_groups_are_independent() -> None:
     assert sampling_of(fp32, int8, None) is INDEPENDENT
     assert INDEPENDENT.tango(500, 7, 4) == tango_interval(500, 7, 4)
     assert INDEPENDENT.wilson_pct(449, 500) == wilson_interval_pct(449, 500)
-    own = sampling_of(fp32, int8, np.full(500, ""))
-    assert (own.groups, own.design_effect) == (500, pytest.approx(1, abs=0.05))
-    assert own.tango(500, 7, 4) == pytest.approx(tango_interval(500, 7, 4), abs=5e-4)
+    assert sampling_of(fp32, int8, np.full(500, "")) is INDEPENDENT
+    assert sampling_of(fp32, int8, names(np.arange(500))) is INDEPENDENT
+    pairs = sampling_of(fp32, int8, names(np.random.default_rng(0).permutation(500) // 2))
+    assert (pairs.groups, pairs.design_effect) == (250, pytest.approx(1, abs=0.1))
+    assert pairs.tango(500, 7, 4) == pytest.approx(tango_interval(500, 7, 4), abs=1e-3)
 
 
 def test_copies_of_an_image_count_as_one() -> None:
