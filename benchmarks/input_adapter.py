@@ -128,7 +128,11 @@ class Classifier:
         return self.dtype.kind == "f"
 
     def predict(self, pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing, classes: int) -> Any:
-        """Return the predicted class of each image, ``[N] int64``.
+        """Return the predicted class of each image, ``[N] int64``, from `logits`."""
+        return self.logits(pixels, preprocessing, classes).argmax(axis=1)
+
+    def logits(self, pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing, classes: int) -> npt.NDArray[Any]:
+        """Return the logits of each image, ``[N, classes]``.
 
         Args:
             pixels: ``[N, S, S, 3] uint8`` RGB.
@@ -152,7 +156,7 @@ class Classifier:
             )
         if not np.isfinite(logits).all():
             raise StageError(f"{self.path} returns logits that are NaN or infinite", "check the preprocessing")
-        return logits.argmax(axis=1)
+        return logits
 
     def _run(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the logits of at most one batch, which is filled up with its last image."""

@@ -22,10 +22,12 @@ from kdedge.files import parse_json
 from kdedge.inputs import InputSpec, image_input
 
 __all__ = [
+    "ADOPTED",
     "CORE_INPUT",
     "add_input_adapter",
     "count_macs",
     "cut_input_adapter",
+    "drop_unused",
     "keep_float",
     "lowest_runtime",
     "read_model",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 CORE_INPUT = "image"
+ADOPTED = "kdedge.adopted"  # key of the metadata of models that kdedge did not train: the name of their file
 _Front = tuple[list[onnx.NodeProto], dict[str, npt.NDArray[Any]]]
 _SIGNAL_FRONT = ["Sub", "Mul", "Unsqueeze", "Transpose"]
 # Versions of onnxruntime with the highest opset and IR version that each loads.
@@ -95,7 +98,7 @@ def cut_input_adapter(model: onnx.ModelProto, spec: InputSpec) -> onnx.ModelProt
     _rename(graph, tensor, CORE_INPUT)
     del graph.input[:], graph.value_info[:], core.metadata_props[:]
     graph.input.append(helper.make_tensor_value_info(CORE_INPUT, TensorProto.FLOAT, ["batch", *spec.core_shape]))
-    _drop_unused(graph)
+    drop_unused(graph)
     return core
 
 
@@ -152,7 +155,7 @@ def add_input_adapter(core: onnx.ModelProto, spec: InputSpec) -> None:
     graph.initializer.extend([numpy_helper.from_array(array, name) for name, array in constants.items()])
     element = helper.np_dtype_to_tensor_dtype(spec.dtype)
     graph.input.append(helper.make_tensor_value_info(spec.name, element, ["batch", *spec.shape]))
-    _drop_unused(graph)
+    drop_unused(graph)
 
 
 def _normalise_signal(graph: onnx.GraphProto, spec: InputSpec) -> _Front:
@@ -234,7 +237,7 @@ def keep_float(model: onnx.ModelProto) -> None:
     used = {name for node in graph.node for name in node.input}
     for node in [node for node in graph.node if node.op_type == "DequantizeLinear" and node.output[0] not in used]:
         graph.node.remove(node)
-    _drop_unused(graph)
+    drop_unused(graph)
 
 
 def count_macs(model: onnx.ModelProto) -> int:
@@ -277,7 +280,7 @@ def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
                 node.input[index] = new
 
 
-def _drop_unused(graph: onnx.GraphProto) -> None:
+def drop_unused(graph: onnx.GraphProto) -> None:
     """Remove the initializers that no node reads."""
     used = {name for node in graph.node for name in node.input}
     for item in [item for item in graph.initializer if item.name not in used]:

@@ -20,7 +20,8 @@ from kdedge.dataset import Split
 from kdedge.export.graph import read_model
 from kdedge.export.options import QuantizeConfig
 from kdedge.export.quantize.candidates import RULE
-from kdedge.export.quantize.quantizer import Quantizer
+from kdedge.export.quantize.proof import float_operators
+from kdedge.export.quantize.quantizer import OP_TYPES, Quantizer
 from kdedge.export.quantize.repair import RepairStep, repair
 from kdedge.export.quantize.search import Validation, search
 from kdedge.export.quantize.sensitivity import measure_sensitivity
@@ -79,6 +80,8 @@ def quantize_model(
     )
     steps = repair(quantizer, chosen, validation, train_images=train.images if settings.qat else None)
     final = steps[-1]
+    proof = final.trial.proof
+    in_float = float_operators(proof, OP_TYPES, final.trial.float_layers)
     sensitivity = measure_sensitivity(final.quantizer, chosen.candidate, validation)
     write_atomic(out_dir / INT8_NAME, _labelled(final, settings.target, len(scored)))
     write_json(out_dir / "sensitivity.json", sensitivity)
@@ -97,6 +100,7 @@ def quantize_model(
         "fp32_p50_ms": fp32_ms,
         "candidates": [trial.as_json() for trial in trials],
         "rungs": [step.as_json() for step in steps],
+        "float_operators": in_float,
     }
     write_json(out_dir / "candidates.json", record)
     draw_figures({"latency": [], "quantization": {**record, "sensitivity": sensitivity}}, out_dir / "figures")
@@ -109,7 +113,7 @@ def quantize_model(
     log(
         f"quantize: {chosen.candidate.name}{'' if final is steps[0] else f' + {final.name}'}: validation top-1 "
         f"{result.top1_pct:.2f} % (FP32 {validation.fp32_top1_pct:.2f} %), logit SQNR {result.sqnr_db:.1f} dB, "
-        f"{final.trial.proof['integer_convs']} integer convolutions; most sensitive: "
+        f"{proof['integer_convs']} integer convolutions, {len(in_float)} operators in float; most sensitive: "
         f"{', '.join(sensitivity['dominant']) or 'no layer dominates'}"
     )
     return {
@@ -120,7 +124,7 @@ def quantize_model(
         "validation": {"images": len(scored), **result.as_json()},
         "calibration_images": chosen.candidate.calibration_images,
         "bytes": len(final.trial.model),
-        "proof": final.trial.proof,
+        "proof": proof,
     }
 
 

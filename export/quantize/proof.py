@@ -16,7 +16,7 @@ from kdedge.benchmarks.session import CPU, import_onnxruntime, session_options
 from kdedge.export.lookup import attributes, producers, readers
 from kdedge.files import scratch_dir
 
-__all__ = ["integer_proof", "optimise", "why_not_integer"]
+__all__ = ["float_operators", "integer_proof", "optimise", "why_not_integer"]
 
 _INTEGER_CONVS = {"QLinearConv", "ConvInteger"}
 _FLOAT_CONVS = {"Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose"}
@@ -34,13 +34,13 @@ def integer_proof(model: bytes) -> dict[str, Any]:
 
     Returns:
         ``integer_convs`` and ``integer_gemms`` (counts), ``float_convs``, ``float_gemms`` and ``float_ops`` (names
-        with types; ``float_ops`` are all other operators on float tensors), ``before_first_conv`` (types of the
-        operators between the input and the first convolution, except those that normalise a signal), ``ops_by_type``
-        (counts).
+        with types; ``float_ops`` are all other operators on float tensors), ``float_nodes`` (name and type of all
+        three), ``before_first_conv`` (types of the operators between the input and the first convolution, except those
+        that normalise a signal), ``ops_by_type`` (counts).
     """
     levels = import_onnxruntime().GraphOptimizationLevel
     proof = _read_optimised(optimise(model, levels.ORT_ENABLE_ALL))
-    names = ("float_convs", "float_gemms", "float_ops")
+    names = ("float_convs", "float_gemms", "float_ops", "float_nodes")
     if any(proof[key] for key in names):
         # The last level only changes memory layouts, but renames float nodes on the way.
         named = _read_optimised(optimise(model, levels.ORT_ENABLE_EXTENDED))
@@ -48,17 +48,21 @@ def integer_proof(model: bytes) -> dict[str, Any]:
     return proof
 
 
-def why_not_integer(proof: Mapping[str, Any], allowed: Collection[str] = ()) -> str:
+def why_not_integer(proof: Mapping[str, Any], allowed: Collection[str] = (), *, any_operator: bool = False) -> str:
     """Describe the operators of a model that run unexpectedly in float, except the final logits.
 
     Args:
         proof: From `integer_proof`.
         allowed: Names of layers that are in float on purpose. Operators next to them (a ReLU, a pool) may then be in
             float, too.
+        any_operator: Whether any operator may be in float, as in a model that kdedge did not train.
 
     Returns:
         A sentence, or an empty string if all run as integers.
     """
+    if any_operator:
+        integers = proof["integer_convs"] or proof["integer_gemms"]
+        return "" if integers else "onnxruntime runs no layer of the INT8 model as integers"
     kinds = [("float_convs", "convolutions"), ("float_gemms", "matrix products")]
     for key, what in kinds if allowed else [*kinds, ("float_ops", "operators")]:
         if left := [label for label in proof[key] if label.split(" (")[0] not in allowed]:
@@ -69,6 +73,30 @@ def why_not_integer(proof: Mapping[str, Any], allowed: Collection[str] = ()) -> 
             "expected the quantized input to enter it directly"
         )
     return ""
+
+
+def float_operators(
+    proof: Mapping[str, Any], quantized: Collection[str], left: Collection[str]
+) -> list[dict[str, str]]:
+    """Return every operator of a model that runs in float, with its reason.
+
+    Args:
+        proof: From `integer_proof`.
+        quantized: Types of the operators that are quantized.
+        left: Names of layers that are in float on purpose.
+
+    Returns:
+        For each operator ``name``, ``type`` and ``reason``.
+    """
+
+    def reason(name: str, kind: str) -> str:
+        if name in left:
+            return "a repair step left it in float"
+        if kind in {*quantized, *_FLOAT_CONVS, *_FLOAT_GEMMS}:
+            return "onnxruntime has no integer kernel for its inputs and outputs"
+        return f"kdedge does not quantize {kind}"
+
+    return [{"name": name, "type": kind, "reason": reason(name, kind)} for name, kind in proof["float_nodes"]]
 
 
 def optimise(model: bytes, level: Any) -> onnx.GraphProto:
@@ -87,6 +115,7 @@ def _read_optimised(graph: onnx.GraphProto) -> dict[str, Any]:
     float_convs: list[str] = []
     float_gemms: list[str] = []
     float_ops: list[str] = []
+    float_nodes: list[tuple[str, str]] = []
     floats = {value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.FLOAT}
     front = _signal_front(graph) if floats else []
     for node in graph.node:
@@ -94,7 +123,7 @@ def _read_optimised(graph: onnx.GraphProto) -> dict[str, Any]:
             continue
         label = f"{node.name or node.output[0]} ({node.op_type})"
         kind = node.op_type
-        gives_float = False
+        gives_float, left = False, None
         if kind in _INTEGER_CONVS:
             convs.append(node)
         elif kind in _INTEGER_GEMMS:
@@ -103,21 +132,19 @@ def _read_optimised(graph: onnx.GraphProto) -> dict[str, Any]:
                 kind == "QGemm" and not any(node.input[_QGEMM_OUTPUT_ZERO_POINT:])
             )
         elif kind in _FLOAT_CONVS:
-            float_convs.append(label)
-            gives_float = True
+            left = float_convs
         elif kind in _FLOAT_GEMMS:
-            float_gemms.append(label)
-            gives_float = True
+            left = float_gemms
         elif kind == "DequantizeLinear":
             gives_float = True
         elif kind == "Cast":
-            gives_float = attributes(node)["to"] == TensorProto.FLOAT
-            if gives_float:
-                float_ops.append(label)
+            left = float_ops if attributes(node)["to"] == TensorProto.FLOAT else None
         elif kind != "QuantizeLinear" and not kind.startswith("QLinear") and floats.intersection(node.input):
-            float_ops.append(label)
-            gives_float = True
-        if gives_float:
+            left = float_ops
+        if left is not None:
+            left.append(label)
+            float_nodes.append((node.name or node.output[0], kind))
+        if gives_float or left is not None:
             floats.update(node.output)
     return {
         "integer_convs": len(convs),
@@ -125,6 +152,7 @@ def _read_optimised(graph: onnx.GraphProto) -> dict[str, Any]:
         "integer_gemms": len(gemms),
         "float_gemms": float_gemms,
         "float_ops": float_ops,
+        "float_nodes": float_nodes,
         "before_first_conv": _path_to_input(graph, convs[0].input[0], len(front)) if convs else [],
         "ops_by_type": dict(sorted(Counter(node.op_type for node in graph.node).items())),
     }

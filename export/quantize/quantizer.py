@@ -17,18 +17,19 @@ from onnx import helper
 
 from kdedge.errors import StageError
 from kdedge.export import lookup
-from kdedge.export.graph import add_input_adapter, cut_input_adapter, keep_float, read_spec
+from kdedge.export.graph import ADOPTED, add_input_adapter, cut_input_adapter, drop_unused, keep_float, read_spec
 from kdedge.export.quantize.calibrate import TensorStatistics
 from kdedge.export.quantize.candidates import Candidate
 from kdedge.files import scratch_dir
 from kdedge.inputs import InputSpec
 
-__all__ = ["Quantizer"]
+__all__ = ["OP_TYPES", "Quantizer"]
 
-_OP_TYPES = (
+OP_TYPES = (
     "Conv", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Add", "Concat", "Reshape", "Flatten",
     "Squeeze", "Transpose", "Gemm", "MatMul",
 )  # fmt: skip
+_FLOAT_OUTPUT = ["Gemm", "MatMul"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,11 @@ class Quantizer:
         """Names of the nodes that have weights (Conv, Gemm, MatMul), in the order of the graph."""
         return tuple(node.name for node in lookup.layers(self.core.graph))
 
+    @property
+    def adopted(self) -> bool:
+        """Whether kdedge did not train the model, so that it may have any operator."""
+        return ADOPTED in self.metadata
+
     def build(self, candidate: Candidate, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> bytes:
         """Return the deployed model of a candidate: raw inputs, integer arithmetic, float logits out.
 
@@ -108,11 +114,11 @@ class Quantizer:
             types[candidate.activations],
             TensorsData(CalibrationMethod.MinMax, ranges),
             list(only),
-            list(exclude),
-            _OP_TYPES,
+            [*exclude, *_after_the_last_layer(core.graph)],
+            OP_TYPES,
             # The last matrix product returns float logits from its 32-bit sums: rounding them to 8 bits would lose
             # accuracy and add two operators.
-            {"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
+            {"OpTypesToExcludeOutputQuantization": _FLOAT_OUTPUT},
         )
         quantizer.quantize_model()
         quantizer.model.topological_sort()
@@ -129,6 +135,12 @@ class Quantizer:
         if count not in self.statistics:
             self.statistics[count] = TensorStatistics.measure(self.original, self.images[:count], self.spec)
         return self.statistics[count].ranges(candidate.calibrator)
+
+
+def _after_the_last_layer(graph: onnx.GraphProto) -> list[str]:
+    """Return the name of the operator that returns the logits, unless it is a matrix product: it stays in float."""
+    last = lookup.producers(graph)["logits"]
+    return [] if last.op_type in _FLOAT_OUTPUT else [last.name]
 
 
 def _preprocess(core: onnx.ModelProto) -> onnx.ModelProto:
@@ -151,14 +163,24 @@ def _preprocess(core: onnx.ModelProto) -> onnx.ModelProto:
 
 def _pool_instead_of_mean(core: onnx.ModelProto) -> None:
     """Replace means over height and width by GlobalAveragePool: ReduceMean has no integer kernel."""
-    constants = lookup.arrays(core.graph)
-    for index, node in enumerate(core.graph.node):
-        if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in constants:
-            continue
-        axes = sorted(axis % 4 for axis in constants[node.input[1]].tolist())
-        if axes == [2, 3] and lookup.attributes(node).get("keepdims", 1):
-            pool = helper.make_node("GlobalAveragePool", [node.input[0]], list(node.output), name=node.name)
-            core.graph.node[index].CopyFrom(pool)
+    constants, nodes = lookup.arrays(core.graph), []
+    for node in core.graph.node:
+        options = lookup.attributes(node)
+        if len(node.input) > 1 and node.input[1] in constants:
+            axes = constants[node.input[1]].tolist()
+        else:
+            axes = options.get("axes", [])  # up to opset 17
+        if node.op_type != "ReduceMean" or sorted(axis % 4 for axis in axes) != [2, 3]:
+            nodes.append(node)
+        elif options.get("keepdims", 1):
+            nodes.append(helper.make_node("GlobalAveragePool", [node.input[0]], node.output, name=node.name))
+        else:
+            pooled = f"{node.output[0]}/pooled"
+            nodes.append(helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=node.name))
+            nodes.append(helper.make_node("Flatten", [pooled], node.output, name=f"{node.name}/flatten"))
+    del core.graph.node[:]
+    core.graph.node.extend(nodes)
+    drop_unused(core.graph)
 
 
 def _finish(model: onnx.ModelProto, metadata: Mapping[str, str], ir_version: int) -> None:

@@ -115,7 +115,7 @@ class Validation:
         """Build a candidate, check its kernels and score it."""
         model = quantizer.build(candidate, exclude=float_layers)
         proof = integer_proof(model)
-        reason = why_not_integer(proof, float_layers)
+        reason = why_not_integer(proof, float_layers, any_operator=quantizer.adopted)
         return Trial(candidate, model, proof, self.score(model), reason, tuple(float_layers))
 
     def latencies(self, trials: Sequence[Trial]) -> tuple[float, list[float]]:

@@ -1,24 +1,31 @@
 """The command ``gate``: the verdict on two models that kdedge need not have made."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kdedge.errors import GateError, InputError
-from kdedge.parsing import closest
 from kdedge.pipeline.commands.failures import reported
 from kdedge.pipeline.commands.flags import AsJson
+from kdedge.pipeline.commands.model_input import (
+    Layout,
+    Mean,
+    Name,
+    Scale,
+    Std,
+    normalisation,
+    open_models,
+    preprocessing_of,
+)
 
 if TYPE_CHECKING:
     from kdedge.benchmarks.input_adapter import Classifier, Preprocessing
     from kdedge.benchmarks.prediction_files import Pairs
 
-__all__ = ["app"]
+__all__ = ["app", "check_passed"]
 
 app = typer.Typer()
 
@@ -47,26 +54,11 @@ def gate(
     data: Annotated[
         str, typer.Option("--data", help="Test images of two models: sample, cifar10 or a PATH, as of kdedge data.")
     ] = "",
-    preprocessing: Annotated[
-        str,
-        typer.Option(
-            "--preprocessing",
-            help="Of models that take floats: kdedge, torchvision, timm, keras or ultralytics.",
-            metavar="NAME",
-        ),
-    ] = "",
-    mean: Annotated[
-        str, typer.Option("--mean", help="Subtracted from the scaled pixels: one number, or R,G,B.", metavar="FLOATS")
-    ] = "",
-    std: Annotated[
-        str, typer.Option("--std", help="Divides the difference: one number, or R,G,B.", metavar="FLOATS")
-    ] = "",
-    scale: Annotated[
-        float | None, typer.Option("--scale", help="Factor of the pixels (0 to 255). Default: 1/255.")
-    ] = None,
-    layout: Annotated[
-        str, typer.Option("--layout", help="NCHW or NHWC, if the model does not show it.", metavar="NAME")
-    ] = "",
+    preprocessing: Name = "",
+    mean: Mean = "",
+    std: Std = "",
+    scale: Scale = None,
+    layout: Layout = "",
     image_size: Annotated[
         int, typer.Option("--image-size", min=0, help="Side length in pixels, if the model does not fix it.")
     ] = 0,
@@ -101,11 +93,11 @@ def gate(
     from kdedge.benchmarks.paired_gate import gate_markdown, gate_pairs, print_gate
     from kdedge.benchmarks.prediction_files import SUFFIXES, pair, read_predictions
 
-    numbers = {"--mean": _numbers("--mean", mean), "--std": _numbers("--std", std), "--scale": scale}
+    numbers = normalisation(mean, std, scale)
     kinds = {path.suffix.lower() for path in (fp32, int8)}
     if kinds == {".onnx"}:
-        models = _open_models((fp32, int8), layout, image_size)
-        pairs = _pair(models, data, _preprocessing(models, preprocessing, numbers))
+        models = open_models((fp32, int8), layout, image_size)
+        pairs = _pair(models, data, preprocessing_of(models, preprocessing, numbers))
     elif kinds <= set(SUFFIXES):
         _refuse(
             {"--data": data, "--preprocessing": preprocessing, "--layout": layout, "--image-size": image_size or None}
@@ -119,7 +111,7 @@ def gate(
         print(json.dumps(result) + "\n" if as_json else gate_markdown(result), end="")
     else:
         print_gate(result)
-    _check_passed(result)
+    check_passed(result)
 
 
 def _refuse(options: Mapping[str, Any]) -> None:
@@ -132,39 +124,6 @@ def _refuse(options: Mapping[str, Any]) -> None:
         raise InputError(f"{given[0]} is for two models; prediction files have no images", "leave it out")
 
 
-def _open_models(paths: Sequence[Path], layout: str, image_size: int) -> "list[Classifier]":
-    from kdedge.benchmarks.input_adapter import LAYOUTS, open_classifier
-
-    if layout and layout.upper() not in LAYOUTS:
-        raise InputError(f"--layout {layout!r} is unknown", f"known: {', '.join(LAYOUTS)}")
-    return [open_classifier(path, layout=layout.upper(), image_size=image_size) for path in paths]
-
-
-def _preprocessing(models: "Sequence[Classifier]", name: str, numbers: Mapping[str, Any]) -> "Preprocessing":
-    """Return the preprocessing that the options describe.
-
-    Raises:
-        InputError: The name is unknown, a model takes floats and no option describes them, or none does and one has.
-    """
-    from kdedge.benchmarks.input_adapter import PREPROCESSING
-
-    known = ", ".join(PREPROCESSING)
-    if name and name not in PREPROCESSING:
-        raise InputError(f"--preprocessing {name!r} is unknown{closest(name, PREPROCESSING)}", f"known: {known}")
-    given = {flag.removeprefix("--"): value for flag, value in numbers.items() if value is not None}
-    if not 0 < given.get("scale", 1) < math.inf:
-        raise InputError(f"--scale {given['scale']:g} is not a number above 0", "for example --scale 0.00392157")
-    floats = [model for model in models if model.takes_floats]
-    if floats and not name and not given:
-        raise InputError(
-            f"{floats[0].path} takes floats, and the file does not describe the preprocessing",
-            f"give --preprocessing ({known}), or --mean, --std and --scale as in training",
-        )
-    if given and not floats:
-        raise InputError(f"--{next(iter(given))} has no effect: both models take uint8 pixels", "leave it out")
-    return replace(PREPROCESSING[name or "kdedge"], resize_mode=models[0].resize_mode, **given)
-
-
 def _pair(models: "Sequence[Classifier]", data: str, preprocessing: "Preprocessing") -> "Pairs":
     from kdedge.pipeline.gate_models import pair_models
 
@@ -173,26 +132,7 @@ def _pair(models: "Sequence[Classifier]", data: str, preprocessing: "Preprocessi
     return pair_models(models[0], models[1], data, preprocessing)
 
 
-def _numbers(flag: str, text: str) -> tuple[float, float, float] | None:
-    """Return the numbers of the three colours; None: not given.
-
-    Raises:
-        InputError: The text is neither one number nor three, or a number cannot be used.
-    """
-    if not text:
-        return None
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    values = values * 3 if len(values) == 1 else values
-    if len(values) != 3 or not all(map(math.isfinite, values)) or (flag == "--std" and min(values) <= 0):
-        least = " above 0" if flag == "--std" else ""
-        raise InputError(f"{flag} {text!r} is not one number{least} or three", f"for example {flag} 0.485,0.456,0.406")
-    return values[0], values[1], values[2]
-
-
-def _check_passed(result: Mapping[str, Any]) -> None:
+def check_passed(result: Mapping[str, Any]) -> None:
     """Raise an error unless the gate passed; of an undecided loss the hint is the command that plans more images."""
     gate = result["gate"]
     if gate["verdict"] == "failed":

@@ -10,9 +10,20 @@ from typing import Annotated, Any
 import typer
 
 from kdedge.errors import GateError, InputError
-from kdedge.pipeline.commands.flags import BEGINNING, DEFAULT_OUT, JSON, STAGE, Options, configured
+from kdedge.pipeline.commands.flags import BEGINNING, DEFAULT_OUT, JSON, STAGE, Fields, Options, configured
+from kdedge.pipeline.commands.gate import check_passed
+from kdedge.pipeline.commands.model_input import (
+    Layout,
+    Mean,
+    Name,
+    Scale,
+    Std,
+    normalisation,
+    open_models,
+    preprocessing_of,
+)
 from kdedge.pipeline.config import SECTIONS, Config
-from kdedge.pipeline.config.checks import RUN_ALL_FLAGS
+from kdedge.pipeline.config.checks import RUN_ALL_FLAGS, RUN_FLAGS, Flags
 from kdedge.pipeline.data.options import WINDOWS
 from kdedge.progress import log
 
@@ -46,6 +57,17 @@ _DATA: Options = {
         ],
         None,
     )
+}
+_OTHER_MODEL: Options = {
+    "model": (
+        Annotated[Path | None, typer.Argument(help="ONNX classifier to quantize. Default: the run at --out.")],
+        None,
+    ),
+    "preprocessing": (Name, ""),
+    "mean": (Mean, ""),
+    "std": (Std, ""),
+    "scale": (Scale, None),
+    "layout": (Layout, ""),
 }
 # The options in the README.
 _FIRST = (
@@ -176,12 +198,52 @@ def export(config: Config, out: Path, **again: bool) -> None:
     print(out / "export" / "student.onnx")
 
 
-@app.command(help="Quantize the ONNX model to INT8, calibrated on training images.", rich_help_panel=_STAGES)
-@configured(("data", "quantize"))
-def quantize(config: Config, out: Path, **again: bool) -> None:
-    """Run the quantization stage."""
-    _run(("quantize",), config, out, again)
+def _size_of_model(given: dict[str, Any], fields: Fields) -> Flags:
+    """Take the image size from the model that is quantized, if one is given."""
+    if given["model"]:
+        data = fields.setdefault("data", {})
+        model = open_models([given["model"]], given["layout"], data.get("image_size", 0))[0]
+        data["image_size"] = model.image_size
+    return RUN_FLAGS
+
+
+@app.command(
+    help="Quantize to INT8, calibrated on training images: the exported student of a run, or an ONNX classifier that "
+    "kdedge did not train, whose gate is then decided on the test images (exit code 3: it did not pass).",
+    short_help="Quantize the ONNX model to INT8, calibrated on training images.",
+    rich_help_panel=_STAGES,
+)
+@configured(("data", "quantize"), _OTHER_MODEL | STAGE, prepare=_size_of_model)
+def quantize(
+    config: Config,
+    *,
+    out: Path,
+    model: Path | None,
+    preprocessing: str,
+    mean: str,
+    std: str,
+    scale: float | None,
+    layout: str,
+    **again: bool,
+) -> None:
+    """Run the quantization stage, or quantize another model."""
+    numbers = normalisation(mean, std, scale)
+    if model is None:
+        given = {"--preprocessing": preprocessing or None, "--layout": layout or None, **numbers}
+        if wrong := [flag for flag, value in given.items() if value is not None]:
+            raise InputError(f"{wrong[0]} is for a MODEL.onnx that kdedge did not train", "leave it out")
+        _run(("quantize",), config, out, again)
+        print(out / "quantize" / "student.int8.onnx")
+        return
+    from kdedge.benchmarks.paired_gate import print_gate
+    from kdedge.pipeline.quantize_other import quantize_other
+
+    out = out if out != DEFAULT_OUT else Path("artifacts") / model.stem
+    classifier = open_models([model], layout, config.data.image_size)[0]
+    gate = quantize_other(classifier, preprocessing_of([classifier], preprocessing, numbers), config, out, **again)
+    print_gate(gate)
     print(out / "quantize" / "student.int8.onnx")
+    check_passed(gate)
 
 
 @app.command(

@@ -1,0 +1,215 @@
+"""Rewrites an ONNX classifier that kdedge did not train as a deployed FP32 model, so that all later stages take it.
+
+The result begins like an exported student: ``pixels uint8 NHWC → Cast → Mul(1/255) → Transpose``. The normalisation of
+the images follows as a 1x1 convolution with a filter per colour, which becomes an integer kernel like any other. The
+batch is dynamic, and the output is ``logits`` float32 ``[N, C]``.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, compose, helper, inliner, numpy_helper, version_converter
+
+from kdedge import __version__
+from kdedge.benchmarks.input_adapter import Classifier, Preprocessing
+from kdedge.benchmarks.session import CPU, first_line, import_onnxruntime, onnxruntime_errors, session_options
+from kdedge.errors import InputError
+from kdedge.export.graph import ADOPTED, drop_unused
+from kdedge.export.lookup import arrays, attributes, readers
+from kdedge.files import write_atomic
+from kdedge.inputs import image_input
+from kdedge.machine import usable_cores
+
+__all__ = ["adopt_model"]
+
+_LOWEST_OPSET = 13  # the first with a scale per channel
+_TOLERANCE = 1e-3  # of the largest logit; CPUs add float numbers in different orders
+_PREFIX = "model/"
+
+
+def adopt_model(
+    source: Classifier, preprocessing: Preprocessing, class_names: Sequence[str], target: Path, *, resize_mode: str
+) -> dict[str, Any]:
+    """Rewrite a classifier with one image input and one output ``[N, C]``.
+
+    Args:
+        source: The model; files with its weights may be next to it.
+        preprocessing: From pixels to its input, if it takes floats.
+        class_names: The C classes, in the order of its logits.
+        target: The file to write.
+        resize_mode: How images become square, for users of the model.
+
+    Returns:
+        ``opset``, ``bytes``, and ``max_abs_diff``, the largest difference from the logits of the source.
+
+    Raises:
+        InputError: The model has types or operators that cannot be rewritten, or computes other logits afterwards.
+    """
+    if source.dtype == np.float16:
+        raise InputError(f"{source.path} takes float16; expected float or uint8", "export the model in float32")
+    model = compose.add_prefix(_load(source.path), _PREFIX, rename_nodes=False)
+    graph = model.graph
+    _constants_as_initializers(graph)
+    _name_nodes(graph)
+    _free_batch(model)
+    tensor = graph.input[0].name
+    if not source.takes_floats:
+        tensor = _without_cast(source.path, graph, tensor)
+        preprocessing = Preprocessing(scale=1.0)  # 0 to 255
+    _begin_with_pixels(graph, tensor, source, preprocessing)
+    _end_with_logits(graph, len(class_names))
+    drop_unused(graph)
+    helper.set_model_props(
+        model,
+        {
+            "kdedge.version": __version__,
+            ADOPTED: source.path.name,
+            "kdedge.classes": json.dumps(list(class_names)),
+            "kdedge.image_size": str(source.image_size),
+            "kdedge.pixels": "uint8 RGB NHWC, 0..255",
+            "kdedge.preprocessing": json.dumps(image_input(source.image_size, resize_mode).as_json()),
+        },
+    )
+    data = model.SerializeToString(deterministic=True)
+    difference = _check_logits(source, preprocessing, data, len(class_names))
+    write_atomic(target, data)
+    opset = next(item.version for item in model.opset_import if not item.domain)
+    return {"opset": opset, "bytes": len(data), "max_abs_diff": difference}
+
+
+def _load(source: Path) -> onnx.ModelProto:
+    """Load a model with its external data, in an opset that the quantization can use."""
+    try:
+        model = onnx.load(source)
+        opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
+        if opset < _LOWEST_OPSET:
+            model = version_converter.convert_version(model, _LOWEST_OPSET)
+    except (OSError, RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+        raise InputError(f"cannot read {source}: {str(error).splitlines()[0]}", "export it again, opset 18") from error
+    return inliner.inline_local_functions(model) if model.functions else model
+
+
+def _constants_as_initializers(graph: onnx.GraphProto) -> None:
+    for node in [node for node in graph.node if node.op_type == "Constant" and "value" in attributes(node)]:
+        graph.initializer.add().CopyFrom(attributes(node)["value"])
+        graph.initializer[-1].name = node.output[0]
+        graph.node.remove(node)
+    # Old files list the weights among the inputs.
+    names = {item.name for item in graph.initializer}
+    for value in [value for value in graph.input if value.name in names]:
+        graph.input.remove(value)
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Give every node a name of its own: the quantization addresses layers by name."""
+    taken: set[str] = set()
+    for index, node in enumerate(graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{index}"
+        taken.add(node.name)
+
+
+def _free_batch(model: onnx.ModelProto) -> None:
+    """Let a model with a fixed batch take any: its Reshape nodes keep the first axis of their input."""
+    graph = model.graph
+    batch = _shape(graph.input[0])[0]
+    if batch:
+        inferred = onnx.shape_inference.infer_shapes(model).graph
+        first = {value.name: _shape(value)[:1] for value in (*inferred.value_info, *inferred.input)}
+        constants = arrays(graph)
+        for node in [node for node in graph.node if node.op_type == "Reshape" and node.input[1] in constants]:
+            shape = constants[node.input[1]].copy()
+            if first.get(node.input[0]) == [batch] and shape.size and shape[0] == batch:
+                shape[0] = 0
+                graph.initializer.append(numpy_helper.from_array(shape, f"{node.name}/shape"))
+                node.input[1] = graph.initializer[-1].name
+                _remove_attribute(node, "allowzero")
+    del graph.value_info[:]
+
+
+def _without_cast(source: Path, graph: onnx.GraphProto, tensor: str) -> str:
+    """Remove the Cast behind an input of uint8 pixels; return the name of its float output."""
+    casts = readers(graph, tensor)
+    if len(casts) != 1 or casts[0].op_type != "Cast" or attributes(casts[0])["to"] != TensorProto.FLOAT:
+        raise InputError(
+            f"{source} takes uint8 pixels, which {casts[0].name} ({casts[0].op_type}) reads; expected a Cast to float",
+            "export the model with a float input",
+        )
+    graph.node.remove(casts[0])
+    return str(casts[0].output[0])
+
+
+def _begin_with_pixels(graph: onnx.GraphProto, tensor: str, source: Classifier, preprocessing: Preprocessing) -> None:
+    """Put ``pixels → Cast → Mul(1/255) → Transpose`` and the normalisation in front of the graph."""
+    std = np.array(preprocessing.std)
+    weights = (255 * preprocessing.scale / std).astype(np.float32).reshape(3, 1, 1, 1)
+    bias = (-np.array(preprocessing.mean) / std).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["pixels/float"], name="pixels/float", to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["pixels/float", "pixels/255"], ["pixels/scaled"], name="pixels/scaled"),
+        helper.make_node("Transpose", ["pixels/scaled"], ["pixels/nchw"], name="pixels/nchw", perm=[0, 3, 1, 2]),
+    ]
+    graph.initializer.append(numpy_helper.from_array(np.array(1 / 255, np.float32), "pixels/255"))
+    if (weights != 1).any() or bias.any():
+        graph.initializer.append(numpy_helper.from_array(weights, "normalise/weight"))
+        graph.initializer.append(numpy_helper.from_array(bias, "normalise/bias"))
+        inputs = [nodes[-1].output[0], "normalise/weight", "normalise/bias"]
+        nodes.append(helper.make_node("Conv", inputs, ["normalise/out"], name="normalise", group=3))
+    if source.layout == "NHWC":
+        nodes.append(helper.make_node("Transpose", [nodes[-1].output[0]], ["nhwc"], name="nhwc", perm=[0, 2, 3, 1]))
+    for reader in readers(graph, tensor):
+        for index, name in enumerate(reader.input):
+            if name == tensor:
+                reader.input[index] = nodes[-1].output[0]
+    nodes += graph.node
+    del graph.node[:], graph.input[:]
+    graph.node.extend(nodes)
+    graph.input.append(
+        helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", source.image_size, source.image_size, 3])
+    )
+
+
+def _end_with_logits(graph: onnx.GraphProto, classes: int) -> None:
+    """Call the output ``logits``."""
+    last = graph.output[0].name
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == last:
+                    names[index] = "logits"
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes]))
+
+
+def _check_logits(source: Classifier, preprocessing: Preprocessing, data: bytes, classes: int) -> float:
+    """Compare the logits with those of the source at batch 1 and 3; return the largest difference."""
+    pixels = np.random.default_rng(0).integers(0, 256, (6, source.image_size, source.image_size, 3), np.uint8)
+    expected = source.logits(pixels, preprocessing, classes)
+    try:
+        session = import_onnxruntime().InferenceSession(data, session_options(usable_cores()), providers=[CPU])
+        parts = [[session.run(None, {"pixels": part})[0] for part in np.split(pixels, count)] for count in (6, 2)]
+    except onnxruntime_errors() as error:
+        raise InputError(
+            f"{source.path} cannot be rewritten for any batch: {first_line(error)}", "export it with a dynamic batch"
+        ) from error
+    difference = max(float(np.abs(np.concatenate(part) - expected).max()) for part in parts)
+    if not difference <= _TOLERANCE * np.abs(expected).max():
+        raise InputError(
+            f"{source.path} rewritten for any batch computes other logits (largest difference {difference:.3g})",
+            "export it with a dynamic batch",
+        )
+    return difference
+
+
+def _remove_attribute(node: onnx.NodeProto, name: str) -> None:
+    for item in [item for item in node.attribute if item.name == name]:
+        node.attribute.remove(item)
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[int]:
+    """Return the dimensions of a tensor; 0 for symbolic ones."""
+    return [int(dim.dim_value) for dim in value.type.tensor_type.shape.dim]

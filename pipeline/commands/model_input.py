@@ -1,0 +1,100 @@
+"""Options that describe the input of an ONNX classifier that kdedge did not make: ``gate`` and ``quantize``."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdedge.errors import InputError
+from kdedge.parsing import closest
+
+if TYPE_CHECKING:
+    from kdedge.benchmarks.input_adapter import Classifier, Preprocessing
+
+__all__ = ["Layout", "Mean", "Name", "Scale", "Std", "normalisation", "open_models", "preprocessing_of"]
+
+Name = Annotated[
+    str,
+    typer.Option(
+        "--preprocessing",
+        help="Of models that take floats: kdedge, torchvision, timm, keras or ultralytics.",
+        metavar="NAME",
+    ),
+]
+Mean = Annotated[
+    str, typer.Option("--mean", help="Subtracted from the scaled pixels: one number, or R,G,B.", metavar="FLOATS")
+]
+Std = Annotated[str, typer.Option("--std", help="Divides the difference: one number, or R,G,B.", metavar="FLOATS")]
+Scale = Annotated[float | None, typer.Option("--scale", help="Factor of the pixels (0 to 255). Default: 1/255.")]
+Layout = Annotated[str, typer.Option("--layout", help="NCHW or NHWC, if the model does not show it.", metavar="NAME")]
+
+
+def normalisation(mean: str, std: str, scale: float | None) -> dict[str, Any]:
+    """Return the numbers of the options by flag; None: not given.
+
+    Raises:
+        InputError: A text is neither one number nor three, or a number cannot be used.
+    """
+    return {"--mean": _numbers("--mean", mean), "--std": _numbers("--std", std), "--scale": scale}
+
+
+def open_models(paths: Sequence[Path], layout: str, image_size: int) -> "list[Classifier]":
+    """Open classifiers.
+
+    Raises:
+        InputError: The layout is unknown, or a file is not a classifier that fits the options.
+    """
+    from kdedge.benchmarks.input_adapter import LAYOUTS, open_classifier
+
+    if layout and layout.upper() not in LAYOUTS:
+        raise InputError(f"--layout {layout!r} is unknown", f"known: {', '.join(LAYOUTS)}")
+    return [open_classifier(path, layout=layout.upper(), image_size=image_size) for path in paths]
+
+
+def preprocessing_of(models: "Sequence[Classifier]", name: str, numbers: Mapping[str, Any]) -> "Preprocessing":
+    """Return the preprocessing that the options describe.
+
+    Raises:
+        InputError: The name is unknown, a model takes floats and no option describes them, or none does and one has.
+    """
+    from kdedge.benchmarks.input_adapter import PREPROCESSING
+
+    known = ", ".join(PREPROCESSING)
+    if name and name not in PREPROCESSING:
+        raise InputError(f"--preprocessing {name!r} is unknown{closest(name, PREPROCESSING)}", f"known: {known}")
+    given = {flag.removeprefix("--"): value for flag, value in numbers.items() if value is not None}
+    if not 0 < given.get("scale", 1) < math.inf:
+        raise InputError(f"--scale {given['scale']:g} is not a number above 0", "for example --scale 0.00392157")
+    floats = [model for model in models if model.takes_floats]
+    if floats and not name and not given:
+        raise InputError(
+            f"{floats[0].path} takes floats, and the file does not describe the preprocessing",
+            f"give --preprocessing ({known}), or --mean, --std and --scale as in training",
+        )
+    if given and not floats:
+        raise InputError(
+            f"--{next(iter(given))} has no effect: models that take uint8 pixels have no preprocessing", "leave it out"
+        )
+    return replace(PREPROCESSING[name or "kdedge"], resize_mode=models[0].resize_mode, **given)
+
+
+def _numbers(flag: str, text: str) -> tuple[float, float, float] | None:
+    """Return the numbers of the three colours; None: not given.
+
+    Raises:
+        InputError: The text is neither one number nor three, or a number cannot be used.
+    """
+    if not text:
+        return None
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    values = values * 3 if len(values) == 1 else values
+    if len(values) != 3 or not all(map(math.isfinite, values)) or (flag == "--std" and min(values) <= 0):
+        least = " above 0" if flag == "--std" else ""
+        raise InputError(f"{flag} {text!r} is not one number{least} or three", f"for example {flag} 0.485,0.456,0.406")
+    return values[0], values[1], values[2]

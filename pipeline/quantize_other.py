@@ -1,0 +1,99 @@
+"""Quantizes an ONNX classifier that kdedge did not train, and decides the gate on the test images.
+
+``RUN/export`` gets the model rewritten for pixels and any batch, ``RUN/quantize`` the INT8 model with its search, and
+``RUN/gate.json`` the verdict. The stage of the quantization is the same as for a student.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from kdedge.benchmarks.input_adapter import Classifier, Preprocessing
+from kdedge.benchmarks.paired_gate import gate_pairs
+from kdedge.benchmarks.prediction_files import Pairs
+from kdedge.benchmarks.session import open_model, run_model
+from kdedge.errors import InputError
+from kdedge.files import file_sha256, write_json
+from kdedge.machine import usable_cores
+from kdedge.pipeline.config import Config
+from kdedge.pipeline.data.sources import opened
+from kdedge.pipeline.data.user_images import check_outside
+from kdedge.pipeline.run_dir import StageSpec, lock_run, run_stage
+from kdedge.pipeline.stages.registry import STAGES
+from kdedge.progress import log
+
+__all__ = ["GATE_NAME", "quantize_other"]
+
+GATE_NAME = "gate.json"
+_TRAINED = ("teacher", "distill")
+
+
+def quantize_other(
+    model: Classifier, preprocessing: Preprocessing, config: Config, run_dir: Path, *, force: bool, refresh: bool
+) -> dict[str, Any]:
+    """Quantize a classifier into a run directory.
+
+    Args:
+        model: The classifier.
+        preprocessing: From pixels to its input, if it takes floats. ``config.data`` has how images become square.
+        config: The configuration, with the image size of the model.
+        run_dir: The run directory.
+        force: Run again even if the result is up to date.
+        refresh: Run again if another version made the result.
+
+    Returns:
+        The result of the gate on the test images.
+
+    Raises:
+        InputError: The model and the images differ, the model cannot be rewritten, or the directory has a training.
+        StageError: No layer of the INT8 model would run as integers.
+    """
+    dataset = opened(config.data)
+
+    def check() -> None:
+        check_outside(dataset, run_dir)
+        if any((run_dir / stage).exists() for stage in _TRAINED):
+            raise InputError(f"{run_dir} has a student that kdedge trained", "give another --out")
+
+    def adopt(config: Config, inputs: Any, out_dir: Path) -> dict[str, Any]:
+        from kdedge.export.adopt import adopt_model
+        from kdedge.export.onnx_export import MODEL_NAME
+
+        target, mode = out_dir / MODEL_NAME, config.data.resize
+        metrics = adopt_model(model, preprocessing, dataset.class_names, target, resize_mode=mode)
+        difference = f"largest logit difference {metrics['max_abs_diff']:.1e}"
+        log(f"export: {model.path.name}, opset {metrics['opset']}, {difference}")
+        return metrics
+
+    numbers = {
+        "scale": preprocessing.scale,
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+    }
+    fingerprint = {
+        "model": file_sha256(model.path),
+        "layout": model.layout,
+        "classes": list(dataset.class_names),
+        "resize": config.data.resize,
+        **(numbers if model.takes_floats else {}),
+    }
+    rewrite = StageSpec(
+        "export",
+        work="rewrite the model for pixels and any batch",
+        reads=(),
+        run=adopt,
+        fingerprint=lambda config: fingerprint,
+        data=lambda config: {},
+        packages=("onnx", "onnxruntime"),
+    )
+    with lock_run(run_dir, check):
+        for stage in (rewrite, STAGES["quantize"]):
+            run_stage(stage, config, run_dir, force=force, refresh=refresh)
+        test = dataset.test()
+        fp32, int8 = (
+            run_model(open_model(path, threads=usable_cores()), test.images).argmax(1)
+            for path in (run_dir / "export" / "student.onnx", run_dir / "quantize" / "student.int8.onnx")
+        )
+        pairs = Pairs(tuple(dataset.class_names), test.labels, fp32, int8, test.groups)
+        result = gate_pairs(pairs, config.benchmark.limit_pp, balanced=config.benchmark.metric == "balanced")
+        write_json(run_dir / GATE_NAME, result)
+    return result

@@ -1,0 +1,180 @@
+"""`kdedge quantize MODEL.onnx`: classifiers that kdedge did not train, rewritten, quantized and gated."""
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+from command_line import invoke
+from onnx import TensorProto, helper, numpy_helper
+
+from kdedge.benchmarks.input_adapter import PREPROCESSING, open_classifier
+from kdedge.errors import InputError
+from kdedge.export.adopt import adopt_model
+from kdedge.export.graph import read_model
+from kdedge.export.quantize.candidates import Candidate
+from kdedge.export.quantize.proof import float_operators, integer_proof
+from kdedge.export.quantize.quantizer import OP_TYPES, Quantizer
+
+FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
+CLASSES = ("blue", "green", "red")
+
+
+def colour_net(path, *, batch=None, layout="NCHW", kind=FLOAT, opset=18, activation="HardSwish", last="Gemm", **save):
+    """Write a classifier whose largest logit is that of the strongest colour, with padding, branches and a mean."""
+    rng = np.random.default_rng(0)
+    first = np.zeros((6, 3, 3, 3), np.float32)
+    first[range(6), [0, 1, 2, 0, 1, 2], 1, 1] = 1
+    values = {
+        "w1": first + rng.normal(0, 0.01, first.shape).astype(np.float32),
+        "b1": np.full(6, 0.2, np.float32),
+        "w2": np.eye(6, dtype=np.float32)[:, :, None, None],
+        "w3": 10 * np.array([[0, 0, 1] * 2, [0, 1, 0] * 2, [1, 0, 0] * 2], np.float32),
+        "b3": np.zeros(3, np.float32),
+        "shape": np.array([batch or -1, 6], np.int64),
+    }
+    nodes = []
+    tensor = "image"
+
+    def add(kind_, inputs, out, **attributes):
+        nodes.append(helper.make_node(kind_, inputs, [out], **attributes))  # without names
+        return out
+
+    if kind == UINT8:
+        tensor = add("Cast", [tensor], "cast", to=FLOAT)
+        values["by"] = np.float32(1 / 255)
+        tensor = add("Mul", [tensor, "by"], "scaled")
+    if layout == "NHWC":
+        tensor = add("Transpose", [tensor], "nchw", perm=[0, 3, 1, 2])
+    tensor = add("Conv", [tensor, "w1", "b1"], "conv1", pads=[1] * 4)
+    tensor = add(activation, [tensor], "act1")
+    gate = add("Sigmoid", [add("Conv", [add("GlobalAveragePool", [tensor], "pool"), "w2"], "squeeze")], "gate")
+    tensor = add("Mul", [tensor, gate], "scaled_by_gate")
+    values["axes"] = np.array([2, 3], np.int64)
+    axes = {"axes": [2, 3]} if opset < 18 else {}
+    tensor = add("ReduceMean", [tensor] if axes else [tensor, "axes"], "mean", keepdims=1, **axes)
+    tensor = add("Reshape", [tensor, "shape"], "flat")
+    if last == "Gemm":
+        add("Gemm", [tensor, "w3", "b3"], "scores", transB=1)
+    else:
+        add("Softmax", [add("Gemm", [tensor, "w3", "b3"], "sums", transB=1)], "scores", axis=1)
+    sides = [3, 16, 16] if layout == "NCHW" else [16, 16, 3]
+    graph = helper.make_graph(
+        nodes, "colours",
+        [helper.make_tensor_value_info("image", kind, [batch or "N", *sides])],
+        [helper.make_tensor_value_info("scores", FLOAT, [batch or "N", 3])],
+        [numpy_helper.from_array(value, name) for name, value in values.items()],
+    )  # fmt: skip
+    ir_version = 7 if opset < 15 else 10
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path, **save)
+    return path
+
+
+def adopted(path, target, name="torchvision", **options):
+    metrics = adopt_model(open_classifier(path), PREPROCESSING[name], CLASSES, target, resize_mode="squeeze", **options)
+    assert metrics["max_abs_diff"] < 1e-4
+    return read_model(target)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch": 1},
+        {"batch": 4, "opset": 22},
+        {"layout": "NHWC", "opset": 17},
+        {"kind": UINT8, "layout": "NHWC"},
+        {"kind": UINT8, "batch": 1, "opset": 14, "activation": "HardSwish"},
+        {"opset": 13, "activation": "Relu"},
+        {"opset": 20, "activation": "Gelu", "last": "Softmax"},
+        {"save_as_external_data": True, "size_threshold": 100},
+    ],
+    ids=["batch 1", "batch 4", "nhwc", "uint8", "uint8 batch 1", "opset 13", "gelu", "external data"],
+)
+def test_models_are_rewritten_and_run_as_integers(tmp_path, options):
+    model = adopted(colour_net(tmp_path / "model.onnx", **options), tmp_path / "student.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
+    quantizer = Quantizer.from_model(model, pixels)
+    proof = integer_proof(quantizer.build(Candidate(calibration_images=32)))
+    assert proof["integer_convs"] >= 3 - (options.get("kind") == UINT8)
+    assert proof["integer_gemms"] == 1
+    assert not proof["float_convs"]
+    reasons = {row["type"]: row["reason"] for row in float_operators(proof, OP_TYPES, ())}
+    assert reasons["Sigmoid"] == "kdedge does not quantize Sigmoid"
+    assert reasons.keys().isdisjoint({"Conv", "Gemm", "ReduceMean", "GlobalAveragePool"})
+
+
+def test_models_that_cannot_be_rewritten_are_refused(tmp_path):
+    path = colour_net(tmp_path / "model.onnx", batch=2)
+    model = onnx.load(path)
+    reshape = next(node for node in model.graph.node if node.op_type == "Reshape")
+    model.graph.node.insert(
+        list(model.graph.node).index(reshape), helper.make_node("Add", ["mean", "two"], ["per_image"])
+    )
+    reshape.input[0] = "per_image"
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((2, 6, 1, 1), np.float32), "two"))
+    onnx.save(model, path)
+    with pytest.raises(InputError, match=r"model\.onnx cannot be rewritten for any batch"):
+        adopted(path, tmp_path / "student.onnx")
+
+
+def test_float16_is_refused(tmp_path):
+    model = onnx.load(colour_net(tmp_path / "model.onnx"))
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    next(node for node in model.graph.node if "image" in node.input).input[0] = "wide"
+    model.graph.node.insert(0, helper.make_node("Cast", ["image"], ["wide"], to=FLOAT))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(InputError, match="takes float16; expected float or uint8"):
+        adopted(tmp_path / "model.onnx", tmp_path / "student.onnx")
+
+
+@pytest.fixture
+def images(folder_data, tmp_path):
+    shutil.copytree(folder_data, tmp_path / "images")
+    return tmp_path / "images"
+
+
+@pytest.mark.usefixtures("brief_search", "plain_figures")
+def test_the_command_quantizes_and_decides_the_gate(tmp_path, images):
+    path = colour_net(tmp_path / "net.onnx", batch=1)
+    out = tmp_path / "out"
+    options = ["--data", images, "--out", out, "--calibration-images", 32, "--no-compare-formats"]
+    command = ["quantize", path, "--preprocessing", "torchvision", *options]
+    result = invoke(*command)
+    gate = json.loads((out / "gate.json").read_text())
+    assert result.exit_code == (0 if gate["gate"]["verdict"] == "passed" else 3), result.output
+    assert gate["images"] == 45
+    assert gate["accuracy"]["fp32_top1_pct"] > 90
+    assert abs(gate["gate"]["loss_pp"]) < 5
+    record = json.loads((out / "quantize" / "candidates.json").read_text())
+    assert {row["type"] for row in record["float_operators"]} >= {"Sigmoid", "Mul"}
+    assert record["rungs"]
+    again = invoke(*command)
+    assert "export: up to date, skipped" in again.output
+    assert "quantize: up to date, skipped" in again.output
+    models = [out / "export" / "student.onnx", out / "quantize" / "student.int8.onnx"]
+    assert invoke("gate", *models, "--data", images, "--limit-pp", 50).exit_code == 0
+    (out / "distill").mkdir()
+    assert "has a student that kdedge trained" in invoke(*command).output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "takes floats, and the file does not describe the preprocessing"),
+        (["--preprocessing", "keras", "--image-size", "32"], "--image-size 32 differs from the 16 pixels"),
+    ],
+)
+def test_options_that_do_not_fit(tmp_path, images, options, message):
+    path = colour_net(tmp_path / "net.onnx")
+    result = invoke("quantize", path, "--data", images, "--out", tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+def test_options_of_a_model_need_one(tmp_path):
+    result = invoke("quantize", "--out", tmp_path, "--mean", "0.5")
+    assert result.exit_code == 2
+    assert "--mean is for a MODEL.onnx that kdedge did not train" in " ".join(result.output.split())
