@@ -7,6 +7,8 @@ from kdedge.errors import InputError
 from kdedge.parsing import closest
 from kdedge.pipeline.data.options import WINDOWS
 from kdedge.pipeline.distill.methods import METHODS
+from kdedge.pipeline.models.registry import STUDENTS
+from kdedge.pipeline.training.options import SIGNAL_LEVELS
 
 if TYPE_CHECKING:
     from kdedge.pipeline.data.options import DataConfig
@@ -63,10 +65,7 @@ def conflicts(data: "DataConfig", distill: "DistillConfig", flags: Flags = RUN_F
         found.append(f"--data-dir ([data] dir) is for --data cifar10; --data {data.source} does not read it")
     if distill.augment == "none" and distill.flip:
         found.append("--augment none mirrors no images: leave out --flip, or use --augment light")
-    of_signals = {"--window": data.window, "--stride": data.stride, "--layout": data.layout, "--rate": data.rate}
-    if not data.source.startswith(WINDOWS):
-        for flag in [flag for flag, value in {**of_signals, "--groups": data.groups}.items() if value]:
-            found.append(f"{flag} is for --data windows:PATH; --data {data.source} does not read it")
+    found += _signal_conflicts(data, distill) if data.source.startswith(WINDOWS) else _image_conflicts(data, distill)
     if "," in distill.student:
         if not flags.several_students:
             found.append(f"only `kdedge run-all` takes several students: name one of --student {distill.student}")
@@ -79,6 +78,36 @@ def conflicts(data: "DataConfig", distill: "DistillConfig", flags: Flags = RUN_F
             found.append(f"{flags.epochs} 0 uses trained weights unchanged: name them with --student-weights")
         return found
     return found + _hint_conflicts(distill, flags)
+
+
+def _signal_conflicts(data: "DataConfig", distill: "DistillConfig") -> list[str]:
+    """Return the options of images that are given with windows of a signal."""
+    default = type(data)()
+    given = {
+        "--image-size": data.image_size != default.image_size,
+        "--resize": data.resize != default.resize,
+        "--flip": distill.flip,
+        f"--augment {distill.augment}": distill.augment not in SIGNAL_LEVELS,
+    }
+    found = [f"{flag} is for images; --data {data.source} has windows of a signal" for flag in given if given[flag]]
+    return found + _other_students(distill, "windows of a signal", signal=True)
+
+
+def _image_conflicts(data: "DataConfig", distill: "DistillConfig") -> list[str]:
+    """Return the options of signals that are given with images."""
+    given = {"--window": data.window, "--stride": data.stride, "--layout": data.layout, "--rate": data.rate}
+    given["--groups"] = data.groups
+    found = [
+        f"{flag} is for --data windows:PATH; --data {data.source} does not read it" for flag in given if given[flag]
+    ]
+    return found + _other_students(distill, "images", signal=False)
+
+
+def _other_students(distill: "DistillConfig", what: str, *, signal: bool) -> list[str]:
+    """Return an error for every student that is for other inputs than the data."""
+    fitting = " or ".join(name for name, spec in STUDENTS.items() if spec.signal == signal)
+    wrong = [name for name in distill.student.split(",") if STUDENTS[name].signal != signal]
+    return [f"--student {name} is not for {what}: use {fitting}" for name in wrong]
 
 
 def _hint_conflicts(distill: "DistillConfig", flags: Flags) -> list[str]:

@@ -24,6 +24,7 @@ from kdedge.files import write_json
 from kdedge.manifest import load_manifest
 from kdedge.ownership import is_stage
 from kdedge.pipeline.config import Config
+from kdedge.pipeline.data.options import WINDOWS
 from kdedge.pipeline.data.sources import open_dataset, opened, training_images
 from kdedge.pipeline.models.initial_weights import Start, check_start, start_teacher
 from kdedge.pipeline.models.load import TEACHER_DESCRIPTION, TEACHER_WEIGHTS, load_teacher
@@ -35,7 +36,7 @@ from kdedge.pipeline.training.batches import Batch, Batches, place, predict_logi
 from kdedge.pipeline.training.device import autocast, prepare
 from kdedge.pipeline.training.epoch_loop import EpochLoop
 from kdedge.pipeline.training.length import fit_to_images
-from kdedge.pipeline.training.options import TeacherConfig
+from kdedge.pipeline.training.options import SIGNAL_LEVELS, TeacherConfig
 from kdedge.progress import log
 
 __all__ = ["check", "check_data", "run"]
@@ -47,16 +48,26 @@ _HINT = (
 
 
 def check(config: Config, run_dir: Path) -> None:
-    """Refuse an unknown architecture, flips without augmentation, and a cutout that would blank whole images.
+    """Refuse an unknown architecture, flips without augmentation, options of images with signals, and a large cutout.
 
     Raises:
-        InputError: The architecture is unknown, or ``--teacher-flip`` or ``--teacher-cutout`` contradict other options.
+        InputError: The architecture is unknown, or options of the augmentation contradict each other or the data.
     """
     settings, size = config.teacher, config.data.image_size
     if settings.augment == "none" and settings.flip:
         raise InputError(
             "--teacher-augment none mirrors no images: leave out --teacher-flip", "or use --teacher-augment light"
         )
+    if config.data.source.startswith(WINDOWS):
+        given = {
+            "--teacher-flip": settings.flip,
+            f"--teacher-augment {settings.augment}": settings.augment not in SIGNAL_LEVELS,
+            "--teacher-cutout": settings.cutout,
+        }
+        if wrong := [flag for flag, value in given.items() if value]:
+            raise InputError(
+                f"{wrong[0]} is for images; --data {config.data.source} has windows of a signal", "leave it out"
+            )
     if settings.cutout > size:
         raise InputError(
             f"--teacher-cutout {settings.cutout} is larger than the images, which have {size} x {size} pixels",

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from kdedge.dataset import Split
-from kdedge.errors import InputError
 from kdedge.pipeline.data.mirroring import mirrored_keep_class
 from kdedge.pipeline.distill.options import DistillConfig
 from kdedge.pipeline.training.options import TeacherConfig
@@ -63,11 +62,6 @@ def fit_to_images(settings: SettingsT, train: Split, title: str, loaded: bool, r
     images = len(train)
     shape = (resized, resized, 3) if resized else train.spec.shape
     size = min(settings.batch_size or batch_size(images, shape), images)
-    if train.signal and (settings.flip or settings.augment not in ("none", "light")):
-        raise InputError(
-            f"{title}: windows of a signal are never mirrored, and have only the augmentations none and light",
-            "leave out --flip, --augment and their forms for the teacher",
-        )
     flip = settings.augment != "none" and not train.signal
     flip = flip and (mirrored_keep_class(train) if settings.flip is None else settings.flip)
     settings = dataclasses.replace(

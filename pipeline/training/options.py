@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kdedge.options import option
 
-__all__ = ["AUGMENT_LEVELS", "RuntimeConfig", "TeacherConfig", "TrainingConfig"]
+__all__ = ["AUGMENT_LEVELS", "SIGNAL_LEVELS", "RuntimeConfig", "TeacherConfig", "TrainingConfig"]
 
 AUGMENT_LEVELS = {
     "none": "no augmentation",
@@ -13,6 +13,8 @@ AUGMENT_LEVELS = {
     "standard": "crop and scale, flips, colors, erasing",
     "strong": "the same, TrivialAugment, mixup, CutMix",
 }
+SIGNAL_LEVELS = ("none", "light")
+"""Those of windows of a signal, which are shifted and never mirrored."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ import signals
 from kdedge.dataset import split_train_val
 from kdedge.errors import InputError
 from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.config.checks import RUN_ALL_FLAGS
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import find_dataset
 from kdedge.pipeline.data.windows.summary import short_summary_of_windows
+from kdedge.pipeline.stages.teacher import check
 
 
 def opened(path, **options):
@@ -146,3 +148,33 @@ def test_options_of_signals_need_a_signal(npz):
         build_config({"data": {"source": "sample", "window": 64}})
     config = build_config({"data": {"source": f"windows:{npz}", "layout": "NLC"}})
     assert (config.preset, config.distill.student, config.data.val_fraction) == ("windows", "signal", 0.2)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "flag"),
+    [
+        ("data", "resize", "pad", "--resize"),
+        ("data", "image_size", 64, "--image-size"),
+        ("distill", "flip", True, "--flip"),
+        ("distill", "augment", "strong", "--augment strong"),
+    ],
+)
+def test_options_of_images_are_refused_before_anything_is_read(section, key, value, flag):
+    layers = {"data": {"source": "windows:absent"}}
+    layers.setdefault(section, {})[key] = value
+    with pytest.raises(InputError, match=f"{flag} is for images; --data windows:absent has windows of a signal"):
+        build_config(layers)
+
+
+@pytest.mark.parametrize(("source", "student"), [("windows:absent", "signal,lite"), ("sample", "lite,signal-s")])
+def test_students_of_other_inputs_are_refused_before_anything_is_read(source, student):
+    wrong = student.split(",")[1]
+    with pytest.raises(InputError, match=f"--student {wrong} is not for (images|windows of a signal): use "):
+        build_config({"data": {"source": source}, "distill": {"student": student}}, flags=RUN_ALL_FLAGS)
+
+
+@pytest.mark.parametrize(("key", "value"), [("flip", True), ("augment", "standard"), ("cutout", 8)])
+def test_options_of_images_of_the_teacher_are_refused_with_signals(tmp_path, key, value):
+    config = build_config({"data": {"source": "windows:absent"}, "teacher": {key: value}})
+    with pytest.raises(InputError, match=f"--teacher-{key}.* is for images"):
+        check(config, tmp_path)
