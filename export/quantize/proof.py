@@ -117,7 +117,7 @@ def _read_optimised(graph: onnx.GraphProto) -> dict[str, Any]:
     float_ops: list[str] = []
     float_nodes: list[tuple[str, str]] = []
     floats = {value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.FLOAT}
-    front = _signal_front(graph) if floats else []
+    front = _signal_front(graph) if graph.input[0].name == "signal" else []
     for node in graph.node:
         if node in front:
             continue
