@@ -15,6 +15,7 @@ from kdedge.benchmarks import session as runtime
 from kdedge.benchmarks.cuda import measure_cuda, write_fp16
 from kdedge.benchmarks.providers import kernels_run
 from kdedge.benchmarks.session import CPU, CUDA, Model, open_model
+from kdedge.inputs import image_input
 
 
 def test_three_precisions_with_their_kernels(models: dict[str, Path]) -> None:
@@ -105,7 +106,7 @@ class FakeCuda:
 @pytest.fixture
 def fake(tmp_path: Path) -> tuple[FakeCuda, Model]:
     session = FakeCuda(tmp_path)
-    return session, Model(tmp_path / "m.onnx", session, CUDA, 1, 16, 4, None, 1.0)
+    return session, Model(tmp_path / "m.onnx", session, CUDA, 1, image_input(16), 4, None, 1.0)
 
 
 def test_placement_is_read_from_the_profile(fake: tuple[FakeCuda, Model], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,7 +136,7 @@ def test_a_qemu_that_shows_another_cpu_is_refused(tools, golden, monkeypatch):
 def test_images_must_fit(tools, golden):
     tools("qemu-x86_64", NATIVE)
     for images in (golden[:0], golden[:, :16], golden.astype(np.float32)):
-        with pytest.raises(InputError, match="cannot take images"):
+        with pytest.raises(InputError, match="cannot take inputs"):
             emulate(MODEL, images, "haswell")
 
 
@@ -392,7 +392,7 @@ def test_the_real_haswell_goes_into_the_report(tmp_path):
     assert result.exit_code == 0, result.output
     (row,) = json.loads((tmp_path / "report.json").read_text())["portability"]["emulated"]
     assert (row["cpu"], row["images"], row["flips"], row["max_abs_diff"]) == ("haswell", 16, 0, 0.0)
-    assert "the same 16 answers on haswell (emulated)" in " ".join(result.stdout.split())
+    assert "the same 16 predictions on haswell (emulated)" in " ".join(result.stdout.split())
 
 
 @pytest.mark.qemu
