@@ -25,29 +25,50 @@ def open_recordings(config: DataConfig, root: Path) -> Source:
     Raises:
         InputError: There are none, or a recording cannot be read or differs from the others.
     """
-    parts = {PARTS[path.name.casefold()]: path for path in _folders(root) if path.name.casefold() in PARTS}
-    parts = parts if "train" in parts else {"": root}
     files = [
-        (part, folder.name, file)
-        for part, path in parts.items()
+        (part, folder, file)
+        for part, path in _parts(root).items()
         for folder in _folders(path)
-        for file in sorted(folder.rglob("*.csv"))
+        for file in _recordings(folder)
     ]
     if not files:
         raise InputError(f"{root} has no recordings", LAYOUT)
     series, recordings = [], []
     with track("reading recordings", len(files)) as progress:
-        for part, label, file in files:
+        for part, folder, file in files:
             table = read_csv(file)
-            group = _group(table, file, config.groups, label)
+            group = _group(table, file, config.groups, folder)
             by_column = (config.groups,) if config.groups not in ("", _BY_FOLDER) else ()
             recording = recording_of(table, by_column)
             recordings.append(recording)
             name = file.relative_to(root).as_posix()
-            series.append(Series(name, recording.values, class_name(label), group or name, part))
+            series.append(Series(name, recording.values, class_name(folder.name), group or name, part))
             progress.advance()
     channels = same_channels([(str(one.path), _channels(one)) for one in recordings])
     return Source(root, series, channels, same_rate([(str(one.path), one.rate_hz) for one in recordings], config.rate))
+
+
+def _parts(root: Path) -> dict[str, Path]:
+    """Return the folders of the parts, by ``train``, ``val`` and ``test``, or ``root`` by an empty name.
+
+    Raises:
+        InputError: A folder next to the parts may be a class, two are one part, or none is for training.
+    """
+    folders = _folders(root)
+    named = [path for path in folders if path.name.casefold() in PARTS]
+    if not named:
+        return {"": root}
+    if others := [path.name for path in folders if path not in named and _recordings(path)]:
+        what = f"recordings in {others[0]} next to {named[0].name}"
+        raise InputError(f"{root} has {what}: it is not clear whether {others[0]} is a class", LAYOUT)
+    parts = {PARTS[path.name.casefold()]: path for path in named}
+    if "train" not in parts or len(parts) < len(named):
+        raise InputError(f"{root} has {', '.join(path.name for path in named)}: one training folder is needed", LAYOUT)
+    return parts
+
+
+def _recordings(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() == ".csv")
 
 
 def _folders(path: Path) -> list[Path]:
@@ -60,12 +81,12 @@ def _channels(recording: Recording) -> tuple[str, ...]:
     return recording.channels or tuple(f"channel {index + 1}" for index in range(recording.values.shape[1]))
 
 
-def _group(table: Table, file: Path, groups: str, label: str) -> str:
+def _group(table: Table, file: Path, groups: str, folder: Path) -> str:
     """Return the group of a recording; empty: it has its own."""
     if not groups:
         return ""
     if groups == _BY_FOLDER:
-        if file.parent.name == label:
+        if file.parent.parent != folder:
             raise InputError(f"{file} is not in a folder of a group", "expected CLASS/GROUP/RECORDING.csv")
         return file.parent.name
     if groups not in table.names:

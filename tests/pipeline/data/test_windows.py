@@ -108,6 +108,28 @@ def test_given_parts_and_groups_by_folder(tmp_path):
     assert groups["train"] | groups["val"] == {"train-0", "train-1"}
 
 
+def test_a_part_is_never_a_class_and_a_session_never_a_group(tmp_path):
+    signals.make_folder(tmp_path / "test", count=4, length=64)
+    with pytest.raises(InputError, match="has test: one training folder is needed"):
+        opened(tmp_path)
+    signals.make_folder(tmp_path, count=4, length=64)
+    with pytest.raises(InputError, match="recordings in fast next to test: it is not clear whether fast is"):
+        opened(tmp_path)
+    for file in list((tmp_path / "test").rglob("*.csv")):
+        session = file.parent / "subject 1" / "session 1"
+        session.mkdir(parents=True, exist_ok=True)
+        file.rename(session / file.name)
+    with pytest.raises(InputError, match="is not in a folder of a group"):
+        opened(tmp_path / "test", groups="folder")
+
+
+def test_recordings_may_end_in_capitals(tmp_path):
+    root = signals.make_folder(tmp_path / "data", count=6, length=64)
+    for file in list(root.rglob("*.csv")):
+        file.rename(file.with_suffix(".CSV"))
+    assert opened(root).class_names == ("fast", "slow")
+
+
 @pytest.mark.parametrize(
     ("line", "text", "message"),
     [
