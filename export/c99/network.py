@@ -17,7 +17,7 @@ import onnx
 
 from kdedge.benchmarks.session import import_onnxruntime
 from kdedge.errors import InputError
-from kdedge.export.graph import read_model
+from kdedge.export.graph import read_model, read_spec
 from kdedge.export.lookup import arrays, attributes
 from kdedge.export.quantize.proof import optimise
 from kdedge.files import parse_json
@@ -93,9 +93,12 @@ def read_network(path: Path) -> Network:
     """Read a quantized student.
 
     Raises:
-        InputError: The file is damaged, or the C code does not support a node, which the message names.
+        InputError: The file is damaged or takes a signal, or the C code does not support a node, which the message
+            names.
     """
     model = read_model(path)
+    if (spec := read_spec(model)) and spec.kind != "image":
+        raise InputError(f"{path} takes {spec.words}; the C code is for images", "run the model with onnxruntime")
     graph = optimise(path.read_bytes(), import_onnxruntime().GraphOptimizationLevel.ORT_ENABLE_EXTENDED)
     constants = {name: value.squeeze() if value.ndim == 1 else value for name, value in arrays(graph).items()}
     pixels = graph.input[0]

@@ -11,6 +11,7 @@ import torch
 
 from kdedge.benchmarks.session import check_fits, open_model, run_model
 from kdedge.errors import InputError
+from kdedge.export.c99.network import read_network
 from kdedge.export.graph import read_model
 from kdedge.export.onnx_export import check_parity, export_student
 from kdedge.export.quantize.calibrate import tensor_runner
@@ -137,3 +138,8 @@ def test_a_model_of_another_rate_or_channels_is_refused(path):
         check_fits(model, ["slow", "fast"], dataclasses.replace(SPEC, rate_hz=100.0))
     with pytest.raises(InputError, match=r"with the channels ax, ay, the data set has .* with the channels ay, ax"):
         check_fits(model, ["slow", "fast"], dataclasses.replace(SPEC, channels=("ay", "ax")))
+
+
+def test_the_c_code_is_for_images(path):
+    with pytest.raises(InputError, match=r"takes windows of 64 samples .*; the C code is for images"):
+        read_network(path)
