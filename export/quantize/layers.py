@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from kdedge.export import lookup
 
-__all__ = ["Layer", "Weights", "quantized_layer", "set_quantized_bias"]
+__all__ = ["Layer", "Weights", "quantized_layer", "set_quantized_bias", "set_quantized_weight"]
 
 Array = npt.NDArray[np.float32]
 
@@ -115,6 +115,23 @@ def quantized_layer(model: onnx.ModelProto, name: str) -> tuple[onnx.NodeProto, 
     if dequantize is None:
         return node, None
     return node, np.array(lookup.arrays(graph)[dequantize.input[1]], np.float32)
+
+
+def set_quantized_weight(model: onnx.ModelProto, node: onnx.NodeProto, layer: Layer, integers: Array) -> None:
+    """Replace the weights of a layer in a quantized model, in place.
+
+    Args:
+        model: The QDQ model.
+        node: The layer's node in it, from `quantized_layer`.
+        layer: The layer of the float core.
+        integers: In the shape of the weights, in units of their scale; 0 is the weight zero.
+    """
+    constants, dequantize = lookup.initializers(model.graph), lookup.producers(model.graph)[node.input[1]]
+    target, zero = constants[dequantize.input[0]], numpy_helper.to_array(constants[dequantize.input[2]])
+    if zero.ndim:  # one per output channel
+        zero = np.expand_dims(zero, [axis for axis in range(integers.ndim) if axis != layer.output_axis])
+    values = (integers + zero).astype(zero.dtype)
+    target.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), target.name))
 
 
 def set_quantized_bias(model: onnx.ModelProto, node: onnx.NodeProto, bias: Array) -> None:

@@ -17,13 +17,14 @@ from kdedge.benchmarks.session import batch_size
 from kdedge.export.quantize.biases import correct_biases
 from kdedge.export.quantize.calibrate import tensor_runner
 from kdedge.export.quantize.candidates import Candidate
-from kdedge.export.quantize.layers import Layer, Weights, quantized_layer
+from kdedge.export.quantize.layers import Layer, Weights, quantized_layer, set_quantized_weight
 from kdedge.export.quantize.quantizer import Quantizer
 from kdedge.progress import track
 
 __all__ = ["round_with_compensation"]
 
 Array = npt.NDArray[np.float64]
+Runner = Callable[[npt.NDArray[Any]], list[npt.NDArray[np.float32]]]  # images to tensors
 IMAGES = 256
 _POSITIONS = 2**15  # of the output map, over all images, at which a convolution's input is read
 _DAMPING = 0.01  # of the mean variance, added to every input's variance
@@ -40,47 +41,43 @@ def round_with_compensation(quantizer: Quantizer, candidate: Candidate, float_la
         A quantizer whose core has weights on the grid of the candidate; the ranges stay.
     """
     images = quantizer.images[:IMAGES]
-    names = [name for name in quantizer.layers if name not in float_layers]
-    with track("quantize: error-compensated rounding", len(names)) as progress:
-        for name in names:
-            quantizer = _round_layer(quantizer, candidate, name, images, float_layers)
-            progress.advance(note=name)
-    return correct_biases(quantizer, candidate, float_layers)
+    weights = Weights(quantizer.core)
+    model = onnx.load_model_from_string(quantizer.build(candidate, exclude=float_layers))
+    with track("quantize: error-compensated rounding", len(weights.layers)) as progress:
+        for layer in weights.layers:
+            node, scale = quantized_layer(model, layer.name)
+            if scale is not None:
+                run = tensor_runner(model, [node.input[0]], quantizer.spec)
+                integers, values = _round_layer(layer, weights.weight(layer), scale, run, images)
+                weights.set_weight(layer, values)
+                set_quantized_weight(model, node, layer, integers)  # the next layers read the rounded output
+            progress.advance(note=layer.name)
+    return correct_biases(quantizer.repaired(weights.core), candidate, float_layers)
 
 
 def _round_layer(
-    quantizer: Quantizer,
-    candidate: Candidate,
-    name: str,
+    layer: Layer,
+    weight: npt.NDArray[np.float32],
+    scale: npt.NDArray[np.float32],
+    run: Runner,
     images: npt.NDArray[Any],
-    float_layers: Sequence[str],
-) -> Quantizer:
-    """Return a quantizer with the rounded weights of one layer."""
-    weights = Weights(quantizer.core)
-    layer = next(layer for layer in weights.layers if layer.name == name)
-    model = onnx.load_model_from_string(quantizer.build(candidate, exclude=float_layers))
-    node, scale = quantized_layer(model, name)
-    if scale is None:
-        return quantizer
-    weight = weights.weight(layer)
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the rounded weights of one layer in units of ``scale``, and in units of the weights."""
     by_output = weight if layer.output_axis == 0 else weight.T
     rows = by_output.reshape(len(by_output), -1).astype(np.float64)
     scales = np.broadcast_to(scale.astype(np.float64), len(rows))[:, None]
-    run = tensor_runner(model, [node.input[0]], quantizer.spec)
     covariances = _covariances(layer, by_output.shape[2:], run, images)
-    rounded = [
-        _round_rows(part, covariance)
-        for part, covariance in zip(np.split(rows / scales, len(covariances)), covariances, strict=True)
-    ]
-    values = (np.concatenate(rounded) * scales).reshape(by_output.shape).astype(np.float32)
-    weights.set_weight(layer, values if layer.output_axis == 0 else values.T)
-    return quantizer.repaired(weights.core)
+    parts = zip(np.split(rows / scales, len(covariances)), covariances, strict=True)
+    integers = np.concatenate([_round_rows(part, covariance) for part, covariance in parts])
+    as_weights = [values.reshape(by_output.shape).astype(np.float32) for values in (integers, integers * scales)]
+    rounded, values = as_weights if layer.output_axis == 0 else (item.T for item in as_weights)
+    return rounded, values
 
 
 def _covariances(
     layer: Layer,
     kernel: Sequence[int],
-    run: Callable[[npt.NDArray[Any]], list[npt.NDArray[np.float32]]],
+    run: Runner,
     images: npt.NDArray[Any],
 ) -> Array:
     """Return the covariance of the inputs of one output value, ``[groups, D, D]``, damped.

@@ -11,7 +11,7 @@ from kdedge.pipeline.config.checks import RUN_FLAGS, Flags, check_value, conflic
 from kdedge.pipeline.data.options import WINDOWS, DataConfig
 from kdedge.pipeline.distill.options import DistillConfig
 
-__all__ = ["PRESETS", "RECIPES", "RENAMED", "build_config"]
+__all__ = ["PRESETS", "RECIPES", "RENAMED", "build_config", "preset_for"]
 
 # Old and new names of options by section; ``study`` has the options of a study, which no configuration file sets.
 RENAMED: dict[str, dict[str, str]] = {
@@ -84,7 +84,7 @@ def build_config(*layers: Mapping[str, Any], preset: str = "", flags: Flags = RU
         preset = preset or str(layer.get("preset", ""))
     if not preset:
         sources = [layer["data"].get("source") for layer in layers if isinstance(layer.get("data"), Mapping)]
-        preset = _preset_for(([source for source in sources if source] or [""])[-1])
+        preset = preset_for(([source for source in sources if source] or [""])[-1])
     if preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r}{closest(preset, PRESETS)}", f"presets: {', '.join(PRESETS)}")
     merged: dict[str, dict[str, Any]] = {"distill": {"recipe": DistillConfig.recipe}}
@@ -113,7 +113,7 @@ def build_config(*layers: Mapping[str, Any], preset: str = "", flags: Flags = RU
     return Config(preset=preset, **sections)
 
 
-def _preset_for(source: str) -> str:
+def preset_for(source: str) -> str:
     """Return the preset for a data set."""
     if source.startswith(WINDOWS):
         return "windows"

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from kdedge.pipeline.config import SECTIONS, Config
-from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.config.build import build_config, preset_for
+from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.distill.options import DistillConfig
 
 __all__ = ["as_flags", "cuts_paths", "shareable"]
@@ -32,9 +33,10 @@ def cuts_paths(config: Config) -> bool:
 def _flags(config: Config) -> list[str]:
     """Return the options that differ from the preset and recipe of a configuration."""
     recipe = config.distill.recipe
-    base = build_config({"distill": {"recipe": recipe}}, preset=config.preset)
-    implied = "sample" if config.data.source == "sample" else "default"
-    words = [] if config.preset == implied else ["--preset", config.preset]
+    # With the data set, because students are for images or for signals; --data is compared with its default.
+    base = build_config({"data": {"source": config.data.source}, "distill": {"recipe": recipe}}, preset=config.preset)
+    base = dataclasses.replace(base, data=dataclasses.replace(base.data, source=DataConfig().source))
+    words = [] if config.preset == preset_for(config.data.source) else ["--preset", config.preset]
     words += [] if recipe == DistillConfig().recipe else ["--recipe", recipe]
     for section, kind in SECTIONS.items():
         for item in dataclasses.fields(kind):

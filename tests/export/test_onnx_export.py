@@ -25,7 +25,7 @@ from kdedge.pipeline.stages import export
 @pytest.fixture
 def distilled(tmp_path: Path, tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A distill directory; `build_student` gives the tiny student."""
-    monkeypatch.setattr(load, "build_student", lambda name, classes, spec: tiny(classes, spec.size))
+    monkeypatch.setattr(load, "build_student", lambda name, classes, spec, widths: tiny(classes, spec.size))
     save_file(tiny().state_dict(), tmp_path / "student.safetensors")
     info = {"arch": "tiny", "image_size": 16, "classes": ["ant", "bee", "cat", "dog"]}
     (tmp_path / "student.json").write_text(json.dumps(info))

@@ -16,7 +16,7 @@ from kdedge.export.quantize.biases import correct_biases
 from kdedge.export.quantize.calibrate import tensor_runner
 from kdedge.export.quantize.candidates import Candidate
 from kdedge.export.quantize.equalise import equalise
-from kdedge.export.quantize.layers import Layer, Weights
+from kdedge.export.quantize.layers import Layer, Weights, quantized_layer
 from kdedge.export.quantize.qat import fine_tune
 from kdedge.export.quantize.quantizer import Quantizer
 from kdedge.export.quantize.rounding import round_with_compensation
@@ -111,6 +111,27 @@ def test_compensated_rounding_beats_bias_correction() -> None:
         step = np.abs(old.weight(layer)).max() / 64
         assert np.abs(new.weight(changed)).max() == pytest.approx(64 * step)
         assert np.abs(new.weight(changed) / step - np.round(new.weight(changed) / step)).max() < 1e-3
+
+
+@pytest.mark.parametrize(("weights", "per_channel"), [("s8", True), ("s8", False), ("u8", False)])
+def test_compensated_rounding_builds_the_model_once_and_foresees_the_next(
+    weights: str, per_channel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidate = Candidate(weights=weights, per_channel=per_channel, reduce_range=False, calibration_images=128)
+    quantizer, foreseen = quantizer_of(core(spread=1)), []
+    monkeypatch.setattr(rounding, "correct_biases", lambda same, *_: same)
+    set_weight = rounding.set_quantized_weight
+    monkeypatch.setattr(
+        rounding, "set_quantized_weight", lambda model, *rest: [set_weight(model, *rest), foreseen.append(model)]
+    )
+    built = onnx.load_model_from_string(round_with_compensation(quantizer, candidate).build(candidate))
+    assert len(foreseen) == len(quantizer.layers)
+    for name in quantizer.layers:
+        expected, found = (
+            lookup.arrays(model.graph)[lookup.producers(model.graph)[quantized_layer(model, name)[0].input[1]].input[0]]
+            for model in (built, foreseen[-1])
+        )
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_rounding_passes_the_error_on_to_inputs_that_vary_together() -> None:

@@ -13,6 +13,7 @@ from kdedge.pipeline.config.shareable import as_flags, cuts_paths, shareable
         ({"data": {"dir": "/private"}}, "", []),
         ({"data": {"source": "sample"}}, "", ["--data", "sample"]),
         ({"data": {"source": "sample"}}, "default", ["--preset", "default", "--data", "sample"]),
+        ({"data": {"source": "windows:w.npz", "layout": "NLC"}}, "", ["--data", "windows:w.npz", "--layout", "NLC"]),
         ({"distill": {"epochs": 40}}, "reference", ["--preset", "reference"]),
         ({"teacher": {"epochs": 7}, "quantize": {"qat": True}}, "sample", None),
         ({"data": {"source": "folder:my images"}, "quantize": {"compare_formats": False}}, "", None),
