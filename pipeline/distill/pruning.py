@@ -57,8 +57,8 @@ def cost_of(student: Student, inputs: InputSpec) -> Callable[[Widths], int]:
     channels, taps, classes = weight.shape[1], weight[0, 0].numel(), student.classifier.out_features
 
     def cost(widths: Widths) -> int:
-        befores = (channels, *widths)
-        convolutions = sum(n * taps * a * b for n, a, b in zip(places, befores, widths, strict=False))
+        in_widths = (channels, *widths)
+        convolutions = sum(n * taps * a * b for n, a, b in zip(places, in_widths, widths, strict=False))
         return convolutions + widths[-1] * classes
 
     return cost
