@@ -1,9 +1,9 @@
 """Several students of one teacher: ``kdedge run-all --student lite,lite-s,lite-xs``.
 
 Each student has a run directory ``RUN/students/NAME``, whose ``teacher`` is a link to ``RUN/teacher``. The chosen
-student is the cheapest whose INT8 validation accuracy is within a tolerance of the best. ``RUN`` has links to its
-stages, so it is the run directory of the chosen student. ``students.csv``, ``students.json`` and ``students.html``
-compare the students.
+student is the cheapest whose INT8 validation accuracy, by the metric of the gate, is within a tolerance of the best.
+``RUN`` has links to its stages, so it is the run directory of the chosen student. ``students.csv``, ``students.json``
+and ``students.html`` compare the students.
 """
 
 import dataclasses
@@ -124,9 +124,9 @@ def choose(rows: Sequence[Mapping[str, Any]], tolerance_pp: float) -> str:
     done = [row for row in rows if row["status"] == "done"]
     if not done:
         raise StageError(f"every student failed; {rows[0]['student']}: {rows[0]['error']}")
-    best = max(row["int8_val_top1_pct"] for row in done)
-    enough = [row for row in done if row["int8_val_top1_pct"] >= best - tolerance_pp]
-    return str(min(enough, key=lambda row: (row["macs"], -row["int8_val_top1_pct"]))["student"])
+    best = max(row["int8_val_pct"] for row in done)
+    enough = [row for row in done if row["int8_val_pct"] >= best - tolerance_pp]
+    return str(min(enough, key=lambda row: (row["macs"], -row["int8_val_pct"]))["student"])
 
 
 def _is_of_a_student(path: Path, out: Path) -> bool:
@@ -154,7 +154,7 @@ def _row(name: str, directory: Path) -> Row:
         "macs": exported["macs"],
         "val_images": quantized["validation"]["images"],
         "fp32_val_top1_pct": distilled["val_top1_pct"],
-        "int8_val_top1_pct": quantized["validation"]["top1_pct"],
+        "int8_val_pct": quantized["validation"].get("balanced_pct", quantized["validation"]["top1_pct"]),
         "test_images": report["accuracy"]["n"],
         "fp32_test_top1_pct": report["accuracy"]["onnx_fp32_top1_pct"],
         "int8_test_top1_pct": report["accuracy"]["onnx_int8_top1_pct"],

@@ -17,7 +17,7 @@ HTML = "students.html"
 FIGURE = "students.png"
 
 _COLUMNS = (
-    "student", "status", "error", "params", "macs", "val_images", "fp32_val_top1_pct", "int8_val_top1_pct",
+    "student", "status", "error", "params", "macs", "val_images", "fp32_val_top1_pct", "int8_val_pct",
     "test_images", "fp32_test_top1_pct", "int8_test_top1_pct", "loss_pp", "gate", "fp32_bytes", "int8_bytes",
     "int8_p50_ms", "latency",
 )  # fmt: skip
@@ -90,8 +90,8 @@ def _reason(result: Mapping[str, Any]) -> str:
     """Return a sentence with the chosen student and the rule."""
     done = {row["student"]: row for row in result["students"] if row["status"] == "done"}
     chosen = done[result["chosen"]]
-    best = max(done.values(), key=lambda row: float(row["int8_val_top1_pct"]))
-    below = best["int8_val_top1_pct"] - chosen["int8_val_top1_pct"]
+    best = max(done.values(), key=lambda row: float(row["int8_val_pct"]))
+    below = best["int8_val_pct"] - chosen["int8_val_pct"]
     distance = f"is {below:.2f} pp below that of {best['student']}" if below else "is the highest"
     return (
         f"{result['chosen']} is chosen: it has the fewest multiply-accumulates within {result['tolerance_pp']:g} pp of "
@@ -104,7 +104,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         return [row["status"], *[""] * (len(_TITLES) - 1)]
     latency = "–" if row["int8_p50_ms"] is None else f"{row['int8_p50_ms']:.3f}"
     return [
-        f"{row['int8_val_top1_pct']:.2f}",
+        f"{row['int8_val_pct']:.2f}",
         f"{row['fp32_test_top1_pct']:.2f}",
         f"{row['int8_test_top1_pct']:.2f}",
         row["gate"],

@@ -120,9 +120,11 @@ class Score:
         return top1_pct(self.kept) if self.balanced_over is None else balanced_pct(self.kept, self.balanced_over)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the numbers, rounded, without the per-image results."""
+        """Return the numbers, rounded, without the per-image results; ``balanced_pct`` if classes count the same."""
+        over = self.balanced_over
         return {
             "top1_pct": round(self.top1_pct, 3),
+            **({} if over is None else {"balanced_pct": round(balanced_pct(self.right, over), 3)}),
             "loss_pp": round(self.loss_pp, 3),
             "fp32_only_right": self.fp32_only_right,
             "int8_only_right": self.int8_only_right,

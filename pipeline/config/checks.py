@@ -48,7 +48,10 @@ def check_value(section: str, item: "dataclasses.Field[Any]", value: Any, proble
             item.metadata["parse"](value, item.metadata["flag"])
         except InputError as error:
             problems.append(str(error))
-    named = value.split(",") if item.metadata["several"] else [value]
+    named = [value]
+    if item.metadata["several"]:
+        named = [part.strip() for part in value.split(",")]
+        value = ",".join(named)
     if choices and (unknown := [part for part in named if part not in choices]):
         problems.append(f"{name} = {value!r}{closest(str(unknown[0]), choices)}: expected one of {', '.join(choices)}")
     # Also true for NaN.

@@ -29,7 +29,7 @@ def kdedge(*arguments, code=0):
 
 
 def done(name, accuracy, macs):
-    return {"student": name, "status": "done", "int8_val_top1_pct": accuracy, "macs": macs}
+    return {"student": name, "status": "done", "int8_val_pct": accuracy, "macs": macs}
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,14 @@ def run(finished, monkeypatch, plain_figures):
             if stage == "export":
                 manifest["facts"]["macs"] = 10 ** (9 - NAMES.index(config.distill.student))
             if stage == "quantize":
-                manifest["facts"]["validation"]["top1_pct"] = abs(result)
+                top1, *balanced = result if isinstance(result, tuple) else (result,)
+                manifest["facts"]["validation"]["top1_pct"] = abs(top1)
+                manifest["facts"]["validation"] |= dict(zip(["balanced_pct"], balanced, strict=False))
             write_json(run_dir / stage / "manifest.json", sealed(manifest))
         known = load_json(finished / "config.json", ("distill",))
         known["distill"]["student"] = config.distill.student
         write_json(run_dir / "config.json", known)
-        if names != ("teacher",) and result < 0:  # the gate refused it
+        if names != ("teacher",) and not isinstance(result, tuple) and result < 0:  # the gate refused it
             shutil.rmtree(run_dir / "bundle")
             raise GateError("the gate is undecided")
         return True
@@ -79,6 +81,11 @@ def run(finished, monkeypatch, plain_figures):
         return run_students(NAMES, config, out, tolerance)[1]
 
     return run
+
+
+def test_the_metric_of_the_gate_decides(run, tmp_path):
+    result = run(tmp_path / "run", 1.0, a=(90.0, 70.0), b=(90.0, 69.5), c=(90.0, 40.0))
+    assert (result["chosen"], [row["int8_val_pct"] for row in result["students"]]) == ("lite-s", [70.0, 69.5, 40.0])
 
 
 def test_the_run_directory_is_that_of_the_chosen_student(run, tmp_path, capsys):
@@ -95,7 +102,7 @@ def test_the_run_directory_is_that_of_the_chosen_student(run, tmp_path, capsys):
     assert json.loads(kdedge("report", out, "--json").stdout)["student"]["arch"] == "lite-xs"  # that of the copied run
     with (out / "students.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["int8_val_top1_pct"] for row in rows] == ["90.0", "89.2", ""]
+    assert [row["int8_val_pct"] for row in rows] == ["90.0", "89.2", ""]
     assert json.loads((out / "students.json").read_text()) == result
     page = (out / "students.html").read_text()
     assert '<a href="students/lite-s/benchmark/report.html">lite-s</a>' in page
@@ -147,6 +154,7 @@ def test_several_students_are_for_run_all(arguments, message, tmp_path):
 def test_an_unknown_student_among_several_is_named(tmp_path):
     result = kdedge("run-all", "--student", "lite,lite-m", "--out", tmp_path / "run", code=2)
     assert "'lite,lite-m' (did you mean 'lite" in " ".join(result.stderr.split())
+    assert build_config({"distill": {"student": "lite, lite-s"}}, flags=RUN_ALL_FLAGS).distill.student == "lite,lite-s"
 
 
 @pytest.mark.parametrize("tolerance", ["-1", "101", "nan"])
