@@ -130,7 +130,7 @@ def hardly_recognised(rows: Sequence[Mapping[str, Any]]) -> str:
     if not weak:
         return ""
     named = [
-        f"{row['class']} ({round(row['n'] * row['int8_top1_pct'] / 100):,} of {row['n']:,} images)"
+        f"{row['class']} ({round(row['n'] * row['int8_top1_pct'] / 100):,} of {row['n']:,})"
         for row in sorted(weak, key=lambda row: (row["int8_top1_pct"], -row["n"]))[:_MOST_NAMED]
     ]
     more = f" and {len(weak) - len(named)} more" if len(weak) > len(named) else ""

@@ -331,7 +331,7 @@ def test_a_class_that_is_hardly_ever_recognised_is_named_on_top(
     print_summary(report)
     for text in (capsys.readouterr().out, render_markdown(report, []), render_html(report, [])):
         head = " ".join(text.split("INT8 top-1")[0].split())
-        assert "Hardly ever recognised: ship (0 of 13 images), dog | wolf (1 of 17 images)" in head
+        assert "Hardly ever recognised: ship (0 of 13), dog | wolf (1 of 17)" in head
 
 
 def test_a_gate_that_failed_for_another_reason_than_a_loss_says_so(finished: tuple[dict[str, Any], Path]) -> None:

@@ -126,7 +126,7 @@ def test_undecided_bundle_says_so_everywhere(
     rare = {"class": "bee", "n": 17, "fp32_top1_pct": 5.8824, "int8_top1_pct": 0.0, "fp32_only_right": 1}
     report = {**gate("undecided", reason="too few images"), "per_class": [{**rare, "int8_only_right": 0}]}
     bundle = make_bundle(report, allow_undecided=True)
-    assert "**Hardly ever recognised: bee (0 of 17 images).**" in (bundle / "MODEL_CARD.md").read_text()
+    assert "**Hardly ever recognised: bee (0 of 17).**" in (bundle / "MODEL_CARD.md").read_text()
     assert load_manifest(bundle)["facts"]["passed"] is False
     assert "undecided: shipped although not passed" in (bundle / "MODEL_CARD.md").read_text()
     assert "passed: false" in (bundle / "MODEL_CARD.md").read_text()

@@ -52,7 +52,7 @@ def test_a_class_that_is_never_recognised_is_named_although_the_gate_passes(opti
     rows += [(10_000 + index, name, name) for index, name in enumerate(["other"] * 1_839)]
     file = write_csv(tmp_path / "predictions.csv", rows)
     result = invoke(file, file, *option)
-    assert (result.exit_code, "Hardly ever recognised: defect (0 of 161 images)" in result.stdout) == (0, True)
+    assert (result.exit_code, "Hardly ever recognised: defect (0 of 161)" in result.stdout) == (0, True)
 
 
 def test_files_in_another_order_get_the_verdict_of_the_python_function(files):
