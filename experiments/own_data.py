@@ -4,9 +4,9 @@
     python experiments/own_data.py SETS/digits --out RUNS --csv own_data.csv
 
 A data set is a folder with ``train/CLASS/*.png`` and ``test/CLASS/*.png``. All accuracies are of test images, except
-the teacher's, which is of validation images. Data sets that the CSV file has are skipped. The logistic regression needs
-scikit-learn; without it its column is empty. Training is counted in CPU seconds of one thread, so that other work on the
-machine changes nothing.
+the teacher's, which is of validation images. Data sets in the CSV file are skipped. The logistic regression needs
+scikit-learn; without it its column is empty. Training is counted in CPU seconds of one thread, so that other work on
+the machine changes nothing.
 """
 
 import argparse
