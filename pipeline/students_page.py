@@ -1,6 +1,5 @@
 """The comparison of several students as CSV, as a page and in a terminal."""
 
-import base64
 import csv
 import io
 from collections.abc import Mapping, Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.files import write_atomic
+from kdedge.templates import load_template, picture_url
 
 __all__ = ["CSV", "FIGURE", "HTML", "JSON", "begins_csv", "print_students", "write_csv", "write_page"]
 
@@ -41,15 +41,6 @@ def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def write_page(result: Mapping[str, Any], out: Path) -> None:
     """Write ``students.html``, with the figure inside if there is one."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
     rows = [
         {
             "student": row["student"],
@@ -61,8 +52,8 @@ def write_page(result: Mapping[str, Any], out: Path) -> None:
         for row in result["students"]
     ]
     figure = out / FIGURE
-    image = "data:image/png;base64," + base64.b64encode(figure.read_bytes()).decode() if figure.exists() else ""
-    page = environment.get_template(f"{HTML}.j2").render(
+    image = picture_url(figure.read_bytes()) if figure.exists() else ""
+    page = load_template(Path(__file__).parent / "templates" / f"{HTML}.j2").render(
         titles=_TITLES, rows=rows, reason=_reason(result), note=_NOTE, figure=image
     )
     write_atomic(out / HTML, page.encode(errors="replace"))

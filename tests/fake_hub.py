@@ -65,12 +65,29 @@ def published_file(state: Mapping[str, torch.Tensor], arch: str) -> tuple[str, b
     return f"{arch}-{hashlib.sha256(data).hexdigest()[:8]}.pth", data
 
 
+class _Quiet(BaseHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def _running(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Run a server and yield its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 @contextlib.contextmanager
 def serve(case: str, data: bytes) -> Iterator[str]:
     """Serve ``data`` at every path as one of `CASES` and yield the address."""
     ended = threading.Event()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(_Quiet):
         def do_HEAD(self) -> None:
             if case == "missing":
                 self.send_error(404)
@@ -98,17 +115,11 @@ def serve(case: str, data: bytes) -> Iterator[str]:
                         if ended.wait(0.1):
                             break
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        ended.set()
-        server.shutdown()
-        server.server_close()
+    with _running(Handler) as address:
+        try:
+            yield address
+        finally:
+            ended.set()
 
 
 @contextlib.contextmanager
@@ -129,7 +140,7 @@ def serve_dataset(revisions: Mapping[str, Mapping[str, bytes]]) -> Iterator[str]
         files[f"/revision/{quote(revision, safe='')}"] = json.dumps(info).encode()
         files[f"/tree/{commit}?recursive=true&expand=false"] = json.dumps(listed).encode()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(_Quiet):
         def do_HEAD(self) -> bytes:
             path = self.path.removeprefix("/api").removeprefix("/datasets/owner/name")
             if path not in files:
@@ -145,16 +156,8 @@ def serve_dataset(revisions: Mapping[str, Mapping[str, bytes]]) -> Iterator[str]
         def do_GET(self) -> None:
             self.wfile.write(self.do_HEAD())
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with _running(Handler) as address:
+        yield address
 
 
 def main(case: str, *command: str) -> int:

@@ -3,27 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import tiny
 
 CHANNELS = ("ax", "ay")
 RATE = 50.0
 
-OPTIONS = {
-    "--teacher": "tiny_resnet",
-    "--teacher-epochs": "2",
-    "--teacher-batch-size": "16",
-    "--teacher-lr": "0.02",
-    "--student": "signal-s",
-    "--distill-epochs": "3",
-    "--distill-batch-size": "16",
-    "--lr": "0.05",
-    "--scan-batches": "2",
-    "--calibration-images": "32",
-    "--latency-seconds": "0.1",
-    "--latency-batches": "1",
-    "--device": "cpu",
-    "--threads": "1",
-    "--precision": "fp32",
-}
+_OF_IMAGES = ("--image-size", "--val-fraction", "--teacher-stem", "--teacher-weights")
+OPTIONS = {flag: value for flag, value in tiny.OPTIONS.items() if flag not in _OF_IMAGES} | {"--student": "signal-s"}
 TINY = [*(part for option in OPTIONS.items() for part in option), "--no-compare-formats"]
 
 

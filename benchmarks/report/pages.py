@@ -4,21 +4,19 @@ All three begin with the verdict and show the same numbers, each with its doubts
 ``benchmarks/report/templates``; `kdedge.benchmarks.report.content` prepares their content.
 """
 
-import base64
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdedge.benchmarks.report.content import context
 from kdedge.benchmarks.report.figures import Figure, draw_figures
 from kdedge.files import write_atomic, write_json
+from kdedge.templates import load_template, picture_url
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from jinja2 import Template
     from rich.console import Console
 
 __all__ = ["OTHER_FILES", "print_summary", "render_html", "render_markdown", "write_report"]
@@ -54,7 +52,12 @@ def render_html(report: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     embedded: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
     for figure in figures:
         embedded[figure.section].append(
-            {"title": figure.title, "alt": figure.alt, "light": _data_url(figure.light), "dark": _data_url(figure.dark)}
+            {
+                "title": figure.title,
+                "alt": figure.alt,
+                "light": picture_url(figure.light),
+                "dark": picture_url(figure.dark),
+            }
         )
     return _render("report.html.j2", {**context(report), "figures": embedded})
 
@@ -116,25 +119,4 @@ def print_summary(report: Mapping[str, Any], console: "Console | None" = None) -
 
 
 def _render(template: str, shown: Mapping[str, Any]) -> str:
-    return str(_template(template).render(shown))
-
-
-@cache
-def _template(template: str) -> "Template":
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=".html" in template,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    # Class names are the user's: a bar in one would end the cell of a Markdown table.
-    environment.filters["cell"] = lambda value: str(value).replace("|", "\\|")
-    return environment.get_template(template)
-
-
-def _data_url(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+    return str(load_template(_TEMPLATES / template).render(shown))

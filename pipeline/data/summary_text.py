@@ -3,7 +3,6 @@
 The page is one file without links to others. Its contact sheet shows images of every class as the student sees them.
 """
 
-import base64
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from kdedge.files import disk_errors, write_atomic
 from kdedge.ownership import holds_nothing, not_ours
 from kdedge.pipeline.data.duplicates import COPIES
 from kdedge.progress import printable
+from kdedge.templates import load_template, picture_url
 
 __all__ = ["check_page", "findings", "print_summary", "write_page"]
 
@@ -98,20 +98,11 @@ def write_page(summary: Mapping[str, Any], sample: Split, out_dir: Path) -> Path
     Raises:
         StageError: The file cannot be written.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
     rows = [
         {**row, "sheet": _sheet(sample.images[sample.labels == label][:_PER_CLASS]) if label < _MOST_SHEETS else ""}
         for label, row in enumerate(summary["per_class"])
     ]
-    page = environment.get_template(f"{PAGE}.j2").render(
+    page = load_template(Path(__file__).parent / "templates" / f"{PAGE}.j2").render(
         title=_TITLE,
         summary=summary,
         rows=rows,
@@ -133,7 +124,7 @@ def _sheet(images: "np.ndarray[Any, np.dtype[np.uint8]]") -> str:
     side = min(_MOST_SIDE, images.shape[1])
     file = io.BytesIO()
     sheet.resize((side * len(images), side), Image.Resampling.BOX).save(file, "WEBP", quality=85)
-    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+    return picture_url(file.getvalue(), "webp")
 
 
 def _balance(summary: Mapping[str, Any]) -> str:
