@@ -4,10 +4,12 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from measured import FACTS, OPTIONS, TestImages, benchmark
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -153,3 +155,24 @@ def dataset(labelled: Split) -> CountingDataset:
 @pytest.fixture(scope="session")
 def fp32_writer() -> Callable[..., Path]:
     return write_fp32
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path], labelled: Any
+) -> tuple[dict[str, Any], Path]:
+    """Run the stage once, with everything that it can be given."""
+    out = tmp_path_factory.mktemp("benchmark")
+    dataset = TestImages(labelled.images[:120], labelled.labels[:120])
+    seen = []
+
+    def torch_top1(split: Any) -> dict[str, float | None]:
+        seen.append(split)
+        return {"teacher_test_top1_pct": 77.5, "torch_fp32_top1_pct": 25.0}
+
+    report = benchmark(
+        OPTIONS, models["fp32"], models["int8"], dataset, run_facts=FACTS, torch_top1=torch_top1, out_dir=out
+    )
+    assert dataset.reads == 1
+    assert [len(split.labels) for split in seen] == [120]
+    return report, out

@@ -1,31 +1,25 @@
-"""The whole stage on a tiny network: the contract of report.json, and the pages made from it."""
+"""The whole stage on a tiny network: the contract of report.json, and what is measured and checked."""
 
 import dataclasses
-import io
 import json
 import os
 import re
 import sys
-from functools import partial
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from measured import OPTIONS, benchmark
 from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
-from rich.console import Console
 
 from kdedge.benchmarks import measure as stage
 from kdedge.benchmarks.interval import wilson_interval_pct
-from kdedge.benchmarks.measure import run_benchmark
 from kdedge.benchmarks.options import BenchmarkConfig
 from kdedge.benchmarks.report import figures
 from kdedge.benchmarks.report.file import load_report
-from kdedge.benchmarks.report.pages import print_summary, render_html, render_markdown
+from kdedge.benchmarks.report.pages import print_summary, render_markdown
 from kdedge.errors import InputError, StageError
-from kdedge.inputs import image_input
 
 # Schema 1 may gain keys, never lose one.
 CONTRACT: dict[str, set[str]] = {
@@ -46,61 +40,6 @@ LATENCY = {
     "provider", "model", "batch", "threads", "p50_ms", "p90_ms", "p99_ms", "mean_ms", "throughput_ips", "samples",
     "load_ms", "first_run_ms", "trust",
 }  # fmt: skip
-TRAINING = [
-    {"epoch": "1", "train_loss": "2.5", "train_kd": "1.9", "train_hint": "1.0", "train_ce": "2.2", "beta": "250",
-     "val_top1_pct": "31.5", "cosine_similarity": "0.41"},
-    {"epoch": "2", "train_loss": "1.5", "train_kd": "0.9", "train_hint": "0.7", "train_ce": "1.2", "beta": "125",
-     "val_top1_pct": "55.0", "cosine_similarity": "0.52"},
-    {"epoch": "3", "train_loss": "1.1", "train_kd": "", "train_hint": "nan", "train_ce": "1.0", "beta": "125",
-     "val_top1_pct": "61.0", "cosine_similarity": ""},
-]  # fmt: skip
-FACTS = {
-    "run": {"preset": "default", "data": "made-up", "seed": 3, "wall_s": 4000.0, "extra": "kept"},
-    "teacher": {"arch": "resnet18", "params": 11_173_962, "weights": "none"},
-    "student": {"arch": "lite", "params": 1_290_000, "macs": 115_000_000, "method": "selective", "epochs": 3},
-    "training": TRAINING,
-}
-benchmark = partial(run_benchmark, images_sha256="1" * 64)
-OPTIONS = BenchmarkConfig(seconds=0.05, batches="1,2")
-
-
-@pytest.fixture(scope="module")
-def finished(
-    tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path], labelled: Any
-) -> tuple[dict[str, Any], Path]:
-    """Run the stage once, with everything that it can be given."""
-    out = tmp_path_factory.mktemp("benchmark")
-    dataset = TestImages(labelled.images[:120], labelled.labels[:120])
-    seen = []
-
-    def torch_top1(split: Any) -> dict[str, float | None]:
-        seen.append(split)
-        return {"teacher_test_top1_pct": 77.5, "torch_fp32_top1_pct": 25.0}
-
-    report = benchmark(
-        OPTIONS, models["fp32"], models["int8"], dataset, run_facts=FACTS, torch_top1=torch_top1, out_dir=out
-    )
-    assert dataset.reads == 1
-    assert [len(split.labels) for split in seen] == [120]
-    return report, out
-
-
-class TestImages:
-    """A data set with test images only; reading anything else fails."""
-
-    __test__ = False
-    name = "made-up"
-    class_names = ("cat", "dog | wolf", "<b>frog</b>", "ship")
-    spec = image_input(16)
-
-    def __init__(self, images: Any, labels: Any) -> None:
-        from kdedge.dataset import Split
-
-        self._split, self.reads = Split(images, labels), 0
-
-    def test(self) -> Any:
-        self.reads += 1
-        return self._split
 
 
 def test_report_keeps_the_contract(finished: tuple[dict[str, Any], Path]) -> None:
@@ -145,49 +84,6 @@ def test_files_of_the_stage(finished: tuple[dict[str, Any], Path]) -> None:
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in drawn)
 
 
-class Page(HTMLParser):
-    """Checks that tags are balanced and collects addresses and text."""
-
-    VOID = frozenset({"meta", "img", "br", "source", "link", "hr", "input"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.addresses: list[str] = []
-        self.texts: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in self.VOID:
-            self.open.append(tag)
-        self.addresses += [value or "" for name, value in attrs if name in {"src", "srcset", "href", "data"}]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-
-def test_html_is_one_file_with_the_verdict_first(finished: tuple[dict[str, Any], Path]) -> None:
-    report, out = finished
-    html = (out / "report.html").read_text()
-    page = Page()
-    page.feed(html)
-    page.close()
-    assert page.open == []
-    assert len(page.addresses) == 12
-    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
-    without_images = re.sub(r"data:image/png;base64,[^\"]*", "", html)
-    assert not re.search(r"https?:|//\w|@import|url\(|<script", without_images)
-    body = html[html.index("<body>") :]
-    assert body.index("Undecided") < body.index(report["gate"]["reason"][:20]) < body.index("<h2>")
-    # Class names are the user's and must not become markup.
-    assert "&lt;b&gt;frog&lt;/b&gt;" in body
-    assert "<b>frog" not in body
-    for word in ("prefers-color-scheme: dark", "@media print", 'name="viewport"'):
-        assert word in html
-
-
 def test_wrong_predictions_are_counted_and_the_most_confident_named(finished: tuple[dict[str, Any], Path]) -> None:
     report, out = finished
     wrong = {row["class"]: row["n"] - round(row["n"] * row["int8_top1_pct"] / 100) for row in report["per_class"]}
@@ -207,41 +103,6 @@ def test_wrong_predictions_are_counted_and_the_most_confident_named(finished: tu
     )
     assert "macro-F1" in text
     assert "INT8 precision" in text
-
-
-def test_the_first_lines_name_model_data_and_classes(
-    finished: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    report, out = finished
-    subject = "lite on made-up, 4 classes: cat, dog | wolf, <b>frog</b>, ship"
-    assert (out / "report.md").read_text().splitlines()[2] == subject
-    html = (out / "report.html").read_text()
-    assert html.index("lite on made-up, 4 classes: cat") < html.index("<h2>")
-    print_summary(report)
-    assert capsys.readouterr().out.splitlines()[1] == subject
-    classes = [{**report["per_class"][0], "class": f"c{number}"} for number in range(6)]
-    assert "6 classes: c0, c1, c2, c3 and 2 more" in render_markdown({**report, "per_class": classes}, [])
-
-
-def test_markdown_tables_are_whole(finished: tuple[dict[str, Any], Path]) -> None:
-    report, out = finished
-    text = (out / "report.md").read_text()
-    assert text.startswith("# Undecided")
-    assert report["gate"]["reason"] in text
-    assert "dog \\| wolf" in text
-    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
-        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
-    assert all((out / name).is_file() for name in re.findall(r"\]\((.+?)\)", text))
-
-
-def test_summary_fits_80_columns(finished: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]) -> None:
-    report, _ = finished
-    print_summary(report)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("Undecided")
-    assert max(map(len, lines)) <= 80
-    assert any("INT8 top-1" in line for line in lines)
-    assert any("CUDA not measured" in line for line in lines) == bool(report["unavailable"])
 
 
 def test_a_float_layer_that_nobody_chose_is_an_error_before_the_test_images_are_read(
@@ -295,17 +156,6 @@ def test_answers_on_emulated_cpus_go_into_the_report_and_fail_no_gate(
     assert alone["gate"] == report["gate"]
 
 
-def test_accuracy_stands_beside_the_constant_answer(finished: tuple[dict[str, Any], Path]) -> None:
-    report, out = finished
-    accuracy = report["accuracy"]
-    most = max(report["per_class"], key=lambda row: row["n"])
-    assert (accuracy["majority_class"], accuracy["majority_pct"]) == (most["class"], round(100 * most["n"] / 120, 4))
-    recalls = [row["int8_top1_pct"] for row in report["per_class"]]
-    assert accuracy["balanced_pct"] == pytest.approx(sum(recalls) / 4, abs=1e-3)
-    text = (out / "report.md").read_text()
-    assert text.index("| INT8 top-1 |") < text.index("| always `") < text.index("| FP32 top-1 |")
-
-
 def test_the_gate_can_judge_balanced_accuracy(
     dataset: Any, models: dict[str, Path], tmp_path: Path, no_report_figures: None
 ) -> None:
@@ -318,76 +168,6 @@ def test_the_gate_can_judge_balanced_accuracy(
     assert gate["loss_pp"] == pytest.approx(accuracy["fp32_balanced_pct"] - accuracy["balanced_pct"], abs=1e-3)
     for name in ("report.html", "report.md"):
         assert "of balanced accuracy; paired bootstrap, stratified by class" in (tmp_path / name).read_text()
-
-
-def test_a_class_that_is_hardly_ever_recognised_is_named_on_top(
-    finished: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = [{**row} for row in finished[0]["per_class"]]
-    assert "Hardly ever recognised" not in render_markdown(finished[0], [])
-    rows[1] |= {"n": 17, "int8_top1_pct": 5.8824}
-    rows[3] |= {"n": 13, "int8_top1_pct": 0.0}
-    report = {**finished[0], "per_class": rows}
-    print_summary(report)
-    for text in (capsys.readouterr().out, render_markdown(report, []), render_html(report, [])):
-        head = " ".join(text.split("INT8 top-1")[0].split())
-        assert "Hardly ever recognised: ship (0 of 13), dog | wolf (1 of 17)" in head
-
-
-def test_a_gate_that_failed_for_another_reason_than_a_loss_says_so(finished: tuple[dict[str, Any], Path]) -> None:
-    for cause, headline in (
-        ("learned", "Failed: the model has learned nothing"), ("gain", "Failed: INT8 does not follow FP32"),
-    ):  # fmt: skip
-        gate = {**finished[0]["gate"], "verdict": "failed", "passed": False, "cause": cause}
-        assert render_markdown({**finished[0], "gate": gate}, []).startswith(f"# {headline}\n")
-
-
-@pytest.mark.parametrize(
-    ("noisy", "title"),
-    [((), ""), ((1,), "red numbers are noisy: do not quote"), ((0, 1, 2, 3), "noisy: do not quote")],
-)
-def test_a_noisy_cell_does_not_mark_the_whole_figure(
-    finished: tuple[dict[str, Any], Path], noisy: tuple[int, ...], title: str
-) -> None:
-    verdicts = ["noisy: do not quote" if index in noisy else "steady" for index in range(4)]
-    rows = [
-        {**row, "trust": {"verdict": verdict}} for row, verdict in zip(finished[0]["latency"], verdicts, strict=True)
-    ]
-    axes = Figure().subplots()
-    figures._latency(axes, rows)
-    assert axes.get_title(loc="left") == title
-    # Numbers over the bars are drawn model by model.
-    drawn = sorted(range(4), key=lambda index: rows[index]["model"] != rows[0]["model"])
-    assert {index for index, text in zip(drawn, axes.texts, strict=True) if text.get_color() != "black"} == set(noisy)
-
-
-@pytest.mark.parametrize(("verdict", "headline"), [("passed", "Passed: "), ("failed", "Failed: ")])
-def test_other_verdicts(finished: tuple[dict[str, Any], Path], verdict: str, headline: str) -> None:
-    report = {**finished[0], "gate": {**finished[0]["gate"], "verdict": verdict, "passed": verdict == "passed"}}
-    buffer = io.StringIO()
-    print_summary(report, Console(file=buffer, width=80))
-    assert buffer.getvalue().startswith(headline)
-    assert f"<h1>{headline}" in render_html(report, [])
-    assert render_markdown(report, []).startswith(f"# {headline}")
-
-
-@pytest.mark.filterwarnings("error")
-def test_a_class_name_that_the_font_lacks_is_drawn_as_its_number(
-    finished: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    row = finished[0]["per_class"][0]
-    classes = [{**row, "class": "Äpfel"}, {**row, "class": "梨", "n": 0}, {**row, "class": "りんご"}]
-    drawn: list[str] = []
-    paint = figures._accuracies
-
-    def spy(axes: Any, rows: Any, plural: str) -> None:
-        paint(axes, rows, plural)
-        drawn[:] = [label.get_text() for label in axes.get_yticklabels()]
-
-    monkeypatch.setattr(figures, "_accuracies", spy)
-    report = {"latency": [], "per_class": classes}
-    assert [figure.name for figure in figures.draw_figures(report, tmp_path)] == ["per_class"]
-    assert drawn == ["Äpfel", "class 2"]
 
 
 def test_without_torch_training_and_matplotlib(
