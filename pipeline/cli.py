@@ -19,7 +19,7 @@ __all__ = ["app"]
 
 app = typer.Typer(
     cls=Commands,
-    help="From labelled images to a small INT8 image classifier, verified before it ships, with one command.",
+    help="From labelled images or sensor windows to a small, verified INT8 classifier with one command.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -100,7 +100,7 @@ def _origin(result: Mapping[str, Any], *, expected: bool) -> str:
     return f"{known}; a change of files and manifest together would not be found"
 
 
-@app.command(help="Classify images with a bundle.")
+@app.command(help="Classify images or recordings with a bundle.")
 @reported
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle directory.")],
