@@ -18,6 +18,8 @@ def starts_from(student: Mapping[str, Any]) -> str:
     students = "a student" if len(hashes) == 1 else f"mean of {len(hashes)} students"
     if pruned := student.get("pruned"):
         before, after = ("-".join(map(str, pruned[key])) for key in ("from", "widths"))
+        if pruned["by"] == "scratch":
+            return f"untrained weights, with the channels {after} to which {before} of {students} would be pruned"
         students = f"channels {after}, pruned by {pruned['by']} from {before} of {students}"
     return f"{students} ({', '.join(sha256[:8] for sha256 in hashes)})" if hashes else ""
 

@@ -88,9 +88,10 @@ class DistillConfig:
     )
     prune_by: str = option(
         "taylor",
-        "Score of channels: taylor (change of the loss), or the controls l1 (size of the weights) and random.",
+        "Score of channels: taylor (change of the loss), or the controls l1 (size of the weights), random and scratch "
+        "(the widths of taylor, weights of an untrained student).",
         flag="--prune-by",
-        choices=("taylor", "l1", "random"),
+        choices=("taylor", "l1", "random", "scratch"),
     )
     norm_bias_lr: float = option(
         64.0, "Learning rate of batch-norm biases, in multiples of --lr.", flag="--norm-bias-lr", least=0.01, most=1000

@@ -59,9 +59,7 @@ def start_student(student: Student, config: Config, inputs: InputSpec, batches: 
     """
     settings, paths = config.distill, config.distill.weight_files
     if not paths:
-        if settings.init == "whitening" and not batches.split.signal:
-            initialise(student, batches.split.images)
-        return StudentStart(place(student, batches.device), [], {})
+        return StudentStart(_untrained(student, config, batches), [], {})
     hashes = [file_sha256(path) for path in paths]
     classes = student.classifier.out_features
     own, found = _own_widths(settings.student), _widths_in(paths[0], settings.student)
@@ -82,14 +80,26 @@ def start_student(student: Student, config: Config, inputs: InputSpec, batches: 
             # The mean of several networks needs new statistics (Izmailov et al., arXiv:1803.05407, sec. 3.2).
             _refresh(wide, config, batches)
         return StudentStart(wide, hashes, {})
+    scratch = settings.prune_by == "scratch"
     with autocast(config.runtime):
-        scores = channel_scores(wide.eval(), first_batches(batches, _BATCHES), settings.prune_by)
+        score = "taylor" if scratch else settings.prune_by
+        scores = channel_scores(wide.eval(), first_batches(batches, _BATCHES), score)
     widths = narrower(found, scores, cost_of(wide, inputs), settings.prune) if settings.prune else own
-    narrow = place(build_student(settings.student, classes, inputs, widths), batches.device)
-    slice_channels(wide, narrow, best_channels(scores, widths))
-    _refresh(narrow, config, batches)
+    narrow = build_student(settings.student, classes, inputs, widths)
+    if scratch:
+        _untrained(narrow, config, batches)
+    else:
+        slice_channels(wide, place(narrow, batches.device), best_channels(scores, widths))
+        _refresh(narrow, config, batches)
     log(f"student: {_text(widths)} of {_text(found)} channels, by {settings.prune_by}")
     return StudentStart(narrow, hashes, {"from": list(found), "widths": list(widths), "by": settings.prune_by})
+
+
+def _untrained(student: Student, config: Config, batches: Batches) -> Student:
+    """Return a student on its device with the weights that an untrained one begins with."""
+    if config.distill.init == "whitening" and not batches.split.signal:
+        initialise(student, batches.split.images)
+    return place(student, batches.device)
 
 
 def _text(widths: Widths) -> str:

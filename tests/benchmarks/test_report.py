@@ -242,6 +242,9 @@ def test_a_student_of_given_weights_tells_where_it_starts() -> None:
     assert starts_from({"weights_sha256": ["ab0dc3c4" * 8], "pruned": pruned}) == (
         "channels 16-48, pruned by taylor from 32-64 of a student (ab0dc3c4)"
     )
+    assert starts_from({"weights_sha256": ["ab0dc3c4" * 8], "pruned": {**pruned, "by": "scratch"}}) == (
+        "untrained weights, with the channels 16-48 to which 32-64 of a student would be pruned"
+    )
     for unknown in ([], None):
         markdown = texts(student={**begun, "weights_sha256": unknown})[1]
         assert "starts from" not in markdown

@@ -75,6 +75,14 @@ def test_a_pruned_student_trains_resumes_and_is_loaded_with_its_widths(distill, 
     assert facts["pruned"]["by"] == "taylor"
     widths = facts["pruned"]["widths"]
     assert json.loads((tmp_path / "whole" / "student.json").read_text())["widths"] == widths
+    still = {**settings, "method": "ce", "epochs": 1, "lr": 1e-6, "weight_decay": 0.0}
+    control, control_facts = distill("control", **still, prune_by="scratch")
+    assert control_facts["pruned"] == {**facts["pruned"], "by": "scratch"}
+    pruned, _ = distill("still", **still)
+    wide = load((tmp_path / "wide" / "student.safetensors").read_bytes())["blocks.4.conv.weight"].flatten()
+    for begun, from_wide in ((pruned, True), (control, False)):
+        kept = load(begun)["blocks.4.conv.weight"].flatten()
+        assert bool(((kept[:, None] - wide).abs().amin(1) < 1e-4).float().mean() > 0.99) == from_wide
     shapes = [value.shape[0] for name, value in load(whole).items() if name.endswith("conv.weight")]
     assert sorted(shapes) == sorted(widths) != [16, 32, 48, 64, 80]
     honest = stage.StudentEvaluator.measure
