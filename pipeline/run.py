@@ -9,7 +9,7 @@ from typing import Any
 
 from kdedge.errors import GateError, InputError
 from kdedge.files import read_json, write_json
-from kdedge.manifest import check_finished
+from kdedge.manifest import check_finished, load_manifest
 from kdedge.ownership import check_owned, is_stage, not_ours
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.build import build_config
@@ -20,6 +20,7 @@ from kdedge.pipeline.exchange import clean_up
 from kdedge.pipeline.run_dir import run_stage, why_rerun
 from kdedge.pipeline.stages import bundle
 from kdedge.pipeline.stages.registry import STAGES, TRAINING_STAGES
+from kdedge.pipeline.tracking import check_tracking, open_tracking, result_values
 from kdedge.pipeline.unfinished import unfinished_config
 from kdedge.progress import log
 
@@ -48,6 +49,7 @@ def check_stages(names: tuple[str, ...], config: Config, run_dir: Path) -> None:
         from kdedge.pipeline.training.device import check_threads
 
         check_threads(config.runtime.threads, recorded.get("runtime"))
+    check_tracking(config.tracking)
     for stage in stages:
         if stage.check:
             stage.check(config, run_dir)
@@ -98,7 +100,10 @@ def run_stages(
     any_ran = False
     try:
         for name in names:
-            any_ran |= run_stage(STAGES[name], config, run_dir, force=force, refresh=refresh)
+            if run_stage(STAGES[name], config, run_dir, force=force, refresh=refresh):
+                any_ran = True
+                results = dict(result_values(load_manifest(run_dir / name)["facts"]))
+                open_tracking(config.tracking, run_dir, name)(results, 0)
             _record(config, run_dir, name)
         if "benchmark" in names:
             bundle.follow_gate(config, run_dir)

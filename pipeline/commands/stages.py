@@ -169,7 +169,7 @@ def _print_windows(config: Config, *, as_json: bool, page: bool) -> None:
 
 @app.command(help="Fine-tune the teacher.", rich_help_panel=_STAGES)
 @configured(
-    ("data", "teacher", "training", "runtime"),
+    ("data", "teacher", "training", "runtime", "tracking"),
     BEGINNING,
     first=(*_TRAINING, "teacher__arch", "teacher__weights", "teacher__epochs"),
 )
@@ -181,7 +181,7 @@ def teacher(config: Config, out: Path, **again: bool) -> None:
 
 @app.command(help="Train the student with the teacher.", rich_help_panel=_STAGES)
 @configured(
-    ("data", "distill", "training", "runtime"),
+    ("data", "distill", "training", "runtime", "tracking"),
     first=(*_TRAINING, "distill__student", "distill__method", "distill__epochs"),
 )
 def distill(config: Config, out: Path, **again: bool) -> None:

@@ -140,7 +140,7 @@ def _prepare(given: dict[str, Any], fields: Fields, flags: Flags) -> Flags:
     help="Compare distillation methods over training lengths and seeds, with one teacher.", rich_help_panel=_STUDIES
 )
 @configured(
-    ("data", "teacher", "distill", "training", "runtime"),
+    ("data", "teacher", "distill", "training", "runtime", "tracking"),
     BEGINNING | out_option(Path("artifacts/compare")) | _METHODS | _STUDY,
     without=("distill__method", "distill__epochs", "runtime__seed", "refresh"),
     first=(*_METHODS, *_STUDY, *_SHARED),
@@ -156,7 +156,7 @@ def compare(config: Config, out: Path, methods: str, as_json: bool, **options: A
 
 @app.command(help="Vary one training option at a time, with one teacher.", rich_help_panel=_STUDIES)
 @configured(
-    ("data", "teacher", "distill", "training", "runtime"),
+    ("data", "teacher", "distill", "training", "runtime", "tracking"),
     BEGINNING | out_option(Path("artifacts/ablate")) | _FACTORS | _STUDY,
     without=("distill__epochs", "runtime__seed", "refresh"),
     first=(*_FACTORS, *_STUDY, *_SHARED, "distill__method"),

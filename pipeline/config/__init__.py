@@ -13,6 +13,7 @@ from kdedge.benchmarks.options import BenchmarkConfig
 from kdedge.export.options import BundleConfig, ExportConfig, QuantizeConfig
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.distill.options import DistillConfig
+from kdedge.pipeline.tracking import TrackingConfig
 from kdedge.pipeline.training.options import RuntimeConfig, TeacherConfig, TrainingConfig
 
 __all__ = ["SECTIONS", "Config"]
@@ -32,6 +33,7 @@ class Config:
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     bundle: BundleConfig = field(default_factory=BundleConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
 SECTIONS: dict[str, Any] = {

@@ -31,7 +31,7 @@ def cuts_paths(config: Config) -> bool:
 
 
 def _flags(config: Config) -> list[str]:
-    """Return the options that differ from the preset and recipe of a configuration."""
+    """Return the options that differ from the preset and recipe of a configuration, without --track."""
     recipe = config.distill.recipe
     # With the data set, because students are for images or for signals; --data is compared with its default.
     base = build_config({"data": {"source": config.data.source}, "distill": {"recipe": recipe}}, preset=config.preset)
@@ -41,7 +41,7 @@ def _flags(config: Config) -> list[str]:
     for section, kind in SECTIONS.items():
         for item in dataclasses.fields(kind):
             flag, value = item.metadata["flag"], getattr(getattr(config, section), item.name)
-            if not flag or value == getattr(getattr(base, section), item.name):
+            if not flag or section == "tracking" or value == getattr(getattr(base, section), item.name):
                 continue
             if isinstance(value, bool):
                 words.append(flag if value else f"--no-{flag[2:]}")

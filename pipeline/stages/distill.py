@@ -53,6 +53,7 @@ from kdedge.pipeline.models.load import (
 from kdedge.pipeline.models.student import Student, build_student
 from kdedge.pipeline.models.teacher import Teacher, fold_batch_norms
 from kdedge.pipeline.models.weights import load_weights, save_module
+from kdedge.pipeline.tracking import open_tracking
 from kdedge.pipeline.training.batches import Batches, place, to_network
 from kdedge.pipeline.training.device import autocast, prepare
 from kdedge.pipeline.training.epoch_loop import EpochLoop
@@ -176,6 +177,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         schedule=settings.schedule,
         unlabelled_epochs=settings.hint_only_epochs if pairs else 0,
         adaptive=adaptive and settings.schedule == "one-cycle",
+        tracked=open_tracking(config.tracking, out_dir.parent, "distill"),
     )
     with closing(cached):
         rows, earlier_s = loop.run()

@@ -30,6 +30,7 @@ from kdedge.pipeline.models.initial_weights import Start, check_start, start_tea
 from kdedge.pipeline.models.load import TEACHER_DESCRIPTION, TEACHER_WEIGHTS, load_teacher
 from kdedge.pipeline.models.teacher import Teacher, check_arch
 from kdedge.pipeline.models.weights import save_module
+from kdedge.pipeline.tracking import open_tracking
 from kdedge.pipeline.training.augmentations import blank_squares
 from kdedge.pipeline.training.balance import cross_entropy
 from kdedge.pipeline.training.batches import Batch, Batches, place, predict_logits, top1_pct
@@ -143,6 +144,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         out_dir=out_dir,
         csv_name="metrics.csv",
         adaptive=config.teacher.epochs < 0,
+        tracked=open_tracking(config.tracking, out_dir.parent, "teacher"),
     )
     rows, earlier_s = loop.run()
     save_module(teacher, out_dir / TEACHER_WEIGHTS)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kdedge.errors import DivergenceError
 from kdedge.files import write_atomic
+from kdedge.pipeline.tracking import Tracked
 from kdedge.pipeline.training.balance import class_shares
 from kdedge.pipeline.training.batches import Batch, Batches
 from kdedge.pipeline.training.checkpoint import CHECKPOINT, Stateful, load_checkpoint, save_checkpoint
@@ -87,6 +88,7 @@ class EpochLoop:
         schedule: As for `kdedge.pipeline.training.schedule.learning_rate`.
         unlabelled_epochs: Epochs at the start that do not train on labels.
         adaptive: Whether the training ends early once the training images are learned.
+        tracked: Logs the row of each epoch and its images per second elsewhere.
     """
 
     title: str
@@ -102,6 +104,7 @@ class EpochLoop:
     schedule: str = "one-cycle"
     unlabelled_epochs: int = 0
     adaptive: bool = False
+    tracked: Tracked = lambda values, step: None
 
     def __post_init__(self) -> None:
         self._restarts = 0
@@ -158,6 +161,7 @@ class EpochLoop:
                     break
                 epoch_start = time.monotonic()
                 means = self._train_epoch(epoch, ending, tracker)
+                images_per_s = len(self.batches) * self.batches.size / (time.monotonic() - epoch_start)
                 row = {"epoch": epoch + 1, **{f"train_{name}": value for name, value in means.items()}}
                 self._check_divergence(row, epoch)
                 self._check_weights(epoch)
@@ -169,6 +173,7 @@ class EpochLoop:
                     weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
                     self._best = _Best(_accuracy_pct(row), epoch + 1, weights)
                 self._save(rows, before_s + time.monotonic())
+                self.tracked(row | {"images_per_s": images_per_s}, epoch + 1)
                 left_s = row["seconds"] * (self._early_end(rows).end - epoch - 1)
                 left = f", {format_duration(left_s)} left" if left_s else ""
                 log(f"{self.title}: epoch {epoch + 1}/{end} {_summary(row)}{left}")
