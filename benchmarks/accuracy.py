@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdedge.benchmarks.candidate import Runnable
 from kdedge.benchmarks.grouped import INDEPENDENT, Sampling
-from kdedge.benchmarks.session import Model
 from kdedge.inputs import inputs_at_once
 from kdedge.progress import track
 
@@ -26,7 +26,7 @@ _HARDLY_FOUND_PCT = 10.0  # or chance, if that is lower
 _MOST_NAMED = 5
 
 
-def predict_logits(model: Model, images: npt.NDArray[Any], *, title: str = "accuracy") -> npt.NDArray[np.float32]:
+def predict_logits(model: Runnable, images: npt.NDArray[Any], *, title: str = "accuracy") -> npt.NDArray[np.float32]:
     """Run a model over many images with a progress bar, in batches of 256 images up to 32 pixels, fewer if larger.
 
     Args:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from kdedge import __version__
-from kdedge.benchmarks.session import CUDA, Model, import_onnxruntime, open_model
+from kdedge.benchmarks.providers import CUDA, TENSORRT, install_hint, named_providers, short_names
+from kdedge.benchmarks.session import Model, import_onnxruntime, open_model
 from kdedge.errors import InputError
 from kdedge.install import install_command
 from kdedge.machine import cpu_info, cpu_quota, usable_cores
@@ -24,6 +25,7 @@ from kdedge.progress import printable
 
 __all__ = [
     "artifact_check",
+    "asked_providers",
     "cuda_problem",
     "doctor",
     "format_doctor",
@@ -57,7 +59,8 @@ _PACKAGES = (
     ("PIL", "images other than .npy"),
 )
 _TRAINING = ("torch", "torchvision", "onnx")
-_TENSORRT = "TensorrtExecutionProvider"
+# Distributions of onnxruntime, which overwrite each other.
+_BUILDS = ("onnxruntime", *(f"onnxruntime-{kind}" for kind in ("gpu", "openvino", "qnn", "directml")))
 _MIXTURE = "mixture"
 _ONLY_GPU = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
 _ANYWHERE = "`kdedge quantize --target portable` makes one with the same predictions on every CPU"
@@ -71,7 +74,7 @@ def host_record() -> dict[str, Any]:
         ``cpu_quota`` (of its control group, in CPUs; None: no limit), ``physical_cores``, ``isa`` (the instruction sets
         that matter for INT8), ``memory_bytes``, ``os``, ``python``, ``governor``, ``gpu`` (None: none found),
         ``onnxruntime`` (version), ``providers``, ``cuda_problem`` and ``tensorrt_problem`` (None: the provider is
-        available; TensorRT is not measured).
+        available).
 
     Raises:
         InputError: onnxruntime is missing or broken.
@@ -170,12 +173,33 @@ def tensorrt_problem() -> str | None:
     Raises:
         InputError: onnxruntime is missing or broken.
     """
-    if _TENSORRT not in import_onnxruntime().get_available_providers():
+    if TENSORRT not in import_onnxruntime().get_available_providers():
         return "the installed onnxruntime has no TensorRT provider"
     # Builds for GPUs list the provider even without NVIDIA's library.
     if importlib.util.find_spec("tensorrt_libs") or ctypes.util.find_library("nvinfer"):
         return None
     return "onnxruntime has the provider, but the library of TensorRT (libnvinfer) was not found"
+
+
+def asked_providers(text: str) -> list[str]:
+    """Return the execution providers that ``--provider`` names, other than the CPU; empty: none is named.
+
+    Raises:
+        InputError: A name is unknown, onnxruntime as installed lacks the provider, or its device or library is missing.
+    """
+    ort = import_onnxruntime()
+    asked = named_providers(text, ort.get_all_providers()) if text else []
+    available = ort.get_available_providers()
+    for provider in asked:
+        if problem := cuda_problem() if provider == CUDA else _mixture():
+            raise InputError(f"--provider {text}: {problem['reason']}", problem["fix"])
+        reason = tensorrt_problem() if provider == TENSORRT else None
+        if provider not in available:
+            has = ", ".join(short_names(available))
+            reason = f"onnxruntime {ort.__version__} as installed has no {provider}; it has {has}"
+        if reason:
+            raise InputError(f"--provider {text}: {reason}", install_hint(provider))
+    return asked
 
 
 def doctor() -> dict[str, Any]:
@@ -206,7 +230,7 @@ def doctor() -> dict[str, Any]:
             status = "broken" if problem["kind"] == _MIXTURE else "missing"
             add("CUDA provider", status, problem["reason"], problem["fix"])
         trouble = host["tensorrt_problem"]
-        add("TensorRT provider", "missing" if trouble else "ok", trouble or "available; kdedge does not measure it")
+        add("TensorRT provider", "missing" if trouble else "ok", trouble or "available: `--provider tensorrt`")
         add("INT8 instructions", *_int8_check(host["isa"]))
         if host["governor"] not in (None, "performance"):
             add(
@@ -278,14 +302,15 @@ def _int8_check(isa: list[str]) -> tuple[str, str, str]:
 
 
 def _mixture() -> dict[str, str] | None:
-    """Return the problem of both onnxruntime packages being installed; None: they are not."""
-    if not all(_version(name) for name in ("onnxruntime", "onnxruntime-gpu")):
+    """Return the problem of several builds of onnxruntime being installed; None: they are not."""
+    builds = [name for name in _BUILDS if _version(name)]
+    if len(builds) < 2:
         return None
-    wanted = "onnxruntime-gpu" if _gpu() else "onnxruntime"
+    wanted = next((name for name in reversed(builds) if name != "onnxruntime-gpu" or _gpu()), "onnxruntime")
     return _problem(
         _MIXTURE,
-        "onnxruntime and onnxruntime-gpu are both installed and overwrite each other",
-        f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install {wanted}",
+        f"{' and '.join(builds)} are {'both' if len(builds) == 2 else 'all'} installed and overwrite each other",
+        f"pip uninstall -y {' '.join(builds)} && pip install {wanted}",
     )
 
 

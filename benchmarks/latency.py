@@ -1,8 +1,8 @@
 """Latency of several models on this host, in alternating windows.
 
-For every provider, batch size and thread count each model is loaded, run once and warmed up, with separate times. Then
-windows of fixed duration alternate between the models, so a change of clock or load affects all of them. The timer
-surrounds only ``session.run``. After a disturbance more windows follow until the last five in a row are quiet, up to a
+For every batch size and thread count each model is loaded, run once and warmed up, with separate times. Then windows of
+fixed duration alternate between all models and providers, so a change of clock or load affects all of them. The timer
+surrounds only the run. After a disturbance more windows follow until the last five in a row are quiet, up to a
 limit (like the steady state of Georges et al., "Statistically rigorous Java performance evaluation", OOPSLA 2007); the
 earlier ones are recorded. A case that turns out to be disturbed because a later case ran at a faster clock gets more
 windows at the end, within the same limit. `kdedge.benchmarks.stability` decides whether the numbers may be quoted.
@@ -11,15 +11,17 @@ windows at the end, within the same limit. `kdedge.benchmarks.stability` decides
 import functools
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from kdedge.benchmarks.session import CPU, Model, open_model, session_options
+from kdedge.benchmarks.candidate import Candidate, Runnable
+from kdedge.benchmarks.providers import GPUS
+from kdedge.benchmarks.session import Model
 from kdedge.benchmarks.stability import Reading, Window, disturbances, judge_windows, spin_ms
+from kdedge.benchmarks.units import short_provider
 from kdedge.machine import cpu_quota, usable_cores
 from kdedge.progress import Tracker, track
 
@@ -33,8 +35,11 @@ _WARM_UP_SHARE = 0.1
 # With fewer samples, fewer than ten are above the percentile. Every row has a median; `judge_windows` checks the number
 # of its samples.
 _FEWEST_FOR = {"p50_ms": 1, "p90_ms": 100, "p95_ms": 200, "p99_ms": 1000}
-_ON_DEVICE = " on device"
 _FIRST_SPINS = 20
+
+_Name = TypeVar("_Name", bound=Hashable)
+# A candidate, and whether it is called with input and output on its device.
+_Timed = tuple[Candidate, bool]
 
 
 @dataclass
@@ -61,16 +66,16 @@ class _Case:
     Attributes:
         threads: Intra-op threads.
         batch: Images per call.
-        load_ms: Loading time of each model in milliseconds.
-        first_ms: Duration of the first run of each model in milliseconds.
-        measured: The windows of each candidate: the models, and the models on the device.
+        load_ms: Loading time of each candidate in milliseconds.
+        first_ms: Duration of the first run of each candidate in milliseconds.
+        measured: The windows of each candidate.
     """
 
     threads: int
     batch: int
-    load_ms: dict[str, float]
-    first_ms: dict[str, float]
-    measured: dict[str, Measured]
+    load_ms: dict[Candidate, float]
+    first_ms: dict[Candidate, float]
+    measured: dict[_Timed, Measured]
 
     @property
     def windows_so_far(self) -> int:
@@ -86,34 +91,31 @@ class _Case:
 
 
 def measure_latency(
-    models: Mapping[str, Path],
+    candidates: Sequence[Candidate],
     *,
-    provider: str = CPU,
     batches: Sequence[int] = (1,),
     threads: Sequence[int] = (1,),
     seconds: float = 3.0,
     most_windows: int = WINDOWS,
     spinning: bool = False,
-    on_device: bool = False,
     cores: int | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Measure the latency of several models in alternating windows.
 
     Args:
-        models: Name (``fp32``, ``int8``) to ONNX file.
-        provider: Execution provider.
+        candidates: The models and what runs each.
         batches: Batch sizes to measure.
         threads: Intra-op thread counts to measure.
-        seconds: Measuring time per model, batch size and thread count, split into `WINDOWS` windows.
+        seconds: Measuring time per candidate, batch size and thread count, split into `WINDOWS` windows.
         most_windows: Maximum number of windows; those beyond `WINDOWS` follow disturbed ones.
         spinning: Let waiting threads spin.
-        on_device: Also measure with input and output on the provider's device.
         cores: Cores that this process may use; None: those that the operating system reports.
 
     Returns:
-        The rows of ``latency`` in ``report.json``, and the raw samples in the same order: the keys of the row and
-        ``windows_ms``, a list of calls for each window, and ``earlier_windows_ms``, those that do not count. With
-        ``on_device`` a row has ``on_device`` with the same statistics, and the samples ``on_device_windows_ms`` and
+        The rows of ``latency`` in ``report.json``, by provider, and the raw samples in the same order: the keys of the
+        row and ``windows_ms``, a list of calls for each window, and ``earlier_windows_ms``, those that do not count.
+        A provider with a device (`kdedge.benchmarks.providers.GPUS`) is also measured with input and output there: its
+        rows have ``on_device`` with the same statistics, and the samples ``on_device_windows_ms`` and
         ``on_device_earlier_windows_ms``; the other times of the row include the copies.
 
     Raises:
@@ -131,11 +133,10 @@ def measure_latency(
 
     def measure(count: int, batch: int, done: int = 0) -> _Case:
         """Measure a case that already has ``done`` windows."""
-        options = session_options(count, spinning=spinning)
-        opened = {
-            name: open_model(path, provider=provider, threads=count, options=options) for name, path in models.items()
-        }
-        calls, first_ms = _calls(opened, batch, on_device)
+        # Threads of the CPU hardly affect a GPU: one count is enough.
+        timed = [candidate for candidate in candidates if candidate.provider not in GPUS or count == threads[0]]
+        opened = {candidate: candidate.open(count, spinning=spinning) for candidate in timed}
+        calls, first_ms = _calls(opened, batch)
         measured = measure_windows(
             calls,
             seconds,
@@ -143,10 +144,11 @@ def measure_latency(
             disturbed=disturbed(count),
             on_window=lambda number: _show(bar, f"batch {batch}, {count} thread{'s' * (count > 1)}", done + number),
         )
-        return _Case(count, batch, {name: model.load_ms for name, model in opened.items()}, first_ms, measured)
+        return _Case(count, batch, {key: model.load_ms for key, model in opened.items()}, first_ms, measured)
 
-    steps = len(pairs) * WINDOWS * len(models) * (2 if on_device else 1)
-    with track(f"latency ({provider.removesuffix('ExecutionProvider')})", steps) as bar:
+    providers = dict.fromkeys(candidate.provider for candidate in candidates)
+    steps = WINDOWS * sum(2 * len(batches) if key.provider in GPUS else len(pairs) for key in candidates)
+    with track(f"latency ({', '.join(map(short_provider, providers))})", steps) as bar:
         cases = [measure(count, batch) for count, batch in pairs]
         for case in cases:
             # Cases below the limit ended quiet by the clock known then.
@@ -156,7 +158,8 @@ def measure_latency(
 
     rows: list[dict[str, Any]] = []
     raw: list[dict[str, Any]] = []
-    for case in cases:
+    ordered = [(case, key) for name in providers for case in cases for key in case.load_ms if key.provider == name]
+    for case, candidate in ordered:
         judge = functools.partial(
             judge_windows,
             threads=case.threads,
@@ -165,30 +168,30 @@ def measure_latency(
             fastest_spin_ms=min(spins),
             quota=quota,
         )
-        for name in models:
-            found = case.measured[name]
-            keys = {"provider": provider, "model": name, "batch": case.batch, "threads": case.threads}
-            row = {
-                **keys,
-                "cores": cores,
-                "spinning": spinning,
-                **_statistics(found, case.batch),
-                "load_ms": round(case.load_ms[name], 3),
-                "first_run_ms": round(case.first_ms[name], 3),
-            }
-            samples = {**keys, **_samples(found)}
-            if on_device:
-                resident = case.measured[name + _ON_DEVICE]
-                row["on_device"] = {**_statistics(resident, case.batch), "trust": judge(resident.windows)}
-                samples |= {f"on_device_{key}": value for key, value in _samples(resident).items()}
-            row["trust"] = judge(found.windows)
-            rows.append(row)
-            raw.append(samples)
+        found = case.measured[candidate, False]
+        keys = {
+            "provider": candidate.provider, "model": candidate.model, "batch": case.batch, "threads": case.threads,
+        }  # fmt: skip
+        row = {
+            **keys,
+            "cores": cores,
+            "spinning": spinning,
+            **_statistics(found, case.batch),
+            "load_ms": round(case.load_ms[candidate], 3),
+            "first_run_ms": round(case.first_ms[candidate], 3),
+        }
+        samples = {**keys, **_samples(found)}
+        if resident := case.measured.get((candidate, True)):
+            row["on_device"] = {**_statistics(resident, case.batch), "trust": judge(resident.windows)}
+            samples |= {f"on_device_{key}": value for key, value in _samples(resident).items()}
+        row["trust"] = judge(found.windows)
+        rows.append(row)
+        raw.append(samples)
     return rows, raw
 
 
 def measure_windows(
-    calls: Mapping[str, Callable[[], object]],
+    calls: Mapping[_Name, Callable[[], object]],
     seconds: float,
     *,
     windows: int = WINDOWS,
@@ -197,7 +200,7 @@ def measure_windows(
     clock: Callable[[], int] = time.perf_counter_ns,
     sense: Callable[[], Reading] = Reading.take,
     on_window: Callable[[int], object] = lambda _: None,
-) -> dict[str, Measured]:
+) -> dict[_Name, Measured]:
     """Time calls in windows of fixed duration that alternate between the candidates.
 
     Args:
@@ -273,19 +276,20 @@ def summarise(windows: Sequence[Window], batch: int) -> dict[str, Any]:
 
 
 def _calls(
-    opened: Mapping[str, Model], batch: int, on_device: bool
-) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
-    """Return the calls by name, and the duration of the first run of each model in milliseconds."""
+    opened: Mapping[Candidate, Runnable], batch: int
+) -> tuple[dict[_Timed, Callable[[], object]], dict[Candidate, float]]:
+    """Return the calls, and the duration of the first run of each model in milliseconds."""
     rng = np.random.default_rng(0)
-    calls, first_ms = {}, {}
-    for name, model in opened.items():
+    calls: dict[_Timed, Callable[[], object]] = {}
+    first_ms = {}
+    for candidate, model in opened.items():
         inputs = model.spec.random(batch, rng)
-        calls[name] = model.caller(inputs)
+        calls[candidate, False] = model.caller(inputs)
         start = time.perf_counter_ns()
         model.logits(inputs)  # checks errors and result
-        first_ms[name] = (time.perf_counter_ns() - start) / 1e6
-        if on_device:
-            calls[name + _ON_DEVICE] = model.device_caller(inputs)
+        first_ms[candidate] = (time.perf_counter_ns() - start) / 1e6
+        if candidate.provider in GPUS and isinstance(model, Model):
+            calls[candidate, True] = model.device_caller(inputs)
     return calls, first_ms
 
 

@@ -12,7 +12,7 @@ and ``latency_samples.json``. A failed gate is a result, not an error.
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +29,24 @@ from kdedge.benchmarks.accuracy import (
     top1_pct,
 )
 from kdedge.benchmarks.affinity import check_cpus, pinned
+from kdedge.benchmarks.alternatives import comparison, try_provider
+from kdedge.benchmarks.candidate import Candidate, onnx_candidates
 from kdedge.benchmarks.chance import majority_baseline
-from kdedge.benchmarks.cuda import measure_cuda
 from kdedge.benchmarks.gate import judge
 from kdedge.benchmarks.grouped import sampling_of
-from kdedge.benchmarks.host import cuda_problem, host_record, wrong_host
+from kdedge.benchmarks.host import asked_providers, cuda_problem, host_record, wrong_host
+from kdedge.benchmarks.kernels import int8_proof
 from kdedge.benchmarks.latency import MOST_WINDOWS, measure_latency
 from kdedge.benchmarks.memory import check_limit, measure_memory
 from kdedge.benchmarks.mistakes import confident_mistakes, confusions
 from kdedge.benchmarks.options import BenchmarkConfig
-from kdedge.benchmarks.providers import int8_proof
+from kdedge.benchmarks.providers import CUDA
 from kdedge.benchmarks.report.compare import check_comparable, comparison_table, load_others
 from kdedge.benchmarks.report.pages import write_report
-from kdedge.benchmarks.session import CPU, CUDA, check_fits, onnxruntime_errors, open_model
+from kdedge.benchmarks.session import check_fits, open_model
 from kdedge.dataset import Dataset, Split
 from kdedge.errors import InputError, StageError
-from kdedge.files import write_atomic
+from kdedge.files import scratch_dir, write_atomic
 from kdedge.machine import usable_cores
 from kdedge.manifest import git_commit, versions
 from kdedge.parsing import parse_counts, parse_cpus
@@ -108,6 +110,7 @@ def run_benchmark(
     cpus = parse_cpus(settings.affinity, "--affinity")
     check_cpus(cpus)
     check_limit(settings.memory_limit)
+    asked = asked_providers(settings.provider)
     host, others = host_record(), load_others(settings.compare_with)
     images = {"images_sha256": images_sha256, **dataset.spec.record}
     check_comparable(others, host, dataset.name, images)
@@ -154,9 +157,25 @@ def run_benchmark(
     majority = majority_baseline(test.labels)
     mistakes = confident_mistakes(test.labels, logits["int8"], dataset.class_names)
 
-    with pinned(cpus):
-        latency, samples, unavailable = _latency_everywhere(paths, settings)
+    here = onnx_candidates(paths)
+    with scratch_dir() as folder, pinned(cpus):
+        ran_as, unavailable = _try_others(paths, settings, asked, Path(folder))
+        latency, samples = measure_latency(
+            [*here, *ran_as],
+            batches=_batches(settings),
+            threads=_thread_counts(settings),
+            seconds=settings.seconds,
+            most_windows=MOST_WINDOWS,
+            spinning=settings.spinning,
+        )
+        compared = comparison(
+            {candidate: answers[candidate.model] for candidate in here},
+            list(ran_as),
+            test,
+            balanced=settings.metric == "balanced",
+        )
         memory = measure_memory(paths, threads=_thread_counts(settings)[0], limit_mib=settings.memory_limit)
+    kernels = {(candidate.provider, candidate.model): found for candidate, found in ran_as.items()}
     portability = {"emulated": emulate(int8_model, test)} if emulate else None
     known = {name: dict(run_facts.get(name) or {}) for name in ("run", "teacher", "student")}
     sizes = {name: path.stat().st_size for name, path in paths.items()}
@@ -191,7 +210,11 @@ def run_benchmark(
             "ratio": round(sizes["fp32"] / sizes["int8"], 4),
         },
         "int8_proof": proof,
-        "latency": latency,
+        "latency": [
+            {**row, "ran_as": found} if (found := kernels.get((row["provider"], row["model"]))) else row
+            for row in latency
+        ],
+        "runtimes": compared if ran_as else [],
         "unavailable": unavailable,
         "memory": memory,
         "portability": portability,
@@ -225,38 +248,29 @@ def _examples(test: Split) -> dict[str, npt.NDArray[np.float32]]:
     return {test.class_names[label]: window for label, window in zip(found.tolist(), windows, strict=True)}
 
 
-def _latency_everywhere(
-    paths: Mapping[str, Path], settings: BenchmarkConfig
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]]]:
-    """Measure on the CPU and, if available, on CUDA; return rows, raw samples and unavailable providers."""
-    batches = parse_counts(settings.batches, "--latency-batches", 4096)
-    threads = _thread_counts(settings)
-    rows, samples = measure_latency(
-        paths,
-        provider=CPU,
-        batches=batches,
-        threads=threads,
-        seconds=settings.seconds,
-        most_windows=MOST_WINDOWS,
-        spinning=settings.spinning,
-    )
-    problem = cuda_problem()
-    if problem is not None:
-        return rows, samples, [problem]
-    failures: tuple[type[Exception], ...] = (StageError, InputError, *onnxruntime_errors())
-    try:
-        # CPU threads hardly affect a GPU: one count is enough.
-        more = measure_cuda(paths, batches=batches, threads=threads[:1], seconds=settings.seconds)
-    except failures as error:
-        # onnxruntime fails late, on loading the CUDA libraries or on a batch that exceeds the GPU's memory. The results
-        # of the CPU remain.
-        problem = {
-            "provider": CUDA,
-            "reason": str(error),
-            "fix": "pip install 'onnxruntime-gpu[cuda,cudnn]'  (if the CUDA or cuDNN libraries cannot be loaded)",
-        }
-        return rows, samples, [problem]
-    return rows + more[0], samples + more[1], more[2]
+def _try_others(
+    paths: Mapping[str, Path], settings: BenchmarkConfig, asked: Sequence[str], folder: Path
+) -> tuple[dict[Candidate, dict[str, Any]], list[dict[str, str]]]:
+    """Return the models that run on other providers with their kernels, and the unavailable ones.
+
+    Raises:
+        StageError: Neither model runs on a provider that ``--provider`` names.
+    """
+    if not settings.provider and (problem := cuda_problem()):
+        return {}, [problem]
+    ran: dict[Candidate, dict[str, Any]] = {}
+    unavailable: list[dict[str, str]] = []
+    for provider in asked if settings.provider else [CUDA]:
+        found, lacking = try_provider(provider, paths, max(_batches(settings)), folder)
+        if settings.provider and not found:
+            raise StageError(f"{provider} does not run the models: {lacking[0]['reason']}", lacking[0]["fix"])
+        ran |= found
+        unavailable += lacking
+    return ran, unavailable
+
+
+def _batches(settings: BenchmarkConfig) -> list[int]:
+    return parse_counts(settings.batches, "--latency-batches", 4096)
 
 
 def _thread_counts(settings: BenchmarkConfig) -> list[int]:

@@ -52,6 +52,12 @@ class BenchmarkConfig:
         flag="--memory-limit",
         least=0,
     )
+    provider: str = option(
+        "",
+        "Also measure these execution providers of onnxruntime, comma-separated, such as openvino,tensorrt.",
+        flag="--provider",
+        auto="cuda if it is available",
+    )
     emulate: str = option(
         "",
         "Also run INT8 under qemu as these CPUs, comma-separated: haswell, cortex-a76, cortex-a72.",

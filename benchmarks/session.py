@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdedge.benchmarks.providers import CPU, CUDA, GPUS, install_hint, session_providers
 from kdedge.errors import InputError, StageError
 from kdedge.files import parse_json
 from kdedge.inputs import RATE_TOLERANCE, InputSpec, image_input, inputs_at_once
@@ -38,9 +39,6 @@ __all__ = [
     "session_options",
 ]
 
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
-_DEVICES = {CPU: "cpu", CUDA: "cuda"}
 _EXPORT = "export it with `kdedge export` and `kdedge quantize`"
 _DAMAGED = f"the model is damaged: copy it again from its source, or {_EXPORT}"
 
@@ -94,10 +92,9 @@ class Model:
     def device_caller(self, batch: npt.NDArray[Any]) -> Callable[[], object]:
         """Return the call with inputs and logits on the provider's device, without copies.
 
-        The tests run it on the CPU provider, whose device is the host. On CUDA a run of onnxruntime ends with a wait
-        for the GPU.
+        On providers without a device it is the host. On CUDA a run of onnxruntime ends with a wait for the GPU.
         """
-        device = _DEVICES[self.provider]
+        device = GPUS.get(self.provider, "cpu")
         binding = self.session.io_binding()
         value = import_onnxruntime().OrtValue.ortvalue_from_numpy(batch, device, 0)
         binding.bind_ortvalue_input(self.spec.name, value)
@@ -155,17 +152,22 @@ def open_model(path: Path, *, provider: str = CPU, threads: int = 1, options: An
         InputError: The file is missing, truncated, not an ONNX model, or has other inputs or outputs.
         StageError: The execution provider is unavailable.
     """
-    session, load_ms = open_session(path, provider=provider, options=options or session_options(threads))
+    session, load_ms = open_session(
+        path, provider=provider, threads=threads, options=options or session_options(threads)
+    )
     spec, classes = _check_signature(path, session)
     return Model(path, session, provider, threads, spec, classes, read_class_names(path, session), load_ms)
 
 
-def open_session(path: Path, *, provider: str = CPU, options: Any, hint: str = _EXPORT) -> tuple[Any, float]:
+def open_session(
+    path: Path, *, provider: str = CPU, threads: int = 1, options: Any, hint: str = _EXPORT
+) -> tuple[Any, float]:
     """Open any ONNX model.
 
     Args:
         path: The model file.
         provider: Execution provider to run on.
+        threads: Threads of a provider that does not use those of the session.
         options: Session options.
         hint: How to get a model.
 
@@ -180,12 +182,12 @@ def open_session(path: Path, *, provider: str = CPU, options: Any, hint: str = _
     if not path.is_file():
         raise InputError(f"no model at {path}", hint)
     if provider not in ort.get_available_providers():
-        raise StageError(f"onnxruntime {ort.__version__} as installed has no {provider}", "see `kdedge doctor`")
-    if provider == CUDA and hasattr(ort, "preload_dlls"):
+        raise StageError(f"onnxruntime {ort.__version__} as installed has no {provider}", install_hint(provider))
+    if provider in GPUS and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
     start = time.perf_counter_ns()
     try:
-        session = ort.InferenceSession(path, options, providers=[provider] if provider == CPU else [provider, CPU])
+        session = ort.InferenceSession(path, options, providers=session_providers(provider, threads))
     except onnxruntime_errors() as error:
         raise InputError(
             f"{path} ({path.stat().st_size:,} bytes) is not a usable ONNX model: {first_line(error)}",

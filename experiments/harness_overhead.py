@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from kdedge.benchmarks.candidate import onnx_candidates
 from kdedge.benchmarks.host import host_record
 from kdedge.benchmarks.latency import MOST_WINDOWS, WINDOWS, measure_latency, run_window
 from kdedge.benchmarks.session import open_model
@@ -78,7 +79,7 @@ def overhead(call: Callable[[], object], rounds: int) -> dict[str, Any]:
 def measure_once(bundle: Path, seconds: float) -> list[dict[str, Any]]:
     """Measure both models at batch 1 on one thread; runs in a new process."""
     paths = {name: bundle / file for name, file in MODELS.items()}
-    return measure_latency(paths, seconds=seconds, most_windows=MOST_WINDOWS)[0]
+    return measure_latency(onnx_candidates(paths), seconds=seconds, most_windows=MOST_WINDOWS)[0]
 
 
 def repeat(bundle: Path, runs: int, seconds: float) -> list[list[dict[str, Any]]]:

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from kdedge.benchmarks.candidate import onnx_candidates
 from kdedge.benchmarks.latency import measure_latency
-from kdedge.benchmarks.session import CPU
 from kdedge.dataset import Dataset, Split, split_train_val
 from kdedge.export.graph import count_macs, read_model
 from kdedge.export.onnx_export import export_student
@@ -72,7 +72,7 @@ def measure(model: Student, dataset: Dataset, calibration: Split, seconds: float
         export_student(model, dataset.spec, dataset.class_names, paths["fp32"])
         quantizer = Quantizer.from_model(read_model(paths["fp32"]), calibration.images[:512])
         paths["int8"].write_bytes(quantizer.build(Candidate()))
-        rows, _ = measure_latency(paths, provider=CPU, batches=[1], threads=[1], seconds=seconds)
+        rows, _ = measure_latency(onnx_candidates(paths), seconds=seconds)
         macs = count_macs(read_model(paths["fp32"]))
     return macs / 1e6, [row["p50_ms"] for row in rows]
 

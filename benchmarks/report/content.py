@@ -66,6 +66,7 @@ def context(report: Mapping[str, Any]) -> dict[str, Any]:
         "proof": _proof_rows(report["int8_proof"]),
         "memory": _memory(report.get("memory") or []),
         "ran_as": _ran_as(report["latency"]),
+        "runtimes": _runtimes(report),
         "portability": _portability(_emulated(report)),
         "warnings": warnings(report),
         "quantization": quantization_sentence(report.get("quantization"), unit(report)),
@@ -293,6 +294,9 @@ def _ran_as(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if "ran_as" not in row:
             continue
         convs = ", ".join(f"{count} {kind}" for kind, count in row["ran_as"]["convs"].items()) or "none"
+        if parts := row["ran_as"].get("subgraphs"):
+            # The profile does not show their inside.
+            convs = f"in {parts} compiled subgraph{'s' * (parts > 1)}"
         nodes = ", ".join(
             f"{count} on {short_provider(name)}" for name, count in row["ran_as"]["nodes_by_provider"].items()
         )
@@ -303,6 +307,34 @@ def _ran_as(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             text += f"; p50 without copies {format_ms(resident['p50_ms'])} ms ({resident['trust']['verdict']})"
         sentences.append(text)
     return sentences
+
+
+def _runtimes(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the table of other ways to run the models (see `kdedge.benchmarks.alternatives.comparison`)."""
+    timed: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for row in report["latency"]:
+        timed.setdefault((row["provider"], row["model"]), row)  # the first batch size and thread count
+    rows = []
+    for row in report.get("runtimes") or []:
+        latency = _latency_row(timed[row["provider"], row["model"]])
+        rows.append(
+            {
+                **latency,
+                "top1": format_pct(row["top1_pct"]),
+                "loss": _loss(row.get("loss")),
+                "own_loss": _loss(row.get("own_loss")),
+                "changed": f"{row['changed_answers']:,}",
+                "size": format_bytes(row["bytes"]),
+            }
+        )
+    return rows
+
+
+def _loss(loss: Mapping[str, float] | None) -> str:
+    """Return a loss in percentage points with its 95 % interval as text; None: not compared."""
+    if loss is None:
+        return "–"
+    return f"{loss['loss_pp']:+.2f} ({loss['loss_lower95_pp']:+.2f} to {loss['loss_upper95_pp']:+.2f})"
 
 
 def _emulated(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -150,4 +150,4 @@ def detail_rows(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, st
 def _tensorrt(host: Mapping[str, Any]) -> str | None:
     if "tensorrt_problem" not in host:
         return None
-    return f"not available: {host['tensorrt_problem']}" if host["tensorrt_problem"] else "available, not measured"
+    return f"not available: {host['tensorrt_problem']}" if host["tensorrt_problem"] else "available"

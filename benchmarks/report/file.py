@@ -70,6 +70,7 @@ _STABILITY: _Contract = {
     "reasons": [_TEXT],
     "doubts?": [{"kind": _TEXT, "value": _NUMBER, "bound": _NUMBER}],
 }
+_LOSS: _Contract = dict.fromkeys(("loss_pp", "loss_lower95_pp", "loss_upper95_pp"), _NUMBER)
 _REPORT: _Contract = {
     "run": {
         **dict.fromkeys(("preset", "data", "commit"), _TEXT.or_null()),
@@ -134,7 +135,7 @@ _REPORT: _Contract = {
             **dict.fromkeys(("p90_ms?", "p95_ms?", "p99_ms?", "load_ms?", "first_run_ms?"), _AMOUNT),
             **dict.fromkeys(("cores?", "earlier_windows?"), _COUNT),
             "window_p50_ms?": [_AMOUNT],
-            "ran_as?": {"convs": {"*": _COUNT}, "nodes_by_provider": {"*": _COUNT}},
+            "ran_as?": {"convs": {"*": _COUNT}, "nodes_by_provider": {"*": _COUNT}, "subgraphs?": _COUNT},
             "on_device?": {"p50_ms": _POSITIVE, "trust": _STABILITY},
         }
     ],
@@ -147,6 +148,15 @@ _REPORT: _Contract = {
         **dict.fromkeys(("board?", "tensorrt_problem?"), _TEXT),
     },
     # Only some reports have the sections below.
+    "runtimes?": [
+        {
+            **dict.fromkeys(("provider", "model"), _TEXT),
+            **dict.fromkeys(("bytes", "changed_answers"), _COUNT),
+            "top1_pct": _PERCENT,
+            "ci95_pct": _INTERVAL,
+            **dict.fromkeys(("loss?", "own_loss?"), _LOSS),
+        }
+    ],
     "memory?": [
         {
             "model": _TEXT,

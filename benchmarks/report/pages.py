@@ -112,6 +112,12 @@ def print_summary(report: Mapping[str, Any], console: "Console | None" = None) -
             row["throughput"], Text(row["trust"], style="" if row["steady"] else "yellow"),
         )  # fmt: skip
     console.print(table)
+    for row in shown["runtimes"]:
+        console.print(
+            f"{row['provider']} {row['model']}: top-1 {row['top1']}, loss {row['own_loss']} pp against its FP32, "
+            f"{row['changed']} predictions differ from onnxruntime's CPU",
+            markup=False,
+        )
     for reason in shown["doubts"]:
         console.print(f"noisy, do not quote: {reason}", markup=False)
     for missing in shown["unavailable"]:

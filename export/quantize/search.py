@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.benchmarks.balanced import counted_images
+from kdedge.benchmarks.candidate import onnx_candidates
 from kdedge.benchmarks.gate import judge
 from kdedge.benchmarks.host import host_kind
 from kdedge.benchmarks.latency import measure_latency
@@ -125,7 +126,7 @@ class Validation:
             for index, trial in enumerate(trials):
                 paths[str(index)] = Path(folder) / f"{index}.onnx"
                 paths[str(index)].write_bytes(trial.model)
-            rows, _ = measure_latency(paths, seconds=_LATENCY_SECONDS)
+            rows, _ = measure_latency(onnx_candidates(paths), seconds=_LATENCY_SECONDS)
         fp32, *others = (row["p50_ms"] for row in rows)
         return fp32, others
 

@@ -272,7 +272,7 @@ def benchmark(config: Config, out: Path, bundle: Path | None, as_json: bool, **a
         with lock_run(report_dir, lambda: check_benchmark(config, bundle, report_dir)):
             benchmark_bundle(config, bundle, report_dir)
     report = _print_report(report_dir)
-    keys = ("accuracy", "gate", "size", "latency", "memory", "portability")
+    keys = ("accuracy", "gate", "size", "latency", "runtimes", "memory", "portability")
     if as_json or not sys.stdout.isatty():
         print(json.dumps({"report": str(report_dir / "report.json"), **{key: report[key] for key in keys}}))
 

@@ -6,6 +6,7 @@ from typing import Any
 from kdedge.benchmarks.affinity import check_cpus
 from kdedge.benchmarks.emulate.cpus import parse_emulated
 from kdedge.benchmarks.emulate.emulator import check_emulators, emulate
+from kdedge.benchmarks.host import asked_providers
 from kdedge.benchmarks.measure import Emulate
 from kdedge.benchmarks.memory import check_limit
 from kdedge.benchmarks.options import BenchmarkConfig
@@ -20,11 +21,13 @@ def check_measurable(settings: BenchmarkConfig) -> None:
     """Refuse settings that this machine cannot measure.
 
     Raises:
-        InputError: This process may not use the CPUs of ``--affinity``, or the system cannot limit memory.
+        InputError: This process may not use the CPUs of ``--affinity``, the system cannot limit memory, or onnxruntime
+            lacks a provider.
         StageError: An emulator is missing.
     """
     check_cpus(parse_cpus(settings.affinity, "--affinity"))
     check_limit(settings.memory_limit)
+    asked_providers(settings.provider)
     if emulated := parse_emulated(settings.emulate, "--emulate"):
         check_emulators(emulated)
 

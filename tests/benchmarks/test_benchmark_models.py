@@ -21,7 +21,7 @@ from kdedge.benchmarks.accuracy import (
     top1_pct,
 )
 from kdedge.benchmarks.interval import wilson_interval_pct
-from kdedge.benchmarks.providers import int8_proof
+from kdedge.benchmarks.kernels import int8_proof
 from kdedge.benchmarks.session import CUDA, Model, check_fits, open_model
 from kdedge.errors import InputError, StageError
 from kdedge.inputs import image_input

@@ -3,6 +3,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnxruntime
 import pytest
 
 from kdedge.benchmarks import host
@@ -18,6 +19,9 @@ class FakeRuntime:
 
     def get_available_providers(self) -> list[str]:
         return self._providers
+
+    def get_all_providers(self) -> list[str]:
+        return list(onnxruntime.get_all_providers())
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, packages: set[str], gpu: str | None, *providers: str) -> None:
@@ -84,6 +88,32 @@ def test_tensorrt_is_recognised(
     assert found is None if problem is None else problem in found
     (check,) = [check for check in host.doctor()["checks"] if check["name"] == "TensorRT provider"]
     assert check["status"] == ("ok" if problem is None else "missing")
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "fix"),
+    [
+        ("cpu,openvino", "9.9 as installed has no OpenVINOExecutionProvider; it has cpu", "onnxruntime-openvino"),
+        ("cpu,coreml", "has no CoreMLExecutionProvider", "on macOS"),
+        ("xnnpack", "has no XnnpackExecutionProvider", "--use_xnnpack"),
+        ("dnnl", "has no DnnlExecutionProvider", "build onnxruntime with DnnlExecutionProvider"),
+        ("cuda", "no NVIDIA GPU found", "onnxruntime-gpu"),
+        ("openvin", "no execution provider 'openvin' .did you mean 'openvino'", "known: azure"),
+    ],
+)  # fmt: skip
+def test_a_provider_that_was_asked_for_and_is_absent(
+    monkeypatch: pytest.MonkeyPatch, text: str, message: str, fix: str
+) -> None:
+    pretend(monkeypatch, {"onnxruntime"}, None)
+    with pytest.raises(InputError, match=message) as caught:
+        host.asked_providers(text)
+    assert fix in str(caught.value.hint)
+
+
+def test_providers_are_named_as_onnxruntime_lists_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {"onnxruntime-openvino"}, None, "OpenVINO")
+    assert host.asked_providers("") == host.asked_providers("cpu") == []
+    assert host.asked_providers("CPU,OpenVINO,openvinoexecutionprovider") == ["OpenVINOExecutionProvider"]
 
 
 def test_doctor_fits_80_columns_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from kdedge.benchmarks.candidate import onnx_candidates
 from kdedge.benchmarks.latency import measure_latency, measure_windows, run_window, summarise
+from kdedge.benchmarks.providers import CPU, GPUS
 from kdedge.benchmarks.session import session_options
 from kdedge.benchmarks.stability import NOISY, Reading, Window
 
@@ -131,7 +133,7 @@ def test_windows_that_stay_disturbed_come_to_an_end(most: int | None, windows: i
 
 def test_a_row_tells_how_many_windows_were_disturbed(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdedge.benchmarks.stability._MOST_CLOCK_CHANGE", -1.0)  # no clock is steady enough
-    (row,), (samples,) = measure_latency({"int8": models["int8"]}, seconds=0.05, most_windows=7)
+    (row,), (samples,) = measure_latency(onnx_candidates({"int8": models["int8"]}), seconds=0.05, most_windows=7)
     assert row["earlier_windows"] == 2
     assert (len(samples["earlier_windows_ms"]), len(samples["windows_ms"])) == (2, 5)
     assert sum(map(len, samples["windows_ms"])) == row["samples"]
@@ -153,7 +155,9 @@ def test_a_case_is_measured_again_if_only_a_later_one_shows_the_fastest_clock(
     monkeypatch.setattr("kdedge.benchmarks.stability.throttle_count", lambda: None)
     monkeypatch.setattr("kdedge.benchmarks.stability._MOST_SPREAD", math.inf)
     monkeypatch.setattr("kdedge.benchmarks.stability._MOST_OTHER_LOAD", math.inf)
-    rows, samples = measure_latency({"int8": models["int8"]}, batches=[1, 4], seconds=0.05, most_windows=most)
+    rows, samples = measure_latency(
+        onnx_candidates({"int8": models["int8"]}), batches=[1, 4], seconds=0.05, most_windows=most
+    )
     assert [row["batch"] for row in rows] == [1, 4]
     assert [row["earlier_windows"] for row in rows] == [earlier, 0]
     assert [len(case["earlier_windows_ms"]) for case in samples] == [earlier, 0]
@@ -197,7 +201,7 @@ def test_the_median_of_each_window_is_kept() -> None:
 def test_real_models_give_rows_and_raw_samples(models: dict[str, Path]) -> None:
     pair = {name: models[name] for name in ("fp32", "int8")}
     start = time.perf_counter()
-    rows, raw = measure_latency(pair, batches=[1, 4], threads=[1], seconds=0.1)
+    rows, raw = measure_latency(onnx_candidates(pair), batches=[1, 4], threads=[1], seconds=0.1)
     assert time.perf_counter() - start < 5
     assert [(row["model"], row["batch"]) for row in rows] == [("fp32", 1), ("int8", 1), ("fp32", 4), ("int8", 4)]
     for row, samples in zip(rows, raw, strict=True):
@@ -213,8 +217,9 @@ def test_real_models_give_rows_and_raw_samples(models: dict[str, Path]) -> None:
         assert "on_device" not in row
 
 
-def test_input_on_the_device_is_measured_apart(models: dict[str, Path]) -> None:
-    (row,), (samples,) = measure_latency({"int8": models["int8"]}, seconds=0.05, on_device=True)
+def test_input_on_the_device_is_measured_apart(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(GPUS, CPU, "cpu")
+    (row,), (samples,) = measure_latency(onnx_candidates({"int8": models["int8"]}), seconds=0.05)
     resident = row["on_device"]
     assert resident["samples"] == sum(map(len, samples["on_device_windows_ms"])) > 0
     assert resident["samples"] != row["samples"]
@@ -229,8 +234,8 @@ def test_threads_spin_when_asked(models: dict[str, Path], monkeypatch: pytest.Mo
         asked.append((threads, spinning))
         return session_options(threads, spinning=spinning)
 
-    monkeypatch.setattr("kdedge.benchmarks.latency.session_options", options)
-    (row,), _ = measure_latency({"int8": models["int8"]}, threads=[2], seconds=0.05, spinning=True)
+    monkeypatch.setattr("kdedge.benchmarks.candidate.session_options", options)
+    (row,), _ = measure_latency(onnx_candidates({"int8": models["int8"]}), threads=[2], seconds=0.05, spinning=True)
     assert asked == [(2, True)]
     assert row["spinning"] is True
     entry = session_options(2, spinning=True).get_session_config_entry("session.intra_op.allow_spinning")
@@ -238,5 +243,5 @@ def test_threads_spin_when_asked(models: dict[str, Path], monkeypatch: pytest.Mo
 
 
 def test_more_threads_than_cores_is_said(models: dict[str, Path]) -> None:
-    rows, _ = measure_latency({"int8": models["int8"]}, threads=[2], seconds=0.05, cores=1)
+    rows, _ = measure_latency(onnx_candidates({"int8": models["int8"]}), threads=[2], seconds=0.05, cores=1)
     assert "2 threads on 1 core" in rows[0]["trust"]["reasons"]

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from measured import OPTIONS, benchmark
-from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
 from kdedge.benchmarks import measure as stage
+from kdedge.benchmarks.candidate import Candidate
 from kdedge.benchmarks.interval import wilson_interval_pct
 from kdedge.benchmarks.options import BenchmarkConfig
 from kdedge.benchmarks.report import figures
 from kdedge.benchmarks.report.file import load_report
 from kdedge.benchmarks.report.pages import print_summary, render_markdown
+from kdedge.benchmarks.session import open_model
 from kdedge.errors import InputError, StageError
 
 # Schema 1 may gain keys, never lose one.
@@ -231,40 +232,45 @@ def test_bad_models_are_found_before_the_test_images_are_read(
     assert dataset.reads == []
 
 
-@pytest.mark.parametrize("error", [StageError, InputError, RuntimeException])
-def test_cuda_that_does_not_start_is_unavailable_with_its_fix(
-    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+def test_another_provider_is_measured_in_turn_and_compared(
+    models: dict[str, Path], dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report_figures: None
 ) -> None:
-    def fail(paths: Any, **options: Any) -> Any:
-        raise error("onnxruntime fell back")
+    kernels = {"convs": {}, "nodes_by_provider": {"FastExecutionProvider": 1}, "subgraphs": 1}
+    slow = {"provider": "Fast INT8", "reason": "no node", "fix": "leave it out"}
 
-    monkeypatch.setattr(stage, "cuda_problem", lambda: None)
-    monkeypatch.setattr(stage, "measure_latency", lambda paths, *, provider, **options: ([{"provider": provider}], []))
-    monkeypatch.setattr(stage, "measure_cuda", fail)
-    rows, _, unavailable = stage._latency_everywhere(models, BenchmarkConfig())
-    assert [row["provider"] for row in rows] == ["CPUExecutionProvider"]
-    assert unavailable[0]["reason"] == "onnxruntime fell back"
-    assert unavailable[0]["fix"].startswith("pip install")
+    def try_fast(provider: str, paths: Any, batch: int, folder: Path) -> Any:
+        candidate = Candidate("fp32", paths["fp32"], provider, lambda key, threads, _: open_model(key.path))
+        return {candidate: kernels}, [slow]
 
-
-def test_rows_of_cuda_stand_behind_those_of_the_cpu(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    lacking = [{"provider": "CUDA FP16", "reason": "no onnx", "fix": "pip install onnx"}]
-    seen = {}
-
-    def cuda(paths: Any, **options: Any) -> Any:
-        seen.update(options)
-        return [{"provider": "CUDA"}], [{"raw": 2}], lacking
-
-    monkeypatch.setattr(stage, "cuda_problem", lambda: None)
-    monkeypatch.setattr(stage, "measure_latency", lambda *_, **__: ([{"provider": "CPU"}], [{"raw": 1}]))
-    monkeypatch.setattr(stage, "measure_cuda", cuda)
-    settings = BenchmarkConfig(threads="2,1", batches="1,8", seconds=0.5)
-    assert stage._latency_everywhere(models, settings) == (
-        [{"provider": "CPU"}, {"provider": "CUDA"}],
-        [{"raw": 1}, {"raw": 2}],
-        lacking,
+    monkeypatch.setattr(stage, "asked_providers", lambda text: ["FastExecutionProvider"])
+    monkeypatch.setattr(stage, "try_provider", try_fast)
+    options = dataclasses.replace(OPTIONS, provider="fast", batches="1")
+    report = benchmark(
+        options, models["fp32"], models["int8"], dataset, run_facts={}, torch_top1=None, out_dir=tmp_path
     )
-    assert seen == {"batches": [1, 8], "threads": [2], "seconds": 0.5}
+    assert [(row["provider"], row["model"]) for row in report["latency"]] == [
+        ("CPUExecutionProvider", "fp32"), ("CPUExecutionProvider", "int8"), ("FastExecutionProvider", "fp32"),
+    ]  # fmt: skip
+    assert report["latency"][2]["ran_as"] == kernels
+    assert report["unavailable"] == [slow]
+    assert [row["changed_answers"] for row in report["runtimes"]] == [0, 0, 0]
+    assert load_report(tmp_path) == report
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / name).read_text()
+        assert "Other providers and runtimes" in text
+        assert "Fast FP32, batch 1: convolutions in 1 compiled subgraph; nodes 1 on Fast" in text
+    print_summary(report)
+
+
+def test_a_provider_that_was_asked_for_and_runs_nothing_is_an_error(
+    models: dict[str, Path], dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking = [{"provider": "Slow FP32", "reason": "no node", "fix": "leave it out"}]
+    monkeypatch.setattr(stage, "asked_providers", lambda text: ["SlowExecutionProvider"])
+    monkeypatch.setattr(stage, "try_provider", lambda *_: ({}, lacking))
+    options = dataclasses.replace(OPTIONS, provider="slow")
+    with pytest.raises(StageError, match="SlowExecutionProvider does not run the models: no node"):
+        benchmark(options, models["fp32"], models["int8"], dataset, run_facts={}, torch_top1=None, out_dir=tmp_path)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot bind a process to a CPU")

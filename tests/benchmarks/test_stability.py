@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from kdedge.benchmarks.affinity import pinned
+from kdedge.benchmarks.candidate import onnx_candidates
 from kdedge.benchmarks.latency import measure_latency
 from kdedge.benchmarks.stability import (
     NOISY,
@@ -154,10 +155,10 @@ def test_counters_of_this_machine() -> None:
 def test_a_process_that_burns_the_core_makes_numbers_noisy(models: dict[str, Path]) -> None:
     cpu = min(os.sched_getaffinity(0))
     with pinned([cpu]):
-        (quiet,), _ = measure_latency({"int8": models["int8"]}, seconds=1.0)
+        (quiet,), _ = measure_latency(onnx_candidates({"int8": models["int8"]}), seconds=1.0)
         with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as burner:
             try:
-                (disturbed,), _ = measure_latency({"int8": models["int8"]}, seconds=1.5)
+                (disturbed,), _ = measure_latency(onnx_candidates({"int8": models["int8"]}), seconds=1.5)
             finally:
                 burner.kill()
     load = disturbed["trust"]["other_load_pct"]

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from quantized import as_written_and_as_run
 
-from kdedge.benchmarks.providers import int8_proof
+from kdedge.benchmarks.kernels import int8_proof
 from kdedge.benchmarks.session import open_model, run_model
 from kdedge.errors import InputError
 from kdedge.export.graph import add_input_adapter, cut_input_adapter, read_model

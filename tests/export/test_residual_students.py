@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 
-from kdedge.benchmarks.providers import int8_proof
+from kdedge.benchmarks.kernels import int8_proof
 from kdedge.export.graph import read_model
 from kdedge.export.onnx_export import check_parity, export_student
 from kdedge.export.quantize import calibrate, rounding, search
