@@ -66,16 +66,23 @@ def learned(right: npt.NDArray[np.bool_], labels: npt.NDArray[np.int64]) -> bool
 
 
 def check_learned(
-    what: str, right: npt.NDArray[np.bool_], labels: npt.NDArray[np.int64], class_names: Sequence[str], hint: str
+    what: str,
+    right: npt.NDArray[np.bool_],
+    labels: npt.NDArray[np.int64],
+    class_names: Sequence[str],
+    hint: str,
+    *,
+    unit: str = "image",
 ) -> None:
-    """Refuse a model that has learned nothing; warn if the images are too few to decide.
+    """Refuse a model that has learned nothing; warn if the inputs are too few to decide.
 
     Args:
         what: The model in a message, such as ``the teacher``.
-        right: As in `learned`, on validation images.
+        right: As in `learned`, on validation data.
         labels: As in `learned`.
         class_names: Names of the classes.
         hint: Advice for the user.
+        unit: Word for one input in messages.
 
     Raises:
         StageError: The model is not better than always predicting the most frequent class.
@@ -85,9 +92,9 @@ def check_learned(
         return
     baseline = majority_baseline(labels)
     constant = f"always predicting `{class_names[baseline.label]}` ({baseline.top1_pct:.2f} %)"
-    reached = f"{what} reaches {100 * right.mean():.2f} % of {len(labels):,} validation images"
+    reached = f"{what} reaches {100 * right.mean():.2f} % of {len(labels):,} validation {unit}s"
     if known is None:
-        warn(f"{reached}, too few images to show that it is better than {constant}")
+        warn(f"{reached}, too few to show that it is better than {constant}")
         return
     raise StageError(f"{what} has learned nothing: {reached}, no better than {constant}", hint)
 

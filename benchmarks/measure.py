@@ -129,7 +129,7 @@ def run_benchmark(
         )
     test = dataset.test()
     if not len(test.labels):
-        raise InputError("the data set has no test images", "add images to its test folder")
+        raise InputError(f"the data set has no test {dataset.spec.unit}s", "add them to its test part")
     check_comparable(others, host, dataset.name, {**images, "n": len(test.labels)})
     logits = {
         name: predict_logits(model, test.images, title=f"accuracy {name.upper()}") for name, model in models.items()
@@ -150,7 +150,7 @@ def run_benchmark(
         class_names=dataset.class_names,
         balanced=settings.metric == "balanced",
         groups=test.groups,
-        unit="window" if test.signal else "image",
+        unit=dataset.spec.unit,
     )
     sampling = sampling_of(right["fp32"], right["int8"], test.groups)
     log(f"gate: {gate['verdict']}")  # the summary has the reason

@@ -64,7 +64,7 @@ class BenchmarkConfig:
         flag="--emulate",
         parse=parse_emulated,
     )
-    emulate_images: int = option(200, "Number of test images for each emulated CPU.", flag="--emulate-images", least=1)
+    emulate_images: int = option(200, "Number of test inputs for each emulated CPU.", flag="--emulate-images", least=1)
     compare_with: str = option(
         "",
         "Other runs, benchmarks or bundles to compare with this one in the report, comma-separated.",

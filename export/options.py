@@ -21,7 +21,11 @@ class QuantizeConfig:
     """INT8 quantization after training."""
 
     calibration_images: int = option(
-        512, "Number of training images for calibration.", flag="--calibration-images", least=16, most=100_000
+        512,
+        "Number of training images or windows for calibration.",
+        flag="--calibration-images",
+        least=16,
+        most=100_000,
     )
     target: str = option(
         "portable",
@@ -40,5 +44,5 @@ class BundleConfig:
     """The bundle."""
 
     allow_undecided: bool = option(
-        False, "Write the bundle although the test images are too few to decide the gate.", flag="--allow-undecided"
+        False, "Write the bundle although the test data are too few to decide the gate.", flag="--allow-undecided"
     )

@@ -177,7 +177,7 @@ def _subset(split: Split, indices: NDArray[np.int64], size: int, rng: np.random.
     labels, total = split.labels, len(indices)
     if size > total:
         raise InputError(
-            f"--train-size {size} is more than the {total} training images left after the validation split",
+            f"--train-size {size} is more than the {total} training {split.spec.unit}s left after the validation split",
             f"give at most --train-size {total}, or 0 for all",
         )
     classes, counts = np.unique(labels[indices], return_counts=True)
@@ -189,7 +189,7 @@ def _subset(split: Split, indices: NDArray[np.int64], size: int, rng: np.random.
         label = int(classes[quotas.argmin()])
         name = f"the class {split.class_names[label]}" if split.class_names else f"class number {label}"
         raise InputError(
-            f"--train-size {size} leaves {name} without an image",
+            f"--train-size {size} leaves {name} without a training {split.spec.unit}",
             f"give at least --train-size {enough}, or 0 for all",
         )
     parts = [

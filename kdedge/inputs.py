@@ -84,6 +84,11 @@ class InputSpec:
         return self.size / self.rate_hz if self.rate_hz else 0.0
 
     @property
+    def unit(self) -> Literal["image", "window"]:
+        """The noun for one input, in messages."""
+        return "image" if self.kind == "image" else "window"
+
+    @property
     def words(self) -> str:
         """The inputs in words, as in ``takes images of 32x32 pixels``."""
         if self.kind == "image":

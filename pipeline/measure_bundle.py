@@ -81,7 +81,7 @@ def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, A
     if judged_on:
         run["same_test_images"] = judged_on == images_sha256
         if not run["same_test_images"]:
-            warn(f"these are not the test images ({dataset.name}) of the bundle: its accuracies are not comparable")
+            warn(f"these are not the test data ({dataset.name}) of the bundle: its accuracies are not comparable")
     if not run.get("same_test_images"):
         facts["teacher"] = {**known["teacher"], "test_top1_pct": None}
     with disk_errors(out_dir):
@@ -111,7 +111,9 @@ def sample_test_images(config: Config, bundle: Path, count: int) -> tuple[list[i
     check_fits(open_model(bundle / "student.int8.onnx"), dataset.class_names, dataset.spec)
     test = dataset.test()
     if count > len(test):
-        raise InputError(f"{dataset.name} has {len(test)} test images, fewer than {count}", "lower the number")
+        raise InputError(
+            f"{dataset.name} has {len(test)} test {test.spec.unit}s, fewer than {count}", "lower the number"
+        )
     numbers = sample(test, count)
     return numbers, test.images[numbers]
 

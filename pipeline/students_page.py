@@ -86,7 +86,7 @@ def _reason(result: Mapping[str, Any]) -> str:
     distance = f"is {below:.2f} pp below that of {best['student']}" if below else "is the highest"
     return (
         f"{result['chosen']} is chosen: it has the fewest multiply-accumulates within {result['tolerance_pp']:g} pp of "
-        f"the best. Its INT8 accuracy on {chosen['val_images']:,} validation images {distance}."
+        f"the best. Its INT8 accuracy on {chosen['val_images']:,} validation inputs {distance}."
     )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdedge.benchmarks.report.details import unit
 from kdedge.benchmarks.report.file import find_report, load_report
 from kdedge.benchmarks.stability import STEADY
 from kdedge.errors import InputError
@@ -70,8 +71,8 @@ def compare_reports(a: Report, b: Report, names: Sequence[str]) -> dict[str, Any
         (``trust``) of both, and ``ratio``, p50 of B over that of A; a case of only one report is null in the other).
     """
     values = []
-    for name, unit, section, key in _VALUES:
-        row = _value_row(name, unit, a[section][key], b[section][key])
+    for name, scale, section, key in _VALUES:
+        row = _value_row(name, scale, a[section][key], b[section][key])
         if section == "accuracy":
             row["difference_ci95"] = _difference_ci95(a, b, key)
         values.append(row)
@@ -233,6 +234,7 @@ def _origin(report: Report, name: str) -> Row:
         "report": name,
         "data": run["data"],
         "test_images": report["accuracy"]["n"],
+        "unit": unit(report),
         "student": report["student"]["arch"],
         "commit": run.get("commit"),
         "host": {key: host.get(key) for key in ("cpu", "board", "cores", "os", "gpu", "onnxruntime")},
@@ -247,9 +249,9 @@ def _check_same_test_images(reports: Sequence[Report], names: Sequence[str]) -> 
     """Check ``run`` and ``accuracy`` of reports; an ``n`` of None in all of them is not known yet."""
     if not all(same_test_images(a, b) for a, b in itertools.combinations(reports, 2)):
         raise InputError(
-            "accuracies on different test images cannot be put side by side: "
+            "accuracies on different test data cannot be put side by side: "
             + "; ".join(f"{name}: {_test_images(report)}" for name, report in zip(names, reports, strict=True)),
-            "measure all on the same images (`kdedge benchmark BUNDLE --data DATA`), or leave out the other reports",
+            "measure all on the same data (`kdedge benchmark BUNDLE --data DATA`), or leave out the other reports",
         )
 
 
@@ -271,7 +273,7 @@ def _notes(a: Report, b: Report) -> list[str]:
     if setups[0] != setups[1]:
         notes.append("other CPUs or spinning threads (--affinity, --latency-spinning): other setups are compared")
     if not same_test_images(a, b):
-        notes.append("other test images: the accuracies are not of the same task")
+        notes.append("other test data: the accuracies are not of the same task")
     if a["gate"]["limit_pp"] != b["gate"]["limit_pp"]:
         notes.append(f"another limit of the gate: {a['gate']['limit_pp']:g} and {b['gate']['limit_pp']:g} pp")
     if len({report["gate"].get("metric", "top1") for report in (a, b)}) > 1:

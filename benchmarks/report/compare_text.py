@@ -99,7 +99,7 @@ def _reports(comparison: Mapping[str, Any]) -> dict[str, Any]:
 def _describe(origin: Mapping[str, Any]) -> str:
     host = f"{host_name(origin['host'])}, onnxruntime {origin['host']['onnxruntime']}"
     commit = f", commit {origin['commit']}" if origin["commit"] else ""
-    return f"{host}; {origin['test_images']:,} test images of {origin['data']}{commit}"
+    return f"{host}; {origin['test_images']:,} test {origin.get('unit', 'image')}s of {origin['data']}{commit}"
 
 
 def _footnotes(comparison: Mapping[str, Any]) -> list[str]:
@@ -142,7 +142,7 @@ def _latency_table(comparison: Mapping[str, Any]) -> _Table:
 
 
 def _run_table(table: Mapping[str, Any]) -> _Table:
-    cells = [["run", "student", "M param.", "MMAC", "images", "epochs", "method", "loss pp", "gate"]]
+    cells = [["run", "student", "M param.", "MMAC", "inputs", "epochs", "method", "loss pp", "gate"]]
     int8 = {row["run"]: row for row in table["rows"] if row["model"] == "int8"}
     for run in table["reports"]:
         row = int8[run]

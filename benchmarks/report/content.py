@@ -84,7 +84,7 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     """Return the warnings at the top of the report, one sentence each."""
     found = []
     if report["run"].get("same_test_images") is False:
-        found.append("The test images differ from those of the bundle: do not compare accuracies")
+        found.append("The test data differ from those of the bundle: do not compare accuracies")
     if weak := hardly_recognised(report.get("per_class") or []):
         found.append(weak)
     if elsewhere := _not_portable(report):

@@ -98,7 +98,7 @@ def detail_rows(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, st
             "Run",
             [
                 ("data", run["data"]),
-                ("test images", "not those of the bundle" if run.get("same_test_images") is False else None),
+                ("test data", "not those of the bundle" if run.get("same_test_images") is False else None),
                 ("preset", run["preset"]), ("seed", run["seed"]), ("commit", run["commit"]),
                 ("wall time", None if run["wall_s"] is None else format_duration(run["wall_s"])),
                 ("peak memory while training", peak),

@@ -91,7 +91,7 @@ def draw_figures(
         wanted.append(
             ("latency" if short == "CPU" else f"latency_{short.lower()}", "latency", f"Latency per {word}, {short}",
              f"Bars: median latency per {word} on {short} of FP32 and INT8 by batch size, with higher percentiles",
-             partial(_latency, rows=rows), (7.2, 3.6))
+             partial(_latency, rows=rows, word=word), (7.2, 3.6))
         )  # fmt: skip
     table = report.get("beside")
     if table and any(row["p50_ms"] for row in table["rows"]):
@@ -125,7 +125,8 @@ def draw_figures(
         seen = [row for row in per_class if row["n"]]
         wanted.append(
             ("confusion", "mistakes", "Confusion matrix", "Matrix: predicted class by class, INT8",
-             partial(paint_confusions, rows=seen, wrong=report["confusions"], names=names), matrix_size(len(seen)))
+             partial(paint_confusions, rows=seen, wrong=report["confusions"], names=names, word=word),
+             matrix_size(len(seen)))
         )  # fmt: skip
     if mistakes is not None and len(mistakes):
         wanted.append(
@@ -235,12 +236,13 @@ def render(paint: Callable[[Any], None], size: tuple[float, float], theme: str =
     return buffer.getvalue()
 
 
-def _latency(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the median latency per image of each model as a bar, with ticks at the known higher percentiles.
+def _latency(axes: Any, rows: Sequence[Mapping[str, Any]], word: str) -> None:
+    """Draw the median latency per input of each model as a bar, with ticks at the known higher percentiles.
 
     Args:
         axes: Matplotlib axes.
         rows: ``latency`` of the report, of one provider.
+        word: Word for one input.
     """
     cases = list(dict.fromkeys((row["threads"], row["batch"]) for row in rows))
     many_threads = len({row["threads"] for row in rows}) > 1
@@ -267,7 +269,7 @@ def _latency(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         range(len(cases)),
         [f"batch {batch}" + f"\n{threads} thread{'s' * (threads > 1)}" * many_threads for threads, batch in cases],
     )
-    axes.set_ylabel("median ms per image")
+    axes.set_ylabel(f"median ms per {word}")
     axes.margins(y=0.12)
     axes.grid(axis="y")
     axes.legend(ncols=len(models) + 1, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8)

@@ -25,15 +25,20 @@ def matrix_size(classes: int) -> tuple[float, float]:
 
 
 def paint_confusions(
-    axes: Any, rows: Sequence[Mapping[str, Any]], wrong: Sequence[Mapping[str, Any]], names: Mapping[str, str]
+    axes: Any,
+    rows: Sequence[Mapping[str, Any]],
+    wrong: Sequence[Mapping[str, Any]],
+    names: Mapping[str, str],
+    word: str = "image",
 ) -> None:
     """Draw the confusion matrix, of many classes the 20 of the most frequent confusions.
 
     Args:
         axes: Matplotlib axes.
-        rows: ``per_class`` of the report, classes with images.
+        rows: ``per_class`` of the report, classes with test inputs.
         wrong: ``confusions`` of the report.
         names: Drawable name of each class.
+        word: Word for one input.
     """
     confused = [name for row in wrong for name in (row["label"], row["predicted"])]
     worst = list(dict.fromkeys([*confused, *(row["class"] for row in rows)]))[:_MOST_CLASSES]
@@ -71,9 +76,9 @@ def paint_confusions(
         fontsize=small,
     )
     axes.set_xlabel("predicted")
-    axes.set_ylabel("class (test images)")
+    axes.set_ylabel(f"class (test {word}s)")
     which = f"; {len(shown)} of {len(rows)} classes, the most confused" if len(shown) < len(rows) else ""
-    axes.set_title(f"% of the images of a class{which}", fontsize=8, loc="left")
+    axes.set_title(f"% of the {word}s of a class{which}", fontsize=8, loc="left")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
 

@@ -46,8 +46,9 @@ def paint_picture(axes: Any, table: Mapping[str, Any]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.minorticks_off()
     first = next(iter(table["reports"].values()))
-    axes.set_xlabel(f"median ms per image, batch 1, one thread (log scale)\n{host_name(first['host'])}")
-    axes.set_ylabel(f"top-1 in % with 95 % interval\n{first['test_images']:,} test images of {first['data']}")
+    word = first.get("unit", "image")
+    axes.set_xlabel(f"median ms per {word}, batch 1, one thread (log scale)\n{host_name(first['host'])}")
+    axes.set_ylabel(f"top-1 in % with 95 % interval\n{first['test_images']:,} test {word}s of {first['data']}")
     axes.grid()
     axes.figure.legend(*axes.get_legend_handles_labels(), ncols=3, loc="outside upper right", fontsize=8)
     # A copied figure needs its limits.

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from kdedge.benchmarks.interval import wilson_interval_pct
 from kdedge.benchmarks.report.content import warnings
-from kdedge.benchmarks.report.details import real_time, starts_from
+from kdedge.benchmarks.report.details import real_time, starts_from, unit
 from kdedge.benchmarks.session import check_fits, open_model, run_model
 from kdedge.errors import GateError
 from kdedge.export.bundle.contents import COPIED, GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS, SBOM
@@ -112,11 +112,12 @@ def check_gate(report: Mapping[str, Any], *, allow_undecided: bool) -> None:
     if verdict == "passed" or (verdict == "undecided" and allow_undecided):
         return
     if verdict == "undecided":
+        of_groups = " of other groups" if gate.get("groups") else ""
         smallest = ", most of all of the smallest class" if gate.get("metric") == "balanced" else ""
         raise GateError(
             f"the gate is undecided: {gate['reason']}",
-            f"give more test images{smallest}, accept a larger drop (--limit-pp), or ship it as not passed with "
-            "--allow-undecided",
+            f"give more test {unit(report)}s{of_groups}{smallest}, accept a larger drop (--limit-pp), or ship it as "
+            "not passed with --allow-undecided",
         )
     raise GateError(
         f"the gate failed: {gate['reason']}", "candidates.json of the quantize stage lists the formats and repair steps"
@@ -166,7 +167,7 @@ def _model_card(
     begun = starts_from(student)
     start = f"; starts from: {begun}; epochs in this run: {student['epochs']}" if begun else ""
     batch = min(row["batch"] for row in report["latency"])
-    images = f"one {words.unit}" if batch == 1 else f"a batch of {batch} {words.unit}s"
+    images = f"one {spec.unit}" if batch == 1 else f"a batch of {batch} {spec.unit}s"
     rows = [
         f"| {row['model']} | {row['provider']} | {row['threads']} | {_ms(row['p50_ms'])} "
         f"| {_ms(row['p99_ms'])} | {row['trust']['verdict']} |"
@@ -183,9 +184,9 @@ def _model_card(
     return f"""# Model card
 
 {student["arch"]}: {words.kind} with {student["params"]:,} parameters and {student["macs"] / 1e6:.1f} million
-multiply-accumulates per {words.unit}, distilled from {report["teacher"]["arch"]} (method `{student["method"]}`{start})
+multiply-accumulates per {spec.unit}, distilled from {report["teacher"]["arch"]} (method `{student["method"]}`{start})
 and quantized to INT8 for the target `{candidates["target"]}` (`{candidates["chosen"]}`,
-{candidates["calibration_images"]} calibration {words.unit}s{repaired}).
+{candidates["calibration_images"]} calibration {spec.unit}s{repaired}).
 
 {words.input}
 - Requires onnxruntime {needs["onnxruntime"]} or newer (opset {needs["opset"]}, IR version {needs["ir_version"]}).
@@ -196,13 +197,13 @@ and quantized to INT8 for the target `{candidates["target"]}` (`{candidates["cho
 
 | | FP32 | INT8 |
 |---|---|---|
-| top-1 on {accuracy["n"]:,} test {words.unit}s | {fp32:.2f} % | {int8:.2f} % |
+| top-1 on {accuracy["n"]:,} test {spec.unit}s | {fp32:.2f} % | {int8:.2f} % |
 | 95 % interval | {fp32_ci[0]:.2f} to {fp32_ci[1]:.2f} | {int8_ci[0]:.2f} to {int8_ci[1]:.2f} |
 {balanced}| file | {sizes["fp32_bytes"]:,} bytes | {sizes["int8_bytes"]:,} bytes ({sizes["ratio"]:.2f} times smaller) |
 
 Gate: {status}; passed: {str(gate["verdict"] == "passed").lower()}. INT8 loses {loss}, at most
 {gate["loss_upper95_pp"]:.2f} pp with 95 % confidence; the limit is {gate["limit_pp"]:g} pp.
-{warning}{_per_class(report, words.unit)}
+{warning}{_per_class(report, spec.unit)}
 Latency of {images} on {host["cpu"]} ({host["cores"]} cores, onnxruntime {host["onnxruntime"]}):
 
 | model | provider | threads | p50 ms | p99 ms | trust |
@@ -218,7 +219,7 @@ Latency of {images} on {host["cpu"]} ({host["cores"]} cores, onnxruntime {host["
 
 {words.limits}
 - Latency is valid for the host above. `report.json` has all numbers and the measurement settings.
-- `{GOLDEN_INPUTS}` has up to {GOLDEN_IMAGES} {words.unit}s of the training data, for verification.
+- `{GOLDEN_INPUTS}` has up to {GOLDEN_IMAGES} {spec.unit}s of the training data, for verification.
 """
 
 
@@ -226,7 +227,6 @@ class _Words(NamedTuple):
     """The parts of a model card that depend on the input."""
 
     kind: str
-    unit: str
     input: str
     latency: str
     use: str
@@ -237,7 +237,6 @@ def _image_words(spec: InputSpec) -> _Words:
     size, mode = spec.size, spec.resize_mode
     return _Words(
         "an image classifier",
-        "image",
         f"- Input: `pixels`, uint8 RGB, `[N, {size}, {size}, 3]`, as a decoder returns it. Output: `logits`, float32.\n"
         f"- Images of another shape are {_BECOME_SQUARE[mode]} (`{mode}`). `predict.py` and `kdedge predict` do it.",
         "",
@@ -252,7 +251,6 @@ def _signal_words(spec: InputSpec, report: Mapping[str, Any]) -> _Words:
     rate = f" at {spec.rate_hz:g} Hz: {spec.window_s:.3g} s" if spec.rate_hz else ""
     return _Words(
         "a classifier of a signal",
-        "window",
         f"- Input: `signal`, float32, `[N, {spec.size}, {len(spec.channels)}]`, in the units of the training data; the "
         f"model normalises. Output: `logits`, float32.\n"
         f"- A window has {spec.size} samples{rate}. Channels, in this order: {', '.join(spec.channels)}.",

@@ -169,7 +169,7 @@ def check_flips(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
         listed = [f"{f['image']}: {labels[f['emulated']]} for {labels[f['native']]}" for f in row["flipped"][:10]]
         more = ", …" if row["flips"] > len(listed) else ""
         if listed:
-            count = f"{row['flips']} of {row['images']} images"
+            count = f"{row['flips']} of {row['images']} inputs"
             problems.append(f"{row['cpu']} predicts another class for {count} ({', '.join(listed)}{more})")
     if problems:
         raise StageError(

@@ -20,9 +20,9 @@ RULE = (
     "The search tries number formats, then calibrators for the best format, then calibration sizes for the best "
     "calibrator. It rejects candidates that the target does not support and those that onnxruntime leaves in float. If "
     "the target is one kind of CPU and this host is one, it also rejects formats whose fastest candidate takes over "
-    "1.15 times as long as the fastest of all. A candidate keeps the validation images that both FP32 and the "
-    "candidate predict correctly; images that only INT8 predicts correctly are chance and do not count. It "
-    "rejects candidates that are shown to keep fewer images than the best (95 % interval of the paired difference; "
+    "1.15 times as long as the fastest of all. A candidate keeps the validation inputs that both FP32 and the "
+    "candidate predict correctly; inputs that only INT8 predicts correctly are chance and do not count. It "
+    "rejects candidates that are shown to keep fewer inputs than the best (95 % interval of the paired difference; "
     "with the metric `balanced`, of the mean share of the classes). "
     f"Of the others the search takes the first whose logit SQNR is within {SIMPLER_COSTS_DB:g} dB of their highest."
 )

@@ -69,7 +69,7 @@ def quantize_model(
     model = read_model(path)
     wanted = settings.calibration_images
     if wanted > len(train.labels):
-        log(f"quantize: calibrating on all {len(train.labels)} training images, fewer than the requested {wanted}")
+        log(f"quantize: calibrating on all {len(train)} training {train.spec.unit}s, fewer than the requested {wanted}")
     picked = stratified_sample(train.labels, _LARGER * wanted if settings.compare_formats else wanted, seed)
     scored = stratified_sample(val.labels, SCORED_IMAGES, seed)
     validation = Validation(path, val.images[scored], val.labels[scored], limit_pp, balanced=balanced)
@@ -106,9 +106,7 @@ def quantize_model(
     draw_figures({"latency": [], "quantization": {**record, "sensitivity": sensitivity}}, out_dir / "figures")
     if final.gate["verdict"] == "failed":
         of_metric = " of balanced accuracy" if balanced else ""
-        warn(
-            f"the INT8 model loses {final.gate['loss_pp']:.2f} pp{of_metric} on validation images, where the gate fails"
-        )
+        warn(f"the INT8 model loses {final.gate['loss_pp']:.2f} pp{of_metric} on validation data, where the gate fails")
     result = final.trial.score
     log(
         f"quantize: {chosen.candidate.name}{'' if final is steps[0] else f' + {final.name}'}: validation top-1 "

@@ -124,10 +124,10 @@ def repair(
     if better(step):
         best = step
     if done(best):
-        _log_too_few(best.gate, images)
+        _log_too_few(best.gate, images, quantizer.spec.unit)
         return steps if best is steps[-1] else [*steps, best]
 
-    log("quantize: the gate does not pass on the validation images; trying repair steps")
+    log("quantize: the gate does not pass on the validation data; trying repair steps")
     equalised = plain.equivalent(equalise(plain.core))
     step = attempt("cross-layer equalisation", round_with_compensation(equalised, candidate))
     if done(step):
@@ -146,7 +146,7 @@ def repair(
         if any(done(leave(tuple(by_noise[:count]))) for count in range(1, len(by_noise) // 2 + 1)):
             return steps
     else:
-        log("quantize: no loss is shown on the validation images; no layer goes to float")
+        log("quantize: no loss is shown on the validation data; no layer goes to float")
     if train_images is not None:
         from kdedge.export.quantize import qat
 
@@ -163,10 +163,10 @@ def repair(
     return [*steps, shippable[choose([step.trial.score for step in shippable])]]
 
 
-def _log_too_few(gate: Mapping[str, Any], images: int) -> None:
+def _log_too_few(gate: Mapping[str, Any], count: int, unit: str) -> None:
     """Log the reason why no repair follows a gate that is undecided."""
     if gate["verdict"] != "passed":
-        log(f"quantize: {images:,} validation images are too few to show whether a repair helps; none is tried")
+        log(f"quantize: {count:,} validation {unit}s are too few to show whether a repair helps; none is tried")
 
 
 def _duration(quantizer: Quantizer, steps: int, batch: int) -> str:

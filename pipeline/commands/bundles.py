@@ -34,11 +34,11 @@ def verify(
     emulate_images: Annotated[
         int,
         typer.Option(
-            "--emulate-images", min=0, help="Number of test images to emulate in addition to the golden inputs."
+            "--emulate-images", min=0, help="Number of test inputs to emulate in addition to the golden inputs."
         ),
     ] = 0,
     data: Annotated[
-        str, typer.Option("--data", help="Data set of these images. Default: the data set of the bundle.")
+        str, typer.Option("--data", help="Data set of these inputs. Default: the data set of the bundle.")
     ] = "",
     data_dir: Annotated[
         str, typer.Option("--data-dir", help="Folder with the files of CIFAR-10, as for `kdedge data`.")
@@ -81,7 +81,7 @@ def verify(
         if not as_json:
             largest = f"largest logit difference {row['max_abs_diff']:.3g} ({100 * row['max_rel_diff']:.2g} %)"
             seen = largest if row["max_abs_diff"] else "logits identical"
-            print(f"{row['cpu']}: {row['images']} images, {row['flips']} flips, {seen}, {row['seconds']:.0f} s")
+            print(f"{row['cpu']}: {row['images']} inputs, {row['flips']} flips, {seen}, {row['seconds']:.0f} s")
     check_flips(result.get("emulated", ()), (bundle / "labels.txt").read_text(encoding="utf-8").splitlines())
     if not as_json:
         print(f"verified: {printable(str(bundle))}")
@@ -110,7 +110,7 @@ def predict(
             help="Images, folders, .npy files, or - for paths on standard input; recordings (.csv) for signals."
         ),
     ],
-    top: Annotated[int, typer.Option("--top", help="Number of classes per image, best first.")] = 1,
+    top: Annotated[int, typer.Option("--top", help="Number of classes per image or window, best first.")] = 1,
     fp32: Annotated[bool, typer.Option("--fp32", help="Use the FP32 model instead of INT8.")] = False,
     as_json: AsJson = False,
 ) -> None:

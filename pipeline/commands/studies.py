@@ -80,7 +80,7 @@ _STUDY: Options = {
             bool,
             typer.Option(
                 "--test",
-                help="After all training, quantize every student and measure it on the test images.",
+                help="After all training, quantize every student and measure it on the test data.",
                 metavar="",
             ),
         ],

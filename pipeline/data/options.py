@@ -46,10 +46,10 @@ class DataConfig:
         choices=RESIZE_MODES,
     )
     val_fraction: float = option(
-        0.1, "Share of the training images held out for validation.", flag="--val-fraction", least=0.01, most=0.5
+        0.1, "Share of the training data held out for validation.", flag="--val-fraction", least=0.01, most=0.5
     )
     test_fraction: float = option(
-        0.2, "Share of test images if the data set has no test images.", flag="--test-fraction", least=0.05, most=0.5
+        0.2, "Share of the test if the data set has no test part.", flag="--test-fraction", least=0.05, most=0.5
     )
     window: int = option(
         0, "Samples of a window of a signal.", flag="--window", least=0, most=65536, auto="the whole recording"
@@ -68,7 +68,7 @@ class DataConfig:
         flag="--groups",
     )  # fmt: skip
     train_size: int = option(
-        0, "Number of training images, stratified by class (0 = all).", flag="--train-size", least=0
+        0, "Number of training images or windows, stratified by class (0 = all).", flag="--train-size", least=0
     )
 
     def __post_init__(self) -> None:

@@ -149,5 +149,5 @@ def _check_counts(items: Sequence[Item], names: Sequence[str], root: object, hel
     raise InputError(
         f"the {where} has {count} {what}{'' if count == 1 else 's'}, too few to divide: expected at least {least} "
         f"(for {parts})",
-        "add images to that class or remove it",
+        f"add {what}s to that class or remove it",
     )

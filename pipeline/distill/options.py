@@ -47,7 +47,7 @@ class DistillConfig:
     )
     batch_size: int = option(
         0,
-        "Images per step.",
+        "Images or windows per step.",
         flag="--distill-batch-size",
         least=0,
         most=4096,
@@ -97,7 +97,7 @@ class DistillConfig:
         64.0, "Learning rate of batch-norm biases, in multiples of --lr.", flag="--norm-bias-lr", least=0.01, most=1000
     )
     refresh_norms: bool = option(
-        True, "Recompute batch-norm statistics after each epoch, on training images.",
+        True, "Recompute batch-norm statistics after each epoch, on training data.",
         flag="--refresh-norms",
     )  # fmt: skip
     ema: float = option(
@@ -157,7 +157,7 @@ class DistillConfig:
     )
     augment: str = option(
         "light",
-        "Augmentation of the student's images: "
+        "Augmentation of the student's inputs: "
         + "; ".join(f"{level}, {note}" for level, note in AUGMENT_LEVELS.items())
         + ".",
         flag="--augment",

@@ -115,7 +115,7 @@ class LogitsFile:
             return None
         size = self._augmentations * self._entry
         if size > _FILE_LIMIT:
-            log(f"teacher logits are not kept: all augmented images would take {size / 1e9:.1f} GB")
+            log(f"teacher logits are not kept: all augmented inputs would take {size / 1e9:.1f} GB")
             return None
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)

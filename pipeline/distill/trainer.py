@@ -142,7 +142,7 @@ class Trainer:
         ended += ["KD"] if self.method.kd and kd and not self.kd.active else []
         if ended:
             log(
-                f"{' and '.join(ended)} ended: the student has {student_top1_pct:.2f} % on validation images, its "
+                f"{' and '.join(ended)} ended: the student has {student_top1_pct:.2f} % on validation data, its "
                 f"teacher {teacher_top1_pct:.2f} %"
             )
 

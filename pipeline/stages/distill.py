@@ -30,7 +30,7 @@ from kdedge.manifest import check_finished
 from kdedge.ownership import is_stage
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.checks import conflicts
-from kdedge.pipeline.data.sources import open_dataset, training_images
+from kdedge.pipeline.data.sources import opened, training_images
 from kdedge.pipeline.distill.beta import hint_share, kd_share, skill
 from kdedge.pipeline.distill.blocks import COMPARED_BLOCKS, TeacherBlock, highest
 from kdedge.pipeline.distill.dynamic import DynamicChoice
@@ -96,7 +96,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     """
     method, adaptive = METHODS[config.distill.method], config.distill.epochs < 0
     device = prepare(config.runtime)
-    dataset = open_dataset(config.data)
+    dataset = opened(config.data)
     classes = dataset.class_names
     student = build_student(config.distill.student, len(classes), dataset.spec)
     folders = [inputs["teacher"], *(config.distill.further_teachers if method.kd else ())]
@@ -185,7 +185,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     description = _description(config, dataset.spec, classes) | ({"widths": pruned["widths"]} if pruned else {})
     write_json(out_dir / STUDENT_DESCRIPTION, description)
     evaluator.student = place(load_student(out_dir), device)
-    check_learned("the student", evaluator.right(), val.labels, classes, _HINT)
+    check_learned("the student", evaluator.right(), val.labels, classes, _HINT, unit=val.spec.unit)
     measured = evaluator.measure()
     hinted = [pair for pair in pairs if pair.teacher_block in trainer.adapters.chosen]
     return {
@@ -308,7 +308,7 @@ def _shares(evaluator: StudentEvaluator, val: Split, config: Config) -> tuple[fl
     if min(shares.values()) < 1:
         weights = " and ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items() if share < 1)
         log(
-            f"distill ({settings.method}): the teacher has {evaluator.teacher_top1_pct:.2f} % on validation images, so "
+            f"distill ({settings.method}): the teacher has {evaluator.teacher_top1_pct:.2f} % on validation data, so "
             f"its terms get a share of their weight: {weights}"
         )
     return shares["hints"], shares["KD"]

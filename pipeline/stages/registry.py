@@ -39,7 +39,7 @@ STAGES = {
     for spec in (
         StageSpec(
             "teacher",
-            work="fine-tune the teacher on the training images",
+            work="fine-tune the teacher on the training data",
             options=("preset", "data", "teacher", "training", "runtime"),
             reads=(),
             check=_lazy("teacher.check"),

@@ -28,7 +28,7 @@ def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
     if trained_on["inputs"].get("data/train") != data_sha256(config.data, "train"):
         source = trained_on["config"]["data"]["source"]
         raise InputError(
-            f"the student in {run_dir / 'distill'} was trained on other images ({source}) than --data "
+            f"the student in {run_dir / 'distill'} was trained on other data ({source}) than --data "
             f"{config.data.source} now has",
             "name the data set that it was trained on with --data, or train again: `kdedge run-all "
             f"--data {config.data.source} --out {run_dir}`",

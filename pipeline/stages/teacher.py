@@ -25,7 +25,7 @@ from kdedge.manifest import load_manifest
 from kdedge.ownership import is_stage
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.data.options import WINDOWS
-from kdedge.pipeline.data.sources import open_dataset, opened, training_images
+from kdedge.pipeline.data.sources import opened, training_images
 from kdedge.pipeline.models.initial_weights import Start, check_start, start_teacher
 from kdedge.pipeline.models.load import TEACHER_DESCRIPTION, TEACHER_WEIGHTS, load_teacher
 from kdedge.pipeline.models.teacher import Teacher, check_arch
@@ -43,7 +43,7 @@ from kdedge.progress import log
 __all__ = ["check", "check_data", "run"]
 
 _HINT = (
-    "check that the labels belong to the images, train for longer (--teacher-epochs), try another --teacher-lr, or "
+    "check the labels, train for longer (--teacher-epochs), try another --teacher-lr, or "
     "start from pretrained weights (--teacher-weights)"
 )
 
@@ -98,7 +98,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     """
     settings = config.teacher
     device = prepare(config.runtime)
-    dataset = open_dataset(config.data)
+    dataset = opened(config.data)
     start = start_teacher(settings, len(dataset.class_names), dataset.spec, config.runtime.device)
     teacher, stem, origin = start.teacher, start.stem, _Origin(start.origin, start.new_head)
     _log_start(start, settings.arch)
@@ -157,7 +157,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     reloaded = place(load_teacher(out_dir), device)
     right = _right(reloaded, val, config, device)
     if settings.epochs:  # untrained weights are the user's choice
-        check_learned("the teacher", right, val.labels, classes, _HINT)
+        check_learned("the teacher", right, val.labels, classes, _HINT, unit=val.spec.unit)
     return {
         "arch": settings.arch,
         "stem": stem,

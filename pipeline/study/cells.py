@@ -132,7 +132,7 @@ def measure_test(rows: Rows, out: Path, *, report: Callable[[Rows], None]) -> No
     for number, (cell, row) in enumerate(rows.items(), 1):
         if row["status"] != "done":
             continue
-        log(f"test images, cell {number} of {len(rows)}: {cell}")
+        log(f"test, cell {number} of {len(rows)}: {cell}")
         directory = cell.directory(out)
         with lock_run(directory):
             measured = _test_run(directory)

@@ -78,7 +78,7 @@ def draw_study(out: Path) -> list[Path]:
     look, all_cells = _looks(names), [manifest for group in manifests.values() for manifest in group]
     for length in lengths:
         blocks = _compared_blocks(manifests[length], "; features")
-        lines = [f"Validation images while training, {length} epochs{blocks}", _conditions(manifests[length])]
+        lines = [f"Validation data while training, {length} epochs{blocks}", _conditions(manifests[length])]
         with _figure(out, f"training_curves_{length}", (10.5, 3.9), 3, lines) as axes:
             _training_curves(axes, curves[length], look)
     hinted = {
@@ -97,7 +97,7 @@ def draw_study(out: Path) -> list[Path]:
             _similarity(axes, curves, look)
     control = next((name for name in names if name in _CONTROLS), "")
     size = 9.6 if control else 7.2, 1.7 + 0.3 * len(names) * len(lengths)
-    lines = ["Accuracy on validation images by method", _conditions(all_cells)]
+    lines = ["Accuracy on validation data by method", _conditions(all_cells)]
     with _figure(out, "accuracy", size, 2 if control else 1, lines) as axes:
         paint_accuracy(axes, rows, look, control)
     if scan := _read(out / "block_variances.csv"):
@@ -154,7 +154,7 @@ def _conditions(manifests: Manifests) -> str:
     """Return the data and the training options of these cells."""
     configs = [manifest["config"] for manifest in manifests]
     parts = (
-        (sorted({manifest["facts"]["train_images"] for manifest in manifests}), "{} training images"),
+        (sorted({manifest["facts"]["train_images"] for manifest in manifests}), "training set of {}"),
         (sorted({config["distill"]["epochs"] for config in configs}), "{} epochs"),
         (sorted({config["distill"]["recipe"] for config in configs}), "recipe {}"),
         (sorted({config["runtime"]["seed"] for config in configs}), "seed {}"),

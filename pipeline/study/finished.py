@@ -164,7 +164,7 @@ def _described(changes: Sequence[str]) -> str:
     """Describe the first change; a recipe before the options that it sets."""
     first = "config.distill.recipe" if "config.distill.recipe" in changes else changes[0]
     if first.startswith("inputs."):
-        return "another teacher" if first.startswith("inputs.teacher/") else "other images"
+        return "another teacher" if first.startswith("inputs.teacher/") else "other data"
     return f"another {_FLAGS.get(first) or first.rpartition('.')[2]}"
 
 

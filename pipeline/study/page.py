@@ -73,14 +73,14 @@ def notes(
     size = f"a subset of {data.train_size:,}" if data.train_size else "all"
     commits = dict.fromkeys(commit for row in done for commit in str(row["commit"]).split(", "))
     seen = metrics["train_images"] if metrics["epochs"] else 0
-    trained = f"trained on {seen:,} images" if seen else "weights as given"
+    trained = f"training set of {seen:,}" if seen else "weights as given"
     found = [
-        f"{len(rows)} of {total} cells. Accuracies and losses are of the validation images. These also decide "
+        f"{len(rows)} of {total} cells. Accuracies and losses are of the validation data. These also decide "
         "beta, the end of hints and the blocks of dynamic.",
         "± is the standard deviation over seeds, and for a difference the 95 % interval, paired by seed (Student t). "
-        "Intervals contain neither the choice of teacher and images nor a correction for several comparisons.",
-        f"Training images: {size} of {data_name}; recipe: {config.distill.recipe}.",
-        f"Teacher: {metrics['arch']}, {trained}, {metrics['val_top1_pct']:.2f} % on its own validation images.",
+        "Intervals contain neither the choice of teacher and data nor a correction for several comparisons.",
+        f"Training data: {size} of {data_name}; recipe: {config.distill.recipe}.",
+        f"Teacher: {metrics['arch']}, {trained}, {metrics['val_top1_pct']:.2f} % on its own validation data.",
         "Seconds per epoch contain validation. The first run computes the teacher's logits, later runs read them.",
         f"Command: `{command}`",
         f"Commit: {', '.join(commits)}. Hardware: {', '.join(dict.fromkeys(str(row['hardware']) for row in done))}; "
@@ -90,11 +90,11 @@ def notes(
         found.append(f"Interrupted or diverged, so not in these tables: {', '.join(unfinished)}.")
     fewest = min((row["train_size"] for row in done), default=seen)
     if fewest < seen or (data.train_size and not seen):
-        more = f"{seen:,}" if seen else "an unknown number"
-        found.append(f"The students were trained on {fewest:,} images, their teacher on {more}.")
+        more = f"{seen:,}" if seen else "unknown size"
+        found.append(f"The students have a training set of {fewest:,}, their teacher one of {more}.")
     held_out = teacher["config"].get("data", {}).get("val_fraction")
     if teacher["inputs"].get("data/train") != train_sha256 or held_out != data.val_fraction:
-        found.append("The teacher has another split or other images: it may have seen some of these validation images.")
+        found.append("The teacher has another split or other data: it may have seen some of the validation data.")
     return found
 
 

@@ -150,7 +150,7 @@ class EpochLoop:
                 epoch = len(rows)
                 if ending.end < end:
                     log(
-                        f"{self.title}: {_LEARNED_PCT:.0f} % of the training images are correct after epoch "
+                        f"{self.title}: {_LEARNED_PCT:.0f} % of the training data are correct after epoch "
                         f"{ending.start}; the training ends after epoch {ending.end} instead of {end}"
                     )
                     tracker.shorten((end - ending.end) * steps)
@@ -229,7 +229,7 @@ class EpochLoop:
         if row["train_ce"] > 0.98 * entropy and _accuracy_pct(row) <= constant_pct + margin:
             raise _NothingLearnedError(
                 f"{self.title} has learned nothing after epoch {epoch + 1} "
-                f"({_accuracy_pct(row):.2f} % on validation images, a constant prediction has {constant_pct:.2f} %)"
+                f"({_accuracy_pct(row):.2f} % on validation data, a constant prediction has {constant_pct:.2f} %)"
             )
 
     @property

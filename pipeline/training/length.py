@@ -71,10 +71,9 @@ def fit_to_images(settings: SettingsT, train: Split, title: str, loaded: bool, r
         lr=settings.peak_lr(size, loaded=loaded),
         flip=flip,
     )
-    what = "windows" if train.signal else "images"
     mirrored = "" if train.signal else f", images are {'' if flip else 'not '}mirrored"
     log(
-        f"{title}: {settings.epochs} epochs of {images // size} steps with {size} {what}, peak rate {settings.lr:.4g}, "
-        f"{settings.augment} augmentation{mirrored}"
+        f"{title}: {settings.epochs} epochs of {images // size} steps with {size} {train.spec.unit}s, "
+        f"peak rate {settings.lr:.4g}, {settings.augment} augmentation{mirrored}"
     )
     return settings

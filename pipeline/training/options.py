@@ -46,7 +46,7 @@ class TeacherConfig:
         auto="7 for 45,000 images, more for fewer",
     )
     batch_size: int = option(
-        0, "Images per step.", flag="--teacher-batch-size", least=0, most=4096,
+        0, "Images or windows per step.", flag="--teacher-batch-size", least=0, most=4096,
         auto="128, fewer for less than 6,400 images or above 128 pixels",
     )  # fmt: skip
     lr: float = option(
@@ -65,7 +65,7 @@ class TeacherConfig:
     )  # fmt: skip
     augment: str = option(
         "light",
-        "Augmentation of the teacher's images, with levels as of --augment.",
+        "Augmentation of the teacher's inputs, with levels as of --augment.",
         flag="--teacher-augment",
         choices=tuple(AUGMENT_LEVELS),
     )
@@ -100,7 +100,7 @@ class TrainingConfig:
 
     balance: str = option(
         "none",
-        "For classes of unequal size: none, loss (an image of a rare class weighs more) or sampler (an epoch shows all "
+        "For classes of unequal size: none, loss (one of a rare class weighs more) or sampler (an epoch shows all "
         "classes equally often).",
         flag="--balance",
         choices=("none", "loss", "sampler"),

@@ -54,7 +54,7 @@ def test_a_model_that_learned_nothing_stops_the_stage() -> None:
 def test_too_few_images_only_warn(capsys: pytest.CaptureFixture[str]) -> None:
     labels = np.repeat([0, 1], 12)
     check_learned("the student", right(labels, 0.5, 0.5), labels, NAMES, "")
-    assert "too few images to show that it is better than always predicting `bad` (50.00 %)" in capsys.readouterr().err
+    assert "too few to show that it is better than always predicting `bad` (50.00 %)" in capsys.readouterr().err
 
 
 def test_a_good_model_goes_through_in_silence(capsys: pytest.CaptureFixture[str]) -> None:

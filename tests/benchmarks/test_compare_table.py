@@ -119,7 +119,7 @@ def test_more_runs_than_letters() -> None:
 
 def test_every_two_reports_must_be_of_the_same_test_images() -> None:
     known = [report("odd", (91, 4), (91, 1), accuracy={"images_sha256": digit * 64}) for digit in "12"]
-    with pytest.raises(InputError, match="different test images"):
+    with pytest.raises(InputError, match="different test data"):
         tabulate([SMALL, *known], ["a", "b", "c"])
 
 
@@ -134,7 +134,7 @@ def test_every_two_reports_must_be_of_the_same_test_images() -> None:
 def test_accuracies_of_other_test_images_are_refused(changes: dict[str, Any], found: str) -> None:
     odd = report("odd", (91, 4), (91, 1), **changes)
     for reports, names in (([SMALL, LARGE, odd], ["a", "b", "odd"]), ([odd, SMALL, LARGE], ["odd", "a", "b"])):
-        with pytest.raises(InputError, match="different test images cannot be put side by side") as caught:
+        with pytest.raises(InputError, match="different test data cannot be put side by side") as caught:
             tabulate(reports, names)
         assert found in str(caught.value)
         assert "a: 10,000 of cifar10" in str(caught.value)

@@ -247,7 +247,7 @@ def test_verify_reports_each_cpu(tools):
     tools("qemu-x86_64", NATIVE)
     result = verify("--emulate", "haswell")
     assert result.exit_code == 0, result.output
-    assert re.search(r"haswell: 16 images, 0 flips, logits identical, \d+ s\nverified: ", result.stdout)
+    assert re.search(r"haswell: 16 inputs, 0 flips, logits identical, \d+ s\nverified: ", result.stdout)
 
 
 def test_verify_takes_test_images(tools):
@@ -271,7 +271,7 @@ def test_verify_refuses_a_model_that_is_not_portable(tools):
     assert row["flips"] == 1
     assert row["flipped"][0]["image"] == "golden 3"
     assert re.search(
-        r"not portable: haswell predicts another class for 1 of 16 images \(golden 3: \w+ for \w+\)", result.stderr
+        r"not portable: haswell predicts another class for 1 of 16 inputs \(golden 3: \w+ for \w+\)", result.stderr
     )
     result = verify("--emulate", "haswell")
     assert result.exit_code == 1
@@ -281,7 +281,7 @@ def test_verify_refuses_a_model_that_is_not_portable(tools):
 def test_the_list_of_flips_is_short_and_names_test_images():
     flip = {"image": "test 7", "native": 0, "emulated": 1}
     row = {"cpu": "haswell", "images": 40, "flips": 12, "flipped": [flip] * 12}
-    with pytest.raises(StageError, match=r"12 of 40 images \((test 7: bee for ant, ){10}…\)"):
+    with pytest.raises(StageError, match=r"12 of 40 inputs \((test 7: bee for ant, ){10}…\)"):
         check_flips([row], ["ant", "bee"])
     check_flips([row | {"flips": 0, "flipped": []}], ["ant", "bee"])
 

@@ -214,7 +214,7 @@ def test_answers_that_differ_elsewhere_are_said_in_front_and_in_the_summary(caps
 
 
 def test_other_test_images_are_said_in_front_and_in_the_summary(capsys: pytest.CaptureFixture[str]) -> None:
-    said = "The test images differ from those of the bundle: do not compare accuracies"
+    said = "The test data differ from those of the bundle: do not compare accuracies"
     for same in (False, True, None):
         run = {**REPORT["run"], "same_test_images": same}
         print_summary({**REPORT, "run": run})

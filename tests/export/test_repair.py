@@ -194,7 +194,7 @@ def test_no_layer_goes_to_float_without_a_shown_loss(scripted: Any, capsys: pyte
     assert all(step.gate["verdict"] == "undecided" for step in steps)
     assert (steps[-1].name, len(steps)) == ("error-compensated rounding", 4)
     err = capsys.readouterr().err
-    assert "no loss is shown on the validation images; no layer goes to float" in err
+    assert "no loss is shown on the validation data; no layer goes to float" in err
     assert "the gate does not pass" in err
 
 

@@ -62,7 +62,7 @@ def test_images_that_the_student_was_not_trained_on_are_refused(stage, copied, t
     before = (copied / "config.json").read_bytes()
     result = kdedge(stage, "--data", f"folder:{others}", "--out", copied, code=2)
     error = " ".join(result.stderr.split())
-    assert "was trained on other images (folder:images)" in error
+    assert "was trained on other data (folder:images)" in error
     assert "name the data set that it was trained on with --data" in error
     assert (copied / "config.json").read_bytes() == before
 
@@ -269,7 +269,7 @@ def test_a_bundle_measured_on_other_test_images_says_so(finished, tmp_path):
     data = make_folder(tmp_path / "data", train=3, test=2)
     options = ["--latency-seconds", "0.1", "--latency-batches", "1", "--allow-undecided", "--out", tmp_path / "b"]
     result = kdedge("benchmark", finished / "bundle", "--data", f"folder:{data}", *options)
-    assert "warning: these are not the test images" in result.stderr
+    assert "warning: these are not the test data" in result.stderr
     run = json.loads((tmp_path / "b" / "report.json").read_text())["run"]
     assert run["data"] == "folder:data"
     assert run["same_test_images"] is False

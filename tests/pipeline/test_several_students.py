@@ -111,7 +111,7 @@ def test_the_run_directory_is_that_of_the_chosen_student(run, tmp_path, capsys):
     print_students(result)
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
-    assert "INT8 accuracy on 24 validation images is 0.80 pp below that of lite." in " ".join(text.split())
+    assert "INT8 accuracy on 24 validation inputs is 0.80 pp below that of lite." in " ".join(text.split())
 
 
 def test_another_choice_replaces_the_links_and_a_refused_model_leaves_no_bundle(run, tmp_path):

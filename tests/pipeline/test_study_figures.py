@@ -102,7 +102,7 @@ def test_figures_say_what_was_trained_on_what(study):
     for name, text in drawn.items():
         lengths = {"training_curves_3": "3", "training_curves_2": "2", "variance_scan": "2"}.get(name, "2, 3")
         seeds = "0" if name == "variance_scan" else "0, 1"
-        assert f"folder:cats; 9,000 training images; {lengths} epochs; recipe kdedge; seed {seeds}<" in text
+        assert f"folder:cats; training set of 9,000; {lengths} epochs; recipe kdedge; seed {seeds}<" in text
         assert "/home" not in text
     assert "features at layer2.0+layer3.0+layer4.0" in drawn["training_curves_2"]
     assert "at layer2.0+layer3.0+layer4.0" in drawn["feature_similarity"]

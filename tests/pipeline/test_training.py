@@ -230,7 +230,7 @@ def test_a_training_that_learns_nothing_in_its_warm_up_starts_again_twice_and_th
     rows, _ = loop.run()
     assert len(rows) == 5
     shown = capsys.readouterr().err
-    assert shown.count("has learned nothing after epoch 1 (33.00 % on validation images") == 2
+    assert shown.count("has learned nothing after epoch 1 (33.00 % on validation data") == 2
     assert "1/16 of the learning rate" in shown
 
 

@@ -47,7 +47,7 @@ def test_the_page_says_what_the_numbers_are(study, compared, folder_data):
         assert text in page
     assert str(folder_data.parent) not in page
     assert "another split" not in page  # the split is the same for every seed
-    assert "Teacher: tiny_resnet, trained on 96 images, " in page
+    assert "Teacher: tiny_resnet, training set of 96, " in page
     assert "The students were trained on" not in page
     scanned = read(study[0] / "block_variances.csv")
     chosen = [
@@ -238,8 +238,8 @@ def test_a_finished_teacher_is_taken_and_not_copied(study, compared, tmp_path):
     assert not (tmp_path / "teacher").exists()
     other = [tmp_path / "other" if part == tmp_path else part for part in command]
     page = kdedge(*other, "--val-fraction", "0.4", "--teacher-dir", out / "teacher").stdout
-    assert "The teacher has another split or other images" in page
-    assert "The students were trained on 72 images, their teacher on 96." in page
+    assert "The teacher has another split or other data" in page
+    assert "The students have a training set of 72, their teacher one of 96." in page
 
 
 def test_a_cell_that_diverges_is_recorded_and_the_study_goes_on(study, compared, tmp_path, monkeypatch):

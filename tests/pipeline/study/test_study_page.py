@@ -43,18 +43,18 @@ def test_every_commit_is_named_once(notes_of):
 
 def test_a_teacher_that_saw_more_images_than_its_students_is_named(notes_of):
     page = notes_of([cell("kd")], train_size=10_000)
-    assert "Teacher: resnet18, trained on 45,000 images, 93.50 % on its own validation images." in page
-    assert "The students were trained on 10,000 images, their teacher on 45,000." in page
+    assert "Teacher: resnet18, training set of 45,000, 93.50 % on its own validation data." in page
+    assert "The students have a training set of 10,000, their teacher one of 45,000." in page
     assert "The students" not in notes_of([cell("kd")])
     page = notes_of([cell("kd")], train_size=10_000, epochs=0)
     assert "Teacher: resnet18, weights as given, " in page
     assert "The students" not in page
     page = notes_of([cell("kd", train_size=10_000)], train_size=10_000, epochs=0)
-    assert "The students were trained on 10,000 images, their teacher on an unknown number." in page
+    assert "The students have a training set of 10,000, their teacher one of unknown size." in page
 
 
 def test_a_teacher_of_other_images_or_another_split_may_have_seen_those_of_validation(notes_of):
-    note = "The teacher has another split or other images: it may have seen some of these validation images."
+    note = "The teacher has another split or other data: it may have seen some of the validation data."
     assert note in notes_of([cell("kd")], train_sha256="cd")
     assert note in notes_of([cell("kd")], val_fraction=0.4)
     assert note not in notes_of([cell("kd")])
