@@ -138,9 +138,6 @@ def data(config: Config, as_json: bool, page_dir: Path | None) -> None:
 
         check_page(page_dir)
         check_outside(find_dataset(config.data), page_dir)
-    if config.data.source.startswith(WINDOWS):
-        _print_windows(config, as_json=as_json, page=bool(page_dir))
-        return
     facts, images = summarise(config.data)
     page = write_page(facts, images, page_dir) if page_dir else None
     if as_json or not sys.stdout.isatty():
@@ -151,20 +148,6 @@ def data(config: Config, as_json: bool, page_dir: Path | None) -> None:
             print(f"page: {page}")
     if unreadable := facts["unreadable"]:
         raise InputError(f"{len(unreadable):,} images cannot be read", "replace or remove these files")
-
-
-def _print_windows(config: Config, *, as_json: bool, page: bool) -> None:
-    """Print the summary of windows of a signal."""
-    from kdedge.pipeline.data.sources import opened
-    from kdedge.pipeline.data.windows.dataset import Windows
-    from kdedge.pipeline.data.windows.summary import summarise_windows, words_of_windows
-
-    if page:
-        raise InputError("windows of a signal have no page", "leave out --out")
-    dataset = opened(config.data)
-    assert isinstance(dataset, Windows)
-    facts = summarise_windows(dataset)
-    print(json.dumps(facts) if as_json or not sys.stdout.isatty() else words_of_windows(facts))
 
 
 @app.command(help="Fine-tune the teacher.", rich_help_panel=_STAGES)
@@ -208,9 +191,9 @@ def _size_of_model(given: dict[str, Any], fields: Fields) -> Flags:
 
 
 @app.command(
-    help="Quantize to INT8, calibrated on training images: the exported student of a run, or an ONNX classifier that "
-    "kdedge did not train, whose gate is then decided on the test images (exit code 3: it did not pass).",
-    short_help="Quantize the ONNX model to INT8, calibrated on training images.",
+    help="Quantize to INT8, calibrated on training data: the exported student of a run, or an ONNX classifier that "
+    "kdedge did not train, whose gate is then decided on the test data (exit code 3: it did not pass).",
+    short_help="Quantize the ONNX model to INT8, calibrated on training data.",
     rich_help_panel=_STAGES,
 )
 @configured(("data", "quantize"), _OTHER_MODEL | STAGE, prepare=_size_of_model)
@@ -248,7 +231,7 @@ def quantize(
 
 @app.command(
     help="Measure accuracy and latency of a run, or of a bundle on this host, and decide the gate. Exit code 3: the "
-    "gate of the run did not pass; of a bundle: it failed on the test images of the bundle.",
+    "gate of the run did not pass; of a bundle: it failed on the test data of the bundle.",
     short_help="Measure accuracy and latency of a run, or of a bundle on this host.",
     rich_help_panel=_STAGES,
 )

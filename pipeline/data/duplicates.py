@@ -22,10 +22,10 @@ THUMBNAIL = (18, 16)
 """Width and height in pixels of the thumbnails that are compared."""
 
 COPIES = {
-    "test_copies": "test images that are also training or validation images",
-    "in_two_classes": "images with a copy in another class",
-    "in_training": "repeated training and validation images",
-    "in_test": "repeated test images",
+    "test_copies": "test {unit}s that are also training or validation {unit}s",
+    "in_two_classes": "{unit}s with a copy in another class",
+    "in_training": "repeated training and validation {unit}s",
+    "in_test": "repeated test {unit}s",
 }
 """The kinds of copies that `find_copies` returns."""
 

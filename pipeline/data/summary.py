@@ -1,6 +1,7 @@
 """Summary of a data set: plain data for `kdedge data`, and one line with which `run-all` begins."""
 
 from collections import Counter
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,7 +16,7 @@ from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import find_dataset
 from kdedge.pipeline.data.user_images import UserImages
 from kdedge.pipeline.data.windows.dataset import Windows
-from kdedge.pipeline.data.windows.summary import short_summary_of_windows
+from kdedge.pipeline.data.windows.summary import short_summary_of_windows, summarise_windows
 
 __all__ = ["short_summary", "summarise"]
 
@@ -35,7 +36,12 @@ def summarise(config: DataConfig) -> tuple[dict[str, Any], Split]:
         InputError: The data set is missing or damaged, or too few of its files can be read.
         StageError: CIFAR-10 cannot be downloaded.
     """
-    inspection = inspect(find_dataset(config))
+    found = find_dataset(config)
+    if isinstance(found, Windows):
+        facts = summarise_windows(found)
+        counts = [row["train"] for row in facts["per_class"]]
+        return facts | _class_sizes(found.class_names, counts) | {"gate": _gate()}, found.parts["train"]
+    inspection = inspect(found)
     dataset, errors = inspection.dataset, inspection.unreadable
     names = dataset.class_names
     whole = dataset.undecoded() if isinstance(dataset, UserImages) else dataset.train()
@@ -49,8 +55,7 @@ def summarise(config: DataConfig) -> tuple[dict[str, Any], Split]:
     for (name, kind), count in left_out.items():
         of_class[name] += count
         of_kind[kind] += count
-    rarest, largest = int(np.argmin(train_counts)), int(np.argmax(train_counts))
-    shown, limit_pp = sample(dataset), BenchmarkConfig().limit_pp
+    shown = sample(dataset)
     summary = {
         "data": dataset.name,
         "classes": list(names),
@@ -65,20 +70,13 @@ def summarise(config: DataConfig) -> tuple[dict[str, Any], Split]:
             {"class": name, "train": a, "val": b, "test": c, "left_out": of_class[name]}
             for name, a, b, c in zip(names, train_counts, val_counts, test_counts, strict=True)
         ],
-        "smallest_class": {"class": names[rarest], "train": train_counts[rarest]},
-        "largest_class": {"class": names[largest], "train": train_counts[largest]},
-        "imbalance": round(train_counts[largest] / train_counts[rarest], 2),
+        **_class_sizes(names, train_counts),
         "left_out": dict(of_kind),
         "unreadable": [{"file": str(error.path), "reason": error.reason} for error in errors],
         "duplicates": inspection.duplicates,
         "near_duplicates": inspection.near_duplicates,
         "pixels": pixel_facts(shown.images),
-        "gate": {
-            "limit_pp": limit_pp,
-            "least_test_images": images_to_pass(limit_pp, discordance=0, power=_POWER),
-            "likely_changed_pct": 100 * _LIKELY_CHANGED,
-            "likely_test_images": images_to_pass(limit_pp, discordance=_LIKELY_CHANGED, power=_POWER),
-        },
+        "gate": _gate(),
         "defaults": _defaults(shown),
     }
     if inspection.files:
@@ -110,6 +108,27 @@ def short_summary(dataset: Dataset) -> str:
     if isinstance(dataset, UserImages):
         parts.append(f"{dataset.duplicates()['test_copies']:,} test images are copies of training images")
     return f"{dataset.name}: {', '.join(parts)}"
+
+
+def _class_sizes(names: Sequence[str], counts: Sequence[int]) -> dict[str, Any]:
+    """Return the smallest and the largest class, by training images or windows."""
+    rarest, largest = int(np.argmin(counts)), int(np.argmax(counts))
+    return {
+        "smallest_class": {"class": names[rarest], "train": counts[rarest]},
+        "largest_class": {"class": names[largest], "train": counts[largest]},
+        "imbalance": round(counts[largest] / counts[rarest], 2),
+    }
+
+
+def _gate() -> dict[str, Any]:
+    """Return the number of independent test images or windows that the gate needs."""
+    limit_pp = BenchmarkConfig().limit_pp
+    return {
+        "limit_pp": limit_pp,
+        "least_test_images": images_to_pass(limit_pp, discordance=0, power=_POWER),
+        "likely_changed_pct": 100 * _LIKELY_CHANGED,
+        "likely_test_images": images_to_pass(limit_pp, discordance=_LIKELY_CHANGED, power=_POWER),
+    }
 
 
 def _defaults(images: Split) -> dict[str, Any] | None:

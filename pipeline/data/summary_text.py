@@ -1,6 +1,6 @@
 """Shows the summary of a data set as a table in a terminal and as ``data.html``.
 
-The page is one file without links to others. Its contact sheet shows images of every class as the student sees them.
+The page is one file without links to others. It shows images or windows of every class as the student sees them.
 """
 
 import io
@@ -15,6 +15,7 @@ from kdedge.dataset import Split
 from kdedge.files import disk_errors, write_atomic
 from kdedge.ownership import holds_nothing, not_ours
 from kdedge.pipeline.data.duplicates import COPIES
+from kdedge.pipeline.data.windows.summary import channel_colors, window_findings, window_sheet
 from kdedge.progress import printable
 from kdedge.templates import load_template, picture_url
 
@@ -27,17 +28,23 @@ _MOST_ROWS = 40
 _PER_CLASS, _MOST_SHEETS = 10, 200  # images of a contact sheet, and classes that have one
 _UNEQUAL = 10  # ratio of class sizes from which the table has advice
 _MOST_SIDE = 96  # pixels of an image on a sheet
-_COLUMNS = {"training": "train", "validation": "val", "test": "test", "left out": "left_out"}
+_COLUMNS = {
+    "training": "train", "validation": "val", "test": "test", "recordings": "recordings", "groups": "groups",
+    "left out": "left_out",
+}  # fmt: skip
 
 
 def findings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the findings as lines of text, each with its subject."""
+    if "input" in summary:
+        sizes, copies = ("class sizes", _balance(summary)), ("exact copies", _copies(summary))
+        return [*window_findings(summary), sizes, copies, ("gate", _gate(summary))]
     return [
         ("class sizes", _balance(summary)),
         ("image sizes", _sizes(summary)),
         *([("file modes", _modes(summary))] if "modes" in summary else []),
         ("pixels", _pixels(summary["pixels"])),
-        ("exact copies", _copies(summary["duplicates"])),
+        ("exact copies", _copies(summary)),
         ("near copies", _near_copies(summary)),
         *([("left out", _left_out(summary["left_out"]))] if summary["left_out"] else []),
         ("unreadable", f"{len(summary['unreadable']):,} files"),
@@ -56,15 +63,20 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     shown = rows if len(rows) <= _MOST_ROWS else sorted(rows, key=lambda row: row["train"])[: _MOST_ROWS // 2]
     table = Table(box=None, pad_edge=False, show_footer=True)
     table.add_column("class", footer="all" if shown is rows else f"all {len(rows)}")
-    for title, key in _COLUMNS.items():
-        total = sum(summary["left_out"].values()) if key == "left_out" else summary[key]
-        table.add_column(title, justify="right", footer=f"{total:,}")
+    columns = _columns(summary)
+    for title, key in columns.items():
+        total = summary[key]
+        table.add_column(
+            title, justify="right", footer=f"{sum(total.values()) if isinstance(total, dict) else total:,}"
+        )
     for row in shown:
-        table.add_row(Text(row["class"]), *(f"{row[key]:,}" for key in _COLUMNS.values()))
+        table.add_row(Text(row["class"]), *(f"{row[key]:,}" for key in columns.values()))
     console = Console(highlight=False, markup=False)
     console.print(table)
     if shown is not rows:
-        console.print(f"({len(shown)} of {len(rows)} classes, those with the fewest training images; --json has all)")
+        console.print(
+            f"({len(shown)} of {len(rows)} classes, those with the fewest training {_unit(summary)}s; --json has all)"
+        )
     facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for subject, text in findings(summary):
         facts.add_row(subject, Text(printable(text)))
@@ -92,21 +104,23 @@ def write_page(summary: Mapping[str, Any], sample: Split, out_dir: Path) -> Path
 
     Args:
         summary: From `kdedge.pipeline.data.summary.summarise`.
-        sample: Training images for the contact sheets.
+        sample: Training images or windows for the sheets.
         out_dir: The directory; it is made if it does not exist.
 
     Raises:
         StageError: The file cannot be written.
     """
     rows = [
-        {**row, "sheet": _sheet(sample.images[sample.labels == label][:_PER_CLASS]) if label < _MOST_SHEETS else ""}
+        {**row, "sheet": _sheet(sample, label) if label < _MOST_SHEETS else ""}
         for label, row in enumerate(summary["per_class"])
     ]
     page = load_template(Path(__file__).parent / "templates" / f"{PAGE}.j2").render(
         title=_TITLE,
         summary=summary,
         rows=rows,
-        columns=_COLUMNS,
+        columns=_columns(summary),
+        unit=_unit(summary),
+        colors=channel_colors(sample.spec.channels) if sample.signal else (),
         findings=findings(summary),
         examples=_examples(summary, most=20),
     )
@@ -116,8 +130,21 @@ def write_page(summary: Mapping[str, Any], sample: Split, out_dir: Path) -> Path
     return out_dir / PAGE
 
 
-def _sheet(images: "np.ndarray[Any, np.dtype[np.uint8]]") -> str:
-    """Return images next to each other as the URL of a picture; empty: there are none."""
+def _unit(summary: Mapping[str, Any]) -> str:
+    return "window" if "input" in summary else "image"
+
+
+def _columns(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return the columns of the classes by title, those that the summary has."""
+    return {title: key for title, key in _COLUMNS.items() if key in summary["per_class"][0] and summary[key] != 0}
+
+
+def _sheet(sample: Split, label: int) -> str:
+    """Return images or windows of a class next to each other as the URL of a picture; empty: there are none."""
+    images = sample.images[sample.labels == label]
+    if sample.signal:
+        return picture_url(window_sheet(images, sample.signal).encode(), "svg+xml") if len(images) else ""
+    images = images[:_PER_CLASS]
     if not len(images):
         return ""
     sheet = Image.fromarray(np.concatenate(list(images), axis=1))
@@ -130,10 +157,10 @@ def _sheet(images: "np.ndarray[Any, np.dtype[np.uint8]]") -> str:
 def _balance(summary: Mapping[str, Any]) -> str:
     small, large = summary["smallest_class"], summary["largest_class"]
     if small["train"] == large["train"]:
-        return f"all classes have {small['train']:,} training images"
+        return f"all classes have {small['train']:,} training {_unit(summary)}s"
     advice = "; if rare classes matter, try --balance sampler and --metric balanced"
     return (
-        f"{small['class']} with {small['train']:,} training images; the largest, {large['class']}, has "
+        f"{small['class']} with {small['train']:,} training {_unit(summary)}s; the largest, {large['class']}, has "
         f"{large['train']:,} ({summary['imbalance']:g} times as many){advice * (summary['imbalance'] >= _UNEQUAL)}"
     )
 
@@ -160,8 +187,10 @@ def _pixels(pixels: Mapping[str, Any]) -> str:
     return f"{', '.join(parts)} (of {count:,} training images)"
 
 
-def _copies(copies: Mapping[str, Any]) -> str:
-    return "; ".join(f"{text}: {copies[kind]:,}" for kind, text in COPIES.items() if copies[kind]) or "none"
+def _copies(summary: Mapping[str, Any], kind_of: str = "duplicates") -> str:
+    copies, unit = summary[kind_of], _unit(summary)
+    found = (f"{text.format(unit=unit)}: {copies[kind]:,}" for kind, text in COPIES.items() if copies[kind])
+    return "; ".join(found) or "none"
 
 
 def _near_copies(summary: Mapping[str, Any]) -> str:
@@ -169,16 +198,18 @@ def _near_copies(summary: Mapping[str, Any]) -> str:
     if not near["judged"]:
         return "not judged: images of different classes look alike"
     compared, different = near["compared"], near["different"]
-    return _copies(near) + (f" (among {compared:,} of {different:,} different images)" if compared < different else "")
+    return _copies(summary, "near_duplicates") + (
+        f" (among {compared:,} of {different:,} different images)" if compared < different else ""
+    )
 
 
 def _examples(summary: Mapping[str, Any], most: int = 1) -> list[tuple[str, str, str]]:
     """Return examples of copies: the kind and two images."""
     pairs = {
         (f"{how} copy", *sorted(pair))
-        for how, copies in (("exact", summary["duplicates"]), ("near", summary["near_duplicates"]))
+        for how, copies in (("exact", summary["duplicates"]), ("near", summary.get("near_duplicates", {})))
         for kind in ("test_copies", "in_two_classes")
-        for pair in copies[f"{kind}_examples"][:most]
+        for pair in copies.get(f"{kind}_examples", ())[:most]
     }
     return sorted(pairs)
 
@@ -188,11 +219,12 @@ def _left_out(left_out: Mapping[str, int]) -> str:
 
 
 def _gate(summary: Mapping[str, Any]) -> str:
-    gate = summary["gate"]
+    gate, groups = summary["gate"], summary.get("groups", {}).get("test", summary["test"])
+    grouped = ", if all are independent: those of one group are not" if groups < summary["test"] else ""
     return (
-        f"{summary['test']:,} test images; a limit of {gate['limit_pp']:g} pp needs at least "
+        f"{summary['test']:,} test {_unit(summary)}s; a limit of {gate['limit_pp']:g} pp needs at least "
         f"{gate['least_test_images']:,}, and about {gate['likely_test_images']:,} if INT8 changes "
-        f"{gate['likely_changed_pct']:g} % of the answers"
+        f"{gate['likely_changed_pct']:g} % of the answers{grouped}"
     )
 
 

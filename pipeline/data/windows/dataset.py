@@ -34,6 +34,7 @@ class Windows:
         parts: Windows, labels and groups of ``train``, ``val`` and ``test``.
         val_fraction: Share of the training recordings held out for validation.
         train_size: Number of training windows that are used (0: all).
+        recordings: Label and number of rows of every recording; empty: the data are windows already.
     """
 
     root: Path
@@ -42,6 +43,7 @@ class Windows:
     parts: dict[str, Split]
     val_fraction: float
     train_size: int
+    recordings: tuple[tuple[int, int], ...]
 
     @property
     def name(self) -> str:
@@ -117,7 +119,8 @@ def open_windows(config: DataConfig, path: Path) -> Windows:
     made = {
         part: Split(one.images, one.labels, tuple(names), None, None, one.groups, spec) for part, one in parts.items()
     }
-    return Windows(path, tuple(names), spec, made, config.val_fraction, config.train_size)
+    recordings = tuple((names.index(one.label), len(one.values)) for one in source.series if not source.is_cut)
+    return Windows(path, tuple(names), spec, made, config.val_fraction, config.train_size, recordings)
 
 
 def _length(source: Source, window: int) -> int:

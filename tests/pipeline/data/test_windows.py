@@ -1,11 +1,15 @@
 """Windows of a signal: the three formats, and what is refused."""
 
+import base64
 import csv
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import signals
+from command_line import invoke
 
 from kdedge.dataset import split_train_val
 from kdedge.errors import InputError
@@ -13,6 +17,8 @@ from kdedge.pipeline.config.build import build_config
 from kdedge.pipeline.config.checks import RUN_ALL_FLAGS
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import find_dataset
+from kdedge.pipeline.data.summary import summarise
+from kdedge.pipeline.data.summary_text import print_summary
 from kdedge.pipeline.data.windows.summary import short_summary_of_windows
 from kdedge.pipeline.stages.teacher import check
 
@@ -200,3 +206,42 @@ def test_options_of_images_of_the_teacher_are_refused_with_signals(tmp_path, key
     config = build_config({"data": {"source": "windows:absent"}, "teacher": {key: value}})
     with pytest.raises(InputError, match=f"--teacher-{key}.* is for images"):
         check(config, tmp_path)
+
+
+def test_the_page_shows_defects_copies_and_curves_of_every_class(npz, tmp_path):
+    arrays = dict(np.load(npz))
+    x, y = np.concatenate([arrays["x"], np.full_like(arrays["x"][..., :1], 5)], axis=2), arrays["y"]
+    x[..., 0] = np.minimum(x[..., 0], 10.5)
+    file = tmp_path / "bad.npz"
+    np.savez(file, x=x[:100], y=y[:100], group=arrays["group"][:100], x_test=x[99:], y_test=y[99:])
+    result = invoke("data", "--data", f"windows:{file}", "--layout", "NLC", "--out", tmp_path / "page", "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    ax, ay, constant = facts["channels"]
+    assert ax["largest"] == 10.5
+    assert ax["at_limits_pct"] > 20
+    assert ay["at_limits_pct"] < 1
+    assert (ay["hardly_varies"], constant["hardly_varies"]) == (False, True)
+    assert facts["duplicates"]["test_copies"] == 1
+    assert facts["gate"]["least_test_images"] == 765
+    page = Path(facts["page"]).read_text()
+    for text in (
+        "are at these limits, as if clipped",
+        "5 to 5: hardly varies",
+        "test windows that are also training or validation windows: 1",
+        "21 test windows; a limit of 0.5 pp needs at least 765",
+    ):
+        assert text in page
+    sheets = [base64.b64decode(part.split('"')[0]).decode() for part in page.split("svg+xml;base64,")[1:]]
+    assert [sheet.count("<polyline") for sheet in sheets] == [4 * 3, 4 * 3]
+    assert "<th>images</th>" not in page
+
+
+def test_the_table_counts_recordings_and_groups(folder, capsys):
+    facts, _ = summarise(DataConfig(source=f"windows:{folder}", window=64, val_fraction=0.2))
+    print_summary(facts)
+    shown = capsys.readouterr().out
+    assert "class  training  validation  test  recordings  groups" in shown
+    assert re.search(r"slow +\d+ +5 +5 +6 +6\n", shown)
+    assert re.search(r"recordings +12 of 320 to 320 rows, median 320", shown)
+    assert re.search(r"windows +64 samples at 50 Hz \(1.28 s\)", shown)
