@@ -76,6 +76,14 @@ class Dataset(Protocol):
         """Decode the images for training and validation: all, or with ``--train-size`` the subset and validation."""
         ...
 
+    def undecoded(self) -> Split:
+        """Return all training and validation images as far as nothing is decoded or resized for it."""
+        ...
+
+    def decoded(self, some: Split) -> Split:
+        """Return a part of `undecoded` with its pixels, see `kdedge.image_cache.decoded_images`."""
+        ...
+
     def test(self) -> Split:
         """Decode the test images. Only the benchmark and `kdedge data`, which chooses nothing, may call this."""
         ...

@@ -23,27 +23,27 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from kdedge.errors import InputError
-from kdedge.image_memory import empty_images
 from kdedge.machine import usable_cores
 from kdedge.progress import track, warn
 from kdedge.stored_image import ImageSource
 
 __all__ = [
+    "BLOCK",
     "EXTENSIONS",
     "HARMLESS",
     "Overview",
     "UnreadableImageError",
+    "blocks",
     "check_image",
     "check_pixels",
     "convert_image",
-    "fill_images",
+    "for_blocks",
     "for_each",
     "image_of",
     "overview",
     "overview_pixels",
     "read_image",
     "resize_image",
-    "resize_images",
     "unreadable",
 ]
 
@@ -105,7 +105,8 @@ _UPRIGHT = (
 _metadata_warned = threading.Event()
 
 # Small enough for a smooth progress bar, large enough to amortise the hand-over to a thread.
-_CHUNK = 32
+BLOCK = 32
+"""Images that a thread gets at a time."""
 
 
 class UnreadableImageError(InputError):
@@ -256,52 +257,30 @@ def image_of(pixels: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
-def resize_images(images: NDArray[np.uint8], size: int, copies: int = 1) -> NDArray[np.uint8]:
-    """Resize decoded square images as `read_image` would.
-
-    Args:
-        images: [N, H, H, 3] uint8 RGB.
-        size: Side length S of the result in pixels.
-        copies: Maximum number of copies of the result at a time.
-
-    Returns:
-        [N, S, S, 3] uint8 RGB; ``images`` itself if they have that size.
-
-    Raises:
-        InputError: The result needs more memory than is available.
-    """
-    if images.shape[1:3] == (size, size):
-        return images
-    resized = empty_images(len(images), size, copies)
-    fill_images(resized, lambda index: resize_image(Image.fromarray(images[index]), size), "resizing images")
-    return resized
-
-
-def fill_images(target: NDArray[np.uint8], make: Callable[[int], NDArray[np.uint8]], title: str) -> None:
-    """Set ``target[index] = make(index)`` for every index on a thread pool, with progress."""
-
-    def work(index: int) -> None:
-        target[index] = make(index)
-
-    for_each(len(target), work, title)
-
-
 def for_each(count: int, work: Callable[[int], None], title: str) -> None:
-    """Call ``work(index)`` for every index below ``count`` on a thread pool, with progress.
+    """Call ``work(index)`` for every index below ``count`` on a thread pool, with progress; see `for_blocks`."""
 
-    Raises the first error in the order of the indices and cancels the remaining calls.
-    """
-
-    def chunk(start: int) -> int:
-        stop = min(start + _CHUNK, count)
-        for index in range(start, stop):
+    def all_of(block: range) -> None:
+        for index in block:
             work(index)
-        return stop - start
 
+    for_blocks(blocks(count), all_of, title)
+
+
+def blocks(count: int) -> list[range]:
+    """Return the indices below ``count`` in blocks for a thread."""
+    return [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
+
+
+def for_blocks(spans: Sequence[range], work: Callable[[range], None], title: str) -> None:
+    """Call ``work(block)`` for every block of indices on a thread pool, with progress in indices.
+
+    Raises the first error in the order of the blocks and cancels the remaining calls.
+    """
     # Pillow releases the interpreter lock while it decodes and resizes, so threads are enough.
-    with ThreadPoolExecutor(min(8, usable_cores())) as pool, track(title, count) as progress:
-        for done in pool.map(chunk, range(0, count, _CHUNK)):
-            progress.advance(done)
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool, track(title, sum(map(len, spans))) as progress:
+        for span, _ in zip(spans, pool.map(work, spans), strict=True):
+            progress.advance(len(span))
 
 
 @contextmanager

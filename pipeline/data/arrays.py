@@ -8,6 +8,9 @@ classes, N integers or strings. ``x_val`` and ``y_val``, ``x_test`` and ``y_test
 
 import hashlib
 import itertools
+import math
+import shutil
+import struct
 import threading
 import zipfile
 import zlib
@@ -16,17 +19,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from kdedge.errors import InputError
+from kdedge.files import cache_dir, disk_errors
+from kdedge.image_cache import IN_MEMORY, PLACE, locked, require_space
 from kdedge.images import Overview, image_of, overview_pixels
 from kdedge.pipeline.data.class_folders import class_name, is_label, log_once
 from kdedge.pipeline.data.items import Item
 from kdedge.pipeline.data.parts import Listed, Parts
+from kdedge.progress import log
 
 __all__ = ["list_arrays", "read_array", "read_texts", "reading"]
 
@@ -36,6 +42,7 @@ _EXPECTED = (
 )
 # Several threads ask for the same array.
 _loading = threading.Lock()
+_CHUNK = 1 << 20  # bytes that are read at a time
 
 
 @dataclass(frozen=True)
@@ -63,9 +70,46 @@ class _Array:
 
 @lru_cache(maxsize=1)
 def _load(array: _Array) -> NDArray[np.uint8]:
+    """Read an array into memory, or map it if it is large: a compressed one is unpacked into the cache for it."""
     if _stamp(array.file) != array.stamp:
         raise InputError(f"{array.file} has changed", "leave the file as it is while kdedge runs")
-    return read_array(array.file, array.key)
+    if math.prod(array.shape) <= IN_MEMORY:
+        return read_array(array.file, array.key)
+    with reading(array.file), zipfile.ZipFile(array.file) as archive:
+        member = archive.getinfo(f"{array.key}.npy")
+        if member.compress_type != zipfile.ZIP_STORED:
+            return _unpacked(array, archive, member)
+        with archive.open(member) as stream:
+            shape, fortran, dtype = _header(stream)
+            header_bytes = stream.tell()
+            while stream.read(_CHUNK):  # the end of the member compares its CRC
+                pass
+        with array.file.open("rb") as file:
+            file.seek(member.header_offset + 26)
+            start = file.tell() + 4 + sum(struct.unpack("<2H", file.read(4)))  # lengths of the name and the extra field
+        return np.memmap(array.file, dtype, "r", start + header_bytes, shape, "F" if fortran else "C")
+
+
+def _unpacked(array: _Array, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[np.uint8]:
+    """Return a compressed array from the cache, unpacked unless the CRC of the file there is that of the array."""
+    name = hashlib.sha256(repr((array.file.resolve(), *array.stamp, array.key)).encode()).hexdigest()[:32]
+    path = cache_dir() / "images" / f"{name}.unpacked.npy"
+    with disk_errors(path, PLACE), locked(path):
+        if not path.exists() or _crc(path) != member.CRC:
+            require_space(path.parent, member.file_size, f"the array {array.key} of {array.file} needs")
+            log(f"unpacking {array.key} of {array.file} into {path} ({member.file_size / 1e9:.1f} GB)")
+            with path.open("wb") as target, archive.open(member) as stream:
+                shutil.copyfileobj(stream, target, _CHUNK)
+        mapped: NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")
+        return mapped
+
+
+def _crc(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while data := file.read(_CHUNK):
+            crc = zlib.crc32(data, crc)
+    return crc
 
 
 @cache
@@ -74,7 +118,7 @@ def _digests(array: _Array) -> list[bytes]:
     return [hashlib.sha256(shape + image.tobytes()).digest() for image in array.images()]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _ArrayItem(Item):
     """One image of an array."""
 
@@ -143,7 +187,7 @@ def list_arrays(file: Path) -> Listed:
         indices = {name: label for label, name in enumerate(names)}
         parts[part] = [
             _ArrayItem(
-                file, indices[text], f"{array.key}[{index}]", f"{array.key}[{index}]",
+                file, indices[text], name := f"{array.key}[{index}]", name,
                 groups[part][index] if part in groups else "", array=array, index=index,
             )
             for index, text in enumerate(texts)
@@ -172,12 +216,17 @@ def _is_numeric(names: list[str]) -> bool:
 def _array(file: Path, key: str) -> _Array:
     """Return an array of images; reads its header only."""
     with reading(file), zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as stream:
-        newer = np.lib.format.read_magic(stream) > (1, 0)
-        read_header = np.lib.format.read_array_header_2_0 if newer else np.lib.format.read_array_header_1_0
-        shape, _, dtype = read_header(stream)
+        shape, _, dtype = _header(stream)
     if dtype != np.uint8 or len(shape) not in {3, 4} or shape[3:] not in {(), (1,), (3,)} or 0 in shape:
         raise InputError(f"{key} of {file} is {dtype} {list(shape)}", _EXPECTED)
     return _Array(file, key, shape, _stamp(file))
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, whether the order is Fortran's, and type of an array in NumPy's format."""
+    newer = np.lib.format.read_magic(stream) > (1, 0)
+    read_header = np.lib.format.read_array_header_2_0 if newer else np.lib.format.read_array_header_1_0
+    return read_header(stream)
 
 
 def read_texts(file: Path, key: str) -> list[str]:

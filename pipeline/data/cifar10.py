@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from kdedge.dataset import Split, keep_used
 from kdedge.errors import InputError
-from kdedge.images import resize_images
+from kdedge.image_cache import resize_images
 from kdedge.inputs import InputSpec, image_input
 
 __all__ = ["BINARY", "CLASS_NAMES", "PICKLE", "Cifar10", "Format", "find_damage", "md5_hex", "open_cifar10"]
@@ -132,13 +132,19 @@ class Cifar10:
 
     def train(self) -> Split:
         """Decode the five training batches and return the images that are used, see `Dataset.train`."""
-        used = keep_used(self._read(self.format.train_md5), self.val_fraction, self.train_size)
-        return replace(used, images=resize_images(used.images, self.image_size, copies=2))
+        return self.decoded(keep_used(self.undecoded(), self.val_fraction, self.train_size))
+
+    def undecoded(self) -> Split:
+        """Return the training images before they are resized."""
+        return self._read(self.format.train_md5)
+
+    def decoded(self, some: Split) -> Split:
+        """Return images of `undecoded` in the size of this data set."""
+        return replace(some, images=resize_images(some.images, self.image_size))
 
     def test(self) -> Split:
         """Decode the test batch."""
-        whole = self._read(self.format.test_md5)
-        return replace(whole, images=resize_images(whole.images, self.image_size))
+        return self.decoded(self._read(self.format.test_md5))
 
     def test_counts(self) -> list[int]:
         """Return the number of test images of each class."""

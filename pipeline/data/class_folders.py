@@ -131,7 +131,7 @@ def list_classes(root: Path, base: Path) -> tuple[list[str], list[Item], LeftOut
                 f"the class folder {folder} is empty: it has no image ({', '.join(sorted(EXTENSIONS))}){unused}",
                 "add images or remove that folder; " + LAYOUT,
             )
-        items += [Item(path, names.index(name), path.relative_to(base).as_posix()) for path in files]
+        items += [Item(base, names.index(name), path.relative_to(base).as_posix()) for path in files]
         left_out.update({(name, kind): count for kind, count in others.items()})
         if nested := sum(1 for path in _folders(folder) for _ in _images_below(path)):
             left_out[name, _NESTED] += nested

@@ -6,8 +6,8 @@ are compared pixel by pixel, as thumbnails.
 """
 
 import hashlib
+import struct
 from collections.abc import Hashable, Iterable, Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,8 @@ _MOST_DIFFERENCE = 0.2  # between thumbnails of the same picture, relative to th
 _LEAST_CONTRAST = 4.0  # standard deviation of a channel; a blank image is like every other
 _ROWS = 64  # hashes that are compared with all others at a time
 _PAIRS = 4096  # thumbnails that are compared at a time
+# SHA-256 of a file by device, inode, size and time. There may be millions, so a key is short.
+_digests: dict[bytes, bytes] = {}
 
 
 def digest(path: Path) -> bytes:
@@ -44,16 +46,14 @@ def digest(path: Path) -> bytes:
     """
     try:
         stat = path.stat()
-        return _digest_of(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        key = struct.pack("QQQq", stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if key not in _digests:
+            with path.open("rb") as file:
+                _digests[key] = hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         message = f"cannot read the image {path}: {error.strerror or error}"
         raise InputError(message, "leave the folder as it is while kdedge runs") from error
-
-
-@cache
-def _digest_of(path: Path, *_: int) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    return _digests[key]
 
 
 def same(keys: Iterable[Hashable]) -> list[list[int]]:

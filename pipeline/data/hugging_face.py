@@ -58,7 +58,7 @@ def _cells(block: _Block, column: str) -> Any:
         return parquet.ParquetFile(block.file).read_row_group(block.group, columns=[column])[column]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _StoredItem(Item):
     """One image in a column."""
 
@@ -136,9 +136,10 @@ def _rows(root: Path, part: str, files: list[Path]) -> list[_Row]:
             image, label, names = _columns(file, table.schema)
             labels = table.values(label)
             groups = table.values("group") if "group" in table.schema.names else [None] * len(labels)
-        places = ((group, row) for group, count in table.counts for row in range(count))
-        for (group, row), value, member in zip(places, labels, groups, strict=True):
-            block, place = _Block(file, group, _stamp(file)), f"{part}[{len(rows)}]"
+        blocks = [(_Block(file, group, _stamp(file)), count) for group, count in table.counts]
+        places = ((block, row) for block, count in blocks for row in range(count))
+        for (block, row), value, member in zip(places, labels, groups, strict=True):
+            place = f"{part}[{len(rows)}]"
             text, order = _label(value, names)
             if text and not is_label(text):
                 raise InputError(f"the label {text!r} of {place} of {root} has characters that a label cannot have")

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdedge.dataset import Dataset, Split
+from kdedge.image_cache import IN_MEMORY
 from kdedge.images import Overview, UnreadableImageError, for_each, overview_pixels
 from kdedge.pipeline.data.duplicates import COPIES, THUMBNAIL, find_copies, near_pairs, same, union
 from kdedge.pipeline.data.items import labels_of
@@ -134,18 +135,18 @@ def _facts(copies: dict[str, list[tuple[int, int]]], names: Sequence[str]) -> di
 
 def training_labels(dataset: Dataset) -> NDArray[np.int64]:
     """Return the classes of the training and validation images; files are not opened."""
-    return (dataset.undecoded() if isinstance(dataset, UserImages) else dataset.train()).labels
+    return dataset.undecoded().labels
 
 
 def sample(dataset: Dataset, most: int = _MOST_SAMPLED) -> Split:
     """Return about ``most`` decoded training and validation images, stratified by class, always the same."""
-    whole = dataset.undecoded() if isinstance(dataset, UserImages) else dataset.train()
-    chosen = _stratified(whole.labels, most)
+    whole = dataset.undecoded()
+    chosen = _stratified(whole.labels, min(most, IN_MEMORY // dataset.spec.zeros(1).nbytes))
     part = replace(
         whole, images=whole.images[chosen], labels=whole.labels[chosen], subset_indices=whole.dataset_indices[chosen],
         validation=None,
     )  # fmt: skip
-    return dataset.decoded(part) if isinstance(dataset, UserImages) else part
+    return dataset.decoded(part)
 
 
 def _stratified(labels: NDArray[np.int64], most: int) -> NDArray[np.int64]:

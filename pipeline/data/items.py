@@ -26,25 +26,32 @@ from kdedge.stored_image import ImageSource
 __all__ = ["Item", "for_all", "groups_of", "labels_of"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
-    """One image file and the index of its class.
+    """One image file and the index of its class. A data set may have millions, so it is small.
 
     Attributes:
-        path: The file.
+        root: The folder of the data set, or the file that has the image.
         label: Index of the class.
         name: Name of the image in its data set.
         place: Where the data set lists the image, such as ``line 7``. Default: the name is the place.
         group: Images of the same group are never in two parts. Default: the image has a group of its own.
         part: The part for which the data set lists the image: ``train``, ``val`` or ``test``. Default: none.
+        file: Path of the image, relative to ``root`` or absolute. Default: the name.
     """
 
-    path: Path
+    root: Path
     label: int
     name: str
     place: str = ""
     group: str = ""
     part: str = ""
+    file: str = ""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.root / (self.file or self.name)
 
     @property
     def source(self) -> ImageSource:

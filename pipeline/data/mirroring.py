@@ -18,6 +18,7 @@ __all__ = ["mirrored_keep_class"]
 
 _QUERIES, _NEIGHBOURS = 500, 2000
 _SIDE = 16  # side length of the compared images in pixels
+_CHUNK = 100  # images that are reduced at a time
 
 
 def mirrored_keep_class(train: Split) -> bool:
@@ -32,17 +33,20 @@ def mirrored_keep_class(train: Split) -> bool:
     order = np.random.default_rng(0).permutation(len(train))
     count = min(_QUERIES, len(train) // 3)
     queries, neighbours = order[:count], order[count : count + _NEIGHBOURS]
-    known, labels = _features(train.images[neighbours]), train.labels[neighbours]
+    known, labels = _features(train.images, neighbours), train.labels[neighbours]
     right, right_mirrored = (
-        labels[torch.cdist(_features(images), known).argmin(1).numpy()] == train.labels[queries]
-        for images in (train.images[queries], train.images[queries][:, :, ::-1])
+        labels[torch.cdist(_features(images, queries), known).argmin(1).numpy()] == train.labels[queries]
+        for images in (train.images, train.images[:, :, ::-1])
     )
     lost, found = int((right & ~right_mirrored).sum()), int((right_mirrored & ~right).sum())
     return lost - found <= max(3 * math.sqrt(lost + found), 0.02 * count)
 
 
-def _features(images: NDArray[np.uint8]) -> torch.Tensor:
-    """Return reduced pixels without their mean, float32 ``[N, D]``, of uint8 images ``[N, S, S, 3]``."""
-    pixels = torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float()
-    small = functional.adaptive_avg_pool2d(pixels, min(_SIDE, images.shape[1])).flatten(1)
+def _features(images: NDArray[np.uint8], chosen: NDArray[np.int64]) -> torch.Tensor:
+    """Return reduced pixels without their mean, float32 ``[N, D]``, of some of uint8 images ``[M, S, S, 3]``."""
+    parts = []
+    for start in range(0, len(chosen), _CHUNK):
+        pixels = torch.from_numpy(images[chosen[start : start + _CHUNK]]).permute(0, 3, 1, 2).float()
+        parts.append(functional.adaptive_avg_pool2d(pixels, min(_SIDE, images.shape[1])).flatten(1))
+    small = torch.cat(parts)
     return small - small.mean(1, keepdim=True)

@@ -17,9 +17,8 @@ from kdedge.pipeline.data.parts import Listed
 
 __all__ = ["data_sha256", "find_dataset", "list_images", "open_dataset", "opened", "training_images"]
 
-# The last decoded training images are kept for the next stage of the process, up to this size.
-_MOST_KEPT_BYTES = 1 << 30
-_kept: dict[tuple[str, DataConfig], Split] = {}
+# The last decoded training and validation images are kept for the next stage of the process.
+_kept: dict[tuple[str, DataConfig], tuple[Split, Split]] = {}
 
 
 def _user_path(text: str) -> Path:
@@ -133,20 +132,20 @@ def data_sha256(data: DataConfig, part: str) -> str:
 
 
 def training_images(dataset: Dataset, data: DataConfig) -> tuple[Split, Split]:
-    """Return the training and the validation images that are used, decoded once per process if they fit in 1 GiB.
+    """Return the training and the validation images that are used, read-only, decoded once per process.
 
     Raises:
-        InputError: Images cannot be read or do not fit into memory, or are too few to divide.
+        InputError: Images cannot be read or are too few to divide.
+        StageError: The cache of decoded images cannot be written.
     """
     key = (dataset.train_sha256(), data)
-    whole = _kept.get(key)
-    if whole is None:
+    if key not in _kept:
         _kept.clear()
-        whole = dataset.train()
-        if whole.images.nbytes <= _MOST_KEPT_BYTES:
-            whole.images.flags.writeable = False  # callers get copies
-            _kept[key] = whole
-    return split_train_val(whole, data.val_fraction, data.train_size)
+        train, val = map(dataset.decoded, split_train_val(dataset.undecoded(), data.val_fraction, data.train_size))
+        for part in (train, val):
+            part.images.flags.writeable = False
+        _kept[key] = train, val
+    return _kept[key]
 
 
 @cache

@@ -44,7 +44,7 @@ def summarise(config: DataConfig) -> tuple[dict[str, Any], Split]:
     inspection = inspect(found)
     dataset, errors = inspection.dataset, inspection.unreadable
     names = dataset.class_names
-    whole = dataset.undecoded() if isinstance(dataset, UserImages) else dataset.train()
+    whole = dataset.undecoded()
     if errors and np.bincount(whole.labels, minlength=len(names)).min() < _LEAST_OF_A_CLASS:
         raise unreadable(errors)
     train, val = split_train_val(whole, config.val_fraction, config.train_size)

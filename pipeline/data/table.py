@@ -70,7 +70,8 @@ def _item(file: Path, row: _Row, names: list[str]) -> Item:
         name = path.relative_to(base).as_posix() if path.is_relative_to(base) else path.name
     if not (base / path).is_file() and (base / path).exists():  # reading a FIFO would wait
         raise _bad(file, row.place, f"{row.path} is not a regular file")
-    return Item(base / path, names.index(row.label), name, f"{row.place} of {file.name}", row.group, row.part)
+    place = f"{row.place} of {file.name}"
+    return Item(base, names.index(row.label), name, place, row.group, row.part, "" if name == row.path else row.path)
 
 
 def _rows(file: Path, header: list[str], cells: _Cells) -> Iterator[_Row]:

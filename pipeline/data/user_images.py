@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 
 from kdedge.dataset import Dataset, Split, keep_used
 from kdedge.errors import InputError
-from kdedge.image_memory import empty_images
-from kdedge.images import resize_image
+from kdedge.image_cache import decoded_images
+from kdedge.images import UnreadableImageError, resize_image
 from kdedge.inputs import InputSpec, image_input
 from kdedge.pipeline.data.class_folders import (
     LeftOut,
@@ -73,7 +74,7 @@ class UserImages:
         """The input of models for these images."""
         return image_input(self.image_size, self.resize_mode)
 
-    @property
+    @cached_property
     def items(self) -> tuple[Item, ...]:
         """All images: training, validation, test."""
         return self.train_items + self.val_items + self.test_items
@@ -107,9 +108,10 @@ class UserImages:
         """Decode the training and validation images that are used, without opening a test image.
 
         Raises:
-            InputError: There are none, some cannot be read, or they do not fit into memory.
+            InputError: There are none, or some cannot be read.
+            StageError: The cache of decoded images cannot be written.
         """
-        return self.decoded(keep_used(self.undecoded(), self.val_fraction, self.train_size), copies=2)
+        return self.decoded(keep_used(self.undecoded(), self.val_fraction, self.train_size))
 
     def undecoded(self) -> Split:
         """Return the training and validation images without their pixels.
@@ -123,14 +125,15 @@ class UserImages:
         pixels = np.empty((len(items), 0, 0, 3), np.uint8)
         return Split(pixels, labels_of(items), self.class_names, None, validation, groups_of(items))
 
-    def decoded(self, some: Split, copies: int = 1) -> Split:
+    def decoded(self, some: Split) -> Split:
         """Return a part of `undecoded` with its pixels.
 
         Raises:
-            InputError: Images cannot be read, or ``copies`` times their pixels do not fit into memory.
+            InputError: Images cannot be read.
+            StageError: The cache of decoded images cannot be written.
         """
         items = [self.items[index] for index in some.dataset_indices]
-        return replace(some, images=self._decode(items, "reading training images", copies))
+        return replace(some, images=self._decode(items, "reading training images"))
 
     def without(self, indices: Collection[int]) -> "UserImages":
         """Return the data set without these images, given by their index in `items`."""
@@ -226,14 +229,18 @@ class UserImages:
                 f"add {self.root / 'train'}/CLASS/IMAGE to train on" if self.kind == "folder" else "add it",
             )
 
-    def _decode(self, items: Sequence[Item], title: str, copies: int = 1) -> NDArray[np.uint8]:
-        images = empty_images(len(items), self.image_size, copies)
+    def _decode(self, items: Sequence[Item], title: str) -> NDArray[np.uint8]:
+        def key() -> str:
+            return self.resize_mode + hashlib.sha256(b"".join(item.digest() for item in items)).hexdigest()
 
-        def decode(index: int) -> None:
-            images[index] = items[index].convert(lambda image: resize_image(image, self.image_size, self.resize_mode))
+        def decode(index: int) -> NDArray[np.uint8]:
+            return items[index].convert(lambda image: resize_image(image, self.image_size, self.resize_mode))
 
-        for_all(items, decode, title)
-        return images
+        try:
+            return decoded_images(len(items), self.image_size, key, decode, title)
+        except UnreadableImageError:  # name the others too
+            for_all(items, lambda index: items[index].check_pixels(), "checking images")
+            raise
 
     def _hash(self, items: Sequence[Item]) -> str:
         # Earlier versions could only squeeze; the hash of those images is as before.

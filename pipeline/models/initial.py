@@ -68,7 +68,7 @@ def whitening_filters(images: NDArray[np.uint8], side: int) -> Tensor:
     step, size = -(-images.shape[1] // 32), 3 * side * side
     count, total, products = 0, torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
     for start in range(0, len(images), _CHUNK):
-        pixels = torch.from_numpy(images[start : start + _CHUNK]).permute(0, 3, 1, 2).double() / 255
+        pixels = torch.from_numpy(images[start : start + _CHUNK].copy()).permute(0, 3, 1, 2).double() / 255
         patches = pixels.unfold(2, side, step).unfold(3, side, step).permute(0, 2, 3, 1, 4, 5).reshape(-1, size)
         count, total, products = count + len(patches), total + patches.sum(0), products + patches.T @ patches
     mean = total / count

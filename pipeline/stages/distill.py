@@ -288,7 +288,7 @@ def _shapes(config: Config, teacher: Teacher, student: Student, train: Split, de
     """Return (channels, side length) of every teacher block by name, and of every student block."""
     student.eval()
     with autocast(config.runtime):
-        few = to_network(torch.from_numpy(train.images[:2]), train.spec, device)
+        few = to_network(torch.from_numpy(train.images[:2].copy()), train.spec, device)
         return probe_shapes(teacher, student.features, few)
 
 

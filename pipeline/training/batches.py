@@ -128,7 +128,7 @@ class Batches:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of one epoch."""
-        images, labels, spec = torch.from_numpy(self.split.images), torch.from_numpy(self.split.labels), self.split.spec
+        images, labels, spec = self.split.images, torch.from_numpy(self.split.labels), self.split.spec
         rng = np.random.default_rng([self.seed, epoch])
         if self.balance == "sampler":
             order, rounds = balanced_order(self.split.labels, rng)
@@ -139,7 +139,7 @@ class Batches:
             dataset_indices = self.split.dataset_indices[indices]
             # An image that is shown again has another augmentation, as if it had another index.
             drawn_for = dataset_indices + (rounds[start : start + self.size] << 40)
-            taken = images[indices]
+            taken = torch.from_numpy(images[indices])
             if self.device.type == "cuda":
                 taken = taken.pin_memory().to(self.device, non_blocking=True)  # pinned: an asynchronous copy
             if spec.kind == "signal":
@@ -189,6 +189,9 @@ def predict_logits(model: Callable[[Tensor], Tensor], split: Split, device: torc
     Returns:
         float32 ``[N, C]`` on the CPU.
     """
-    spec = split.spec
-    parts = torch.split(torch.from_numpy(split.images), inputs_at_once(spec.resized(resized), 250, 64))
-    return torch.cat([model(to_network(part, spec, device)).float().cpu() for part in parts])
+    spec, logits = split.spec, []
+    step = inputs_at_once(spec.resized(resized), 250, 64)
+    for start in range(0, len(split), step):
+        part = torch.from_numpy(np.array(split.images[start : start + step]))  # a copy: the images are read-only
+        logits.append(model(to_network(part, spec, device)).float().cpu())
+    return torch.cat(logits)

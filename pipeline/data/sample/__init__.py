@@ -16,7 +16,7 @@ from PIL import Image
 
 from kdedge.dataset import Split, keep_used
 from kdedge.errors import InputError
-from kdedge.images import resize_images
+from kdedge.image_cache import resize_images
 from kdedge.inputs import InputSpec, image_input
 from kdedge.pipeline.data.cifar10 import CLASS_NAMES
 
@@ -48,13 +48,19 @@ class Sample:
 
     def train(self) -> Split:
         """Decode the training sheet and return the images that are used, see `Dataset.train`."""
-        used = keep_used(self._decode("train.webp"), self.val_fraction, self.train_size)
-        return replace(used, images=resize_images(used.images, self.image_size, copies=2))
+        return self.decoded(keep_used(self.undecoded(), self.val_fraction, self.train_size))
+
+    def undecoded(self) -> Split:
+        """Return the training images before they are resized."""
+        return self._decode("train.webp")
+
+    def decoded(self, some: Split) -> Split:
+        """Return images of `undecoded` in the size of this data set."""
+        return replace(some, images=resize_images(some.images, self.image_size))
 
     def test(self) -> Split:
         """Decode the test sheet."""
-        whole = self._decode("test.webp")
-        return replace(whole, images=resize_images(whole.images, self.image_size))
+        return self.decoded(self._decode("test.webp"))
 
     def test_counts(self) -> list[int]:
         """Return the number of test images of each class."""

@@ -52,15 +52,19 @@ class Windows:
 
     def train(self) -> Split:
         """Return the training and validation windows that are used."""
-        return keep_used(self.whole(), self.val_fraction, self.train_size)
+        return keep_used(self.undecoded(), self.val_fraction, self.train_size)
 
-    def whole(self) -> Split:
+    def undecoded(self) -> Split:
         """Return all training and validation windows."""
         train, val = self.parts["train"], self.parts["val"]
         images, labels = (np.concatenate([getattr(one, key) for one in (train, val)]) for key in ("images", "labels"))
         validation = np.arange(len(labels)) >= len(train)
         groups = np.concatenate([_groups(train), _groups(val)])
         return Split(images, labels, self.class_names, None, validation, groups, self.spec)
+
+    def decoded(self, some: Split) -> Split:
+        """Return ``some``: windows are never encoded."""
+        return some
 
     def test(self) -> Split:
         """Return the test windows."""

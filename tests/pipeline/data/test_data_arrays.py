@@ -9,6 +9,7 @@ from PIL import Image
 from kdedge.dataset import split_train_val
 from kdedge.errors import InputError
 from kdedge.images import read_image, resize_image
+from kdedge.pipeline.data import arrays
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import open_dataset
 from kdedge.pipeline.data.summary import summarise
@@ -53,6 +54,40 @@ def test_images_are_resized_as_files_are(tmp_path: Path, channels: "int | None")
             assert np.array_equal(pixels_read, read_image(tmp_path / "image.png", 16))
             assert label == LABELS[index]
     assert dataset.items[0].overview((4, 4)).size == (12, 9)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_large_arrays_are_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], order: str, compressed: bool
+) -> None:
+    monkeypatch.setenv("KDEDGE_CACHE", str(tmp_path / "cache"))
+    expected = opened(tmp_path, compressed, x=PIXELS, y=LABELS)
+    hashes, images = expected.train_sha256(), expected.train().images
+    monkeypatch.setattr(arrays, "IN_MEMORY", 100)
+    arrays._load.cache_clear()
+    arrays._digests.cache_clear()
+    dataset = opened(tmp_path, compressed, x=np.asarray(PIXELS, order=order), y=LABELS)
+    assert isinstance(dataset.train_items[0].array.images(), np.memmap)
+    assert dataset.train_sha256() == hashes
+    assert np.array_equal(dataset.train().images, images)
+    assert ("unpacking x of" in capsys.readouterr().err) == compressed
+    unpacked = list((tmp_path / "cache").rglob("*.npy"))
+    assert len(unpacked) == compressed
+    for path in unpacked:  # a damaged file is unpacked again
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+        arrays._load.cache_clear()
+        assert np.array_equal(dataset.train().images, images)
+
+
+def test_a_damaged_large_array_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "IN_MEMORY", 100)
+    np.savez(tmp_path / "my.npz", x=PIXELS, y=LABELS)
+    data = bytearray((tmp_path / "my.npz").read_bytes())
+    data[data.index(PIXELS[3].tobytes())] ^= 1
+    (tmp_path / "my.npz").write_bytes(data)
+    with pytest.raises(InputError, match=r"my\.npz.*CRC"):
+        open_dataset(DataConfig(source=str(tmp_path / "my.npz"), image_size=16)).train_sha256()
 
 
 def test_compression_and_names_of_the_training_arrays_change_nothing(tmp_path: Path) -> None:
