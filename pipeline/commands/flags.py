@@ -18,8 +18,9 @@ from kdedge.errors import InputError
 from kdedge.files import read_json, read_toml
 from kdedge.pipeline.commands.failures import reported
 from kdedge.pipeline.config import SECTIONS, Config
-from kdedge.pipeline.config.build import PRESETS, RENAMED, build_config
+from kdedge.pipeline.config.build import PRESETS, RENAMED, build_config, source_of
 from kdedge.pipeline.config.checks import RUN_FLAGS, Flags
+from kdedge.pipeline.data.options import WINDOWS
 from kdedge.progress import warn
 
 __all__ = [
@@ -257,6 +258,9 @@ def resolve(given: dict[str, Any], fields: Fields, flags: Flags = RUN_FLAGS, *, 
     """Build the configuration of a command from the recorded run or bundle, preset, ``--config`` file and flags."""
     file, preset = load_config_file(given["config"]) if given["config"] else {}, given.get("preset") or ""
     recorded = _recorded(given) if continues and not preset else {}
+    known, source = source_of(recorded), source_of(recorded, file, fields)
+    if known.startswith(WINDOWS) != source.startswith(WINDOWS):
+        recorded = {}  # these are options of the other kind of data
     return build_config(recorded, file, fields, preset=preset, flags=flags)
 
 

@@ -11,7 +11,7 @@ from kdedge.pipeline.config.checks import RUN_FLAGS, Flags, check_value, conflic
 from kdedge.pipeline.data.options import WINDOWS, DataConfig
 from kdedge.pipeline.distill.options import DistillConfig
 
-__all__ = ["PRESETS", "RECIPES", "RENAMED", "build_config", "preset_for"]
+__all__ = ["PRESETS", "RECIPES", "RENAMED", "build_config", "preset_for", "source_of"]
 
 # Old and new names of options by section; ``study`` has the options of a study, which no configuration file sets.
 RENAMED: dict[str, dict[str, str]] = {
@@ -82,9 +82,7 @@ def build_config(*layers: Mapping[str, Any], preset: str = "", flags: Flags = RU
     problems: list[str] = []
     for layer in reversed(layers):
         preset = preset or str(layer.get("preset", ""))
-    if not preset:
-        sources = [layer["data"].get("source") for layer in layers if isinstance(layer.get("data"), Mapping)]
-        preset = preset_for(([source for source in sources if source] or [""])[-1])
+    preset = preset or preset_for(source_of(*layers))
     if preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r}{closest(preset, PRESETS)}", f"presets: {', '.join(PRESETS)}")
     merged: dict[str, dict[str, Any]] = {"distill": {"recipe": DistillConfig.recipe}}
@@ -111,6 +109,13 @@ def build_config(*layers: Mapping[str, Any], preset: str = "", flags: Flags = RU
         text = problems[0] if len(problems) == 1 else "\n".join(["several problems:", *(f"  - {p}" for p in problems)])
         raise InputError(text, "see `kdedge run-all --help-all` for every option and its range")
     return Config(preset=preset, **sections)
+
+
+def source_of(*layers: Mapping[str, Any]) -> str:
+    """Return the data set of the last layer that names one; empty: none does."""
+    sections = [layer.get("data") for layer in reversed(layers)]
+    sources = (str(section.get("source") or "") for section in sections if isinstance(section, Mapping))
+    return next(filter(None, sources), "")
 
 
 def preset_for(source: str) -> str:

@@ -236,9 +236,9 @@ def _fitted(config: Config, train: Split) -> Config:
 
 
 def _teacher(folder: Path, classes: tuple[str, ...], spec: InputSpec, config: Config, device: torch.device) -> Teacher:
-    """Load a finished teacher of the same classes, frozen."""
+    """Load a finished teacher of the same classes and kind of inputs, frozen."""
     teacher = load_teacher(folder)
-    _check_classes(folder, classes)
+    _check_fits(folder, classes, spec)
     return _frozen(fold_batch_norms(teacher, spec), config, device)
 
 
@@ -251,10 +251,12 @@ def _cached(
     return Ensemble([CachedTeacher(one, config.runtime, file) for one, file in zip(teachers, files, strict=True)])
 
 
-def _check_classes(teacher_dir: Path, classes: tuple[str, ...]) -> None:
-    """Refuse a teacher of other classes, by their names, or by their number if its version recorded no names."""
+def _check_fits(teacher_dir: Path, classes: tuple[str, ...], spec: InputSpec) -> None:
+    """Refuse a teacher of other inputs or classes: by their names, or by their number if it has no names."""
     description = load_json(teacher_dir / TEACHER_DESCRIPTION, ("num_classes",))
     hint = "train the teacher on the same --data"
+    if description.get("channels") != (None if spec.kind == "image" else len(spec.channels)):
+        raise InputError(f"the teacher in {teacher_dir} cannot take {spec.words}", hint)
     if description["num_classes"] != len(classes):
         found = f"has {description['num_classes']} classes, the data set has {len(classes)}"
         raise InputError(f"the teacher in {teacher_dir} {found}", hint)

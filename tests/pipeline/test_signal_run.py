@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import signals
 from command_line import invoke
+from image_folders import make_tree
 
 from kdedge import load
 from kdedge.benchmarks.report.file import read_report
@@ -104,3 +105,13 @@ def test_names_and_time_are_optional(run, recording, tmp_path):
     _, plain = predicted(run, tmp_path / "plain.csv")
     _, named = predicted(run, recording)
     assert [{**row, "file": ""} for row in plain] == [{**row, "file": ""} for row in named]
+
+
+def test_data_of_another_kind_do_not_meet_the_options_of_the_bundle_or_run(run, tmp_path):
+    images = make_tree(tmp_path / "images", {"slow": 9, "fast": 9})
+    result = invoke("benchmark", run / "bundle", "--data", images, "--out", tmp_path / "report")
+    assert result.exit_code == 2
+    assert "the data set has images of 32x32" in " ".join(result.output.split())
+    result = invoke("distill", "--data", images, "--out", run)
+    assert result.exit_code == 2
+    assert "teacher cannot take images of 32x32" in " ".join(result.output.split())
