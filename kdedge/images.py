@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,14 @@ __all__ = [
 
 # Pillow reads AVIF from version 11.3 on, if built with it.
 _AVIF = find_spec("PIL._avif") is not None
+_HEIF = find_spec("pillow_heif") is not None
+if _HEIF:
+    import_module("pillow_heif.HeifImagePlugin")  # registers itself with Pillow
 
 EXTENSIONS = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
     | ({".avif"} if _AVIF else set())
+    | ({".heic", ".heif"} if _HEIF else set())
 )
 
 # Files next to images that are not images; other files that are left out cause a warning.
@@ -77,7 +82,17 @@ HARMLESS = frozenset(
 )
 
 # A renamed file never reaches decoders that run other programs (EPS calls Ghostscript).
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", *(["AVIF"] if _AVIF else []))
+_FORMATS = (
+    "PNG",
+    "JPEG",
+    "BMP",
+    "GIF",
+    "WEBP",
+    "TIFF",
+    "PPM",
+    *(["AVIF"] if _AVIF else []),
+    *(["HEIF"] if _HEIF else []),
+)
 
 # 400 MB as Pillow stores them, three times as much with transparency. A larger JPEG is decoded at a half, a quarter or
 # an eighth of its side; any other larger image is refused.

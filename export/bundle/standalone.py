@@ -81,8 +81,9 @@ def decode(path: Path, size: int, mode: str = "squeeze") -> Any:
     jpeg: Any = type("Jpeg", (JpegImagePlugin.JpegImageFile,), {"getexif": lambda self: Image.Exif()})
     with path.open("rb") as file:
         is_jpeg = file.read(3) == b"\xff\xd8\xff"
-    avif = ("AVIF",) if find_spec("PIL._avif") else ()
-    opened: Any = jpeg(path) if is_jpeg else Image.open(path, formats=FORMATS + avif)
+    heif = find_spec("pillow_heif") and __import__("pillow_heif.HeifImagePlugin")  # registers itself
+    formats = FORMATS + ("AVIF",) * bool(find_spec("PIL._avif")) + ("HEIF",) * bool(heif)
+    opened: Any = jpeg(path) if is_jpeg else Image.open(path, formats=formats)
     with opened as image:
         pixels = image.size[0] * image.size[1]
         factor = next((factor for factor in (1, 2, 4, 8) if pixels <= MAX_PIXELS * factor**2), 8)

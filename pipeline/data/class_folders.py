@@ -174,7 +174,7 @@ def warn_left_out(root: Path, left_out: LeftOut) -> None:
     parts = [f"{name + ': ' if name else ''}{', '.join(kinds)}" for name, kinds in list(classes.items())[:8]]
     more = f"; and {len(classes) - 8} more classes" if len(classes) > 8 else ""
     kinds = {kind for _, kind in left_out}
-    hint = " (convert HEIC to JPEG)" if kinds & {".heic", ".heif"} else ""
+    hint = " (for HEIC: pip install pillow-heif)" if kinds & {".heic", ".heif"} else ""
     total = sum(left_out.values())
     warn_once(f"{root}: {total} file{'s are' if total > 1 else ' is'} not used: {'; '.join(parts)}{more}{hint}")
 

@@ -161,6 +161,34 @@ def test_other_names_of_known_formats(tmp_path: Path, name: str) -> None:
     assert np.array_equal(read_image(path, 8), standalone.decode(path, 8))
 
 
+HEIF_PLUGIN = """
+from PIL import Image, ImageFile
+
+class Heif(ImageFile.ImageFile):
+    format = "HEIF"
+    def _open(self):
+        self._size, self._mode, self.tile = (2, 2), "L", [("raw", (0, 0, 2, 2), 4, "L")]
+
+Image.register_open("HEIF", Heif, lambda prefix: prefix.startswith(b"heic"))
+"""
+
+
+def test_heic_is_read_where_pillow_has_its_plugin(tmp_path: Path) -> None:
+    package = tmp_path / "pillow_heif"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "HeifImagePlugin.py").write_text(HEIF_PLUGIN)
+    (tmp_path / "photo.heic").write_bytes(b"heic\x10\x20\x30\x40")
+    for module, read in (("kdedge.images", "read_image"), ("kdedge.export.bundle.standalone", "decode")):
+        script = f"""import sys
+sys.path.insert(0, {str(tmp_path)!r})
+from pathlib import Path
+from {module} import {read} as read
+print(read(Path({str(tmp_path / "photo.heic")!r}), 2)[..., 0].tolist())"""
+        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert result.stdout == "[[16, 32], [48, 64]]\n", result.stderr
+
+
 def test_orientation_is_applied(tmp_path: Path) -> None:
     pixels = np.zeros((16, 16, 3), np.uint8)
     pixels[:8] = 255

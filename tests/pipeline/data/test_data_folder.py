@@ -297,7 +297,7 @@ def test_what_is_left_out_is_counted_by_class_and_kind(tmp_path: Path, capsys: p
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
         f"warning: {tmp_path}: 6 files are not used: 1 outside any class folder; ant: 2 .heic; "
-        "bee: 1 without an extension, 2 in a folder inside the class folder (convert HEIC to JPEG)"
+        "bee: 1 without an extension, 2 in a folder inside the class folder (for HEIC: pip install pillow-heif)"
     )
     assert dataset.left_out["ant", ".heic"] == 2  # type: ignore[attr-defined]
 

@@ -76,7 +76,7 @@ def test_json_line(tree: Path) -> None:
     }  # fmt: skip
     shown = " ".join(done.stderr.split())
     assert "images have copies in another class" in shown
-    assert "1 file is not used: bee: 1 .heic (convert HEIC to JPEG)" in shown
+    assert "1 file is not used: bee: 1 .heic (for HEIC: pip install pillow-heif)" in shown
 
 
 def test_table(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
