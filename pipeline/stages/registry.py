@@ -48,7 +48,7 @@ STAGES = {
             fingerprint=of_training("teacher"),
             data=_data("train"),
             packages=("torch",),
-            version=3,
+            version=4,
         ),
         StageSpec(
             "distill",
@@ -60,7 +60,7 @@ STAGES = {
             fingerprint=of_training("distill"),
             data=_data("train"),
             packages=("torch",),
-            version=2,
+            version=3,
         ),
         StageSpec(
             "export",

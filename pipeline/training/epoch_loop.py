@@ -67,9 +67,9 @@ class EpochLoop:
     """Runs epochs with a checkpoint after each, and resumes an interrupted run.
 
     A training that diverges, or whose first epochs learn nothing, starts again with a quarter of the learning rate. It
-    ends early after a third of its epochs without a better validation accuracy. With ``adaptive``, its rate also falls
-    to zero early once the model predicts 99 % of the training images correctly, over half as many epochs as that took.
-    The weights of the last epoch are kept, unless an earlier epoch is better by more than two standard errors.
+    ends early after a third of its epochs without a better validation accuracy and, with ``adaptive``, once the model
+    predicts 99 % of the training images correctly: its rate falls to zero over half as many epochs as that took. The
+    weights of the last epoch are kept, unless an earlier epoch is better by more than two standard errors of either.
 
     Attributes:
         title: Name of the training, for the log.
@@ -134,10 +134,11 @@ class EpochLoop:
                 self._start_again(str(error))
             rows.clear()
         self._write_csv(rows)
-        best_pct = self._best.accuracy_pct
-        if rows and best_pct - _accuracy_pct(rows[-1]) > 200 * self._standard_error(best_pct):
-            log(f"{self.title}: the weights of epoch {self._best.epoch} are kept ({best_pct:.2f} %)")
-            self.model.load_state_dict(self._best.weights)
+        if rows:
+            best_pct, last_pct = self._best.accuracy_pct, _accuracy_pct(rows[-1])
+            if best_pct - last_pct > 200 * max(map(self._standard_error, (best_pct, last_pct))):
+                log(f"{self.title}: the weights of epoch {self._best.epoch} are kept ({best_pct:.2f} %)")
+                self.model.load_state_dict(self._best.weights)
         return rows, earlier_s
 
     def _train(self, rows: list[dict[str, float]], before_s: float) -> None:
@@ -145,20 +146,12 @@ class EpochLoop:
         steps = len(self.batches)
         end = self._early_end(rows).end
         with track(self.title, (end - len(rows)) * steps) as tracker:
-            patience = max(10, self.epochs // 3)
             while len(rows) < (ending := self._early_end(rows)).end:
                 epoch = len(rows)
                 if ending.end < end:
-                    log(
-                        f"{self.title}: {_LEARNED_PCT:.0f} % of the training data are correct after epoch "
-                        f"{ending.start}; the training ends after epoch {ending.end} instead of {end}"
-                    )
+                    log(f"{self.title}: {ending.reason}: the training ends after epoch {ending.end} instead of {end}")
                     tracker.shorten((end - ending.end) * steps)
                     end = ending.end
-                # Before the epoch, so that a training interrupted right after its last epoch ends there, too.
-                if epoch - self._best.epoch >= patience:
-                    log(f"{self.title}: no better validation accuracy in {patience} epochs, ended early")
-                    break
                 epoch_start = time.monotonic()
                 means = self._train_epoch(epoch, ending, tracker)
                 images_per_s = len(self.batches) * self.batches.size / (time.monotonic() - epoch_start)
@@ -180,8 +173,18 @@ class EpochLoop:
 
     def _early_end(self, rows: list[dict[str, float]]) -> EarlyEnd:
         """Return the end of the training by the epochs so far."""
-        learned = [row["epoch"] for row in rows if self.adaptive and row["train_top1_pct"] >= _LEARNED_PCT]
-        return early_end(int(min(learned, default=self.epochs)), self.epochs)
+        best, best_pct, patience = 0, -1.0, max(10, self.epochs // 3)
+        for epoch, row in enumerate(rows, 1):
+            if _accuracy_pct(row) > best_pct:
+                best, best_pct = epoch, _accuracy_pct(row)
+            reason = ""
+            if self.adaptive and row["train_top1_pct"] >= _LEARNED_PCT:
+                reason = f"{_LEARNED_PCT:.0f} % of the training data are correct after epoch {epoch}"
+            elif epoch - best >= patience:
+                reason = f"no better validation accuracy in {patience} epochs"
+            if reason:
+                return early_end(epoch, self.epochs, reason)
+        return early_end(self.epochs, self.epochs)
 
     def _train_epoch(self, epoch: int, ending: EarlyEnd, tracker: Tracker) -> dict[str, float]:
         # Dropout draws from the generator of PyTorch, whose state is not in the checkpoint.

@@ -9,10 +9,11 @@ WARM_UP = 0.2  # share of a training in which the one-cycle schedule rises
 
 
 class EarlyEnd(NamedTuple):
-    """Epochs after which the rate falls to zero early, and after which the training ends."""
+    """Epochs after which the rate falls to zero early, and after which the training ends, and why."""
 
     start: int
     end: int
+    reason: str = ""
 
     def rate(self, progress: float, epochs: int, schedule: str) -> float:
         """Return the share of the peak learning rate, 0..1, at ``progress`` in 0..1 of ``epochs``."""
@@ -21,10 +22,10 @@ class EarlyEnd(NamedTuple):
         return rate * (end - progress) / (end - start) if progress > start else rate
 
 
-def early_end(learned_after: int, epochs: int) -> EarlyEnd:
-    """Return the end of a training whose images are learned after some of its epochs: half as many epochs later."""
-    end = learned_after + math.ceil(learned_after / 2)
-    return EarlyEnd(learned_after, end) if end < epochs else EarlyEnd(epochs, epochs)
+def early_end(start: int, epochs: int, reason: str = "") -> EarlyEnd:
+    """Return the end of a training of ``epochs`` whose rate falls from ``start``: half as many epochs later."""
+    end = start + math.ceil(start / 2)
+    return EarlyEnd(start, end, reason) if end < epochs else EarlyEnd(epochs, epochs)
 
 
 def learning_rate(progress: float, peak: float, schedule: str) -> float:

@@ -245,7 +245,8 @@ def test_an_interrupted_restart_resumes_at_its_rate(tmp_path):
 
 
 def test_an_earlier_epoch_is_kept_only_if_it_is_better_by_more_than_two_standard_errors(tmp_path):
-    for name, top1, kept in (("noise", (60.0, 66.0, 61.0), 2), ("worse", (60.0, 70.0, 61.0), 1)):
+    cases = {"noise": ((60.0, 66.0, 61.0), 2), "worse": ((60.0, 70.0, 61.0), 1), "luck": ((99.0, 100.0, 99.0), 2)}
+    for name, (top1, kept) in cases.items():
         (tmp_path / name).mkdir()
         model, loop = make_loop(tmp_path / name, epochs=3, top1=top1.__getitem__)
         seen = []
@@ -256,13 +257,22 @@ def test_an_earlier_epoch_is_kept_only_if_it_is_better_by_more_than_two_standard
         assert torch.equal(model[2].weight, seen[kept])
 
 
-def test_a_training_ends_early_after_a_third_of_its_epochs_without_a_better_accuracy(tmp_path, capsys):
+def test_a_training_without_a_better_accuracy_in_a_third_of_its_epochs_ends_over_half_as_many(tmp_path, capsys):
+    rates = []
+
+    def step(batch, epoch, rate):
+        rates.append(rate)
+        return {name: torch.tensor(1.0) for name in ("loss", "ce")}
+
     _, loop = make_loop(tmp_path, epochs=36, top1=lambda epoch: 100.0 if epoch >= 3 else 50.0)
-    rows, _ = loop.run()
-    assert len(rows) == 16
-    assert "no better validation accuracy in 12 epochs" in capsys.readouterr().err
+    loop.step = step
+    assert len(loop.run()[0]) == 24
+    assert rates[48] == pytest.approx(learning_rate(16 / 36, 1, "one-cycle"))
+    assert rates[-1] == pytest.approx(rates[48] / 24)
+    message = "no better validation accuracy in 12 epochs: the training ends after epoch 24 instead of 36"
+    assert message in capsys.readouterr().err
     _, resumed = make_loop(tmp_path, epochs=36)
-    assert len(resumed.run()[0]) == 16, "an interruption after the last epoch adds none"
+    assert len(resumed.run()[0]) == 24, "an interruption after the last epoch adds none"
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
@@ -292,7 +302,7 @@ def test_an_adaptive_training_ends_over_half_as_many_epochs_as_it_took_to_learn_
     assert falling == sorted(falling, reverse=True)
     assert falling[1] == pytest.approx(learning_rate(7 / 20, 1, "one-cycle"))
     assert falling[-1] == pytest.approx(falling[1] / 12)
-    assert "after epoch 7; the training ends after epoch 11 instead of 20" in capsys.readouterr().err
+    assert "correct after epoch 7: the training ends after epoch 11 instead of 20" in capsys.readouterr().err
 
 
 def test_an_adaptive_training_that_learns_late_keeps_its_schedule(tmp_path):
