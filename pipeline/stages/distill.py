@@ -161,6 +161,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         epochs=settings.epochs,
         batches=batches,
         val_labels=val.labels,
+        val_groups=val.groups,
         state={
             "student": student,
             "adapters": trainer.adapters,

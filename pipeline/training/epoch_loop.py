@@ -89,6 +89,7 @@ class EpochLoop:
         unlabelled_epochs: Epochs at the start that do not train on labels.
         adaptive: Whether the training ends early once the training images are learned.
         tracked: Logs the row of each epoch and its images per second elsewhere.
+        val_groups: Group of each validation image, str ``[V]``; None: the images are independent.
     """
 
     title: str
@@ -105,6 +106,7 @@ class EpochLoop:
     unlabelled_epochs: int = 0
     adaptive: bool = False
     tracked: Tracked = lambda values, step: None
+    val_groups: NDArray[np.str_] | None = None
 
     def __post_init__(self) -> None:
         self._restarts = 0
@@ -241,11 +243,18 @@ class EpochLoop:
         return self.batches.balance != "none"
 
     def _standard_error(self, accuracy_pct: float) -> float:
-        """Return the standard error of a validation accuracy, 0..1; at least as for one wrong image."""
+        """Return the standard error of a validation accuracy, 0..1; at least as for one wrong image.
+
+        Images of a group may be right and wrong together, so a group counts as one image.
+        """
         count: float = len(self.val_labels)
         if self._balanced:  # the mean of classes that all have this recall
             sizes = np.unique(self.val_labels, return_counts=True)[1]
             count = len(sizes) ** 2 / float(np.sum(1 / sizes))
+        if self.val_groups is not None:
+            alone = self.val_groups == ""
+            groups = len(np.unique(self.val_groups[~alone])) + int(alone.sum())
+            count = max(2.0, count * groups / len(self.val_labels))
         share = min(accuracy_pct / 100, 1 - 1 / count)
         return math.sqrt(share * (1 - share) / count)
 

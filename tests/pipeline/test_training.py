@@ -80,7 +80,7 @@ def test_one_cycle_rises_to_the_peak_and_falls_to_zero():
     assert learning_rate(0.7, 0.3, "constant") == 0.3
 
 
-def make_loop(out_dir, *, epochs=4, fail_at=None, lr=0.1, top1=lambda epoch: 50.0 + epoch):
+def make_loop(out_dir, *, epochs=4, fail_at=None, lr=0.1, top1=lambda epoch: 50.0 + epoch, val_groups=None):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
@@ -108,8 +108,16 @@ def make_loop(out_dir, *, epochs=4, fail_at=None, lr=0.1, top1=lambda epoch: 50.
         finish_epoch=lambda epoch: {"val_top1_pct": top1(epoch)},
         out_dir=out_dir,
         csv_name="log.csv",
+        val_groups=val_groups,
     )
     return model, loop
+
+
+@pytest.mark.parametrize(("groups", "kept"), [(None, True), (300, True), (10, False), (1, False)])
+def test_an_earlier_epoch_is_kept_only_if_it_is_better_on_new_groups(tmp_path, capsys, groups, kept):
+    names = None if groups is None else np.array([f"recording {index % groups}" for index in range(300)])
+    make_loop(tmp_path, epochs=3, top1=lambda epoch: [85.0, 70.0, 72.0][epoch], val_groups=names)[1].run()
+    assert ("the weights of epoch 1 are kept" in capsys.readouterr().err) == kept
 
 
 def test_an_interrupted_training_ends_in_the_same_bits(tmp_path):
