@@ -17,6 +17,7 @@ from kdedge.dataset import Split
 __all__ = ["mirrored_keep_class"]
 
 _QUERIES, _NEIGHBOURS = 500, 2000
+_NEAR_COPY = 0.5  # distance, relative to that of the mirror image and its nearest neighbour
 _SIDE = 16  # side length of the compared images in pixels
 _CHUNK = 100  # images that are reduced at a time
 
@@ -25,7 +26,8 @@ def mirrored_keep_class(train: Split) -> bool:
     """Return whether mirrored images resemble their class as much as the original images.
 
     They do not if mirroring loses the correct neighbour for significantly more queries than it finds it for (McNemar's
-    test, three standard errors), and for more than 2 % of the queries. The result is deterministic.
+    test, three standard errors), and for more than 2 % of the queries. Near copies of a query, such as frames of a video,
+    do not count: its mirror image has none. The result is deterministic.
 
     Args:
         train: Training images; at least two.
@@ -34,9 +36,12 @@ def mirrored_keep_class(train: Split) -> bool:
     count = min(_QUERIES, len(train) // 3)
     queries, neighbours = order[:count], order[count : count + _NEIGHBOURS]
     known, labels = _features(train.images, neighbours), train.labels[neighbours]
+    distances, mirrored = (
+        torch.cdist(_features(images, queries), known) for images in (train.images, train.images[:, :, ::-1])
+    )
+    distances[distances < _NEAR_COPY * mirrored.min(1, keepdim=True).values] = math.inf
     right, right_mirrored = (
-        labels[torch.cdist(_features(images, queries), known).argmin(1).numpy()] == train.labels[queries]
-        for images in (train.images, train.images[:, :, ::-1])
+        labels[found.argmin(1).numpy()] == train.labels[queries] for found in (distances, mirrored)
     )
     lost, found = int((right & ~right_mirrored).sum()), int((right_mirrored & ~right).sum())
     return lost - found <= max(3 * math.sqrt(lost + found), 0.02 * count)
@@ -45,7 +50,7 @@ def mirrored_keep_class(train: Split) -> bool:
 def _features(images: NDArray[np.uint8], chosen: NDArray[np.int64]) -> torch.Tensor:
     """Return reduced pixels without their mean, float32 ``[N, D]``, of some of uint8 images ``[M, S, S, 3]``."""
     parts = []
-    for start in range(0, len(chosen), _CHUNK):
+    for start in range(0, max(1, len(chosen)), _CHUNK):
         pixels = torch.from_numpy(images[chosen[start : start + _CHUNK]]).permute(0, 3, 1, 2).float()
         parts.append(functional.adaptive_avg_pool2d(pixels, min(_SIDE, images.shape[1])).flatten(1))
     small = torch.cat(parts)

@@ -47,6 +47,15 @@ def test_images_are_mirrored_only_where_that_keeps_their_class():
     assert mirrored_keep_class(Split(noise.images[:2], noise.labels[:2]))
 
 
+def test_frames_of_a_scene_do_not_make_its_mirror_image_look_like_another_class():
+    rng = np.random.default_rng(0)
+    scenes = rng.integers(0, 150, (80, 4, 4, 3)).repeat(4, 1).repeat(4, 2)
+    labels = np.arange(80) % 2
+    scenes[labels == 1, :8] += 40
+    frames = scenes.repeat(5, 0) + rng.integers(0, 4, (400, 16, 16, 3))
+    assert mirrored_keep_class(Split(frames.astype(np.uint8), labels.repeat(5)))
+
+
 def test_what_is_given_stays_and_the_rest_follows_from_the_images():
     train = strokes(1_000, mirrored=True)
     settings = fit_to_images(DistillConfig(), train, "distill", False)
