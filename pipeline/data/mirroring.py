@@ -26,8 +26,8 @@ def mirrored_keep_class(train: Split) -> bool:
     """Return whether mirrored images resemble their class as much as the original images.
 
     They do not if mirroring loses the correct neighbour for significantly more queries than it finds it for (McNemar's
-    test, three standard errors), and for more than 2 % of the queries. Near copies of a query, such as frames of a video,
-    do not count: its mirror image has none. The result is deterministic.
+    test, three standard errors), and for more than 2 % of the queries. Near copies of a query, such as frames of a
+    video, do not count: its mirror image has none. The result is deterministic.
 
     Args:
         train: Training images; at least two.
