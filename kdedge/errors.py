@@ -4,7 +4,7 @@ A message names the finding, its place and the expectation; ``hint`` names the n
 `kdedge.pipeline.commands.failures` prints both without a traceback. Any other exception is a bug in kdedge.
 """
 
-__all__ = ["DivergenceError", "GateError", "InputError", "KdedgeError", "StageError"]
+__all__ = ["BusyError", "DivergenceError", "GateError", "InputError", "KdedgeError", "StageError"]
 
 
 class KdedgeError(Exception):
@@ -36,6 +36,10 @@ class InputError(KdedgeError):
     """Wrong usage or bad input: a file, an option, a configuration key."""
 
     exit_code = 2
+
+
+class BusyError(InputError):
+    """Another process uses the run directory."""
 
 
 class GateError(KdedgeError):

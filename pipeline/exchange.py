@@ -21,9 +21,10 @@ from kdedge.ownership import (
     remove_marked,
 )
 
-__all__ = ["ATTEMPTS", "clean_up", "discard", "recover", "replace_dir", "working_files"]
+__all__ = ["ATTEMPTS", "DIVERGED", "clean_up", "discard", "recover", "replace_dir", "working_files"]
 
 ATTEMPTS = ".attempts.json"  # in a partial directory: the code that worked on it
+DIVERGED = ".diverged.json"  # in a partial directory: why the last attempt diverged
 
 
 def replace_dir(new: Path, target: Path) -> None:

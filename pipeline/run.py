@@ -24,7 +24,7 @@ from kdedge.pipeline.tracking import check_tracking, open_tracking, result_value
 from kdedge.pipeline.unfinished import unfinished_config
 from kdedge.progress import log
 
-__all__ = ["check_stages", "recorded_config", "recorded_runtime", "run_stages"]
+__all__ = ["check_stages", "record_config", "recorded_config", "recorded_runtime", "run_stages"]
 
 CONFIG = "config.json"
 
@@ -104,7 +104,7 @@ def run_stages(
                 any_ran = True
                 results = dict(result_values(load_manifest(run_dir / name)["facts"]))
                 open_tracking(config.tracking, run_dir, name)(results, 0)
-            _record(config, run_dir, name)
+            record_config(config, run_dir, name)
         if "benchmark" in names:
             bundle.follow_gate(config, run_dir)
     except GateError:
@@ -150,8 +150,8 @@ def recorded_runtime(run_dir: Path) -> dict[str, Any] | None:
     return None
 
 
-def _record(config: Config, run_dir: Path, made: str) -> None:
-    """Record the options of a stage; the options of other finished stages stay unchanged."""
+def record_config(config: Config, run_dir: Path, made: str) -> None:
+    """Record the options of a stage that was or will be made; those of other finished stages stay unchanged."""
     recorded, values = recorded_config(run_dir), dataclasses.asdict(config)
     for section in values.keys() & recorded.keys():
         decided = [name for name, stage in STAGES.items() if section in stage.options]

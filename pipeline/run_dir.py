@@ -14,12 +14,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kdedge.errors import InputError, KdedgeError
+from kdedge.errors import BusyError, DivergenceError, InputError, KdedgeError
 from kdedge.files import disk_errors, file_sha256, write_json
 from kdedge.manifest import MANIFEST_SCHEMA, check_finished, load_manifest, output_damage, sealed, versions
 from kdedge.ownership import MANIFEST, check_owned, not_ours, partial_dir
 from kdedge.pipeline.changes import changes
-from kdedge.pipeline.exchange import recover, replace_dir
+from kdedge.pipeline.exchange import DIVERGED, recover, replace_dir
 from kdedge.pipeline.peak_memory import peak_rss_mb, reset_peak
 from kdedge.pipeline.unfinished import note_attempt, prepare_partial
 from kdedge.progress import format_duration, log
@@ -61,15 +61,17 @@ class StageSpec:
 
 
 @contextmanager
-def lock_run(run_dir: Path, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+def lock_run(run_dir: Path, check: Callable[[], None] = lambda: None, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock of a run directory, creating the directory if needed.
 
     Args:
         run_dir: The directory.
         check: Raises an error if the command cannot run; called before anything is created.
+        wait: Whether to wait while another kdedge is using it.
 
     Raises:
-        InputError: The directory cannot be written, or another kdedge is using it.
+        BusyError: Another kdedge is using it.
+        InputError: The directory cannot be written.
     """
     path = run_dir / ".lock"
     locked = path.exists()
@@ -80,11 +82,15 @@ def lock_run(run_dir: Path, check: Callable[[], None] = lambda: None) -> Iterato
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(
-            f"{run_dir} is in use by another kdedge process", "wait for it to end, or use another --out"
-        ) from None
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not wait:
+                raise BusyError(
+                    f"{run_dir} is in use by another kdedge process", "wait for it to end, or use another --out"
+                ) from None
+            log(f"waiting for another kdedge process that uses {run_dir}")
+            lock.acquire()
     except OSError as error:
         raise InputError(
             f"cannot write to {run_dir}: {error.strerror or error}", "set --out to a writable directory"
@@ -132,6 +138,7 @@ def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = Fals
     what = f": {spec.work}" if spec.work else ""
     log(f"{spec.name}: running{why}{what}")
     prepare_partial(partial, wanted, force=force)
+    (partial / DIVERGED).unlink(missing_ok=True)
     # Before the stage runs, because the checkout can change during a long stage.
     attempts, start = note_attempt(partial), time.monotonic()
     rss_before_kb = reset_peak()
@@ -140,6 +147,8 @@ def run_stage(spec: StageSpec, config: Any, run_dir: Path, *, force: bool = Fals
             metrics = spec.run(config, inputs, partial)
     except KdedgeError as error:
         error.args = (f"stage {spec.name}: {error}",)
+        if isinstance(error, DivergenceError):
+            write_json(partial / DIVERGED, str(error))
         raise
     elapsed_s = time.monotonic() - start + metrics.pop("earlier_s", 0.0)
     outputs = {

@@ -14,16 +14,27 @@ from kdedge.files import disk_errors, read_json, write_json
 from kdedge.manifest import git_commit, has_mappings, versions
 from kdedge.ownership import WANTED, partial_dir, remove_marked
 from kdedge.pipeline.changes import changed_keys, changes
-from kdedge.pipeline.exchange import ATTEMPTS, working_files
+from kdedge.pipeline.exchange import ATTEMPTS, DIVERGED, working_files
 from kdedge.progress import log, warn
 
-__all__ = ["Attempt", "note_attempt", "prepare_partial", "unfinished_config"]
+__all__ = ["Attempt", "note_attempt", "prepare_partial", "read_divergence", "unfinished_config"]
 
 
 def unfinished_config(run_dir: Path, stage: str) -> dict[str, Any]:
     """Return the configuration of the unfinished work of a stage, empty without a valid note."""
     note = _read_wanted(partial_dir(run_dir, stage))
     return dict(note["config"]) if note else {}
+
+
+def read_divergence(run_dir: Path, stage: str) -> tuple[dict[str, Any], str] | None:
+    """Return the wanted result of a training that diverged, and why (None: its last attempt did not diverge)."""
+    partial = partial_dir(run_dir, stage)
+    try:
+        reason = read_json(partial / DIVERGED)
+    except (OSError, ValueError):
+        return None
+    wanted = _read_wanted(partial)
+    return (wanted, str(reason)) if wanted else None
 
 
 def prepare_partial(partial: Path, wanted: Mapping[str, Any], *, force: bool) -> None:

@@ -24,6 +24,7 @@ _UsageError: Any = typer.BadParameter.__base__
 # The extra that installs a module missing from the base install.
 _EXTRAS = {"onnxruntime": "cpu", "timm": "timm", "cryptography": "sign", "pyarrow": "hf", "huggingface_hub": "hf"}
 _EXTRAS |= dict.fromkeys(("tensorboard", "mlflow"), "tracking")
+_EXTRAS |= {"submitit": "cluster"}
 _EXTRAS |= dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "safetensors"), "train")
 
 # The start of each item in a list of problems from `kdedge.pipeline.config.build`.

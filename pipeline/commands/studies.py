@@ -75,6 +75,31 @@ _STUDY: Options = {
         ],
         1,
     ),
+    "launcher": (
+        Annotated[
+            str,
+            typer.Option(
+                "--launcher",
+                help="Where to train the runs: local (processes of this host), slurm (an array of jobs; --jobs above 1 "
+                "limits it) or print (print the commands that train them).",
+                metavar="str",
+            ),
+        ],
+        "local",
+    ),
+    "shard": (
+        Annotated[str, typer.Option("--shard", help="Train part K of N of the runs, such as 2/8.", metavar="K/N")],
+        "1/1",
+    ),
+    "slurm": (
+        Annotated[
+            list[str],
+            typer.Option(
+                "--slurm", help="Option of sbatch, such as partition=gpu; repeat it for more.", metavar="KEY=VALUE"
+            ),
+        ],
+        (),
+    ),
     "test": (
         Annotated[
             bool,
@@ -173,14 +198,17 @@ def ablate(config: Config, out: Path, factors: str, as_json: bool, **options: An
 def _study(
     config: Config, run: Callable[[Any], dict[str, Any]], out: Path, as_json: bool, options: dict[str, Any]
 ) -> None:
-    """Run a study in its locked directory and print its page."""
-    from kdedge.pipeline.run_dir import lock_run
-    from kdedge.pipeline.study.compare import StudyOptions, check_study
+    """Run a study and print its page, or the commands that train its cells."""
+    from kdedge.pipeline.study.compare import StudyOptions
 
     rest = StudyOptions(command=shlex.join(["kdedge", *shareable(sys.argv[1:])]), **options)
-    with lock_run(out, lambda: check_study(config, out, rest)):
-        try:
-            result = run(rest)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("run the same command again to resume") from None
-    print(json.dumps(result) if as_json else Path(result["page"]).read_text(encoding="utf-8"))
+    try:
+        result = run(rest)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("run the same command again to resume") from None
+    if as_json:
+        print(json.dumps(result))
+    elif "commands" in result:
+        print(*result["commands"], sep="\n", end="\n" * bool(result["commands"]))
+    elif "page" in result:
+        print(Path(result["page"]).read_text(encoding="utf-8"))

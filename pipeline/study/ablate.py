@@ -18,7 +18,7 @@ from kdedge.pipeline.config.checks import ABLATE_FLAGS
 from kdedge.pipeline.distill.methods import METHODS, Method
 from kdedge.pipeline.distill.options import DistillConfig
 from kdedge.pipeline.study.cells import Cell, Study, variant
-from kdedge.pipeline.study.compare import StudyOptions, resolve_runtime, run_study
+from kdedge.pipeline.study.compare import StudyOptions, run_study
 from kdedge.progress import warn
 
 __all__ = ["BASE", "FACTORS", "Factor", "ablate"]
@@ -96,7 +96,7 @@ def ablate(config: Config, out: Path, factors: str, options: StudyOptions) -> di
 
     Args:
         config: The base.
-        out: Directory of the study, locked.
+        out: Directory of the study.
         factors: Names, comma-separated (none: all with an effect in runs of the base's method).
         options: Options of the study.
 
@@ -118,9 +118,8 @@ def ablate(config: Config, out: Path, factors: str, options: StudyOptions) -> di
                 f"which lacks {FACTORS[name].needs}",
                 "leave it out, or use another --method",
             )
-    config = resolve_runtime(config, out, options.jobs)
 
-    def make(name: str, epochs: int, seed: int) -> Cell:
+    def make(config: Config, name: str, epochs: int, seed: int) -> Cell:
         base = variant(config, {"epochs": epochs}, seed, ABLATE_FLAGS)
         if name == BASE:
             return Cell(name, base)

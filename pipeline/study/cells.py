@@ -1,8 +1,9 @@
 """The cells of a study: each a run directory with a distilled student, all with the same teacher.
 
 The directory of a cell is ``STUDY/e<epochs>/seed<seed>/<name>/``. Its ``teacher`` is a link to the shared teacher, so a
-cell is a run directory: it is skipped when up to date, resumed after an interruption, and continued by
-`kdedge export --out CELL`. ``CELL/test/`` has the results on test images.
+cell is a run directory: `kdedge distill --out CELL` trains it on any host that shares the file system, skips it when it
+is up to date and resumes it after an interruption. `kdedge export --out CELL` continues it. ``CELL/test/`` has the
+results on test images.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from kdedge.pipeline.config.build import build_config
 from kdedge.pipeline.config.checks import Flags
 from kdedge.pipeline.distill.methods import METHODS
 from kdedge.pipeline.exchange import discard
-from kdedge.pipeline.run import recorded_config, run_stages
+from kdedge.pipeline.run import record_config, recorded_config, run_stages
 from kdedge.pipeline.run_dir import lock_run, why_rerun
 from kdedge.pipeline.stages.registry import STAGES
 from kdedge.pipeline.training.log import TrainingLog, read_log
@@ -41,6 +42,7 @@ __all__ = [
     "identity",
     "link_stage",
     "measure_test",
+    "prepare_cell",
     "row_of",
     "variant",
 ]
@@ -87,13 +89,14 @@ class Study:
         title: Heading of its page.
         control: Name of the cells that the others of the same epochs and seed are compared with.
         names: Possible names of cells, in the order of the tables.
-        make: Returns the cell of a name, a number of epochs and a seed; raises InputError for contradicting options.
+        make: Returns the cell of the shared options, a name, a number of epochs and a seed; raises InputError for
+            contradicting options.
     """
 
     title: str
     control: str
     names: Sequence[str]
-    make: Callable[[str, int, int], Cell]
+    make: Callable[[Config, str, int, int], Cell]
 
 
 def variant(config: Config, distill: dict[str, Any], seed: int, flags: Flags) -> Config:
@@ -118,13 +121,19 @@ def check_cell(directory: Path, *, test: bool) -> None:
         check_owned(directory / _TEST, (*_TEST_STAGES, *_linked(directory / _TEST)))
 
 
-def measure_test(rows: Rows, out: Path, *, report: Callable[[Rows], None]) -> None:
+def prepare_cell(cell: Cell, out: Path, teacher_dir: Path) -> None:
+    """Write what `kdedge distill` needs to train a cell into its locked directory."""
+    link_stage(teacher_dir, cell.directory(out) / "teacher")
+    record_config(cell.config, cell.directory(out), "distill")
+
+
+def measure_test(rows: Rows, out: Path, *, report: Callable[[], None]) -> None:
     """Export, quantize and measure every student on the test images, after all training.
 
     Args:
-        rows: From `kdedge.pipeline.study.training.run_cells`; the accuracies are added to them.
-        out: Directory of the study, locked.
-        report: Called with the rows after each measured cell.
+        rows: Rows of the tables; the accuracies are added to them.
+        out: Directory of the study.
+        report: Called after each measured cell.
 
     Raises:
         KdedgeError: A stage failed.
@@ -134,11 +143,11 @@ def measure_test(rows: Rows, out: Path, *, report: Callable[[Rows], None]) -> No
             continue
         log(f"test, cell {number} of {len(rows)}: {cell}")
         directory = cell.directory(out)
-        with lock_run(directory):
+        with lock_run(directory, wait=True):
             measured = _test_run(directory)
             run_stages(_TEST_STAGES, _test_config(cell), measured)
         row.update(_test_accuracies(measured))
-        report(rows)
+        report()
 
 
 _TEST = "test"  # in a cell; its short benchmark must not replace results of the user

@@ -2,51 +2,51 @@
 
     kdedge compare --methods ce,kd,selective --epochs 20,40 --seeds 0,1,2 --out artifacts/compare
 
-Writes ``evaluation_results.csv`` (a row per cell), ``block_variances.csv`` (the scan) and ``comparison.md`` after every
-cell, figures at the end. A later command with other methods, lengths or seeds in the same directory adds to the tables
-of finished cells with the same teacher and the same other options. Results are of validation images; only ``--test``
-reads test images, at the end.
+`kdedge.pipeline.study.tables` writes the tables after every cell; figures follow at the end. A later command with other
+methods, lengths or seeds in the same directory adds to the tables of finished cells with the same teacher and the same
+other options. Results are of validation images; only ``--test`` reads test images, at the end.
 """
 
-import csv
 import dataclasses
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdedge.errors import InputError
-from kdedge.files import write_atomic, write_json
-from kdedge.machine import usable_cores
+from kdedge.files import write_json
+from kdedge.machine import cpu_isa, usable_cores
 from kdedge.manifest import load_manifest, output_damage
 from kdedge.ownership import check_owned, holds_nothing, not_ours
 from kdedge.parsing import parse_choices, parse_counts
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.checks import COMPARE_FLAGS
-from kdedge.pipeline.data.sources import open_dataset, opened
+from kdedge.pipeline.data.sources import opened
 from kdedge.pipeline.data.user_images import check_outside
 from kdedge.pipeline.distill.methods import CONTROL, METHODS
 from kdedge.pipeline.run import CONFIG, recorded_runtime, run_stages
+from kdedge.pipeline.run_dir import lock_run
 from kdedge.pipeline.stages.registry import STAGES
-from kdedge.pipeline.study.cells import COLUMNS, Cell, Row, Rows, Study, check_cell, measure_test, variant
-from kdedge.pipeline.study.finished import (
-    begun_elsewhere,
-    check_cells_kept,
-    check_teacher_kept,
-    unfinished,
-    with_finished,
+from kdedge.pipeline.study.cells import Cell, Study, check_cell, measure_test, variant
+from kdedge.pipeline.study.finished import check_cells_kept, check_teacher_kept
+from kdedge.pipeline.study.launch import (
+    Launcher,
+    Processes,
+    Slurm,
+    ThisProcess,
+    check_slurm,
+    command_line,
+    take,
+    train_cells,
 )
-from kdedge.pipeline.study.page import alarms, notes, render
-from kdedge.pipeline.study.summary import summarise
-from kdedge.pipeline.study.training import run_cells
+from kdedge.pipeline.study.tables import OTHER_FILES, RESULTS, Tables
 from kdedge.pipeline.training.device import check_threads, resolve
-from kdedge.progress import warn
+from kdedge.pipeline.training.options import RuntimeConfig
+from kdedge.progress import log, warn
 
-__all__ = ["StudyOptions", "check_study", "compare", "resolve_runtime", "run_study"]
+__all__ = ["LAUNCHERS", "StudyOptions", "check_study", "compare", "run_study"]
 
-_RESULTS = "evaluation_results.csv"
-_OTHER_FILES = ("block_variances.csv", "comparison.md", "figures")
+LAUNCHERS = ("local", "slurm", "print")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,10 @@ class StudyOptions:
         seeds: Seeds of the cells, comma-separated.
         teacher_dir: Directory of a finished teacher stage (None: the study trains one).
         target_accuracy: Validation accuracy in percent whose first epoch is reported.
-        jobs: Number of cells to train in parallel.
+        jobs: Number of cells to train in parallel; 1 for Slurm: all.
+        launcher: Where to train the cells, one of `LAUNCHERS`.
+        shard: ``K/N``: train only the K-th of N parts.
+        slurm: Options of ``sbatch`` as ``KEY=VALUE``.
         test: Whether to measure the INT8 students on test images at the end.
         command: The command line, for the page.
         force: Whether finished cells of other options or another teacher may be replaced.
@@ -69,6 +72,9 @@ class StudyOptions:
     teacher_dir: Path | None
     target_accuracy: float
     jobs: int
+    launcher: str
+    shard: str
+    slurm: Sequence[str]
     test: bool
     command: str
     force: bool
@@ -82,21 +88,61 @@ class StudyOptions:
         epochs = parse_counts(self.epochs, "--epochs", 100_000)
         return [(length, seed) for length in epochs for seed in parse_counts(self.seeds, "--seeds", 2**31 - 1, least=0)]
 
+    def part(self) -> tuple[int, int]:
+        """Return K and N of the shard.
+
+        Raises:
+            InputError: It is not ``K/N``.
+        """
+        part, slash, parts = self.shard.partition("/")
+        if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+            raise InputError(f"--shard {self.shard!r} is not K/N with K from 1 to N", "for example --shard 2/8")
+        return int(part), int(parts)
+
+    def sbatch(self) -> dict[str, str]:
+        """Return the options of ``sbatch``.
+
+        Raises:
+            InputError: One is not ``KEY=VALUE``.
+        """
+        for option in self.slurm:
+            if not all(option.partition("=")):
+                raise InputError(f"--slurm {option!r} is not KEY=VALUE", "for example --slurm partition=gpu")
+        return {key: value for key, _, value in (option.partition("=") for option in self.slurm)}
+
+    def check(self) -> None:
+        """Check the options.
+
+        Raises:
+            InputError: One is wrong, or two contradict each other.
+        """
+        self.grid(), self.part(), self.sbatch()
+        parse_choices(self.launcher, "--launcher", LAUNCHERS)
+        if self.slurm and self.launcher != "slurm":
+            raise InputError("--slurm has no effect without --launcher slurm", "leave it out")
+        if self.test and (self.launcher == "print" or self.shard != "1/1"):
+            raise InputError(
+                "--test measures every student after all training, and this command trains a part or nothing",
+                "leave it out, and run the command again with --test and without --shard and --launcher at the end",
+            )
+        if self.launcher == "slurm":
+            check_slurm()
+
 
 def check_study(config: Config, out: Path, options: StudyOptions) -> None:
     """Check a study before it begins; write, create and time nothing.
 
     Raises:
-        InputError: A file or folder in the way is not kdedge's, a list is not one of whole numbers, the data set is bad
-            or contains ``out``, or there are too many threads.
+        InputError: An option of the study is wrong, a file or folder in the way is not kdedge's, the data set is bad or
+            contains ``out``, or there are too many threads.
     """
-    options.grid()
+    options.check()
     check_owned(out, ("teacher",))
-    known = (out / _RESULTS).is_file() and (out / _RESULTS).read_bytes().startswith(b"method,epochs,seed,")
+    known = (out / RESULTS).is_file() and (out / RESULTS).read_bytes().startswith(b"method,epochs,seed,")
     # The table is written before the other files.
-    for path in () if known else (out / name for name in (_RESULTS, *_OTHER_FILES)):
+    for path in () if known else (out / name for name in (RESULTS, *OTHER_FILES)):
         if not holds_nothing(path):
-            raise not_ours(path, f"there is no {_RESULTS} of a study next to it")
+            raise not_ours(path, f"there is no {RESULTS} of a study next to it")
     check_threads(config.runtime.threads, recorded_runtime(out))
     STAGES["distill"].data(config)
     check_outside(opened(config.data), out)
@@ -107,7 +153,7 @@ def compare(config: Config, out: Path, methods: str, options: StudyOptions) -> d
 
     Args:
         config: Options that all cells share.
-        out: Directory of the study, locked.
+        out: Directory of the study.
         methods: Names, comma-separated.
         options: Options of the study.
 
@@ -116,9 +162,8 @@ def compare(config: Config, out: Path, methods: str, options: StudyOptions) -> d
         StageError: A stage failed.
     """
     names = parse_choices(methods, "--methods", tuple(METHODS))
-    config = resolve_runtime(config, out, options.jobs)
 
-    def make(name: str, epochs: int, seed: int) -> Cell:
+    def make(config: Config, name: str, epochs: int, seed: int) -> Cell:
         return Cell(name, variant(config, {"method": name, "epochs": epochs}, seed, COMPARE_FLAGS))
 
     return run_study(Study("Comparison of methods", CONTROL, tuple(METHODS), make), names, config, out, options)
@@ -127,88 +172,90 @@ def compare(config: Config, out: Path, methods: str, options: StudyOptions) -> d
 def run_study(study: Study, names: Sequence[str], config: Config, out: Path, options: StudyOptions) -> dict[str, Any]:
     """Run cells of a study and write its tables and figures.
 
+    The directory is locked for the teacher and for each writing of the tables only, so that commands on several hosts
+    can train cells of the study at the same time.
+
     Args:
         study: The kind of study.
         names: Names of the cells of each length and seed.
-        config: Options that all cells share, with a resolved runtime.
-        out: Directory of the study, locked.
+        config: Options that all cells share.
+        out: Directory of the study.
         options: Options of the study.
 
     Returns:
-        ``rows``, ``summary``, ``alarms`` and the path of the ``page``.
+        ``rows``, ``summary``, ``alarms`` and the path of the ``page``; for the launcher ``print``: ``commands``.
 
     Raises:
-        InputError: ``--teacher-dir`` has no teacher, the teacher has no blocks for hints, or finished cells would be
-            replaced.
+        InputError: A check of `check_study` fails, ``--teacher-dir`` has no teacher, the teacher has no blocks for
+            hints, or finished cells would be replaced.
         KdedgeError: A stage failed.
     """
     from kdedge.pipeline.study.figures import draw_study
 
-    cells: Sequence[Cell] = [study.make(name, epochs, seed) for epochs, seed in options.grid() for name in names]
-    for cell in cells:
-        check_cell(cell.directory(out), test=options.test)
-    if options.teacher_dir is None:
-        _check_hints(cells, config.teacher.arch)
+    with lock_run(out, lambda: check_study(config, out, options), wait=True):
+        config = dataclasses.replace(config, runtime=_resolve_runtime(config.runtime, out, options))
+        names = sorted(names, key=study.names.index)  # the control first: others are compared with it when they end
+        cells = [study.make(config, name, epochs, seed) for epochs, seed in sorted(options.grid()) for name in names]
+        for cell in cells:
+            check_cell(cell.directory(out), test=options.test)
+        teacher_dir, teacher = _teacher(cells, config, out, options)
         if not options.force:
-            check_cells_kept(cells, out, None)
-            check_teacher_kept(config, out)
-        run_stages(("teacher",), config, out)
-        teacher_dir = out / "teacher"
-        teacher = load_manifest(teacher_dir)
-    else:
-        teacher_dir = options.teacher_dir.resolve()  # it may be the link of a cell that is trained again
-        teacher = _load_teacher_manifest(options.teacher_dir)
-        _check_hints(cells, teacher["facts"]["arch"])
-    if not options.force:
-        check_cells_kept(cells, out, teacher)
-    write_json(out / CONFIG, dataclasses.asdict(config))
-    cells = with_finished(cells, study, out, teacher)
-    missing, begun = unfinished(cells, out, teacher), begun_elsewhere(cells, out)
-    data_name = open_dataset(config.data).name
-    train_sha256 = STAGES["distill"].data(config)["train"]
-    result: dict[str, Any] = {}
-
-    def report(known: Rows) -> None:
-        rows = list(known.values())
-        summary = summarise(rows, study.control)
-        warnings = alarms(summary, study.control)
-        # The directory of a diverged cell may have the student of an earlier command.
-        students = [
-            load_manifest(cell.directory(out) / "distill")["facts"] if row["status"] == "done" else {}
-            for cell, row in known.items()
-        ]
-        remarks = notes(
-            known, teacher, total=len(cells), unfinished=begun, command=options.command, data_name=data_name,
-            train_sha256=train_sha256,
-        )  # fmt: skip
-        page = render(study.title, summary, warnings, remarks, target_accuracy=options.target_accuracy)
-        write_atomic(out / _RESULTS, _csv(COLUMNS, rows))
-        write_atomic(out / "block_variances.csv", _csv(_SCAN_COLUMNS, _scan_rows(rows, students)))
-        write_atomic(out / "comparison.md", page.encode())
-        result.update(rows=rows, summary=summary, alarms=warnings, page=str(out / "comparison.md"))
-
-    rows = run_cells(
-        cells, out, teacher_dir, target_accuracy=options.target_accuracy, missing=missing,
-        jobs=options.jobs, report=report,
-    )  # fmt: skip
+            check_cells_kept(cells, out, teacher)
+        write_json(out / CONFIG, dataclasses.asdict(config))
+    tables = Tables(study, cells, config, out, teacher_dir, teacher, options.target_accuracy, options.command)
+    tables.update()
+    finished = [row for row in tables.rows.values() if row["status"] == "done"]
+    log(f"{len(finished)} of {len({*cells, *tables.rows})} cells are finished")
+    part, parts = options.part()
+    missing = [cell for cell in cells[part - 1 :: parts] if not tables.ended(cell)]
+    if options.launcher == "print":
+        ready, _ = take(missing, len(missing), tables)
+        return {"commands": [command_line(cell, out) for cell in ready]}
+    launcher: Launcher = ThisProcess(out, missing)
+    if options.launcher == "slurm":
+        most = options.jobs if options.jobs > 1 else len(missing)
+        launcher = Slurm(out, most, config.runtime.threads, options.sbatch())
+    elif options.jobs > 1:
+        launcher = Processes(out, options.jobs)
+    train_cells(missing, tables, launcher)
     if options.test:
-        measure_test(rows, out, report=report)
-    draw_study(out)
-    return result
+        measure_test(tables.rows, out, report=tables.update)
+    tables.update()
+    if tables.rows:  # the shard may be empty
+        draw_study(out)
+    return tables.result
 
 
-_SCAN_COLUMNS = ("method", "epochs", "seed", "block", "variance", "chosen")
-
-
-def resolve_runtime(config: Config, out: Path, jobs: int) -> Config:
-    """Resolve the runtime once for all cells, as in an earlier attempt; parallel cells share the cores."""
-    runtime = resolve(config.runtime, recorded_runtime(out), jobs=jobs)
+def _resolve_runtime(wanted: RuntimeConfig, out: Path, options: StudyOptions) -> RuntimeConfig:
+    """Resolve the runtime once for all cells, as in an earlier attempt; parallel cells of a host share its cores."""
+    jobs = options.jobs if options.launcher == "local" else 1
+    recorded = recorded_runtime(out)
+    if recorded and recorded["device"] == "cpu":
+        recorded = {**recorded, "isa": cpu_isa()}  # cells may have been trained on another host
+    if options.launcher != "local" and wanted.precision != "auto":
+        wanted = dataclasses.replace(wanted, isa=cpu_isa())  # the GPU may be in another host
+    runtime = resolve(wanted, recorded, jobs=jobs)
     if jobs > 1 and runtime.threads * jobs > usable_cores():
         warn(
             f"{jobs} parallel runs with {runtime.threads} threads each (--threads) share {usable_cores()} cores: fewer "
             "--jobs may be faster"
         )
-    return dataclasses.replace(config, runtime=runtime)
+    return runtime
+
+
+def _teacher(cells: Sequence[Cell], config: Config, out: Path, options: StudyOptions) -> tuple[Path, dict[str, Any]]:
+    """Return the directory and the manifest of the teacher; train it if none is given."""
+    if options.teacher_dir is not None:
+        # It may be the link of a cell that is trained again.
+        teacher_dir, teacher = options.teacher_dir.resolve(), _load_teacher_manifest(options.teacher_dir)
+        _check_hints(cells, teacher["facts"]["arch"])
+        return teacher_dir, teacher
+    _check_hints(cells, config.teacher.arch)
+    if not options.force:
+        check_cells_kept(cells, out, None)
+        check_teacher_kept(config, out)
+    run_stages(("teacher",), config, out)
+    return out / "teacher", load_manifest(out / "teacher")
 
 
 def _load_teacher_manifest(teacher_dir: Path) -> dict[str, Any]:
@@ -245,25 +292,3 @@ def _check_hints(cells: Sequence[Cell], arch: str) -> None:
             "train without hints: `kdedge compare --methods ce,kd`, `kdedge ablate --method kd`; or use another "
             "--teacher",
         )
-
-
-def _scan_rows(rows: Sequence[Row], students: Sequence[Mapping[str, Any]]) -> list[Row]:
-    scans = []
-    for row, metrics in zip(rows, students, strict=True):
-        if not metrics:
-            continue
-        chosen = {block for block, _ in metrics["hint_pairs"]}
-        scans += [
-            {key: row[key] for key in _SCAN_COLUMNS[:3]}
-            | {"block": block, "variance": variance, "chosen": int(block in chosen)}
-            for block, variance in metrics["block_variances"].items()
-        ]
-    return scans
-
-
-def _csv(columns: Sequence[str], rows: Sequence[Row]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()

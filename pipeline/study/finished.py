@@ -17,9 +17,10 @@ from kdedge.pipeline.config import SECTIONS, Config
 from kdedge.pipeline.config.build import RENAMED
 from kdedge.pipeline.stages.registry import STAGES
 from kdedge.pipeline.study.cells import Cell, Study
-from kdedge.progress import warn
+from kdedge.pipeline.unfinished import read_divergence
+from kdedge.progress import warn_once
 
-__all__ = ["begun_elsewhere", "check_cells_kept", "check_teacher_kept", "unfinished", "with_finished"]
+__all__ = ["begun_elsewhere", "check_cells_kept", "check_teacher_kept", "divergence", "is_finished", "with_finished"]
 
 _FINISHED = f"e*/seed*/*/distill/{MANIFEST}"
 _FLAGS = {
@@ -75,9 +76,15 @@ def check_cells_kept(cells: Sequence[Cell], out: Path, teacher: Mapping[str, Any
         raise _refusal(len(others), out, _described(others[0]))
 
 
-def unfinished(cells: Sequence[Cell], out: Path, teacher: Mapping[str, Any]) -> list[Cell]:
-    """Return the cells to train; arguments as of `check_cells_kept`."""
-    return [cell for cell in cells if _made_otherwise(cell, out, teacher) != [] or _damaged(cell.directory(out))]
+def is_finished(cell: Cell, out: Path, teacher: Mapping[str, Any]) -> bool:
+    """Return whether a cell has a student; arguments as of `check_cells_kept`."""
+    return _made_otherwise(cell, out, teacher) == [] and not _damaged(cell.directory(out))
+
+
+def divergence(cell: Cell, out: Path, teacher: Mapping[str, Any]) -> str:
+    """Return why the training of a cell diverged (empty: it did not); arguments as of `check_cells_kept`."""
+    wanted, reason = read_divergence(cell.directory(out), "distill") or ({}, "")
+    return "" if reason and _changes("distill", wanted, cell.config, teacher) else reason
 
 
 def begun_elsewhere(cells: Sequence[Cell], out: Path) -> list[str]:
@@ -101,12 +108,15 @@ def _made_otherwise(cell: Cell, out: Path, teacher: Mapping[str, Any] | None) ->
     return _changes("distill", manifest, cell.config, teacher)
 
 
-def with_finished(cells: Sequence[Cell], study: Study, out: Path, teacher: Mapping[str, Any]) -> list[Cell]:
+def with_finished(
+    cells: Sequence[Cell], study: Study, config: Config, out: Path, teacher: Mapping[str, Any]
+) -> list[Cell]:
     """Add the finished cells of a study that differ only in name, length and seed; sort all of them.
 
     Args:
         cells: The cells of the command.
         study: The kind of study.
+        config: Options that all cells share.
         out: Directory of the study.
         teacher: Manifest of their teacher.
     """
@@ -116,24 +126,26 @@ def with_finished(cells: Sequence[Cell], study: Study, out: Path, teacher: Mappi
         directory = path.parents[1]
         if directory in directories:
             continue
-        cell, reason = _finished_cell(directory, study, out, teacher)
+        cell, reason = _finished_cell(directory, study, config, out, teacher)
         if cell:
             found.append(cell)
         else:
-            warn(f"{directory} is left out of the tables: {reason}")
+            warn_once(f"{directory} is left out of the tables: {reason}")
     # The control is the first of the names, so that every other cell is compared with it when it is done.
     order = {name: index for index, name in enumerate(study.names)}
     return sorted(found, key=lambda cell: (cell.config.distill.epochs, cell.config.runtime.seed, order[cell.name]))
 
 
-def _finished_cell(directory: Path, study: Study, out: Path, teacher: Mapping[str, Any]) -> tuple[Cell | None, str]:
+def _finished_cell(
+    directory: Path, study: Study, config: Config, out: Path, teacher: Mapping[str, Any]
+) -> tuple[Cell | None, str]:
     """Return the cell in a directory, or why it is not part of this study."""
     if directory.name not in study.names:
         return None, "it is of another kind of study, or its base has other options"
     try:
         manifest = load_manifest(directory / "distill")
         made = manifest["config"]
-        cell = study.make(directory.name, made["distill"]["epochs"], made["runtime"]["seed"])
+        cell = study.make(config, directory.name, made["distill"]["epochs"], made["runtime"]["seed"])
     except (InputError, KeyError, TypeError) as error:
         return None, f"{error}"
     if cell.directory(out) != directory:
@@ -157,7 +169,9 @@ def _changes(
     else:
         recorded = {name: digest for name, digest in recorded.items() if name in inputs}
     wanted = {"config": spec.fingerprint(config), "inputs": inputs}
-    return changed_keys({"config": manifest["config"], "inputs": recorded}, wanted)
+    changes = changed_keys({"config": manifest["config"], "inputs": recorded}, wanted)
+    # Hosts of one study may have other CPUs; the page names them. A teacher is the same for all cells.
+    return [key for key in changes if not (stage == "distill" and key == "config.runtime.isa")]
 
 
 def _described(changes: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ def summarise(rows: Sequence[Row], control: str) -> list[dict[str, Any]]:
     """Return one entry per method and number of epochs, in the order of the rows.
 
     Args:
-        rows: From `kdedge.pipeline.study.training.run_cells`.
+        rows: Rows of the tables.
         control: Name of the rows that the others of the same number of epochs are compared with.
 
     Returns:

@@ -14,6 +14,9 @@ OPTIONS = StudyOptions(
     teacher_dir=None,
     target_accuracy=85,
     jobs=1,
+    launcher="local",
+    shard="1/1",
+    slurm=(),
     test=False,
     command="kdedge ablate",
     force=False,
@@ -22,12 +25,11 @@ OPTIONS = StudyOptions(
 
 @pytest.fixture
 def cells_of(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "resolve_runtime", lambda config, out, jobs: config)
     monkeypatch.setattr(
         module,
         "run_study",
         lambda study, names, config, out, options: {
-            name: study.make(name, *options.grid()[0]).config for name in names
+            name: study.make(config, name, *options.grid()[0]).config for name in names
         },
     )
 

@@ -11,7 +11,7 @@ from studies import kdedge, read, small, without_teacher_options
 
 from kdedge.files import file_sha256
 from kdedge.pipeline.stages import distill as stage
-from kdedge.pipeline.study import training
+from kdedge.pipeline.study import launch
 
 
 def test_a_comparison_has_a_run_directory_per_cell_and_a_row_in_the_table(study, compared):
@@ -138,7 +138,7 @@ def test_a_teacher_from_elsewhere_is_not_replaced_by_a_new_one(study, compared, 
 def test_the_time_left_is_of_what_is_to_be_trained(study, compared, tmp_path, monkeypatch):
     kdedge(*small(study, tmp_path, methods="kd"))
     clock = itertools.count(step=100.0)
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(launch, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     log = kdedge(*small(study, tmp_path, methods="ce,kd,selective")).stderr
     assert "1 of 3 cells are finished" in log
     assert "cell 1 of 2: ce, 2 epochs, seed 0\n" in log
@@ -261,6 +261,12 @@ def test_a_cell_that_diverges_is_recorded_and_the_study_goes_on(study, compared,
     assert status == {"ce": "done", "kd": "diverged", "selective": "done"}
     assert "| kd | diverged |" in result.stdout
     assert "warning: kd, 2 epochs, seed 0: stage distill: the loss became nan" in result.stderr
+    monkeypatch.undo()
+    again = kdedge(*command, "--teacher-dir", out / "teacher")
+    assert "running" not in again.stderr
+    assert "| kd | diverged |" in again.stdout
+    kdedge("distill", "--out", tmp_path / "e2" / "seed0" / "kd")
+    assert "| kd | diverged |" not in kdedge(*command, "--teacher-dir", out / "teacher").stdout
 
 
 @pytest.mark.parametrize(
@@ -273,6 +279,11 @@ def test_a_cell_that_diverges_is_recorded_and_the_study_goes_on(study, compared,
         (["--hint-epochs", "9", "--epochs", "8,9"], "9 hint-only epochs (--hint-epochs) leave none of 8 (--epochs)"),
         (["--beta", "0"], "--methods selective uses hints, and --beta 0 disables them: use --methods kd"),
         (["--method", "kd"], "--method"),
+        (["--shard", "3/2"], "--shard '3/2' is not K/N with K from 1 to N"),
+        (["--shard", "2/3", "--test"], "--test measures every student after all training"),
+        (["--launcher", "slrum"], "unknown name 'slrum' (did you mean 'slurm'?)"),
+        (["--slurm", "partition=gpu"], "--slurm has no effect without --launcher slurm"),
+        (["--launcher", "slurm", "--slurm", "gpu"], "--slurm 'gpu' is not KEY=VALUE"),
         (["--data", "folder:/no --method here"], "/no --method here"),
         (["--teacher", "regnet_y_400mf", "--teacher-stem", "auto"], "regnet_y_400mf has no blocks"),
         (
