@@ -82,7 +82,7 @@ def is_finished(cell: Cell, out: Path, teacher: Mapping[str, Any]) -> bool:
 
 
 def divergence(cell: Cell, out: Path, teacher: Mapping[str, Any]) -> str:
-    """Return why the training of a cell diverged (empty: it did not); arguments as of `check_cells_kept`."""
+    """Return why the training of a cell diverged, or an empty string; arguments as of `check_cells_kept`."""
     wanted, reason = read_divergence(cell.directory(out), "distill") or ({}, "")
     return "" if reason and _changes("distill", wanted, cell.config, teacher) else reason
 

@@ -87,7 +87,7 @@ def train_cells(cells: Sequence[Cell], tables: Tables, launcher: Launcher) -> No
                     lost.add(cell)
                 if over:
                     tables.update()
-                    _log_results([tables.rows[cell] for cell in over])
+                    _log_results([tables.rows[cell] for cell in over if cell in tables.rows])
                 show([*waiting, *running.values()])
                 if running or (waiting and not ready):
                     time.sleep(_POLL_S)
@@ -210,8 +210,15 @@ class Slurm:
         )  # fmt: skip
 
     def start(self, cells: Sequence[Cell]) -> Sequence[Job]:
-        """Submit the jobs."""
-        jobs = self._executor.map_array(subprocess.call, [_process(cell, self._out) for cell in cells])
+        """Submit the jobs.
+
+        Raises:
+            InputError: Slurm refuses them.
+        """
+        try:
+            jobs = self._executor.map_array(subprocess.call, [_process(cell, self._out) for cell in cells])
+        except RuntimeError as error:
+            raise InputError(f"sbatch: {str(error).strip().splitlines()[-1]}", "check the options --slurm") from error
         log(f"{len(jobs)} jobs of Slurm, such as {jobs[0].job_id}; logs: {self._out / _SLURM_FOLDER}")
         return [_SlurmJob(job) for job in jobs]
 
