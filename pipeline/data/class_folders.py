@@ -8,6 +8,7 @@ left out; those that may be images are counted for a warning. A broken link is a
 """
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ __all__ = [
     "list_classes",
     "list_part",
     "log_once",
+    "part_in",
     "warn_left_out",
     "warn_missing",
 ]
@@ -49,6 +51,12 @@ _JUNK = frozenset({"__MACOSX", "@eaDir", "__pycache__", "lost+found"})
 _NESTED, _LOOSE = "in a folder inside the class folder", "outside any class folder"
 # Joiners that scripts need and Python does not count as printable.
 _JOINERS = "\u200c\u200d"
+
+
+def part_in(path: str) -> str:
+    """Return the part that the last such word of a relative path names: ``train``, ``val``, ``test``; empty: none."""
+    words = re.split(r"[^a-z]+", path.casefold())
+    return next((PARTS[word] for word in reversed(words) if word in PARTS), "")
 
 
 def find_parts(root: Path) -> dict[str, Path]:

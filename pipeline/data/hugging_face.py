@@ -8,7 +8,7 @@ Needs the extra ``hf``, and not the package ``datasets``; no script of a data se
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from kdedge.errors import InputError
 from kdedge.pipeline.data.class_folders import class_name, is_label, log_once
 from kdedge.pipeline.data.hugging_face_files import EXPECTED, fetch, files_of_parts, reading
 from kdedge.pipeline.data.items import Item
-from kdedge.pipeline.data.parts import Listed, Parts
+from kdedge.pipeline.data.parts import Listed, Parts, check_groups
 from kdedge.progress import warn_once
 from kdedge.stored_image import StoredImage
 
@@ -111,7 +111,7 @@ def list_hugging_face(path: Path) -> Listed:
             del rows[part]
     names = _class_names(rows["train" if "train" in rows else "test"])
     parts: Parts = {part: [_item(path, row, names) for row in listed] for part, listed in rows.items()}
-    _check_groups(path, parts)
+    check_groups(path, parts)
     return Listed("hf", path, names, parts, len(files) > 1 or "test" in files, EXPECTED)
 
 
@@ -168,15 +168,6 @@ def _item(root: Path, row: _Row, names: tuple[str, ...]) -> _StoredItem:
         row.block.file, names.index(row.label), row.name, row.name, row.group,
         block=row.block, column=row.column, row=row.row,
     )  # fmt: skip
-
-
-def _check_groups(root: Path, parts: Mapping[str, Iterable[Item]]) -> None:
-    """Refuse a group in two parts."""
-    part_of: dict[str, str] = {}
-    for part, items in parts.items():
-        for group in {item.group for item in items} - {""}:
-            if part_of.setdefault(group, part) != part:
-                raise InputError(f"the group {group} of {root} is in {part_of[group]} and in {part}", EXPECTED)
 
 
 def _columns(file: Path, schema: Any) -> tuple[str, str, list[str]]:

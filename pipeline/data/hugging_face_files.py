@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.errors import InputError, StageError
-from kdedge.pipeline.data.class_folders import PARTS
+from kdedge.pipeline.data.class_folders import PARTS, part_in
 from kdedge.progress import log
 
 __all__ = ["EXPECTED", "fetch", "files_of_parts", "reading"]
@@ -37,8 +37,7 @@ def files_of_parts(root: Path) -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = {}
     found = sorted(root.rglob("*.parquet"))
     for file in found:
-        words = re.split(r"[^a-z]+", file.relative_to(root).as_posix().casefold())
-        if part := next((PARTS[word] for word in reversed(words) if word in PARTS), ""):
+        if part := part_in(file.relative_to(root).as_posix()):
             files.setdefault(part, []).append(file)
     for part, listed in files.items():
         if len(folders := sorted({file.parent for file in listed})) > 1:

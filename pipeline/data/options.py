@@ -11,7 +11,7 @@ __all__ = ["NAMES", "PATH_KINDS", "WINDOWS", "DataConfig"]
 NAMES = ("cifar10", "sample")
 """The data sets that have a name. Any other source is a kind and a path, such as ``folder:my_images``."""
 
-PATH_KINDS = ("folder", "table", "arrays", "hf", "windows")
+PATH_KINDS = ("folder", "table", "arrays", "hf", "shards", "windows")
 """Kinds of data sets that are paths, or names on the Hugging Face hub."""
 
 WINDOWS = "windows:"
@@ -30,7 +30,7 @@ class DataConfig:
     source: str = option(
         "cifar10",
         "Data set: cifar10, sample, the PATH of a folder, table (.csv, .parquet) or .npz of images, hf:PATH or "
-        "hf:OWNER/NAME of Hugging Face, or windows:PATH of recordings of a signal.",
+        "hf:OWNER/NAME of Hugging Face, shards:PATH of WebDataset, or windows:PATH of recordings of a signal.",
         flag="--data",
     )
     dir: str = option(

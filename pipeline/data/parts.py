@@ -16,7 +16,7 @@ from kdedge.errors import InputError
 from kdedge.pipeline.data.class_folders import LeftOut
 from kdedge.pipeline.data.items import Item, labels_of
 
-__all__ = ["Listed", "Parts", "divide", "hold_out_groups"]
+__all__ = ["Listed", "Parts", "check_groups", "divide", "hold_out_groups"]
 
 Parts = dict[str, list[Item]]
 """Images by ``train``, ``val`` and ``test``."""
@@ -27,7 +27,7 @@ class Listed:
     """Images as a folder, a table or a NumPy file lists them.
 
     Attributes:
-        kind: ``folder``, ``table``, ``arrays`` or ``hf``.
+        kind: ``folder``, ``table``, ``arrays``, ``hf`` or ``shards``.
         root: The folder or the file.
         class_names: Names of the classes, in the order of the labels.
         parts: The images; all are ``train`` if the user did not divide them.
@@ -125,6 +125,21 @@ def hold_out_groups(
         best = min(best, (sum(map(cost, shares)), taken))
     held = np.isin(groups, best[1])
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def check_groups(root: Path, parts: Parts) -> None:
+    """Refuse a group in two parts.
+
+    Raises:
+        InputError: There is one.
+    """
+    part_of: dict[str, str] = {}
+    for part, items in parts.items():
+        for group in {item.group for item in items} - {""}:
+            if part_of.setdefault(group, part) != part:
+                raise InputError(
+                    f"the group {group} of {root} is in {part_of[group]} and in {part}", "put each group into one part"
+                )
 
 
 def _groups_of(items: Sequence[Item]) -> NDArray[np.int64]:

@@ -82,7 +82,7 @@ def find_dataset(config: DataConfig) -> Dataset:
 
 
 def list_images(source: str) -> Listed:
-    """List the user's images in a folder, a table, a NumPy file or a data set of Hugging Face, without opening one.
+    """List the user's images, see `kdedge.pipeline.data.options.PATH_KINDS`, without opening one.
 
     Args:
         source: Kind and path, such as ``folder:my_images``.
@@ -93,6 +93,7 @@ def list_images(source: str) -> Listed:
     from kdedge.pipeline.data.arrays import list_arrays
     from kdedge.pipeline.data.folder import list_folder
     from kdedge.pipeline.data.hugging_face import list_hugging_face
+    from kdedge.pipeline.data.shards import list_shards
     from kdedge.pipeline.data.table import list_table
 
     kind, colon, path = source.partition(":")
@@ -101,14 +102,20 @@ def list_images(source: str) -> Listed:
     if kind in PATH_KINDS and colon:
         if not path:
             raise InputError(f"--data {kind}: has no path", "give its path, as in `--data my_images`")
-        listers = {"folder": list_folder, "table": list_table, "arrays": list_arrays, "hf": list_hugging_face}
+        listers = {
+            "folder": list_folder,
+            "table": list_table,
+            "arrays": list_arrays,
+            "hf": list_hugging_face,
+            "shards": list_shards,
+        }
         return listers[kind](_user_path(path))
     match = difflib.get_close_matches(kind, [*NAMES, *PATH_KINDS], n=1)
     suggestion = f" (did you mean {match[0]!r}?)" if match else ""
     raise InputError(
         f"unknown data set --data {source}{suggestion}",
-        f"expected {', '.join(NAMES)}, hf:PATH, windows:PATH, or the path of a folder, table (.csv, .parquet) or .npz "
-        "file; it is none of them",
+        f"expected {', '.join(NAMES)}, hf:PATH, shards:PATH, windows:PATH, or the path of a folder, table (.csv, "
+        ".parquet) or .npz file; it is none of them",
     )
 
 

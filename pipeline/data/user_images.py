@@ -30,7 +30,7 @@ from kdedge.progress import track, warn_once
 
 __all__ = ["PART_IS", "UserImages", "check_outside", "divided", "source_name"]
 
-PART_IS = {"folder": "folder", "table": "rows", "arrays": "array", "hf": "split"}
+PART_IS = {"folder": "folder", "table": "rows", "arrays": "array", "hf": "split", "shards": "shards"}
 """The word for a part of a data set, by its kind."""
 
 
@@ -39,7 +39,7 @@ class UserImages:
     """A user's images, listed by class folders, a table or a NumPy file.
 
     Attributes:
-        kind: ``folder``, ``table``, ``arrays`` or ``hf``.
+        kind: ``folder``, ``table``, ``arrays``, ``hf`` or ``shards``.
         root: The folder or the file that lists the images.
         class_names: Names of the classes, sorted.
         image_size: Side length S of the decoded images in pixels.
