@@ -42,13 +42,13 @@ def test_the_page_says_what_the_numbers_are(study, compared, folder_data):
     assert compared.stdout.strip() == page.strip()
     assert page.startswith("# Comparison of methods\n")
     named = f"folder:{folder_data.name}"
-    texts = ("6 of 6 cells", "Commit: ", "Hardware: ", "threads: 1", "2 seeds", f"Training images: all of {named}; ")
+    texts = ("6 of 6 cells", "Commit: ", "Hardware: ", "threads: 1", "2 seeds", f"Training data: all of {named}; ")
     for text in (*texts, f"Command: `kdedge compare --data {named} ", " --out compare --epochs 2 "):
         assert text in page
     assert str(folder_data.parent) not in page
     assert "another split" not in page  # the split is the same for every seed
     assert "Teacher: tiny_resnet, training set of 96, " in page
-    assert "The students were trained on" not in page
+    assert "The students have a training set" not in page
     scanned = read(study[0] / "block_variances.csv")
     chosen = [
         row["block"] for row in scanned if row["method"] == "selective" and row["seed"] == "0" and row["chosen"] == "1"
