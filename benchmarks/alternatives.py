@@ -11,7 +11,7 @@ load by other programs on a GPU.
 """
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def try_provider(
 
 def comparison(
     reference: Mapping[Candidate, npt.NDArray[np.int64]],
-    others: Sequence[Candidate],
+    others: Mapping[Candidate, Mapping[str, Any]],
     test: Split,
     *,
     balanced: bool,
@@ -91,7 +91,7 @@ def comparison(
 
     Args:
         reference: FP32 and INT8 on onnxruntime's CPU provider with their predictions, ``[N] int64``.
-        others: Models that run on this host.
+        others: Models that run on this host, with their kernels.
         test: The test images.
         balanced: Whether losses are of balanced accuracy, not top-1.
 
@@ -99,7 +99,8 @@ def comparison(
         The rows of ``runtimes`` of ``report.json``, those of the reference first: ``provider``, ``model``, ``bytes``;
         ``top1_pct`` with its 95 % interval ``ci95_pct``; ``own_loss`` and ``loss``, each ``loss_pp`` with its 95 %
         interval, against FP32 of the same provider and against FP32 on onnxruntime's CPU provider (None for these
-        themselves); ``changed_answers``: predictions other than those of the same model there (FP16: of FP32).
+        themselves); ``changed_answers``: predictions other than those of the same model there (FP16: of FP32);
+        ``layers`` and ``integer_layers``: numbers of convolutions and matrix products (None: inside a subgraph).
     """
     expected = {candidate.model: predicted for candidate, predicted in reference.items()}
     answers = dict(reference)
@@ -113,6 +114,7 @@ def comparison(
         gate = judge(*right, 0.5, labels=test.labels, balanced=balanced, groups=test.groups)
         return {key: gate[key] for key in _LOSS}
 
+    kernels = {**{candidate: kernels_run(candidate.path, candidate.provider) for candidate in reference}, **others}
     rows = []
     for candidate, predicted in answers.items():
         right, provider, model = predicted == test.labels, candidate.provider, candidate.model
@@ -126,10 +128,21 @@ def comparison(
                 "ci95_pct": sampling.wilson_pct(int(right.sum()), len(right)),
                 "own_loss": loss(own[provider], predicted) if provider in own and model != "fp32" else None,
                 "loss": None if predicted is expected["fp32"] else loss(expected["fp32"], predicted),
+                **_layers(kernels[candidate]),
                 "changed_answers": int(np.count_nonzero(expected.get(model, expected["fp32"]) != predicted)),
             }
         )
     return rows
+
+
+def _layers(kernels: Mapping[str, Any]) -> dict[str, int | None]:
+    if kernels.get("subgraphs"):
+        return {"layers": None, "integer_layers": None}
+    counts = [kernels[kind] for kind in ("convs", "gemms")]
+    return {
+        "layers": sum(sum(found.values()) for found in counts),
+        "integer_layers": sum(found.get("integer", 0) for found in counts),
+    }
 
 
 def write_fp16(fp32: Path, path: Path) -> Path:

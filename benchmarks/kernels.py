@@ -90,9 +90,9 @@ def kernels_run(path: Path, provider: str) -> dict[str, Any]:
         provider: Execution provider.
 
     Returns:
-        ``convs``: number of convolutions by arithmetic (``integer``, or the float type of their input), without those
-        in ``subgraphs``: number of parts of the graph that the provider compiled, which the profile shows as one
-        kernel each;
+        ``convs`` and ``gemms``: number of convolutions and matrix products by arithmetic (``integer``, or the float
+        type of their input), without those in ``subgraphs``: number of parts of the graph that the provider compiled,
+        which the profile shows as one kernel each;
         ``nodes_by_provider``: number of kernels by execution provider; ``copies``: kernels that copy between host and
         device; ``quantize_nodes``: Quantize and Dequantize kernels; ``tf32``: whether float convolutions may be
         computed in TensorFloat-32 (None: the provider lacks the option).
@@ -103,12 +103,17 @@ def kernels_run(path: Path, provider: str) -> dict[str, Any]:
     """
     kernels, options, _ = _profile(path, provider, import_onnxruntime().GraphOptimizationLevel.ORT_ENABLE_ALL)
     ops = Counter(kernel["op"] for kernel in kernels)
-    convs = Counter(kernel["type"] for kernel in kernels if kernel["op"] in _FLOAT_CONVS)
-    if integer := _count(ops, _INTEGER_CONVS):
-        convs["integer"] = integer
+
+    def by_arithmetic(floats: set[str], integers: set[str]) -> dict[str, int]:
+        found = Counter(kernel["type"] for kernel in kernels if kernel["op"] in floats)
+        if count := _count(ops, integers):
+            found["integer"] = count
+        return dict(sorted(found.items()))
+
     tf32 = options.get("use_tf32")
     return {
-        "convs": dict(sorted(convs.items())),
+        "convs": by_arithmetic(_FLOAT_CONVS, _INTEGER_CONVS),
+        "gemms": by_arithmetic(_FLOAT_GEMMS, _INTEGER_GEMMS),
         "subgraphs": sum(kernel["name"].startswith(f"{provider}_") for kernel in kernels),
         "nodes_by_provider": dict(sorted(Counter(kernel["provider"] for kernel in kernels).items())),
         "copies": _count(ops, _COPIES),

@@ -81,6 +81,7 @@ def run_benchmark(
     run_facts: Mapping[str, Any],
     torch_top1: TorchTop1 | None,
     emulate: Emulate | None = None,
+    runtimes: Mapping[Candidate, dict[str, Any]] | None = None,
     out_dir: Path,
 ) -> dict[str, Any]:
     """Measure both models and write the report.
@@ -96,6 +97,7 @@ def run_benchmark(
             Missing keys become null.
         torch_top1: Scores the PyTorch models on the same images; None without torch.
         emulate: Runs the INT8 model on emulated CPUs; None: no emulation. Other predictions there do not fail the gate.
+        runtimes: The student in other runtimes, with its kernels; None: none.
         out_dir: Directory of the results; created if needed.
 
     Returns:
@@ -160,6 +162,7 @@ def run_benchmark(
     here = onnx_candidates(paths)
     with scratch_dir() as folder, pinned(cpus):
         ran_as, unavailable = _try_others(paths, settings, asked, Path(folder))
+        ran_as |= runtimes or {}
         latency, samples = measure_latency(
             [*here, *ran_as],
             batches=_batches(settings),
@@ -170,7 +173,7 @@ def run_benchmark(
         )
         compared = comparison(
             {candidate: answers[candidate.model] for candidate in here},
-            list(ran_as),
+            ran_as,
             test,
             balanced=settings.metric == "balanced",
         )

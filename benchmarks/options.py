@@ -5,9 +5,20 @@ from functools import partial
 
 from kdedge.benchmarks.emulate.cpus import parse_emulated
 from kdedge.options import option
-from kdedge.parsing import parse_counts, parse_cpus, parse_paths
+from kdedge.parsing import parse_choices, parse_counts, parse_cpus, parse_paths
 
-__all__ = ["BenchmarkConfig"]
+__all__ = ["RUNTIME_NAMES", "BenchmarkConfig", "parse_runtimes"]
+
+RUNTIME_NAMES = ("openvino", "litert")
+
+
+def parse_runtimes(text: str, flag: str = "--runtime") -> list[str]:
+    """Parse a comma-separated list of runtimes; an empty text is an empty list.
+
+    Raises:
+        InputError: A part is not in `RUNTIME_NAMES`.
+    """
+    return parse_choices(text, flag, RUNTIME_NAMES) if text else []
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,12 @@ class BenchmarkConfig:
         "Also measure these execution providers of onnxruntime, comma-separated, such as openvino,tensorrt.",
         flag="--provider",
         auto="cuda if it is available",
+    )
+    runtime: str = option(
+        "",
+        "Also convert the student for these runtimes and measure it there, comma-separated: openvino, litert.",
+        flag="--runtime",
+        parse=parse_runtimes,
     )
     emulate: str = option(
         "",

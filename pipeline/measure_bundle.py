@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdedge.benchmarks.candidate import Candidate
 from kdedge.benchmarks.measure import run_benchmark
+from kdedge.benchmarks.options import parse_runtimes
 from kdedge.benchmarks.report.file import REPORT, load_report
 from kdedge.benchmarks.report.pages import OTHER_FILES
 from kdedge.benchmarks.session import check_fits, open_model
 from kdedge.dataset import Dataset
 from kdedge.errors import InputError
 from kdedge.export.bundle.verify import read_manifest, verify_bundle
+from kdedge.export.runtimes.registry import RUNTIMES
+from kdedge.export.runtimes.runtime import open_converted
 from kdedge.files import disk_errors, load_json
 from kdedge.manifest import load_manifest
 from kdedge.ownership import holds_nothing, is_stage, not_ours
@@ -55,7 +59,7 @@ def check_benchmark(config: Config, bundle: Path, out_dir: Path) -> None:
             load_report(out_dir / REPORT)
         except InputError as error:
             raise not_ours(out_dir / REPORT, str(error)) from error
-    check_measurable(config.benchmark)
+    check_measurable(config.benchmark, to_convert=False)
     check_outside(_open_for(bundle, config), out_dir)
 
 
@@ -75,6 +79,9 @@ def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, A
     # The report is about this host and these images, not about the host that built the bundle.
     run = {key: value for key, value in known["run"].items() if key not in _OF_THE_MAKER}
     facts = {"run": run, **{key: known.get(key) for key in ("teacher", "student", "training", "quantization")}}
+    runtimes: dict[Candidate, dict[str, Any]] = {}
+    for name in parse_runtimes(config.benchmark.runtime):
+        runtimes |= open_converted(RUNTIMES[name], bundle / "student.onnx", bundle)
     dataset = _open_for(bundle, config)
     images_sha256 = dataset.test_sha256()
     judged_on = load_manifest(bundle)["facts"].get("history", {}).get("data", {}).get("data/test")
@@ -94,6 +101,7 @@ def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, A
             run_facts=facts,
             torch_top1=None,
             emulate=emulate,
+            runtimes=runtimes,
             out_dir=out_dir,
         )
 

@@ -325,6 +325,7 @@ def _runtimes(report: Mapping[str, Any]) -> list[dict[str, str]]:
                 "own_loss": _loss(row.get("own_loss")),
                 "changed": f"{row['changed_answers']:,}",
                 "size": format_bytes(row["bytes"]),
+                "integer": "unknown" if row.get("layers") is None else f"{row['integer_layers']} of {row['layers']}",
             }
         )
     return rows

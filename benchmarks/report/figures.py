@@ -88,8 +88,9 @@ def draw_figures(
     for provider in dict.fromkeys(row["provider"] for row in report["latency"]):
         rows = [row for row in report["latency"] if row["provider"] == provider]
         short = str(provider).removesuffix("ExecutionProvider")
+        file = "latency" if short == "CPU" else f"latency_{short.lower().replace(' ', '_')}"
         wanted.append(
-            ("latency" if short == "CPU" else f"latency_{short.lower()}", "latency", f"Latency per {word}, {short}",
+            (file, "latency", f"Latency per {word}, {short}",
              f"Bars: median latency per {word} on {short} of FP32 and INT8 by batch size, with higher percentiles",
              partial(_latency, rows=rows, word=word), (7.2, 3.6))
         )  # fmt: skip

@@ -155,6 +155,7 @@ _REPORT: _Contract = {
             "top1_pct": _PERCENT,
             "ci95_pct": _INTERVAL,
             **dict.fromkeys(("loss?", "own_loss?"), _LOSS),
+            **dict.fromkeys(("layers?", "integer_layers?"), _COUNT),
         }
     ],
     "memory?": [

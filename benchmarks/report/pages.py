@@ -112,7 +112,7 @@ def print_summary(report: Mapping[str, Any], console: "Console | None" = None) -
             row["throughput"], Text(row["trust"], style="" if row["steady"] else "yellow"),
         )  # fmt: skip
     console.print(table)
-    for row in shown["runtimes"]:
+    for row in shown["runtimes"][2:]:  # the first two are onnxruntime on the CPU
         console.print(
             f"{row['provider']} {row['model']}: top-1 {row['top1']}, loss {row['own_loss']} pp against its FP32, "
             f"{row['changed']} predictions differ from onnxruntime's CPU",

@@ -19,7 +19,7 @@ from kdedge.benchmarks.report.content import warnings
 from kdedge.benchmarks.report.details import real_time, starts_from, unit
 from kdedge.benchmarks.session import check_fits, open_model, run_model
 from kdedge.errors import GateError
-from kdedge.export.bundle.contents import COPIED, GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS, SBOM
+from kdedge.export.bundle.contents import COPIED, GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS, RUNTIMES_FOLDER, SBOM
 from kdedge.export.bundle.sbom import bill_of_materials
 from kdedge.files import load_json, write_atomic, write_json
 from kdedge.inputs import InputSpec
@@ -71,6 +71,9 @@ def build_bundle(
     passed = report["gate"]["verdict"] == "passed"
     for name, stage in COPIED.items():
         shutil.copyfile(inputs[stage] / name, out_dir / name)
+    others = sorted((inputs["benchmark"] / RUNTIMES_FOLDER).glob("*"))
+    for path in others:
+        shutil.copyfile(path, out_dir / path.name)
     script = "standalone.py" if spec.kind == "image" else "standalone_signal.py"
     shutil.copyfile(Path(__file__).with_name(script), out_dir / "predict.py")
 
@@ -88,7 +91,7 @@ def build_bundle(
     history = _history(report, candidates, inputs)
     needs = lowest_runtime(out_dir / name for name in MODELS.values())
     made_with = (load_manifest(directory).get("versions", {}) for directory in inputs.values())
-    write_json(out_dir / SBOM, bill_of_materials(out_dir, history, needs, made_with))
+    write_json(out_dir / SBOM, bill_of_materials(out_dir, others, history, needs, made_with))
     card = _model_card(report, candidates, needs, classes, model.spec)
     write_atomic(out_dir / "MODEL_CARD.md", card.encode(errors="replace"))
     if not passed:

@@ -1,12 +1,13 @@
 """The files of a bundle."""
 
-__all__ = ["BUNDLE_FILES", "COPIED", "GOLDEN_INPUTS", "GOLDEN_LOGITS", "MODELS", "SBOM"]
+__all__ = ["BUNDLE_FILES", "COPIED", "GOLDEN_INPUTS", "GOLDEN_LOGITS", "MODELS", "RUNTIMES_FOLDER", "SBOM"]
 
 MODELS = {"fp32": "student.onnx", "int8": "student.int8.onnx"}
 # The stage that each copied file comes from.
 COPIED = {MODELS["fp32"]: "export", MODELS["int8"]: "quantize", "report.json": "benchmark"}
 GOLDEN_INPUTS = "golden_inputs.npy"
 GOLDEN_LOGITS = {kind: f"golden_{kind}_logits.npy" for kind in MODELS}
+RUNTIMES_FOLDER = "runtimes"  # of the benchmark: the student for other runtimes, which the bundle carries
 SBOM = "sbom.cdx.json"
 
 # Without the manifest, and without SBOM, which earlier versions did not write.

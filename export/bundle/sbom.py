@@ -19,12 +19,17 @@ __all__ = ["bill_of_materials"]
 
 
 def bill_of_materials(
-    bundle: Path, history: Mapping[str, Any], needs: Mapping[str, Any], made_with: Iterable[Mapping[str, str | None]]
+    bundle: Path,
+    others: Iterable[Path],
+    history: Mapping[str, Any],
+    needs: Mapping[str, Any],
+    made_with: Iterable[Mapping[str, str | None]],
 ) -> dict[str, Any]:
     """Return the document.
 
     Args:
         bundle: The folder with both models.
+        others: The files of the student for other runtimes.
         history: Of the bundle's manifest, see `kdedge.export.bundle.build.build_bundle`.
         needs: Likewise.
         made_with: Versions of the packages that made the result of each stage, by name.
@@ -41,6 +46,7 @@ def bill_of_materials(
     ]
     fp32, int8 = (_model(name, file_sha256(bundle / name)) for name in (MODELS["fp32"], MODELS["int8"]))
     weights = [_model(name, digest) for name, digest in sorted(history["weights"].items())]
+    elsewhere = [_model(path.name, file_sha256(path)) for path in others]
     runtime = [
         _package("numpy", metadata.version("numpy"), scope="required"),
         _package("onnxruntime", versions()["onnxruntime"], scope="required"),
@@ -67,7 +73,7 @@ def bill_of_materials(
                 ]
             },
         },
-        "components": [fp32, *weights, *datasets, *runtime],
+        "components": [fp32, *elsewhere, *weights, *datasets, *runtime],
         "dependencies": [{"ref": item["bom-ref"], "dependsOn": refs} for item in (int8, fp32)],
     }
 

@@ -18,7 +18,7 @@ from kdedge.errors import StageError
 from kdedge.export import lookup
 from kdedge.export.quantize.layers import Weights, quantized_layer
 
-__all__ = ["TorchGraph", "convolve"]
+__all__ = ["OPERATORS", "TorchGraph", "convolve"]
 
 
 class TorchGraph(nn.Module):
@@ -36,7 +36,7 @@ class TorchGraph(nn.Module):
     def __init__(self, model: onnx.ModelProto, weights: Weights, *, reduce_range: bool) -> None:
         super().__init__()
         self._nodes, self._source = list(model.graph.node), str(model.graph.input[0].name)
-        if unknown := {node.op_type for node in self._nodes} - _OPERATORS.keys() - {"QuantizeLinear"}:
+        if unknown := {node.op_type for node in self._nodes} - OPERATORS.keys() - {"QuantizeLinear"}:
             raise StageError(
                 f"the model cannot be trained in INT8: {', '.join(sorted(unknown))} is not implemented",
                 "leave out --qat",
@@ -68,7 +68,7 @@ class TorchGraph(nn.Module):
             else:
                 if key in self.weight:
                     inputs[1:] = [self._quantized_weight(key), self.bias[key]]
-                result = _OPERATORS[node.op_type](attributes, *inputs)
+                result = OPERATORS[node.op_type](attributes, *inputs)
             values[node.output[0]] = result
         return values["logits"]
 
@@ -138,7 +138,7 @@ def _reshape(attributes: Mapping[str, Any], x: Tensor, shape: Tensor) -> Tensor:
     return x.reshape(sizes)
 
 
-_OPERATORS: dict[str, Callable[..., Tensor]] = {
+OPERATORS: dict[str, Callable[..., Tensor]] = {
     "DequantizeLinear": _dequantize,
     "Conv": convolve,
     "Gemm": _gemm,

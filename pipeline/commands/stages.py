@@ -257,7 +257,7 @@ def benchmark(config: Config, out: Path, bundle: Path | None, as_json: bool, **a
     report = _print_report(report_dir)
     keys = ("accuracy", "gate", "size", "latency", "runtimes", "memory", "portability")
     if as_json or not sys.stdout.isatty():
-        print(json.dumps({"report": str(report_dir / "report.json"), **{key: report[key] for key in keys}}))
+        print(json.dumps({"report": str(report_dir / "report.json"), **{key: report.get(key) for key in keys}}))
 
     from kdedge.export.bundle.build import check_gate
 

@@ -14,19 +14,25 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from kdedge.benchmarks.candidate import Candidate
 from kdedge.benchmarks.grouped import FEWEST_GROUPS, sampling_of
 from kdedge.benchmarks.host import host_record
 from kdedge.benchmarks.measure import run_benchmark
+from kdedge.benchmarks.options import parse_runtimes
 from kdedge.benchmarks.report.compare import check_comparable, load_others
 from kdedge.benchmarks.report.file import find_report
+from kdedge.benchmarks.sampling import stratified_sample
 from kdedge.dataset import Dataset, Split
 from kdedge.errors import InputError
+from kdedge.export.bundle.contents import RUNTIMES_FOLDER
+from kdedge.export.runtimes.registry import RUNTIMES
+from kdedge.export.runtimes.runtime import convert_student
 from kdedge.files import load_json
 from kdedge.manifest import load_manifest
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.shareable import as_flags, cuts_paths
 from kdedge.pipeline.data.items import groups_of
-from kdedge.pipeline.data.sources import data_sha256, opened
+from kdedge.pipeline.data.sources import data_sha256, opened, training_images
 from kdedge.pipeline.data.user_images import UserImages
 from kdedge.pipeline.data.windows.dataset import Windows
 from kdedge.pipeline.stages.benchmark_setup import check_measurable, emulation
@@ -42,7 +48,7 @@ __all__ = ["check", "check_data", "run"]
 
 def check(config: Config, run_dir: Path) -> None:
     """Refuse settings that this machine cannot measure; see `check_measurable`."""
-    check_measurable(config.benchmark)
+    check_measurable(config.benchmark, to_convert=True)
 
 
 def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
@@ -80,9 +86,25 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         run_facts=facts,
         torch_top1=_TorchScores(inputs, images_sha256) if importlib.util.find_spec("torch") else None,
         emulate=emulation(config.benchmark),
+        runtimes=_converted(config, inputs, out_dir / RUNTIMES_FOLDER),
         out_dir=out_dir,
     )
     return {key: report[key] for key in ("accuracy", "gate", "size")}
+
+
+def _converted(config: Config, inputs: Mapping[str, Path], folder: Path) -> dict[Candidate, dict[str, Any]]:
+    """Convert the student for the runtimes that were asked for, with the calibration images of its INT8 model."""
+    names = parse_runtimes(config.benchmark.runtime)
+    if not names:
+        return {}
+    folder.mkdir()
+    train, _ = training_images(opened(config.data), config.data)
+    count = load_json(inputs["quantize"] / "candidates.json", ("calibration_images",))["calibration_images"]
+    calibration = train.images[stratified_sample(train.labels, count, config.runtime.seed)]
+    found: dict[Candidate, dict[str, Any]] = {}
+    for name in names:
+        found |= convert_student(RUNTIMES[name], inputs["export"] / "student.onnx", calibration, folder)
+    return found
 
 
 def _run_facts(config: Config, inputs: Mapping[str, Path]) -> dict[str, Any]:

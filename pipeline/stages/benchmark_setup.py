@@ -9,25 +9,33 @@ from kdedge.benchmarks.emulate.emulator import check_emulators, emulate
 from kdedge.benchmarks.host import asked_providers
 from kdedge.benchmarks.measure import Emulate
 from kdedge.benchmarks.memory import check_limit
-from kdedge.benchmarks.options import BenchmarkConfig
+from kdedge.benchmarks.options import BenchmarkConfig, parse_runtimes
 from kdedge.benchmarks.sampling import stratified_sample
 from kdedge.dataset import Split
+from kdedge.export.runtimes.registry import RUNTIMES
+from kdedge.export.runtimes.runtime import check_installed
 from kdedge.parsing import parse_cpus
 
 __all__ = ["check_measurable", "emulation", "sample"]
 
 
-def check_measurable(settings: BenchmarkConfig) -> None:
+def check_measurable(settings: BenchmarkConfig, *, to_convert: bool) -> None:
     """Refuse settings that this machine cannot measure.
 
+    Args:
+        settings: Options of the benchmark.
+        to_convert: Whether the student is converted for the runtimes, not only run there.
+
     Raises:
-        InputError: This process may not use the CPUs of ``--affinity``, the system cannot limit memory, or onnxruntime
-            lacks a provider.
+        InputError: This process may not use the CPUs of ``--affinity``, the system cannot limit memory, onnxruntime
+            lacks a provider, or a package of a runtime is missing.
         StageError: An emulator is missing.
     """
     check_cpus(parse_cpus(settings.affinity, "--affinity"))
     check_limit(settings.memory_limit)
     asked_providers(settings.provider)
+    for name in parse_runtimes(settings.runtime):
+        check_installed(RUNTIMES[name], to_convert=to_convert)
     if emulated := parse_emulated(settings.emulate, "--emulate"):
         check_emulators(emulated)
 

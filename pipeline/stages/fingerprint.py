@@ -22,7 +22,7 @@ _ADDED: dict[str, dict[str, Any]] = {
     "teacher": {"augment": "light", "hard_epochs": 0},
     "distill": {"augment": "light", "ema": 0.0, "more_teachers": "", "prune": 0.0, "prune_by": "taylor"},
     "training": {"balance": "none"},
-    "benchmark": {"metric": "top1", "provider": ""},
+    "benchmark": {"metric": "top1", "provider": "", "runtime": ""},
 }
 
 

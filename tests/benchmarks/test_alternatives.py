@@ -26,6 +26,7 @@ from kdedge.errors import InputError, StageError
 from kdedge.inputs import image_input
 
 AZURE = "AzureExecutionProvider"
+KERNELS = {"convs": {"float": 2}, "gemms": {}, "subgraphs": 0}
 
 
 def models_of(models: dict[str, Path]) -> dict[str, Path]:
@@ -99,7 +100,7 @@ def test_answers_are_compared_with_those_of_the_cpu(models: dict[str, Path], lab
         Candidate("fp32", models["fp32"], "Other", open_there),
         Candidate("int8", models["fp32"], "Other", open_there),
     ]
-    rows = comparison(expected, others, labelled, balanced=False)
+    rows = comparison(expected, dict.fromkeys(others, KERNELS), labelled, balanced=False)
     assert [(row["provider"], row["model"]) for row in rows] == [
         (CPU, "fp32"), (CPU, "int8"), ("Other", "fp32"), ("Other", "int8"),
     ]  # fmt: skip
@@ -109,6 +110,7 @@ def test_answers_are_compared_with_those_of_the_cpu(models: dict[str, Path], lab
     changed = np.count_nonzero(expected[here[0]] != expected[here[1]])
     assert (int8["changed_answers"], same["changed_answers"]) == (0, changed)
     assert int8["own_loss"] == int8["loss"]
+    assert [(row["integer_layers"], row["layers"]) for row in rows] == [(0, 3), (3, 3), (0, 2), (0, 2)]
     assert int8["bytes"] == models["int8"].stat().st_size
 
 
@@ -184,6 +186,7 @@ def test_placement_is_read_from_the_profile(fake: tuple[FakeCuda, Model], monkey
     assert kernels_run(Path("m.onnx"), CUDA) == {
         "convs": {"float": 1, "integer": 1},
         "nodes_by_provider": {CPU: 1, CUDA: 4},
+        "gemms": {},
         "copies": 1,
         "subgraphs": 1,
         "quantize_nodes": 1,

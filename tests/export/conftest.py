@@ -163,14 +163,18 @@ def make_bundle(exported: Path, quantized: Path, tmp_path: Path, dataset: Any) -
     from kdedge.pipeline.run_dir import StageSpec, run_stage
     from kdedge.pipeline.stages.bundle import run
 
-    def make(report: dict[str, Any] = REPORT, allow_undecided: bool = False) -> Path:
+    def make(report: dict[str, Any] = REPORT, allow_undecided: bool = False, others: tuple[str, ...] = ()) -> Path:
         run_dir = tmp_path / "run"
         shutil.copytree(exported, run_dir / "export")
         shutil.copytree(quantized, run_dir / "quantize")
         benchmark = run_dir / "benchmark"
         benchmark.mkdir()
         (benchmark / "report.json").write_text(json.dumps(report))
-        outputs = {"report.json": file_sha256(benchmark / "report.json")}
+        for name in others:
+            (benchmark / "runtimes").mkdir(exist_ok=True)
+            (benchmark / "runtimes" / name).write_text(name)
+        files = [benchmark / "report.json", *benchmark.glob("runtimes/*")]
+        outputs = {file.relative_to(benchmark).as_posix(): file_sha256(file) for file in files}
         (benchmark / "manifest.json").write_text(json.dumps(MANIFEST_OF_BENCHMARK | {"outputs": outputs}))
         reads = ("export", "quantize", "benchmark")
         spec = StageSpec("bundle", reads, run, lambda config: {}, lambda config: {})

@@ -13,6 +13,7 @@ from kdedge.benchmarks.session import open_model
 from kdedge.errors import GateError, InputError
 from kdedge.export.bundle import build as bundle
 from kdedge.export.bundle.build import check_gate
+from kdedge.export.bundle.contents import SBOM
 from kdedge.export.bundle.verify import verify_bundle
 from kdedge.files import load_json
 from kdedge.manifest import load_manifest
@@ -93,6 +94,14 @@ def test_bundle_holds_everything_and_nothing_else(make_bundle: Callable[..., Pat
         "## Limitations",
     ):
         assert text in card
+
+
+def test_the_bundle_carries_the_student_of_other_runtimes(make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle(others=("student.tflite", "student.int8.tflite"))
+    assert (bundle / "student.int8.tflite").read_text() == "student.int8.tflite"
+    verify_bundle(bundle)
+    named = {part["name"] for part in json.loads((bundle / SBOM).read_text())["components"]}
+    assert {"student.tflite", "student.int8.tflite"} <= named
 
 
 def test_history_and_card_are_of_the_model_that_is_shipped(

@@ -59,3 +59,13 @@ def test_json_ends_stdout_where_it_is_not_a_terminal_or_asked_for(measure, monke
     monkeypatch.setattr("kdedge.pipeline.commands.stages.sys", terminal)
     assert not [line for line in measure().stdout.splitlines() if line.startswith("{")]
     assert json.loads(measure("--json").stdout.splitlines()[-1])["gate"]["verdict"] == "passed"
+
+
+def test_a_runtime_that_the_bundle_lacks_or_the_host_is_named(measure, monkeypatch):
+    result = measure("--runtime", "tflite")
+    assert "--runtime 'tflite': unknown name 'tflite'" in " ".join(result.stderr.split())
+    monkeypatch.setattr("kdedge.export.runtimes.runtime.importlib.util.find_spec", lambda name: None)
+    result = measure("--runtime", "openvino")
+    assert result.exit_code == 2
+    assert "OpenVINO IR needs openvino" in result.stderr
+    assert "[runtimes]" in result.stderr

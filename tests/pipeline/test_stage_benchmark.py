@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from image_folders import make_tree
 
+from kdedge.benchmarks.sampling import stratified_sample
 from kdedge.files import write_json
 from kdedge.pipeline import measure_bundle
 from kdedge.pipeline.config.build import build_config
@@ -139,3 +140,25 @@ def test_too_few_groups_of_windows_are_found_before_training(tmp_path, capsys):
         data = {"source": f"windows:{tmp_path / str(groups)}.npz", "layout": "NLC"}
         evaluate.check_data(build_config({"data": data}), tmp_path, ())
         assert ("the test part has 4 groups" in " ".join(capsys.readouterr().err.split())) == (groups == 4)
+
+
+def test_runtimes_get_the_calibration_images_of_the_int8_model(tmp_path, monkeypatch):
+    given = {}
+
+    def convert(runtime, student, calibration, folder):
+        given.update(name=runtime.name, student=student, calibration=calibration, folder=folder)
+        return {runtime.name: {}}
+
+    images, labels = np.arange(20), np.arange(20) % 2
+    train = types.SimpleNamespace(images=images, labels=labels)
+    monkeypatch.setattr(evaluate, "convert_student", convert)
+    monkeypatch.setattr(evaluate, "training_images", lambda *_: (train, None))
+    write_json(tmp_path / "candidates.json", {"calibration_images": 6})
+    config = build_config({"data": {"source": "sample"}, "benchmark": {"runtime": "openvino"}})
+    inputs = {"quantize": tmp_path, "export": tmp_path}
+    assert list(evaluate._converted(config, inputs, tmp_path / "runtimes")) == ["OpenVINO IR"]
+    assert given["student"] == tmp_path / "student.onnx"
+    assert given["folder"].is_dir()
+    assert given["calibration"].tolist() == stratified_sample(labels, 6, config.runtime.seed).tolist()
+    none = dataclasses.replace(config, benchmark=dataclasses.replace(config.benchmark, runtime=""))
+    assert evaluate._converted(none, inputs, tmp_path / "none") == {}

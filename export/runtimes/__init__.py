@@ -1,0 +1,1 @@
+"""The student in other runtimes than onnxruntime: conversion, INT8 quantization after training, inference."""
