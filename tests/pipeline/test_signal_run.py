@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from image_folders import make_tree
 from kdedge import load
 from kdedge.benchmarks.report.file import read_report
 from kdedge.manifest import load_manifest
+from kdedge.pipeline.data.windows import dataset
 
 ROWS = 200
 IMAGES = re.compile(r".*(?<![-\w])(?:images?|pixels?|img)\b.*")
@@ -23,11 +25,14 @@ IMAGES = re.compile(r".*(?<![-\w])(?:images?|pixels?|img)\b.*")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("signal")
     data = signals.make_npz(folder / "waves.npz")
+    read = Mock(wraps=dataset.open_windows)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, "open_windows", read)
         patch.setattr("kdedge.export.quantize.search._LATENCY_SECONDS", 0.01)
         options = ("--data", f"windows:{data}", "--layout", "NLC", "--rate", signals.RATE, *signals.TINY)
         result = invoke("run-all", *options, "--allow-undecided", "--out", folder / "run")
     assert result.exit_code == 0, result.output
+    assert read.call_count == 1, "all stages share one reading of the recordings"
     assert "predict" in result.output
     assert "RECORDING.csv" in result.output
     assert not IMAGES.search(result.output), IMAGES.findall(result.output)
