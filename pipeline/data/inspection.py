@@ -5,6 +5,7 @@ come from a stratified sample of the training images. Other data sets than files
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from kdedge.pipeline.data.duplicates import COPIES, THUMBNAIL, find_copies, near
 from kdedge.pipeline.data.items import labels_of
 from kdedge.pipeline.data.user_images import UserImages
 
-__all__ = ["Inspection", "inspect", "pixel_facts", "sample", "training_labels"]
+__all__ = ["Inspection", "inspect", "pixel_facts", "sample", "size_hint", "sizes_of", "training_labels"]
 
 _MOST_SAMPLED = 2000
 _LEAST_OF_A_CLASS = 10  # in the sample, where there are that many
@@ -29,6 +30,7 @@ _MOST_COMPARED = 60_000  # images: the time grows with the square
 _LOOK_ALIKE, _LOOK_ALIKE_SHARE = 20, 0.01
 _MOST_EXAMPLES = 20
 _MOST_COLOR = 8  # difference between the channels of a grey image: JPEG adds some
+_MOST_SIZE = 512  # pixels, of --image-size
 _LEAST_SPREAD = 2.0  # standard deviation of a channel that is not constant
 
 
@@ -74,10 +76,8 @@ def _inspect_files(folder: UserImages) -> Inspection:
     found = [seen[index] for index in sorted(seen)]
     unreadable = tuple(errors[index] for index in sorted(errors))
     folder = folder.without(errors)
-    sizes = sorted((image.size for image in found), key=lambda size: size[0] * size[1])
-    places = {"smallest": 0, "median": len(sizes) // 2, "largest": -1}
     files = {
-        "sizes": {name: list(sizes[place]) for name, place in places.items()} if sizes else {},
+        "sizes": sizes_of(found),
         "modes": dict(Counter(image.mode for image in found).most_common()),
         "transparent": sum(image.transparent for image in found),
     }
@@ -161,6 +161,18 @@ def _stratified(labels: NDArray[np.int64], most: int) -> NDArray[np.int64]:
         rng.permutation(np.flatnonzero(labels == label))[:quota] for label, quota in zip(classes, quotas, strict=True)
     ]
     return np.sort(np.concatenate(chosen))
+
+
+def sizes_of(images: Sequence[Overview]) -> dict[str, list[int]]:
+    """Return width and height of the smallest, median and largest image, by area; empty: there are none."""
+    sizes = sorted((image.size for image in images), key=math.prod)
+    places = {"smallest": 0, "median": len(sizes) // 2, "largest": -1}
+    return {name: list(sizes[place]) for name, place in places.items()} if sizes else {}
+
+
+def size_hint(median: Sequence[int], size: int) -> str:
+    """Return advice on images of this median size of which a resize to ``size`` leaves less than half a side."""
+    return ": a larger --image-size keeps more detail" if 2 * size <= min(*median, _MOST_SIZE) else ""
 
 
 def pixel_facts(images: NDArray[np.uint8]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from kdedge.benchmarks.gate import images_to_pass
 from kdedge.benchmarks.options import BenchmarkConfig
 from kdedge.dataset import Dataset, Split, split_train_val
 from kdedge.images import unreadable
-from kdedge.pipeline.data.inspection import inspect, pixel_facts, sample, training_labels
+from kdedge.pipeline.data.inspection import inspect, pixel_facts, sample, size_hint, sizes_of, training_labels
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import find_dataset
 from kdedge.pipeline.data.user_images import UserImages
@@ -21,7 +21,7 @@ from kdedge.pipeline.data.windows.summary import short_summary_of_windows, summa
 __all__ = ["short_summary", "summarise"]
 
 _LEAST_OF_A_CLASS = 2  # images that can be divided into training and validation
-_FEW = 200  # images whose color the short summary looks at
+_FEW, _FEWER = 200, 50  # images whose color and whose size the short summary looks at
 _LIKELY_CHANGED = 0.01  # share of the images on which exactly one of FP32 and INT8 is right
 _POWER = 0.8  # probability that the gate passes a model without a loss
 _KERNEL = 3  # pixels, of the first convolution of the default student
@@ -88,7 +88,7 @@ def summarise(config: DataConfig) -> tuple[dict[str, Any], Split]:
 
 
 def short_summary(dataset: Dataset) -> str:
-    """Return the data set in one line: classes, images, the smallest class, grey or color, copies.
+    """Return the data set in one line: classes, images, the smallest class, grey or color, copies, size.
 
     Only training images are opened, and few of them.
 
@@ -107,6 +107,10 @@ def short_summary(dataset: Dataset) -> str:
     ]
     if isinstance(dataset, UserImages):
         parts.append(f"{dataset.duplicates()['test_copies']:,} test images are copies of training images")
+        items, size = dataset.train_items, dataset.spec.size
+        median = sizes_of([item.overview((1, 1)) for item in items[:: -(-len(items) // _FEWER)]])["median"]
+        resized = f"resized to {size} x {size}{size_hint(median, size)}"
+        parts.append(f"{median[0]} x {median[1]} pixels in the median, {resized}")
     return f"{dataset.name}: {', '.join(parts)}"
 
 

@@ -15,6 +15,7 @@ from kdedge.dataset import Split
 from kdedge.files import disk_errors, write_atomic
 from kdedge.ownership import holds_nothing, not_ours
 from kdedge.pipeline.data.duplicates import COPIES
+from kdedge.pipeline.data.inspection import size_hint
 from kdedge.pipeline.data.windows.summary import channel_colors, window_findings, window_sheet
 from kdedge.progress import printable
 from kdedge.templates import load_template, picture_url
@@ -170,7 +171,7 @@ def _sizes(summary: Mapping[str, Any]) -> str:
     if not (sizes := summary.get("source_sizes")):
         return resized
     small, median, large = (" x ".join(map(str, sizes[key])) for key in ("smallest", "median", "largest"))
-    return f"{small} to {large} pixels, median {median}; {resized}"
+    return f"{small} to {large} pixels, median {median}; {resized}{size_hint(sizes['median'], summary['image_size'])}"
 
 
 def _modes(summary: Mapping[str, Any]) -> str:
