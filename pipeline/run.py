@@ -21,6 +21,7 @@ from kdedge.pipeline.run_dir import run_stage, why_rerun
 from kdedge.pipeline.stages import bundle
 from kdedge.pipeline.stages.registry import STAGES, TRAINING_STAGES
 from kdedge.pipeline.tracking import check_tracking, open_tracking, result_values
+from kdedge.pipeline.training.distributed import dismiss, processes
 from kdedge.pipeline.unfinished import unfinished_config
 from kdedge.progress import log
 
@@ -93,9 +94,10 @@ def run_stages(
     if not TRAINING_STAGES.isdisjoint(names):
         from kdedge.pipeline.training.device import resolve
 
-        config = dataclasses.replace(config, runtime=resolve(config.runtime, recorded_runtime(run_dir)))
-        if config.runtime.device == "cuda":
-            _check_gpu(names, config, run_dir, force=force)
+        runtime = resolve(config.runtime, recorded_runtime(run_dir))
+        runtime = dataclasses.replace(runtime, processes=processes()) if force else runtime
+        config = dataclasses.replace(config, runtime=runtime)
+        _check_training(names, config, run_dir, force=force)
     clean_up(run_dir, STAGES)
     any_ran = False
     try:
@@ -105,6 +107,8 @@ def run_stages(
                 results = dict(result_values(load_manifest(run_dir / name)["facts"]))
                 open_tracking(config.tracking, run_dir, name)(results, 0)
             record_config(config, run_dir, name)
+            if TRAINING_STAGES.isdisjoint(names[names.index(name) + 1 :]):
+                dismiss()
         if "benchmark" in names:
             bundle.follow_gate(config, run_dir)
     except GateError:
@@ -113,11 +117,19 @@ def run_stages(
     return any_ran
 
 
-def _check_gpu(names: tuple[str, ...], config: Config, run_dir: Path, *, force: bool) -> None:
-    """Check that there is a GPU if a stage trains on it."""
+def _check_training(names: tuple[str, ...], config: Config, run_dir: Path, *, force: bool) -> None:
+    """Check that there are the GPU and the processes for the stages that train."""
     from kdedge.pipeline.training.device import check_cuda
 
+    cuda, wanted = config.runtime.device == "cuda", config.runtime.processes
+    if not cuda and wanted == processes():
+        return
     if any(force or why_rerun(STAGES[name], config, run_dir) for name in names if name in TRAINING_STAGES):
+        if wanted != processes():
+            raise InputError(
+                f"{run_dir} trains in {wanted} processes, and this command has {processes()}",
+                f"start it with torchrun and {wanted} processes, or start the training over with --force",
+            )
         check_cuda()
 
 

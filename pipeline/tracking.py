@@ -18,6 +18,7 @@ from typing import Any
 
 from kdedge.errors import InputError
 from kdedge.options import option
+from kdedge.pipeline.training.distributed import rank
 
 __all__ = ["Tracked", "TrackingConfig", "check_tracking", "open_tracking", "result_values"]
 
@@ -58,8 +59,8 @@ def check_tracking(config: TrackingConfig) -> None:
 
 
 def open_tracking(config: TrackingConfig, run_dir: Path, stage: str) -> Tracked:
-    """Return a function that logs values of a stage; without ``--track`` it does nothing."""
-    if not config.to:
+    """Return a function that logs values of a stage: nothing without ``--track``, and in the first process only."""
+    if not config.to or rank():
         return lambda values, step: None
     if config.to == _MLFLOW:
         return _Mlflow(f"{run_dir} {stage}")

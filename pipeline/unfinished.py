@@ -52,7 +52,7 @@ def prepare_partial(partial: Path, wanted: Mapping[str, Any], *, force: bool) ->
                 names = ", ".join(key.removeprefix("config runtime.") for key in changed)
                 raise InputError(
                     f"{partial} has unfinished work made with another {names}; continuing would change its bits",
-                    "run with the same --threads, --precision and --device on the same kind of CPU, "
+                    "run with the same --threads, --precision, --device and processes on the same kind of CPU, "
                     f"or start the stage over: `kdedge {partial.name[1:].removesuffix('.partial')} "
                     f"--out {partial.parent} --force`",
                 )

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from kdedge.errors import KdedgeError
 from kdedge.install import install_command
+from kdedge.pipeline.training import distributed
 from kdedge.progress import printable, say, set_quiet
 
 __all__ = ["Commands", "reported", "show_error"]
@@ -42,6 +43,10 @@ class Commands(TyperGroup):
         _open_closed_streams()
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # a label need not fit a terminal's encoding
+        if distributed.processes() > 1:
+            distributed.join()
+        if distributed.rank():
+            _take_part()
         try:
             code = super().main(*args, **{**options, "standalone_mode": False})
         except _UsageError as error:
@@ -50,6 +55,8 @@ class Commands(TyperGroup):
             command = error.ctx.command_path if error.ctx else "kdedge"
             show_error(error.format_message(), f"see `{command} --help`")
             code = error.exit_code
+        if not code:
+            distributed.dismiss()
         sys.exit(code)
 
 
@@ -91,6 +98,15 @@ def reported(function: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(130) from None
 
     return wrapper
+
+
+def _take_part() -> NoReturn:
+    """Take part in the trainings of the first process, silently, and end."""
+    try:
+        reported(distributed.take_part)()
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    sys.exit(0)
 
 
 def show_error(message: str, hint: str = "") -> None:

@@ -25,6 +25,7 @@ from kdedge.pipeline.commands.model_input import (
 from kdedge.pipeline.config import SECTIONS, Config
 from kdedge.pipeline.config.checks import RUN_ALL_FLAGS, RUN_FLAGS, Flags
 from kdedge.pipeline.data.options import WINDOWS
+from kdedge.pipeline.training.distributed import refuse
 from kdedge.progress import log
 
 __all__ = ["app"]
@@ -317,6 +318,7 @@ def _run_several(names: list[str], config: Config, out: Path, tolerance: float, 
     from kdedge.pipeline.students import check_students, run_students
     from kdedge.pipeline.students_page import HTML, print_students
 
+    refuse("a run of several students")
     if not 0 <= tolerance <= 100:
         raise InputError(f"--tolerance {tolerance:g} is not from 0 to 100", "for example --tolerance 0.5")
     with _locked(out, lambda: check_students(names, config, out), again):

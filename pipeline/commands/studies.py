@@ -18,6 +18,7 @@ from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.checks import ABLATE_FLAGS, COMPARE_FLAGS, Flags
 from kdedge.pipeline.config.shareable import shareable
 from kdedge.pipeline.distill.methods import CONTROL, METHODS
+from kdedge.pipeline.training.distributed import refuse
 from kdedge.pipeline.training.options import TeacherConfig
 
 __all__ = ["app"]
@@ -199,6 +200,7 @@ def _study(
     config: Config, run: Callable[[Any], dict[str, Any]], out: Path, as_json: bool, options: dict[str, Any]
 ) -> None:
     """Run a study and print its page, or the commands that train its cells."""
+    refuse("a study")
     from kdedge.pipeline.study.compare import StudyOptions
 
     rest = StudyOptions(command=shlex.join(["kdedge", *shareable(sys.argv[1:])]), **options)

@@ -17,6 +17,7 @@ from kdedge.pipeline.distill.hints import HintPair, measure_similarity
 from kdedge.pipeline.distill.losses import kd_loss
 from kdedge.pipeline.models.student import Student
 from kdedge.pipeline.models.teacher import FeatureTap, Teacher
+from kdedge.pipeline.training import distributed
 from kdedge.pipeline.training.batches import predict_logits, to_network
 from kdedge.pipeline.training.device import autocast
 
@@ -81,6 +82,9 @@ class StudentEvaluator:
         self.student.eval()
         with autocast(self._config.runtime):
             logits = predict_logits(self.student, self._val, self._device)
+        return distributed.from_first(lambda: self._measured(logits))
+
+    def _measured(self, logits: Tensor) -> dict[str, float]:
         # A teacher without blocks for hints has no pairs.
         similarities = self._similarities(self._pairs) or [(math.nan, math.nan)]
         unexplained, cosine = (sum(values) / len(values) for values in zip(*similarities, strict=True))
@@ -108,7 +112,7 @@ class StudentEvaluator:
     def unexplained(self) -> dict[str, float]:
         """Return the share of the variance of each candidate block that the student leaves unexplained."""
         self.student.eval()
-        similarities = self._similarities(self._candidates)
+        similarities = distributed.from_first(lambda: self._similarities(self._candidates))
         return {pair.teacher_block: share for pair, (share, _) in zip(self._candidates, similarities, strict=True)}
 
     def _top1_pct(self, logits: Tensor) -> float:

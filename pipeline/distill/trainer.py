@@ -17,6 +17,7 @@ from kdedge.pipeline.distill.losses import kd_loss
 from kdedge.pipeline.distill.methods import METHODS
 from kdedge.pipeline.distill.optimizer import build_optimizer, set_learning_rate
 from kdedge.pipeline.models.student import Student
+from kdedge.pipeline.training import distributed
 from kdedge.pipeline.training.balance import cross_entropy
 from kdedge.pipeline.training.batch_norms import refresh_batch_norms
 from kdedge.pipeline.training.batches import Batch, Batches, place, top1_pct
@@ -93,7 +94,8 @@ class Trainer:
             self.average = AveragedModel(student, multi_avg_fn=mean)
         self.shares: dict[str, float] = {}
         self._shares_epoch = -1
-        self._hint_scale = self._calibrate() if pairs else 0.0
+        self._hint_scale = distributed.from_first(self._calibrate) if pairs else 0.0
+        self._losses_of_all = distributed.parallel(self._losses, student, self.adapters, unused=bool(pairs))
 
     @property
     def result(self) -> Student:
@@ -114,7 +116,7 @@ class Trainer:
         uses_hints = self.method.blocks is not None and self.beta.beta > 0
         hint_only = uses_hints and epoch < self._hint_epochs
         terms = _Terms(kd=self.method.kd and self.kd.active and not hint_only, hint=uses_hints, ce=not hint_only)
-        losses = self._losses(self._student, self.adapters, batch, terms)
+        losses = self._losses_of_all(self._student, self.adapters, batch, terms)
         weights = {
             "kd": self._settings.alpha * self._kd_share,
             "hint": self.hint_weight(self.beta.beta),
@@ -152,7 +154,8 @@ class Trainer:
         Averaged weights have no statistics of their own, so they always get them.
         """
         if self._settings.refresh_norms or self.average:
-            early = first_batches(self._batches, self._settings.scan_batches, epoch)
+            part = distributed.share(self._batches.size)
+            early = first_batches(self._batches, self._settings.scan_batches, epoch, part)
             with autocast(self._config.runtime):
                 refresh_batch_norms(self.result, [batch.pixels for batch in early])
 
@@ -168,7 +171,9 @@ class Trainer:
                 losses["kd"] = kd_loss(logits, teacher_logits, self._settings.temperature)
             if terms.hint:
                 losses["hint"] = adapters(maps, teacher_maps)
-        losses["ce"] = cross_entropy(logits, batch.targets, self._batches.class_weights)
+        # An output that is not trained has no gradient: DistributedDataParallel would wait for it.
+        predicted = logits if terms.ce else logits.detach()
+        losses["ce"] = cross_entropy(predicted, batch.targets, self._batches.class_weights)
         losses["top1_pct"] = top1_pct(logits, batch.labels)
         return losses
 
@@ -188,6 +193,6 @@ class Trainer:
         return ce / hint
 
 
-def first_batches(batches: Batches, count: int, epoch: int = 0) -> list[Batch]:
-    """Return the first ``count`` batches of an epoch."""
-    return [batch for _, batch in zip(range(count), batches.epoch(epoch), strict=False)]
+def first_batches(batches: Batches, count: int, epoch: int = 0, part: slice = slice(None)) -> list[Batch]:
+    """Return the first ``count`` batches of an epoch, or a part of each."""
+    return [batch for _, batch in zip(range(count), batches.epoch(epoch, part), strict=False)]

@@ -54,6 +54,7 @@ from kdedge.pipeline.models.student import Student, build_student
 from kdedge.pipeline.models.teacher import Teacher, fold_batch_norms
 from kdedge.pipeline.models.weights import load_weights, save_module
 from kdedge.pipeline.tracking import open_tracking
+from kdedge.pipeline.training import distributed
 from kdedge.pipeline.training.batches import Batches, place, to_network
 from kdedge.pipeline.training.device import autocast, prepare
 from kdedge.pipeline.training.epoch_loop import EpochLoop
@@ -117,7 +118,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     )
     student, weights, pruned = start_student(student, config, dataset.spec, batches)
 
-    variances, scan_s = _scan(config, teacher, batches)
+    variances, scan_s = distributed.from_first(lambda: _scan(config, teacher, batches))
     if not variances and method.blocks:
         raise InputError(
             f"{config.teacher.arch} has no blocks whose maps hints could use",
@@ -149,7 +150,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         row = {"lr": trainer.optimizer.param_groups[0]["lr"], **evaluator.measure()}
         row |= {"beta": trainer.beta.beta} if pairs else {}
         row |= {f"grad_{name}_pct": share for name, share in trainer.shares.items()}
-        row |= {"logits_computed": cached.take_computed()} if method.kd else {}
+        row |= {"logits_computed": distributed.total(cached.take_computed())} if method.kd else {}
         trainer.update_reliance(epoch, row, evaluator.teacher_top1_pct)
         if choice and trainer.beta.beta:
             choice.update(epoch, evaluator.unexplained)

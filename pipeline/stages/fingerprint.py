@@ -22,6 +22,7 @@ _ADDED: dict[str, dict[str, Any]] = {
     "teacher": {"augment": "light", "hard_epochs": 0},
     "distill": {"augment": "light", "ema": 0.0, "more_teachers": "", "prune": 0.0, "prune_by": "taylor"},
     "training": {"balance": "none"},
+    "runtime": {"processes": 1},
     "benchmark": {"metric": "top1", "provider": "", "runtime": ""},
 }
 

@@ -13,19 +13,22 @@ from kdedge.pipeline.config import Config
 from kdedge.pipeline.data.sources import data_sha256
 from kdedge.pipeline.run_dir import StageSpec
 from kdedge.pipeline.stages.fingerprint import of_benchmark, of_quantization, of_sections, of_training
+from kdedge.pipeline.training import distributed
 
 __all__ = ["STAGES", "TRAINING_STAGES"]
 
 TRAINING_STAGES = frozenset({"teacher", "distill"})
+_TRAININGS = frozenset(f"{name}.run" for name in TRAINING_STAGES)
 _ONNX = ("onnx", "onnxruntime")
 
 
 def _lazy(target: str) -> Callable[..., Any]:
-    """Return a function that imports ``stage.function`` at its first call."""
+    """Return a function that imports ``stage.function`` at its first call; a training runs in all processes."""
     module, _, function = target.partition(".")
 
     def call(*arguments: Any) -> Any:
-        return getattr(importlib.import_module(f"kdedge.pipeline.stages.{module}"), function)(*arguments)
+        stage = getattr(importlib.import_module(f"kdedge.pipeline.stages.{module}"), function)
+        return distributed.train_together(stage, *arguments) if target in _TRAININGS else stage(*arguments)
 
     return call
 

@@ -31,6 +31,7 @@ from kdedge.pipeline.models.load import TEACHER_DESCRIPTION, TEACHER_WEIGHTS, lo
 from kdedge.pipeline.models.teacher import Teacher, check_arch
 from kdedge.pipeline.models.weights import save_module
 from kdedge.pipeline.tracking import open_tracking
+from kdedge.pipeline.training import distributed
 from kdedge.pipeline.training.augmentations import blank_squares
 from kdedge.pipeline.training.balance import cross_entropy
 from kdedge.pipeline.training.batches import Batch, Batches, place, predict_logits, top1_pct
@@ -110,6 +111,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         train, settings.batch_size, config.runtime.seed, shift, device, bool(settings.flip), settings.augment, balance
     )
     optimizer = _optimizer(teacher, settings)
+    forward = distributed.parallel(teacher, teacher)
 
     def step(batch: Batch, epoch: int, rate: float) -> dict[str, Tensor]:
         body = config.teacher.peak_lr(settings.batch_size, loaded=origin.weights != "none")
@@ -119,7 +121,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         teacher.train()
         pixels = blank_squares(batch.pixels, batch.augmentations, epoch=epoch, side=settings.cutout)
         with autocast(config.runtime):
-            logits = teacher(pixels)
+            logits = forward(pixels)
         smoothing = settings.label_smoothing if epoch < settings.epochs - settings.hard_epochs else 0.0
         loss = cross_entropy(logits.float(), batch.targets, batches.class_weights, label_smoothing=smoothing)
         optimizer.zero_grad()

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from kdedge.pipeline.training import distributed
+
 __all__ = ["balanced_order", "class_shares", "class_weights", "cross_entropy"]
 
 
@@ -69,4 +71,4 @@ def cross_entropy(
         return functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
     each = functional.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none")
     weight = targets @ weights if targets.ndim > 1 else weights[targets]
-    return (weight * each).sum() / weight.sum()
+    return (weight * each).sum() / distributed.mean(weight.sum())

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from kdedge.pipeline.training import distributed
+
 __all__ = ["refresh_batch_norms"]
 
 
@@ -18,7 +20,8 @@ def refresh_batch_norms(module: nn.Module, batches: Iterable[Tensor]) -> None:
 
     Args:
         module: Is in training mode afterwards.
-        batches: Training images, float32 ``[N, 3, S, S]``; at least one batch.
+        batches: Training images, float32 ``[N, 3, S, S]``; at least one batch. Processes that train together have
+            different ones.
     """
     norms = [child for child in module.modules() if isinstance(child, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -30,3 +33,4 @@ def refresh_batch_norms(module: nn.Module, batches: Iterable[Tensor]) -> None:
         module(pixels)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+    distributed.average_norms(module)

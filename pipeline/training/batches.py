@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kdedge.dataset import Split
 from kdedge.inputs import InputSpec, inputs_at_once
+from kdedge.pipeline.training import distributed
 from kdedge.pipeline.training.augmentations import augment, choose_augmentations
 from kdedge.pipeline.training.balance import balanced_order, class_weights
 from kdedge.pipeline.training.signal_augmentations import (
@@ -126,8 +127,8 @@ class Batches:
         """Return the number of batches in an epoch."""
         return len(self.split.labels) // self.size
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of one epoch."""
+    def epoch(self, epoch: int, part: slice = slice(None)) -> Iterator[Batch]:
+        """Yield the batches of one epoch, or the same part of each."""
         images, labels, spec = self.split.images, torch.from_numpy(self.split.labels), self.split.spec
         rng = np.random.default_rng([self.seed, epoch])
         if self.balance == "sampler":
@@ -135,10 +136,10 @@ class Batches:
         else:
             order, rounds = rng.permutation(len(labels)), np.zeros(len(labels), np.int64)
         for start in range(0, len(self) * self.size, self.size):
-            indices = order[start : start + self.size]
+            indices = order[start : start + self.size][part]
             dataset_indices = self.split.dataset_indices[indices]
             # An image that is shown again has another augmentation, as if it had another index.
-            drawn_for = dataset_indices + (rounds[start : start + self.size] << 40)
+            drawn_for = dataset_indices + (rounds[start : start + self.size][part] << 40)
             taken = torch.from_numpy(images[indices])
             if self.device.type == "cuda":
                 taken = taken.pin_memory().to(self.device, non_blocking=True)  # pinned: an asynchronous copy
@@ -152,7 +153,7 @@ class Batches:
             numbers = dataset_indices * self.augmentations_per_image + chosen
             known = labels[indices].to(self.device)
             if not self.numbered:
-                yield self._transformed(taken, known, numbers, (self.seed, epoch, start))
+                yield self._transformed(taken, known, numbers, (self.seed, epoch, start + (part.start or 0)))
                 continue
             pixels = to_network(taken, spec, self.device)
             if spec.kind == "signal":
@@ -189,9 +190,11 @@ def predict_logits(model: Callable[[Tensor], Tensor], split: Split, device: torc
     Returns:
         float32 ``[N, C]`` on the CPU.
     """
-    spec, logits = split.spec, []
+    spec = split.spec
     step = inputs_at_once(spec.resized(resized), 250, 64)
-    for start in range(0, len(split), step):
+
+    def predict(start: int) -> Tensor:
         part = torch.from_numpy(np.array(split.images[start : start + step]))  # a copy: the images are read-only
-        logits.append(model(to_network(part, spec, device)).float().cpu())
-    return torch.cat(logits)
+        return model(to_network(part, spec, device)).float().cpu()
+
+    return torch.cat(distributed.map_parts(predict, range(0, len(split), step)))

@@ -1,6 +1,6 @@
-"""The runtime of a training: device, threads, precision, instruction set; resolved once and recorded in the run.
+"""The runtime of a training: device, threads, precision, instruction set, processes. Resolved once, and recorded.
 
-All four change the bits of the trained weights. `resolve` replaces the ``auto`` values. Values that the run resolved
+All of them change the bits of the trained weights. `resolve` replaces the ``auto`` values. Values that the run resolved
 earlier on the same kind of CPU are kept, so that an interrupted run resumes with them.
 """
 
@@ -17,6 +17,7 @@ import psutil
 
 from kdedge.errors import InputError
 from kdedge.machine import cpu_isa, usable_cores
+from kdedge.pipeline.training import distributed
 from kdedge.pipeline.training.options import RuntimeConfig
 from kdedge.progress import log
 
@@ -39,7 +40,7 @@ def resolve(wanted: RuntimeConfig, earlier: Mapping[str, Any] | None, *, jobs: i
     """Replace ``auto`` and 0 by values of this machine.
 
     The CPU of a host with a GPU decides no bits, so a student from a GPU can be quantized and measured on any host. A
-    runtime that was resolved to ``cuda`` is kept; the GPU is checked before a stage is trained.
+    runtime that was resolved to ``cuda`` or for several processes is kept; both are checked before a stage is trained.
 
     Args:
         wanted: The runtime of the user, or a resolved one.
@@ -63,11 +64,13 @@ def resolve(wanted: RuntimeConfig, earlier: Mapping[str, Any] | None, *, jobs: i
     elif wanted.device == "cuda" and wanted.isa == "auto":
         check_cuda()
     check_threads(wanted.threads, earlier)
+    jobs *= distributed.local_processes()
     threads = wanted.threads or known.get("threads", 0) or max(1, usable_cores() // jobs)
     precision = wanted.precision if wanted.precision != "auto" else known.get("precision", "")
     if not precision or (device != known.get("device", device) and wanted.precision == "auto"):
         precision = _cuda_precision() if device == "cuda" else _faster_precision(threads)
-    return dataclasses.replace(wanted, device=device, threads=threads, precision=precision, isa=isa)
+    together = distributed.processes() if distributed.processes() > 1 else (earlier or {}).get("processes", 1)
+    return dataclasses.replace(wanted, device=device, threads=threads, precision=precision, isa=isa, processes=together)
 
 
 def check_threads(threads: int, earlier: Mapping[str, Any] | None) -> None:
@@ -98,6 +101,7 @@ def prepare(runtime: RuntimeConfig) -> "torch.device":
 
     if runtime.device == "cuda":
         check_cuda()
+        distributed.use_own_gpu()
     elif runtime.threads > 1:
         _log_load(runtime.threads)
     torch.set_num_threads(runtime.threads)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kdedge.errors import DivergenceError
 from kdedge.files import write_atomic
 from kdedge.pipeline.tracking import Tracked
+from kdedge.pipeline.training import distributed
 from kdedge.pipeline.training.balance import class_shares
 from kdedge.pipeline.training.batches import Batch, Batches
 from kdedge.pipeline.training.checkpoint import CHECKPOINT, Stateful, load_checkpoint, save_checkpoint
@@ -46,8 +47,8 @@ class _StepMeans:
         self.steps += 1
 
     def means(self) -> dict[str, float]:
-        """Return the mean of each loss over the steps so far."""
-        return {name: (total / self.steps).item() for name, total in self.sums.items()}
+        """Return the mean of each loss over the steps so far, of all processes."""
+        return {name: distributed.mean(total / self.steps).item() for name, total in self.sums.items()}
 
 
 class _NothingLearnedError(Exception):
@@ -121,6 +122,7 @@ class EpochLoop:
                 kept.
             InputError: The checkpoint is of another training.
         """
+        distributed.copy_state(self.state)
         self._initial = {name: copy.deepcopy(target.state_dict()) for name, target in self.state.items()}
         rows, earlier_s = self._resume()
         start = time.monotonic()
@@ -135,6 +137,7 @@ class EpochLoop:
                     raise
                 self._start_again(str(error))
             rows.clear()
+        distributed.end_together()
         self._write_csv(rows)
         if rows:
             best_pct, last_pct = self._best.accuracy_pct, _accuracy_pct(rows[-1])
@@ -160,6 +163,7 @@ class EpochLoop:
                 row = {"epoch": epoch + 1, **{f"train_{name}": value for name, value in means.items()}}
                 self._check_divergence(row, epoch)
                 self._check_weights(epoch)
+                distributed.average_norms(*self._modules)
                 row |= self.finish_epoch(epoch)
                 row["seconds"] = round(time.monotonic() - epoch_start, 2)
                 self._check_progress(row, epoch)
@@ -190,16 +194,17 @@ class EpochLoop:
 
     def _train_epoch(self, epoch: int, ending: EarlyEnd, tracker: Tracker) -> dict[str, float]:
         # Dropout draws from the generator of PyTorch, whose state is not in the checkpoint.
-        torch.manual_seed(int(np.random.SeedSequence([self.batches.seed, epoch]).generate_state(1)[0]))
+        key = [self.batches.seed, epoch, distributed.rank()]
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
         means = _StepMeans()
         peak, steps = 0.25**self._restarts, len(self.batches)
-        for index, batch in enumerate(self.batches.epoch(epoch)):
+        for index, batch in enumerate(self.batches.epoch(epoch, distributed.share(self.batches.size))):
             progress = (epoch * steps + index) / (self.epochs * steps)
             losses = self.step(batch, epoch, peak * ending.rate(progress, self.epochs, self.schedule))
             means.add(losses)
             tracker.advance(1)
             # Reading a loss waits for the GPU, so only some are read; the mean over the epoch finds the others.
-            if index % 20 == 0 and not math.isfinite(losses["loss"].item()):
+            if index % 20 == 0 and not math.isfinite(distributed.mean(losses["loss"]).item()):
                 break
         result = means.means()
         if not all(math.isfinite(value) for value in result.values()):
@@ -266,9 +271,12 @@ class EpochLoop:
 
     def _check_weights(self, epoch: int) -> None:
         """Refuse weights that are not finite: no loss of the epoch depends on its last step."""
-        modules = [target for target in self.state.values() if isinstance(target, nn.Module)]
-        if not all(torch.isfinite(value).all() for module in modules for value in module.parameters()):
+        if not all(torch.isfinite(value).all() for module in self._modules for value in module.parameters()):
             raise self._diverged("a weight is not finite", epoch)
+
+    @property
+    def _modules(self) -> list[nn.Module]:
+        return [target for target in self.state.values() if isinstance(target, nn.Module)]
 
     def _diverged(self, what: str, epoch: int) -> DivergenceError:
         kept = f"the state after epoch {epoch} is kept" if epoch else "no epoch was complete"
@@ -278,15 +286,18 @@ class EpochLoop:
         )
 
     def _resume(self) -> tuple[list[dict[str, float]], float]:
-        saved = load_checkpoint(self.out_dir / CHECKPOINT, self.state, self.title)
+        saved = distributed.from_first(lambda: load_checkpoint(self.out_dir / CHECKPOINT, self.state, self.title))
         if saved is None:
             return [], 0.0
+        distributed.copy_state(self.state)
         self._restarts, self._best = saved["restarts"], _Best(*saved["best"])
         rows: list[dict[str, float]] = saved["rows"]
         log(f"{self.title}: resumed after epoch {len(rows)} ({format_duration(saved['seconds'])} of work kept)")
         return rows, saved["seconds"]
 
     def _save(self, rows: list[dict[str, float]], seconds: float) -> None:
+        if distributed.rank():
+            return
         progress = {"rows": rows, "seconds": seconds, "restarts": self._restarts, "best": tuple(self._best)}
         save_checkpoint(self.out_dir / CHECKPOINT, self.state, progress)
         self._write_csv(rows)

@@ -14,6 +14,7 @@ from typing import TypeVar
 from kdedge.dataset import Split
 from kdedge.pipeline.data.mirroring import mirrored_keep_class
 from kdedge.pipeline.distill.options import DistillConfig
+from kdedge.pipeline.training import distributed
 from kdedge.pipeline.training.options import TeacherConfig
 from kdedge.progress import log
 
@@ -58,10 +59,14 @@ def fit_to_images(settings: SettingsT, train: Split, title: str, loaded: bool, r
         title: Name of the training, for the log.
         loaded: Whether the initial weights are loaded from a file.
         resized: Side length in pixels to which the network resizes the images (0: it does not).
+
+    Raises:
+        InputError: Several processes cannot share the images of a step equally.
     """
     images = len(train)
     shape = (resized, resized, 3) if resized else train.spec.shape
     size = min(settings.batch_size or batch_size(images, shape), images)
+    distributed.share(size)
     flip = settings.augment != "none" and not train.signal
     flip = flip and (mirrored_keep_class(train) if settings.flip is None else settings.flip)
     settings = dataclasses.replace(

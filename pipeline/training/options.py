@@ -127,3 +127,4 @@ class RuntimeConfig:
         choices=("auto", "fp32", "bf16"),
     )  # fmt: skip
     isa: str = option("auto", "Instruction set of the CPU that trains (recorded, not chosen).", flag="")
+    processes: int = option(1, "Processes of a training, by torchrun (recorded, not chosen).", flag="", least=1)

@@ -113,10 +113,10 @@ def finished(config, tmp_path_factory):
 def test_an_interrupted_training_ends_with_the_same_weights(stage, config, finished, tmp_path, monkeypatch):
     epoch = Batches.epoch
 
-    def interrupted(self, number):
+    def interrupted(self, number, *part):
         if number == 2:
             raise KeyboardInterrupt
-        return epoch(self, number)
+        return epoch(self, number, *part)
 
     inputs = {"teacher": finished / teacher.__name__}
     monkeypatch.setattr(Batches, "epoch", interrupted)

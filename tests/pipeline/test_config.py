@@ -114,7 +114,7 @@ def test_every_field_has_a_flag_of_its_own():
     ]
     named = [flag for flag in flags if flag]
     assert len(named) == len(set(named))
-    assert flags.count("") == 1  # the instruction set is recorded, not chosen
+    assert flags.count("") == 2  # the instruction set and the number of processes are recorded, not chosen
 
 
 def test_toml_and_json_files_are_read(tmp_path):

@@ -74,7 +74,7 @@ def test_auto_precision_is_not_one_that_a_gpu_emulates(monkeypatch, emulated, pr
 def test_what_a_gpu_trained_stays_what_it_is_on_a_host_without_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     recorded = {"seed": 0, "device": "cuda", "threads": 3, "precision": "bf16", "isa": "another"}
-    assert dataclasses.asdict(resolve(RuntimeConfig(), recorded)) == recorded
+    assert dataclasses.asdict(resolve(RuntimeConfig(), recorded)) == {**recorded, "processes": 1}
     assert resolve(RuntimeConfig(**recorded), None) == RuntimeConfig(**recorded)  # of a study, for a new cell
     assert resolve(RuntimeConfig(device="cpu", threads=1, precision="fp32"), recorded).isa != "another"
     with pytest.raises(InputError, match="finds no CUDA device"):

@@ -211,8 +211,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from kdedge.pipeline.training import batches as training
 from kdedge.pipeline.cli import app
 whole = training.Batches.epoch
-def epoch(batches, number):
-    for batch in whole(batches, number):
+def epoch(batches, number, *part):
+    for batch in whole(batches, number, *part):
         yield batch
         if number == 1:
             os.kill(os.getpid(), int(sys.argv.pop()))

@@ -36,9 +36,9 @@ def test_flips_of_the_teachers_images_have_their_own_option(train, monkeypatch):
     flips = []
 
     class Seen(teacher.Batches):
-        def epoch(self, epoch):
+        def epoch(self, epoch, part):
             flips.append(self.flip)
-            return super().epoch(epoch)
+            return super().epoch(epoch, part)
 
     monkeypatch.setattr(teacher, "Batches", Seen)
     monkeypatch.setattr(initial_weights, "_imagenet_state", offline)
