@@ -191,7 +191,7 @@ def _lost_processes() -> Iterator[None]:
 
 
 def _broadcast(value: Any) -> Any:
-    """Return the value that the first process gives."""
+    """Return the value of the first process."""
     from torch import distributed
 
     values = [value]
