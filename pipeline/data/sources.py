@@ -7,7 +7,7 @@ return pixels, and only the benchmark calls the latter. Every choice uses the tw
 """
 
 import difflib
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from kdedge.dataset import Dataset, Split, split_train_val
@@ -73,9 +73,9 @@ def find_dataset(config: DataConfig) -> Dataset:
 
         return open_sample(config.image_size, config.val_fraction, config.train_size)
     if config.source.startswith(WINDOWS):
-        from kdedge.pipeline.data.windows.dataset import open_windows
-
-        return open_windows(config, _user_path(config.source.removeprefix(WINDOWS)))
+        path = _user_path(config.source.removeprefix(WINDOWS))
+        stats = [(file, file.stat()) for file in sorted([path, *path.rglob("*")]) if file.is_file()]
+        return _windows(config, path, tuple((file, stat.st_mtime_ns, stat.st_size) for file, stat in stats))
     from kdedge.pipeline.data.user_images import divided
 
     return divided(list_images(config.source), config)
@@ -153,6 +153,14 @@ def training_images(dataset: Dataset, data: DataConfig) -> tuple[Split, Split]:
             part.images.flags.writeable = False
         _kept[key] = train, val
     return _kept[key]
+
+
+@lru_cache(maxsize=1)
+def _windows(config: DataConfig, path: Path, _: tuple[tuple[Path, int, int], ...]) -> Dataset:
+    """Return the windows of a file or folder, read once per process while its files stay as they are."""
+    from kdedge.pipeline.data.windows.dataset import open_windows
+
+    return open_windows(config, path)
 
 
 @cache

@@ -163,9 +163,7 @@ class DistillConfig:
         flag="--augment",
         choices=tuple(AUGMENT_LEVELS),
     )
-    shift: int = option(
-        2, "Random shift of the student's images in pixels, with --augment light.", flag="--shift", least=0, most=16
-    )
+    shift: int = option(2, "Random shift in pixels or samples, with --augment light.", flag="--shift", least=0, most=16)
     flip: bool | None = option(
         None,
         "Mirror half of the student's images.",

@@ -30,7 +30,7 @@ from kdedge.manifest import check_finished
 from kdedge.ownership import is_stage
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.checks import conflicts
-from kdedge.pipeline.data.sources import opened, training_images
+from kdedge.pipeline.data.sources import open_dataset, training_images
 from kdedge.pipeline.distill.beta import hint_share, kd_share, skill
 from kdedge.pipeline.distill.blocks import COMPARED_BLOCKS, TeacherBlock, highest
 from kdedge.pipeline.distill.dynamic import DynamicChoice
@@ -97,7 +97,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     """
     method, adaptive = METHODS[config.distill.method], config.distill.epochs < 0
     device = prepare(config.runtime)
-    dataset = opened(config.data)
+    dataset = open_dataset(config.data)
     classes = dataset.class_names
     student = build_student(config.distill.student, len(classes), dataset.spec)
     folders = [inputs["teacher"], *(config.distill.further_teachers if method.kd else ())]

@@ -25,7 +25,7 @@ from kdedge.manifest import load_manifest
 from kdedge.ownership import is_stage
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.data.options import WINDOWS
-from kdedge.pipeline.data.sources import opened, training_images
+from kdedge.pipeline.data.sources import open_dataset, opened, training_images
 from kdedge.pipeline.models.initial_weights import Start, check_start, start_teacher
 from kdedge.pipeline.models.load import TEACHER_DESCRIPTION, TEACHER_WEIGHTS, load_teacher
 from kdedge.pipeline.models.teacher import Teacher, check_arch
@@ -99,7 +99,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     """
     settings = config.teacher
     device = prepare(config.runtime)
-    dataset = opened(config.data)
+    dataset = open_dataset(config.data)
     start = start_teacher(settings, len(dataset.class_names), dataset.spec, config.runtime.device)
     teacher, stem, origin = start.teacher, start.stem, _Origin(start.origin, start.new_head)
     _log_start(start, settings.arch)
