@@ -19,6 +19,7 @@ from kdedge import __version__
 from kdedge.benchmarks.providers import CUDA, TENSORRT, install_hint, named_providers, short_names
 from kdedge.benchmarks.session import Model, import_onnxruntime, open_model
 from kdedge.errors import InputError
+from kdedge.files import cache_bytes, cache_dir
 from kdedge.install import install_command
 from kdedge.machine import cpu_info, cpu_quota, usable_cores
 from kdedge.progress import printable
@@ -252,6 +253,7 @@ def doctor() -> dict[str, Any]:
         else:
             extra = "pip install pillow" if module == "PIL" else install_command("train")
             add(package, "missing", f"needed for: {purpose}", extra)
+    add("cache", "ok", f"{cache_dir()}: {cache_bytes() / 1e9:.1f} GB, may be deleted while kdedge does not run")
     return {"host": host, "checks": checks}
 
 

@@ -16,6 +16,8 @@ import platformdirs
 from kdedge.errors import InputError, StageError
 
 __all__ = [
+    "cache_bytes",
+    "cache_dir",
     "disk_errors",
     "file_sha256",
     "json_bytes",
@@ -196,3 +198,9 @@ def scratch_dir() -> Iterator[str]:
 def cache_dir() -> Path:
     """Return the folder for downloads: ``$KDEDGE_CACHE`` or the user's cache folder."""
     return Path(os.environ.get("KDEDGE_CACHE") or platformdirs.user_cache_dir("kdedge"))
+
+
+def cache_bytes() -> int:
+    """Return the size of the files in the cache on the disk; sparse files have holes."""
+    files = (Path(folder, name) for folder, _, names in os.walk(cache_dir()) for name in names)
+    return sum(getattr(status, "st_blocks", 0) * 512 or status.st_size for status in map(Path.lstat, files))

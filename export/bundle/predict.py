@@ -202,23 +202,38 @@ def _files(paths: Iterable[Path]) -> Iterator[Path | None]:
         if path == _STDIN:
             yield from _files_of_stdin()
         elif os.path.isdir(path):  # unlike Path.is_dir, it returns False for invalid paths
-            files = sorted(item for item in path.rglob("*") if item.is_file())
-            _warn_left_out(path, files)
-            yield from [item for item in files if item.suffix.lower() in _SUFFIXES] or [path]
+            yield from _images_of(path)
         else:
             yield path
 
 
-def _warn_left_out(folder: Path, files: Iterable[Path]) -> None:
-    """Warn of the files that may be images and are not classified."""
-    kinds = Counter(
-        item.suffix.lower() or "without an extension"
-        for item in files
-        if item.suffix.lower() not in _SUFFIXES | HARMLESS
-        and not any(part.startswith(".") for part in item.relative_to(folder).parts)
-    )
-    if kinds:
-        warn(f"{folder}: not classified: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
+def _images_of(folder: Path) -> Iterator[Path]:
+    """Yield the images of a folder, or the folder if it has none; warn of files that may be images and are not used."""
+    left_out, found = Counter[str](), False
+    for file in _files_below(folder):
+        suffix = file.suffix.lower()
+        if suffix in _SUFFIXES:
+            found = True
+            yield file
+        elif suffix not in HARMLESS and not any(part.startswith(".") for part in file.relative_to(folder).parts):
+            left_out[suffix or "without an extension"] += 1
+    if left_out:
+        warn(f"{folder}: not classified: {', '.join(f'{count} {kind}' for kind, count in left_out.items())}")
+    if not found:
+        yield folder
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and its folders, sorted by name. A list of all would take a kB each."""
+    try:
+        names = sorted(os.listdir(folder))
+    except PermissionError:
+        return
+    for path in (folder / name for name in names):
+        if path.is_dir() and not path.is_symlink():
+            yield from _files_below(path)
+        elif path.is_file():
+            yield path
 
 
 def _files_of_stdin() -> Iterator[Path | None]:
