@@ -11,6 +11,7 @@ load by other programs on a GPU.
 """
 
 import importlib.util
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from kdedge.machine import usable_cores
 
 __all__ = ["comparison", "try_provider", "write_fp16"]
 
+_LOADS = 7
 _LOSS = ("loss_pp", "loss_lower95_pp", "loss_upper95_pp")
 
 
@@ -100,6 +102,7 @@ def comparison(
         ``top1_pct`` with its 95 % interval ``ci95_pct``; ``own_loss`` and ``loss``, each ``loss_pp`` with its 95 %
         interval, against FP32 of the same provider and against FP32 on onnxruntime's CPU provider (None for these
         themselves); ``changed_answers``: predictions other than those of the same model there (FP16: of FP32);
+        ``load_ms`` and ``first_run_ms`` at batch 1: medians of alternating loads;
         ``layers`` and ``integer_layers``: numbers of convolutions and matrix products (None: inside a subgraph).
     """
     expected = {candidate.model: predicted for candidate, predicted in reference.items()}
@@ -115,6 +118,7 @@ def comparison(
         return {key: gate[key] for key in _LOSS}
 
     kernels = {**{candidate: kernels_run(candidate.path, candidate.provider) for candidate in reference}, **others}
+    loads = _load_times(list(answers))
     rows = []
     for candidate, predicted in answers.items():
         right, provider, model = predicted == test.labels, candidate.provider, candidate.model
@@ -128,11 +132,30 @@ def comparison(
                 "ci95_pct": sampling.wilson_pct(int(right.sum()), len(right)),
                 "own_loss": loss(own[provider], predicted) if provider in own and model != "fp32" else None,
                 "loss": None if predicted is expected["fp32"] else loss(expected["fp32"], predicted),
+                **loads[candidate],
                 **_layers(kernels[candidate]),
                 "changed_answers": int(np.count_nonzero(expected.get(model, expected["fp32"]) != predicted)),
             }
         )
     return rows
+
+
+def _load_times(candidates: list[Candidate]) -> dict[Candidate, dict[str, float]]:
+    """Return the medians of load time and first run at batch 1 on one thread, from loads in ABBA order."""
+    times: dict[Candidate, list[tuple[float, float]]] = {candidate: [] for candidate in candidates}
+    order = list(candidates)
+    for _ in range(_LOADS):
+        for candidate in order:
+            opened = candidate.open()
+            inputs = opened.spec.zeros(1)
+            start = time.perf_counter_ns()
+            opened.logits(inputs)
+            times[candidate].append((opened.load_ms, (time.perf_counter_ns() - start) / 1e6))
+        order.reverse()
+    return {
+        candidate: dict(zip(("load_ms", "first_run_ms"), np.median(found, 0).round(3).tolist(), strict=True))
+        for candidate, found in times.items()
+    }
 
 
 def _layers(kernels: Mapping[str, Any]) -> dict[str, int | None]:

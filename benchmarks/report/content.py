@@ -317,9 +317,11 @@ def _runtimes(report: Mapping[str, Any]) -> list[dict[str, str]]:
     rows = []
     for row in report.get("runtimes") or []:
         latency = _latency_row(timed[row["provider"], row["model"]])
+        loads = {key: format_ms(row.get(f"{key}_ms")) for key in ("load", "first_run")}
         rows.append(
             {
                 **latency,
+                **loads,
                 "top1": format_pct(row["top1_pct"]),
                 "loss": _loss(row.get("loss")),
                 "own_loss": _loss(row.get("own_loss")),

@@ -156,6 +156,7 @@ _REPORT: _Contract = {
             "ci95_pct": _INTERVAL,
             **dict.fromkeys(("loss?", "own_loss?"), _LOSS),
             **dict.fromkeys(("layers?", "integer_layers?"), _COUNT),
+            **dict.fromkeys(("load_ms?", "first_run_ms?"), _AMOUNT),
         }
     ],
     "memory?": [

@@ -111,6 +111,7 @@ def test_answers_are_compared_with_those_of_the_cpu(models: dict[str, Path], lab
     assert (int8["changed_answers"], same["changed_answers"]) == (0, changed)
     assert int8["own_loss"] == int8["loss"]
     assert [(row["integer_layers"], row["layers"]) for row in rows] == [(0, 3), (3, 3), (0, 2), (0, 2)]
+    assert all(row["load_ms"] > 0 and row["first_run_ms"] > 0 for row in rows)
     assert int8["bytes"] == models["int8"].stat().st_size
 
 
