@@ -169,9 +169,9 @@ def dismiss() -> None:
         return
     from torch import distributed
 
-    if distributed.is_initialized():
-        _broadcast(None)
-        distributed.destroy_process_group()
+    _broadcast(None)
+    distributed.destroy_process_group()
+    del os.environ["TORCHELASTIC_RUN_ID"]  # this process is alone now, also for those that later stages start
 
 
 @contextmanager
