@@ -75,7 +75,7 @@ def test_train_size_beyond_what_is_there() -> None:
 
 def test_train_size_that_leaves_a_class_empty() -> None:
     whole = numbered([200, 20])
-    with pytest.raises(InputError, match="--train-size 4 leaves class number 1 without an image") as caught:
+    with pytest.raises(InputError, match="--train-size 4 leaves class number 1 without a training image") as caught:
         split_train_val(whole, 0.1, train_size=4)
     assert "at least --train-size 11" in caught.value.hint
     small, _ = split_train_val(whole, 0.1, train_size=11)

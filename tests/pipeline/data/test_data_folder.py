@@ -381,7 +381,7 @@ def test_a_class_without_test_images_is_named_once(tmp_path: Path, capsys: pytes
 
 def test_a_class_that_a_small_training_set_leaves_out_is_named(tmp_path: Path) -> None:
     dataset = open_folder(make_tree(tmp_path, {"ant": 30, "bee": 3}))
-    with pytest.raises(InputError, match="--train-size 4 leaves the class bee without an image"):
+    with pytest.raises(InputError, match="--train-size 4 leaves the class bee without a training image"):
         split_train_val(dataset.train(), 0.1, train_size=4)
 
 
