@@ -171,7 +171,7 @@ def dismiss() -> None:
 
     _broadcast(None)
     distributed.destroy_process_group()
-    del os.environ["TORCHELASTIC_RUN_ID"]  # this process is alone now, also for those that later stages start
+    del os.environ["TORCHELASTIC_RUN_ID"]  # the only process now, also for those that later stages start
 
 
 @contextmanager
