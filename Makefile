@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
-TOOLS := browser or npm or qemu or wheels
+TOOLS := browser or npm or qemu or wheels or slurm
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-signal test test-slow test-full check docs docs-generate clean
 
@@ -23,7 +23,7 @@ test: .venv/installed  ## run the tests that need minutes and nothing but pip
 test-slow: .venv/installed  ## run the other tests that need nothing but pip
 	$(PYTEST) -m "slow and not ($(TOOLS))"
 
-test-full: .venv/installed  ## run every test; needs chromium, npm and qemu-user
+test-full: .venv/installed  ## run every test; needs chromium, npm, qemu-user and slurm-wlm
 	$(PYTEST)
 
 check: .venv/installed  ## lint, check the format, the types and the spelling

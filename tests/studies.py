@@ -1,6 +1,9 @@
-"""What tests of studies share: a command, and the reading of tables."""
+"""What tests of studies share: a command, here and as a process, and the reading of results."""
 
 import csv
+import subprocess
+import sys
+import time
 
 from typer.testing import CliRunner
 
@@ -30,3 +33,22 @@ def without_teacher_options(command):
     """Drop what `--teacher-dir` excludes."""
     flags = [index for index, part in enumerate(command) if str(part).startswith("--teacher")]
     return [part for index, part in enumerate(command) if index not in flags and index - 1 not in flags]
+
+
+def student(out, method, seed=0):
+    return (out / "e2" / f"seed{seed}" / method / "distill" / "student.safetensors").read_bytes()
+
+
+def wait_for(condition):
+    for _ in range(3000):
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("waited for minutes")
+
+
+def start(command):
+    """Start a study as a process in which Ctrl-C works, also in the background of a shell."""
+    program = "import signal; signal.signal(2, signal.default_int_handler); from kdedge.pipeline.cli import app; app()"
+    words = [sys.executable, "-c", program, *map(str, command)]
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)

@@ -70,7 +70,7 @@ def train_cells(cells: Sequence[Cell], tables: Tables, launcher: Launcher) -> No
         KdedgeError: A stage failed in this process.
     """
     waiting, running = list(cells), dict[Job, Cell]()
-    lost, failed = set[Cell](), list[Cell]()
+    lost, failed, told = set[Cell](), list[Cell](), False
     with _progress(cells, tables.out, launcher) as show, _terminated_as_interrupted():
         try:
             while waiting or running:
@@ -89,6 +89,9 @@ def train_cells(cells: Sequence[Cell], tables: Tables, launcher: Launcher) -> No
                     tables.update()
                     _log_results([tables.rows[cell] for cell in over if cell in tables.rows])
                 show([*waiting, *running.values()])
+                if waiting and not (ready or running or told):
+                    log(f"waiting for cells that other processes use: {len(waiting)}")
+                    told = True
                 if running or (waiting and not ready):
                     time.sleep(_POLL_S)
         finally:
@@ -200,12 +203,12 @@ class Slurm:
     def __init__(self, out: Path, most: int, threads: int, options: Mapping[str, str]) -> None:
         import submitit
 
-        logging.getLogger("submitit").handlers.pop()  # it repeats warnings on stdout
+        del logging.getLogger("submitit").handlers[1:]  # the second repeats warnings on stdout
         self._out = out
         self._executor: Any = submitit.SlurmExecutor(out / _SLURM_FOLDER)
         # Without a limit of time from here: the partition has one. `srun` would take one CPU of the job.
         self._executor.update_parameters(
-            job_name=out.name, time=None, cpus_per_task=threads, array_parallelism=most, use_srun=False,
+            job_name=out.resolve().name, time=None, cpus_per_task=threads, array_parallelism=most, use_srun=False,
             additional_parameters={key.replace("-", "_"): value for key, value in options.items()},
         )  # fmt: skip
 

@@ -4,15 +4,13 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import threading
-import time
 
 import psutil
 import pytest
 from filelock import FileLock
-from studies import kdedge, read, small
+from studies import kdedge, read, small, start, student, wait_for
 
 from kdedge.pipeline.study import compare, launch
 from kdedge.pipeline.training import device
@@ -21,29 +19,10 @@ from kdedge.pipeline.training.options import RuntimeConfig
 KILLED = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
 
 
-def student(out, method, seed=0):
-    return (out / "e2" / f"seed{seed}" / method / "distill" / "student.safetensors").read_bytes()
-
-
 def manifests(out):
     """Return the manifest of each finished cell by its directory: changed if the cell is trained again."""
     found = out.glob("e*/seed*/*/distill/manifest.json")
     return {path.parents[1]: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
-
-
-def wait_for(condition):
-    for _ in range(3000):
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("waited for minutes")
-
-
-def start(command):
-    """Start a study as a process in which Ctrl-C works, also in the background of a shell."""
-    program = "import signal; signal.signal(2, signal.default_int_handler); from kdedge.pipeline.cli import app; app()"
-    words = [sys.executable, "-c", program, *map(str, command)]
-    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def workers(process):
@@ -80,6 +59,7 @@ def test_a_cell_in_use_is_waited_for(study, compared, tmp_path):
     lock.acquire()
     threading.Timer(2, lock.release).start()
     log = kdedge(*small(study, tmp_path, methods="ce,kd")).stderr
+    assert "waiting for cells that other processes use: 1" in log
     assert log.index("ce, 2 epochs, seed 0: ") < log.index("kd, 2 epochs, seed 0: ")
     assert len(read(tmp_path / "evaluation_results.csv")) == 2
 
