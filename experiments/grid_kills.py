@@ -10,6 +10,7 @@ import csv
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -22,8 +23,15 @@ def _manifests(out: Path) -> dict[str, int]:
     return {str(path.parents[1].relative_to(out)): path.stat().st_mtime_ns for path in out.glob(_MANIFESTS)}
 
 
-def _workers(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
-    return [child for child in psutil.Process(launcher.pid).children() if "distill" in child.cmdline()]
+def _in_training(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Return the processes of a launcher that are in an epoch of a cell."""
+    found = []
+    for child in psutil.Process(launcher.pid).children():
+        with suppress(psutil.Error, ValueError, IndexError):
+            words = child.cmdline()
+            if (Path(words[words.index("--out") + 1]) / ".distill.partial").exists():
+                found.append(child)
+    return found
 
 
 def main() -> None:
@@ -39,13 +47,13 @@ def main() -> None:
         now = _manifests(out)
         twice |= {cell for cell, made in now.items() if seen.get(cell, made) != made}
         seen |= now
-        if not kills and len(seen) >= cells // 4 and (workers := _workers(launcher)):
+        if not kills and len(seen) >= cells // 4 and (workers := _in_training(launcher)):
             workers[0].kill()
             kills.append(f"a worker after {len(seen)} cells")
-        elif len(kills) == 1 and len(seen) >= cells // 2 and (workers := _workers(launcher)):
+        elif len(kills) == 1 and len(seen) >= cells // 2 and (workers := _in_training(launcher)):
             launcher.kill()
             launcher.wait()
-            kills.append(f"the launcher after {len(seen)} cells, with {len(workers)} workers")
+            kills.append(f"the launcher after {len(seen)} cells, with {len(workers)} cells in training")
             launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, text=True)
         time.sleep(0.05)
     made = _manifests(out)

@@ -5,7 +5,6 @@ import os
 import shlex
 import signal
 import sys
-import threading
 
 import psutil
 import pytest
@@ -15,6 +14,7 @@ from studies import kdedge, read, small, start, student, wait_for
 from kdedge.pipeline.study import compare, launch
 from kdedge.pipeline.training import device
 from kdedge.pipeline.training.options import RuntimeConfig
+from kdedge.progress import log
 
 KILLED = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
 
@@ -52,15 +52,15 @@ def test_after_a_killed_worker_and_a_killed_launcher_nothing_is_lost_or_trained_
             assert student(tmp_path, method, seed) == student(study[0], method, seed)
 
 
-def test_a_cell_in_use_is_waited_for(study, compared, tmp_path):
+def test_a_cell_in_use_is_waited_for(study, compared, tmp_path, monkeypatch):
     cell = tmp_path / "e2" / "seed0" / "kd"
     cell.mkdir(parents=True)
-    lock = FileLock(cell / ".lock", thread_local=False)
+    lock = FileLock(cell / ".lock")
     lock.acquire()
-    threading.Timer(2, lock.release).start()
-    log = kdedge(*small(study, tmp_path, methods="ce,kd")).stderr
-    assert "waiting for cells that other processes use: 1" in log
-    assert log.index("ce, 2 epochs, seed 0: ") < log.index("kd, 2 epochs, seed 0: ")
+    monkeypatch.setattr(launch, "log", lambda text: log(text) or ("waiting" in text and lock.release()))
+    shown = kdedge(*small(study, tmp_path, methods="ce,kd")).stderr
+    assert "waiting for cells that other processes use: 1" in shown
+    assert shown.index("ce, 2 epochs, seed 0: ") < shown.index("kd, 2 epochs, seed 0: ")
     assert len(read(tmp_path / "evaluation_results.csv")) == 2
 
 
