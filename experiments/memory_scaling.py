@@ -88,6 +88,7 @@ def data_path(source: str, model: Path, found: dict[str, float]) -> Iterator[str
     from kdedge.export.quantize.model import SCORED_IMAGES
     from kdedge.pipeline.data.options import DataConfig
     from kdedge.pipeline.data.sources import data_sha256, opened, training_images
+    from kdedge.pipeline.data.summary import short_summary
     from kdedge.pipeline.training import batches as training
     from kdedge.pipeline.training.length import fit_to_images
     from kdedge.pipeline.training.options import TeacherConfig
@@ -96,6 +97,7 @@ def data_path(source: str, model: Path, found: dict[str, float]) -> Iterator[str
     dataset, device = opened(config), torch.device("cpu")
     for part in ("train", "test"):
         data_sha256(config, part)
+    short_summary(dataset)  # finds duplicates
     yield "opened"
     train, val = training_images(dataset, config)
     yield "decoded"

@@ -58,10 +58,12 @@ def digest(path: Path) -> bytes:
 
 def same(keys: Iterable[Hashable]) -> list[list[int]]:
     """Return the indices of equal keys, in groups of at least two."""
-    places: dict[Hashable, list[int]] = {}
+    first: dict[Hashable, int] = {}
+    groups: dict[int, list[int]] = {}
     for index, key in enumerate(keys):
-        places.setdefault(key, []).append(index)
-    return [group for group in places.values() if len(group) > 1]
+        if (place := first.setdefault(key, index)) != index:
+            groups.setdefault(place, [place]).append(index)
+    return [groups[place] for place in sorted(groups)]
 
 
 def dhash(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:

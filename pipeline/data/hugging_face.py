@@ -115,7 +115,7 @@ def list_hugging_face(path: Path) -> Listed:
     return Listed("hf", path, names, parts, len(files) > 1 or "test" in files, EXPECTED)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Row:
     """One image; ``label`` and ``group`` may be empty, ``order`` sorts the classes."""
 

@@ -27,7 +27,7 @@ _Cells = Iterable[tuple[str, Sequence[str]]]
 """The place of each row, such as ``line 7``, and its cells."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Row:
     """One row of a table; ``part`` and ``group`` may be empty."""
 
