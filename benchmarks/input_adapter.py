@@ -52,28 +52,17 @@ class Preprocessing:
         scale: Factor of the pixels, which are 0 to 255.
         mean: Is subtracted from the scaled pixels, for R, G and B.
         std: Divides the result.
-        crop: Side of the centre crop as a share of the resized image, whose aspect is kept; None: the image becomes
-            square as in training.
-        resample: Filter of the resize before a centre crop, antialiased.
-        resize_mode: Without a centre crop, how the image becomes square, see `kdedge.images.resize_image`.
+        resize_mode: How the image becomes square, see `kdedge.images.resize_image`.
     """
 
     scale: float = 1 / 255
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    crop: float | None = None
-    resample: Image.Resampling = Image.Resampling.BILINEAR
     resize_mode: str = RESIZE_MODES[0]
 
     def pixels(self, image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
         """Resize and crop an RGB image to ``[size, size, 3] uint8``."""
-        if self.crop is None:
-            return resize_image(image, size, self.resize_mode)
-        shorter = round(size / self.crop)
-        scale = shorter / min(image.size)
-        width, height = (max(shorter, int(side * scale)) for side in image.size)
-        left, top = round((width - size) / 2), round((height - size) / 2)
-        return np.asarray(image.resize((width, height), self.resample).crop((left, top, left + size, top + size)))
+        return resize_image(image, size, self.resize_mode)
 
     def floats(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Scale and normalise pixels ``[N, S, S, 3]``."""
@@ -86,10 +75,10 @@ class Preprocessing:
 _IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 PREPROCESSING = {
     "kdedge": Preprocessing(),
-    "torchvision": Preprocessing(**_IMAGENET, crop=0.875),
-    "timm": Preprocessing(**_IMAGENET, crop=0.875, resample=Image.Resampling.BICUBIC),
+    "torchvision": Preprocessing(**_IMAGENET, resize_mode="crop-0.875"),
+    "timm": Preprocessing(**_IMAGENET, resize_mode="crop-0.875-bicubic"),
     "keras": Preprocessing(scale=1 / 127.5, mean=(1.0, 1.0, 1.0)),
-    "ultralytics": Preprocessing(crop=1.0),
+    "ultralytics": Preprocessing(resize_mode="crop-1"),
 }
 """The usual preprocessing of models from these projects. ``keras`` is the mode "tf", from -1 to 1."""
 
@@ -108,7 +97,7 @@ class Classifier:
         image_size: Side length S of the images in pixels.
         classes: Number of classes; None: the model does not state it.
         class_names: Names from the metadata of kdedge's own models, or None.
-        resize_mode: How images become square, from the same metadata.
+        resize_mode: How images become square, from the same metadata; None: a model of floats without them.
     """
 
     path: Path
@@ -120,7 +109,7 @@ class Classifier:
     image_size: int
     classes: int | None
     class_names: tuple[str, ...] | None
-    resize_mode: str
+    resize_mode: str | None
 
     @property
     def takes_floats(self) -> bool:
@@ -206,10 +195,11 @@ def open_classifier(path: Path, *, layout: str = "", image_size: int = 0) -> Cla
     # The ranges of dynamically quantized layers are those of the whole batch.
     dynamic = b"DynamicQuantizeLinear" in path.read_bytes()
     classes = outputs[0].shape[-1]
+    described = "float" not in inputs[0].type or "kdedge.preprocessing" in session.get_modelmeta().custom_metadata_map
     return Classifier(
         path, session, inputs[0].name, layout, _TYPES[inputs[0].type], shape[0] or (1 if dynamic else None), size,
         classes if isinstance(classes, int) else None, read_class_names(path, session),
-        read_resize_mode(path, session),
+        read_resize_mode(path, session) if described else None,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from kdedge import __version__
 from kdedge.benchmarks.input_adapter import Classifier, Preprocessing
 from kdedge.benchmarks.session import CPU, first_line, import_onnxruntime, onnxruntime_errors, session_options
 from kdedge.errors import InputError
-from kdedge.export.graph import ADOPTED, drop_unused
+from kdedge.export.graph import ADOPTED, IR_VERSION, count_macs, drop_unused
 from kdedge.export.lookup import arrays, attributes, readers
 from kdedge.files import write_atomic
 from kdedge.inputs import image_input
@@ -44,7 +44,8 @@ def adopt_model(
         resize_mode: How images become square, for users of the model.
 
     Returns:
-        ``opset``, ``bytes``, and ``max_abs_diff``, the largest difference from the logits of the source.
+        ``adopted``, the name of the file, ``params``, ``macs``, ``opset``, ``bytes``, and ``max_abs_diff``, the largest
+        difference from the logits of the source.
 
     Raises:
         InputError: The model has types or operators that cannot be rewritten, or computes other logits afterwards.
@@ -74,11 +75,18 @@ def adopt_model(
             "kdedge.preprocessing": json.dumps(image_input(source.image_size, resize_mode).as_json()),
         },
     )
+    model.ir_version = IR_VERSION
     data = model.SerializeToString(deterministic=True)
     difference = _check_logits(source, preprocessing, data, len(class_names))
     write_atomic(target, data)
-    opset = next(item.version for item in model.opset_import if not item.domain)
-    return {"opset": opset, "bytes": len(data), "max_abs_diff": difference}
+    return {
+        "adopted": source.path.name,
+        "params": sum(array.size for array in arrays(graph).values() if array.dtype == np.float32),
+        "macs": count_macs(model),
+        "opset": next(item.version for item in model.opset_import if not item.domain),
+        "bytes": len(data),
+        "max_abs_diff": difference,
+    }
 
 
 def _load(source: Path) -> onnx.ModelProto:
@@ -187,20 +195,18 @@ def _end_with_logits(graph: onnx.GraphProto, classes: int) -> None:
 
 def _check_logits(source: Classifier, preprocessing: Preprocessing, data: bytes, classes: int) -> float:
     """Compare the logits with those of the source at batch 1 and 3; return the largest difference."""
-    pixels = np.random.default_rng(0).integers(0, 256, (6, source.image_size, source.image_size, 3), np.uint8)
+    pixels = image_input(source.image_size).smooth(6, np.random.default_rng(0))
     expected = source.logits(pixels, preprocessing, classes)
+    hint = "export it with a dynamic batch" if source.batch else "export it in float32 with another opset, such as 18"
     try:
         session = import_onnxruntime().InferenceSession(data, session_options(usable_cores()), providers=[CPU])
         parts = [[session.run(None, {"pixels": part})[0] for part in np.split(pixels, count)] for count in (6, 2)]
     except onnxruntime_errors() as error:
-        raise InputError(
-            f"{source.path} cannot be rewritten for any batch: {first_line(error)}", "export it with a dynamic batch"
-        ) from error
+        raise InputError(f"{source.path} cannot be rewritten for any batch: {first_line(error)}", hint) from error
     difference = max(float(np.abs(np.concatenate(part) - expected).max()) for part in parts)
     if not difference <= _TOLERANCE * np.abs(expected).max():
         raise InputError(
-            f"{source.path} rewritten for any batch computes other logits (largest difference {difference:.3g})",
-            "export it with a dynamic batch",
+            f"{source.path} rewritten for any batch computes other logits (largest difference {difference:.3g})", hint
         )
     return difference
 

@@ -20,10 +20,12 @@ from kdedge.errors import InputError
 from kdedge.export.lookup import arrays, attributes, producers, readers
 from kdedge.files import parse_json
 from kdedge.inputs import InputSpec, image_input
+from kdedge.manifest import versions
 
 __all__ = [
     "ADOPTED",
     "CORE_INPUT",
+    "IR_VERSION",
     "add_input_adapter",
     "count_macs",
     "cut_input_adapter",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 CORE_INPUT = "image"
+IR_VERSION = 8  # old runtimes refuse newer ones, which only types of tensors that kdedge does not use need
 ADOPTED = "kdedge.adopted"  # key of the metadata of models that kdedge did not train: the name of their file
 _Front = tuple[list[onnx.NodeProto], dict[str, npt.NDArray[Any]]]
 _SIGNAL_FRONT = ["Sub", "Mul", "Unsqueeze", "Transpose"]
@@ -242,20 +245,30 @@ def keep_float(model: onnx.ModelProto) -> None:
 
 def count_macs(model: onnx.ModelProto) -> int:
     """Count the multiply-accumulates of one input in all Conv, Gemm and MatMul nodes, without biases."""
-    inferred = onnx.shape_inference.infer_shapes(model)
-    shapes = {value.name: _shape(value) for value in (*inferred.graph.value_info, *inferred.graph.output)}
-    weights = {name: array.size for name, array in arrays(inferred.graph).items()}
+    single = onnx.ModelProto()
+    single.CopyFrom(model)
+    single.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    del single.graph.value_info[:]
+    graph = onnx.shape_inference.infer_shapes(single, data_prop=True).graph
+    shapes = {value.name: _shape(value) for value in (*graph.value_info, *graph.output)}
+    shapes |= {item.name: list(item.dims) for item in graph.initializer}
     total = 0
-    for node in inferred.graph.node:
+    for node in graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        results = math.prod(max(1, size) for size in shapes[node.output[0]])
+        second = shapes[node.input[1]]
         if node.op_type == "Conv":
-            total += weights[node.input[1]] * math.prod(shapes[node.output[0]][2:])
-        elif node.op_type in ("Gemm", "MatMul"):
-            total += weights.get(node.input[1], 0)
+            total += results * math.prod(second[1:])
+        else:
+            total += results * second[-1 if attributes(node).get("transB") else -2]
     return total
 
 
 def lowest_runtime(models: Iterable[Path]) -> dict[str, Any]:
     """Return the oldest ``onnxruntime`` version that loads these models, with their ``opset`` and ``ir_version``.
+
+    If the opset or IR version is too new to know it, the version is that of this machine.
 
     Raises:
         InputError: As `read_model`.
@@ -264,7 +277,7 @@ def lowest_runtime(models: Iterable[Path]) -> dict[str, Any]:
     opset = max(item.version for model in loaded for item in model.opset_import)
     ir_version = max(model.ir_version for model in loaded)
     fit = (name for name, most_opset, most_ir in _RUNTIMES if opset <= most_opset and ir_version <= most_ir)
-    return {"onnxruntime": next(fit), "opset": opset, "ir_version": ir_version}
+    return {"onnxruntime": next(fit, versions()["onnxruntime"]), "opset": opset, "ir_version": ir_version}
 
 
 def _shape(value: onnx.ValueInfoProto) -> list[int]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from kdedge import __version__
 from kdedge.benchmarks.session import open_model
 from kdedge.errors import StageError
-from kdedge.export.graph import count_macs
+from kdedge.export.graph import IR_VERSION, count_macs
 from kdedge.files import write_atomic
 from kdedge.inputs import InputSpec
 
@@ -32,7 +32,6 @@ __all__ = ["MODEL_NAME", "PARITY_BOUND", "check_parity", "export_student"]
 MODEL_NAME = "student.onnx"
 PARITY_BOUND = 1e-4
 PARITY_BATCHES = (1, 2, 64)
-_IR_VERSION = 8  # old runtimes refuse newer ones, which no operator here needs
 
 
 class _OnPixels(nn.Module):
@@ -106,7 +105,7 @@ def export_student(
         raise StageError("torch.onnx.export returned no model")
     model, images = program.model_proto, spec.kind == "image"
     _clean(model)
-    model.ir_version = _IR_VERSION
+    model.ir_version = IR_VERSION
     onnx.helper.set_model_props(
         model,
         {

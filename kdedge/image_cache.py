@@ -159,26 +159,27 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def resize_images(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+def resize_images(images: NDArray[np.uint8], size: int, mode: str) -> NDArray[np.uint8]:
     """Resize decoded square images as `kdedge.images.read_image` would.
 
     Args:
         images: [N, H, H, 3] uint8 RGB.
         size: Side length S of the result in pixels.
+        mode: As of `kdedge.images.resize_image`.
 
     Returns:
-        [N, S, S, 3] uint8 RGB as of `decoded_images`; ``images`` itself if they have that size.
+        [N, S, S, 3] uint8 RGB as of `decoded_images`; ``images`` itself if they are those pixels.
 
     Raises:
         InputError: The result needs more memory than is available.
         StageError: As `decoded_images`.
     """
-    if images.shape[1:3] == (size, size):
+    if images.shape[1:3] == (size, size) and not mode.startswith("crop-"):
         return images
     return decoded_images(
         len(images),
         size,
-        lambda: hashlib.sha256(np.ascontiguousarray(images).data).hexdigest(),
-        lambda index: resize_image(Image.fromarray(images[index]), size),
+        lambda: hashlib.sha256(mode.encode() + images.tobytes()).hexdigest(),
+        lambda index: resize_image(Image.fromarray(images[index]), size, mode),
         "resizing images",
     )

@@ -1,8 +1,8 @@
 """Convert image files to RGB pixels of one size, on all cores.
 
 Every conversion follows the same rules: the EXIF orientation is applied; transparency is composited on white; grey,
-palette and CMYK become RGB; 16-bit pixels keep the high byte; a bilinear (antialiased) resize makes the image square,
-see `resize_image`.
+palette and CMYK become RGB; 16-bit pixels keep the high byte; an antialiased resize makes the image square, see
+`resize_image`.
 """
 
 import logging
@@ -45,6 +45,7 @@ __all__ = [
     "overview_pixels",
     "read_image",
     "resize_image",
+    "size_text",
     "unreadable",
 ]
 
@@ -246,12 +247,21 @@ def resize_image(image: Image.Image, size: int, mode: str = "squeeze") -> NDArra
         image: The image.
         size: Side length S of the result in pixels.
         mode: ``squeeze`` changes the aspect ratio; ``crop`` takes the largest square in the middle; ``pad`` makes the
-            longer side S and repeats the outermost pixels along the shorter one.
+            longer side S and repeats the outermost pixels along the shorter one. ``crop-SHARE`` makes the shorter side
+            S / SHARE, then takes the middle, as torchvision and timm do. The filter is bilinear; ``crop-SHARE-bicubic``
+            has another.
 
     Returns:
         [S, S, 3] uint8 RGB.
     """
     target = (size, size)
+    if mode.startswith("crop-"):
+        _, share, *bicubic = mode.split("-")
+        shorter = int(size / float(share))
+        width, height = (shorter * length // min(image.size) for length in image.size)
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        resized = image.resize((width, height), Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR)
+        return np.asarray(resized.crop((left, top, left + size, top + size)))
     if mode == "crop":
         side = min(image.size)
         left, top = ((length - side) // 2 for length in image.size)
@@ -270,6 +280,11 @@ def resize_image(image: Image.Image, size: int, mode: str = "squeeze") -> NDArra
 def image_of(pixels: NDArray[np.uint8]) -> Image.Image:
     """Return decoded pixels, uint8 [H, W] or [H, W, 1] grey or [H, W, 3] RGB, as an image."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+
+
+def size_text(size: int, mode: str) -> str:
+    """Return size and resize mode of square images, as part of a hash: only ``crop-SHARE`` changes their pixels."""
+    return f"{size} {mode}" if mode.startswith("crop-") else str(size)
 
 
 def for_each(count: int, work: Callable[[int], None], title: str) -> None:

@@ -3,10 +3,33 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["RESIZE_MODES", "preprocessing", "resize_mode_of"]
+from kdedge.errors import InputError
+
+__all__ = ["RESIZE_MODES", "check_resize", "preprocessing", "resize_mode_of"]
 
 RESIZE_MODES = ("squeeze", "crop", "pad")
-"""How an image of another shape becomes square, see `kdedge.images.resize_image`."""
+"""How an image of another shape becomes square; also ``crop-SHARE``, see `kdedge.images.resize_image`."""
+
+
+def check_resize(mode: str, flag: str) -> None:
+    """Check the value of an option that is a resize mode.
+
+    Raises:
+        InputError: The mode is unknown.
+    """
+    if not _is_mode(mode):
+        expected = f"expected {', '.join(RESIZE_MODES)}, crop-SHARE or crop-SHARE-bicubic with a share up to 1"
+        raise InputError(f"{flag} {mode!r} is unknown: {expected}", f"for example {flag} crop-0.875-bicubic")
+
+
+def _is_mode(mode: str) -> bool:
+    kind, _, share = mode.removesuffix("-bicubic").partition("-")
+    if mode in RESIZE_MODES or kind != "crop":
+        return mode in RESIZE_MODES
+    try:
+        return 0.1 <= float(share) <= 1
+    except ValueError:
+        return False
 
 
 def preprocessing(size: int, resize_mode: str = RESIZE_MODES[0]) -> dict[str, Any]:
@@ -14,7 +37,7 @@ def preprocessing(size: int, resize_mode: str = RESIZE_MODES[0]) -> dict[str, An
 
     Args:
         size: Side length S of the images in pixels.
-        resize_mode: One of `RESIZE_MODES`.
+        resize_mode: As of `kdedge.images.resize_image`.
     """
     return {
         "input": "pixels",
@@ -23,7 +46,7 @@ def preprocessing(size: int, resize_mode: str = RESIZE_MODES[0]) -> dict[str, An
         "color": "RGB",
         "range": [0, 255],
         "size": size,
-        "resize": "bilinear",
+        "resize": "bicubic" if resize_mode.endswith("-bicubic") else "bilinear",
         "antialias": True,
         "resize_mode": resize_mode,
         "keep_aspect": resize_mode != "squeeze",
@@ -39,7 +62,7 @@ def resize_mode_of(settings: Mapping[str, Any]) -> str:
     Raises:
         ValueError: The mode is unknown.
     """
-    mode = settings.get("resize_mode", RESIZE_MODES[0])
-    if mode not in RESIZE_MODES:
-        raise ValueError(f"the resize_mode {mode!r} is unknown, expected {', '.join(RESIZE_MODES)}")
-    return str(mode)
+    mode = str(settings.get("resize_mode", RESIZE_MODES[0]))
+    if not _is_mode(mode):
+        raise ValueError(f"the resize_mode {mode!r} is unknown, expected {', '.join(RESIZE_MODES)} or crop-SHARE")
+    return mode

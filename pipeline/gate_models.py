@@ -60,7 +60,7 @@ def pair_models(fp32: Classifier, int8: Classifier, source: str, preprocessing: 
             f"{fp32.path} takes images of {fp32.image_size} pixels, {int8.path} of {int8.image_size}",
             "compare models of one image size",
         )
-    if fp32.resize_mode != int8.resize_mode:
+    if len({fp32.resize_mode, int8.resize_mode} - {None}) > 1:
         raise InputError(
             f"{fp32.path} was trained with --resize {fp32.resize_mode}, {int8.path} with --resize {int8.resize_mode}",
             "compare an INT8 model with the FP32 model that it was made from",

@@ -1,7 +1,7 @@
 """Quantizes an ONNX classifier that kdedge did not train, and decides the gate on the test images.
 
 ``RUN/export`` gets the model rewritten for pixels and any batch, ``RUN/quantize`` the INT8 model with its search, and
-``RUN/gate.json`` the verdict. The stage of the quantization is the same as for a student.
+``RUN/gate.json`` the verdict. The later stages are the same as for a student.
 """
 
 from pathlib import Path
@@ -17,8 +17,8 @@ from kdedge.machine import usable_cores
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.data.sources import opened
 from kdedge.pipeline.data.user_images import check_outside
+from kdedge.pipeline.run import run_stages
 from kdedge.pipeline.run_dir import StageSpec, lock_run, run_stage
-from kdedge.pipeline.stages.registry import STAGES
 from kdedge.progress import log
 
 __all__ = ["GATE_NAME", "quantize_other"]
@@ -56,9 +56,8 @@ def quantize_other(
 
     def adopt(config: Config, inputs: Any, out_dir: Path) -> dict[str, Any]:
         from kdedge.export.adopt import adopt_model
-        from kdedge.export.onnx_export import MODEL_NAME
 
-        target, mode = out_dir / MODEL_NAME, config.data.resize
+        target, mode = out_dir / "student.onnx", config.data.resize
         metrics = adopt_model(model, preprocessing, dataset.class_names, target, resize_mode=mode)
         difference = f"largest logit difference {metrics['max_abs_diff']:.1e}"
         log(f"export: {model.path.name}, opset {metrics['opset']}, {difference}")
@@ -86,8 +85,8 @@ def quantize_other(
         packages=("onnx", "onnxruntime"),
     )
     with lock_run(run_dir, check):
-        for stage in (rewrite, STAGES["quantize"]):
-            run_stage(stage, config, run_dir, force=force, refresh=refresh)
+        run_stage(rewrite, config, run_dir, force=force, refresh=refresh)
+        run_stages(("quantize",), config, run_dir, force=force, refresh=refresh)
         test = dataset.test()
         fp32, int8 = (
             run_model(open_model(path, threads=usable_cores()), test.images).argmax(1)

@@ -19,7 +19,7 @@ from kdedge.pipeline.data.user_images import check_outside
 from kdedge.pipeline.exchange import clean_up
 from kdedge.pipeline.run_dir import run_stage, why_rerun
 from kdedge.pipeline.stages import bundle
-from kdedge.pipeline.stages.registry import STAGES, TRAINING_STAGES
+from kdedge.pipeline.stages.registry import STAGES, TRAINING_STAGES, stages_of
 from kdedge.pipeline.tracking import check_tracking, open_tracking, result_values
 from kdedge.pipeline.training.distributed import dismiss, processes
 from kdedge.pipeline.unfinished import unfinished_config
@@ -41,7 +41,7 @@ def check_stages(names: tuple[str, ...], config: Config, run_dir: Path) -> None:
     check_owned(run_dir, names)
     bundle.check_previous(run_dir)
     recorded = recorded_config(run_dir)
-    stages = [STAGES[name] for name in names]
+    stages = stages_of(names, run_dir)
     for stage in stages:
         for before in stage.reads:
             if before not in names:
@@ -101,8 +101,9 @@ def run_stages(
     clean_up(run_dir, STAGES)
     any_ran = False
     try:
-        for name in names:
-            if run_stage(STAGES[name], config, run_dir, force=force, refresh=refresh):
+        for stage in stages_of(names, run_dir):
+            name = stage.name
+            if run_stage(stage, config, run_dir, force=force, refresh=refresh):
                 any_ran = True
                 results = dict(result_values(load_manifest(run_dir / name)["facts"]))
                 open_tracking(config.tracking, run_dir, name)(results, 0)

@@ -5,7 +5,7 @@ from typing import Any
 
 from kdedge.benchmarks.accuracy import hardly_recognised
 from kdedge.benchmarks.grouped import INDEPENDENT, Sampling
-from kdedge.benchmarks.report.details import detail_rows, quantization_sentence, real_time, unit
+from kdedge.benchmarks.report.details import detail_rows, model_word, quantization_sentence, real_time, unit
 from kdedge.benchmarks.stability import STEADY, stability_word, worst_doubts
 from kdedge.benchmarks.units import format_bytes, format_ms, format_pct, short_provider
 
@@ -197,12 +197,12 @@ def _accuracy_rows(report: Mapping[str, Any], sampling: Sampling) -> list[tuple[
     """Return model, top-1 and 95 % interval of every scored model."""
     accuracy = report["accuracy"]
     arch, teacher = report["teacher"]["arch"], report["teacher"]["test_top1_pct"]
-    torch = accuracy["torch_fp32_top1_pct"]
+    torch, word = accuracy["torch_fp32_top1_pct"], model_word(report)
     rows = [
         (f"teacher {arch or ''} (PyTorch)".replace("  ", " "), teacher, _interval(teacher, accuracy["n"], sampling)),
-        ("student FP32 (PyTorch)", torch, _interval(torch, accuracy["n"], sampling)),
-        ("student FP32 (ONNX)", accuracy["onnx_fp32_top1_pct"], accuracy.get("onnx_fp32_ci95_pct")),
-        ("student INT8 (ONNX)", accuracy["onnx_int8_top1_pct"], accuracy.get("onnx_int8_ci95_pct")),
+        (f"{word} FP32 (PyTorch)", torch, _interval(torch, accuracy["n"], sampling)),
+        (f"{word} FP32 (ONNX)", accuracy["onnx_fp32_top1_pct"], accuracy.get("onnx_fp32_ci95_pct")),
+        (f"{word} INT8 (ONNX)", accuracy["onnx_int8_top1_pct"], accuracy.get("onnx_int8_ci95_pct")),
     ]
     return [(name, format_pct(value), _range(interval)) for name, value, interval in rows if value is not None]
 

@@ -7,7 +7,7 @@ from typing import Any
 from kdedge.benchmarks.units import format_bytes, format_count
 from kdedge.progress import format_duration
 
-__all__ = ["detail_rows", "quantization_sentence", "real_time", "starts_from", "unit"]
+__all__ = ["detail_rows", "model_word", "quantization_sentence", "real_time", "starts_from", "unit"]
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -54,6 +54,11 @@ def quantization_sentence(record: Mapping[str, Any] | None, word: str = "image")
 def unit(report: Mapping[str, Any]) -> str:
     """Return the word for one input: image or window."""
     return "window" if report.get("accuracy", {}).get("input") else "image"
+
+
+def model_word(report: Mapping[str, Any]) -> str:
+    """Return the word for the measured network: a student, or a model that kdedge did not train."""
+    return "model" if report["student"].get("adopted") else "student"
 
 
 def _input(report: Mapping[str, Any]) -> str | None:
@@ -111,8 +116,8 @@ def detail_rows(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, st
                 ("teacher", teacher["arch"]),
                 ("teacher parameters", format_count(teacher["params"])),
                 ("teacher's initial weights", _HASH.sub(lambda match: match[0][:8], teacher["weights"] or "")),
-                ("student", student["arch"]),
-                ("student parameters", format_count(student["params"])),
+                (model_word(report), student.get("adopted") or student["arch"]),
+                (f"{model_word(report)} parameters", format_count(student["params"])),
                 (f"multiply-accumulates per {unit(report)}", format_count(student["macs"])),
                 ("input", _input(report)),
                 ("student starts from", begun),

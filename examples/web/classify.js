@@ -48,8 +48,9 @@ export async function decode(blob) {
 
 /**
  * Resizes an image to size x size RGB pixels, by the resize mode of the bundle: "squeeze" changes the aspect ratio, "crop"
- * takes the largest square in the middle, "pad" makes the longer side fit and repeats the outermost pixels. The arithmetic
- * is that of Pillow's antialiased BILINEAR: along rows, then along columns, in fixed point. (Pillow 13 begins with the
+ * takes the largest square in the middle, "pad" makes the longer side fit and repeats the outermost pixels, "crop-SHARE"
+ * makes the shorter side size / SHARE and takes the middle ("crop-SHARE-bicubic": with the other filter). The arithmetic is
+ * that of Pillow's antialiased BILINEAR: along rows, then along columns, in fixed point. (Pillow 13 begins with the
  * columns of some tall images, which then differ by 1 of 255.) A canvas would resize otherwise, and differently in every
  * browser.
  */
@@ -58,9 +59,12 @@ export function resize({ data, width, height }, size, mode = "squeeze") {
   const [left, top] = mode === "crop" ? [(width - shorter) >> 1, (height - shorter) >> 1] : [0, 0];
   const [wide, high] = mode === "crop" ? [shorter, shorter] : [width, height];
   const fitted = (side) => Math.max(1, Math.floor((2 * side * size + longer) / (2 * longer)));
-  const [columns, rows] = mode === "pad" ? [fitted(width), fitted(height)] : [size, size];
-  const across = weights(wide, columns);
-  const down = weights(high, rows);
+  const [, share, cubic] = mode.split("-");
+  const covering = (side) => Math.floor((Math.floor(size / share) * side) / shorter);
+  const resized = mode === "pad" ? fitted : share ? covering : () => size;
+  const [columns, rows] = [resized(width), resized(height)];
+  const across = weights(wide, columns, cubic);
+  const down = weights(high, rows, cubic);
   const narrow = new Uint8Array(high * columns * 3);
   for (let y = 0; y < high; y++)
     for (let x = 0; x < columns; x++)
@@ -71,7 +75,10 @@ export function resize({ data, width, height }, size, mode = "squeeze") {
     for (let x = 0; x < columns; x++)
       for (let c = 0; c < 3; c++)
         small[(y * columns + x) * 3 + c] = weigh(down[y], (i) => narrow[(i * columns + x) * 3 + c]);
-  const inside = (position, length) => Math.min(Math.max(position - ((size - length) >> 1), 0), length - 1);
+  // Of a longer side the middle, where a half rounds to the even number; of a shorter one its repeated ends.
+  const half = (n) => (n % 4 === 1 ? n >> 1 : (n + 1) >> 1);
+  const first = (length) => (length > size ? half(length - size) : -((size - length) >> 1));
+  const inside = (position, length) => Math.min(Math.max(position + first(length), 0), length - 1);
   return Uint8Array.from({ length: size * size * 3 }, (_, i) => {
     const [y, x] = [inside(Math.floor(i / (3 * size)), rows), inside(Math.floor(i / 3) % size, columns)];
     return small[(y * columns + x) * 3 + (i % 3)];
@@ -81,24 +88,28 @@ export function resize({ data, width, height }, size, mode = "squeeze") {
 const BITS = 22; // of Pillow's fixed-point weights
 
 /** Returns, for every target position, where its source pixels begin and their fixed-point weights. */
-function weights(source, target) {
+function weights(source, target, cubic) {
   const scale = source / target;
-  const reach = Math.max(scale, 1);
+  const unit = Math.max(scale, 1);
+  const reach = cubic ? 2 * unit : unit;
   return Array.from({ length: target }, (_, position) => {
     const center = (position + 0.5) * scale;
     const start = Math.max(Math.trunc(center - reach + 0.5), 0);
     const stop = Math.min(Math.trunc(center + reach + 0.5), source);
     const raw = [];
-    for (let i = start; i < stop; i++) raw.push(Math.max(1 - Math.abs((i - center + 0.5) / reach), 0));
+    for (let i = start; i < stop; i++) raw.push((cubic ? bicubic : bilinear)(Math.abs((i - center + 0.5) / unit)));
     const sum = raw.reduce((total, weight) => total + weight, 0);
-    return { start, fixed: raw.map((weight) => Math.trunc(0.5 + (weight / sum) * 2 ** BITS)) };
+    return { start, fixed: raw.map((weight) => Math.trunc(Math.sign(weight) * 0.5 + (weight / sum) * 2 ** BITS)) };
   });
 }
+
+const bilinear = (x) => Math.max(1 - x, 0);
+const bicubic = (x) => (x < 1 ? (1.5 * x - 2.5) * x * x + 1 : x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0);
 
 function weigh({ start, fixed }, pixel) {
   let sum = 2 ** (BITS - 1);
   for (let i = 0; i < fixed.length; i++) sum += fixed[i] * pixel(start + i);
-  return Math.min(sum >> BITS, 255);
+  return Math.min(Math.max(sum >> BITS, 0), 255);
 }
 
 /** Fetches a URL; an answer that is no success is an error. */

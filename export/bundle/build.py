@@ -132,13 +132,15 @@ def _history(report: Mapping[str, Any], candidates: Mapping[str, Any], inputs: M
     hashes: dict[str, str] = {}
     for directory in inputs.values():
         hashes |= load_manifest(directory)["inputs"]
+    exported = load_manifest(inputs["export"])
+    source = {adopted: exported["config"]["model"]} if (adopted := exported["facts"].get("adopted")) else {}
     chosen = next(item for item in candidates["candidates"] if item["name"] == candidates["chosen"])
     return {
         "run": report["run"],
         "teacher": report["teacher"],
         "student": report["student"],
         "data": {key: value for key, value in hashes.items() if key.startswith("data/")},
-        "weights": {key: value for key, value in hashes.items() if key.endswith(".safetensors")},
+        "weights": {key: value for key, value in hashes.items() if key.endswith(".safetensors")} | source,
         # Loss and SQNR are those of the shipped model after its repair step, on validation images.
         "quantization": {
             **{key: chosen[key] for key in _FORMAT},
@@ -169,6 +171,9 @@ def _model_card(
     repaired = "" if step == "search" else f", then {step}"
     begun = starts_from(student)
     start = f"; starts from: {begun}; epochs in this run: {student['epochs']}" if begun else ""
+    origin = f"distilled from {report['teacher']['arch']} (method `{student['method']}`{start})"
+    if source := student.get("adopted"):
+        origin = f"from the file `{source}`, which kdedge did not train,"
     batch = min(row["batch"] for row in report["latency"])
     images = f"one {spec.unit}" if batch == 1 else f"a batch of {batch} {spec.unit}s"
     rows = [
@@ -187,14 +192,14 @@ def _model_card(
     return f"""# Model card
 
 {student["arch"]}: {words.kind} with {student["params"]:,} parameters and {student["macs"] / 1e6:.1f} million
-multiply-accumulates per {spec.unit}, distilled from {report["teacher"]["arch"]} (method `{student["method"]}`{start})
+multiply-accumulates per {spec.unit}, {origin}
 and quantized to INT8 for the target `{candidates["target"]}` (`{candidates["chosen"]}`,
 {candidates["calibration_images"]} calibration {spec.unit}s{repaired}).
 
 {words.input}
 - Requires onnxruntime {needs["onnxruntime"]} or newer (opset {needs["opset"]}, IR version {needs["ir_version"]}).
 - Classes: {shown}
-- Trained on: {report["run"]["data"]}, seed {report["run"]["seed"]}
+- {"Calibrated" if source else "Trained"} on: {report["run"]["data"]}, seed {report["run"]["seed"]}
 
 ## Numbers
 
@@ -238,10 +243,11 @@ class _Words(NamedTuple):
 
 def _image_words(spec: InputSpec) -> _Words:
     size, mode = spec.size, spec.resize_mode
+    square = _BECOME_SQUARE.get(mode, "resized with their aspect ratio and cut to their middle")
     return _Words(
         "an image classifier",
         f"- Input: `pixels`, uint8 RGB, `[N, {size}, {size}, 3]`, as a decoder returns it. Output: `logits`, float32.\n"
-        f"- Images of another shape are {_BECOME_SQUARE[mode]} (`{mode}`). `predict.py` and `kdedge predict` do it.",
+        f"- Images of another shape are {square} (`{mode}`). `predict.py` and `kdedge predict` do it.",
         "",
         "python predict.py photo.jpg        # requires numpy and onnxruntime, and Pillow for image files",
         f"""- The model always predicts one of its classes, also for images of other things.

@@ -139,7 +139,7 @@ def _read_optimised(graph: onnx.GraphProto) -> dict[str, Any]:
             gives_float = True
         elif kind == "Cast":
             left = float_ops if attributes(node)["to"] == TensorProto.FLOAT else None
-        elif kind != "QuantizeLinear" and not kind.startswith("QLinear") and floats.intersection(node.input):
+        elif kind not in ("QuantizeLinear", "Shape") and not kind.startswith("QLinear") and floats & {*node.input}:
             left = float_ops
         if left is not None:
             left.append(label)

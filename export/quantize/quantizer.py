@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
-from kdedge.errors import StageError
 from kdedge.export import lookup
 from kdedge.export.graph import ADOPTED, add_input_adapter, cut_input_adapter, drop_unused, keep_float, read_spec
 from kdedge.export.quantize.calibrate import TensorStatistics
@@ -61,7 +60,6 @@ class Quantizer:
 
         Raises:
             InputError: The model does not begin with the input adapter of an exported student.
-            StageError: A batch norm could not be folded.
         """
         metadata = {item.key: item.value for item in model.metadata_props}
         spec = read_spec(model)
@@ -155,10 +153,28 @@ def _preprocess(core: onnx.ModelProto) -> onnx.ModelProto:
         # shape inference requires sympy and adds nothing for a convolutional network.
         quant_pre_process(source, target, skip_symbolic_shape=True)
         processed = onnx.load(target)
-    # onnxruntime only logs a failure of its optimizer.
-    if left := [node.name for node in processed.graph.node if node.op_type == "BatchNormalization"]:
-        raise StageError(f"batch norm could not be folded into a convolution: {', '.join(left)}")
+    _convolve_instead_of_normalise(processed.graph)
     return processed
+
+
+def _convolve_instead_of_normalise(graph: onnx.GraphProto) -> None:
+    """Replace batch norms of images that onnxruntime could not fold by a 1x1 convolution with a filter per channel."""
+    constants = lookup.arrays(graph)
+    images = {value.name for value in (*graph.value_info, *graph.input) if len(value.type.tensor_type.shape.dim) == 4}
+    for index, node in enumerate(graph.node):
+        if node.op_type != "BatchNormalization" or node.input[0] not in images:
+            continue
+        scale, bias, mean, variance = (constants[name] for name in node.input[1:])
+        factor = scale / np.sqrt(variance + lookup.attributes(node).get("epsilon", 1e-5))
+        values = {"weight": factor.reshape(-1, 1, 1, 1), "bias": bias - mean * factor}
+        names = [f"{node.name}/{part}" for part in values]
+        for name, value in zip(names, values.values(), strict=True):
+            graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
+        convolution = helper.make_node(
+            "Conv", [node.input[0], *names], node.output[:1], name=node.name, group=len(factor)
+        )
+        graph.node[index].CopyFrom(convolution)
+    drop_unused(graph)
 
 
 def _pool_instead_of_mean(core: onnx.ModelProto) -> None:

@@ -59,6 +59,9 @@ def gate(
     std: Std = "",
     scale: Scale = None,
     layout: Layout = "",
+    resize: Annotated[
+        str, typer.Option("--resize", help="How images become square, if not as of --preprocessing.", metavar="NAME")
+    ] = "",
     image_size: Annotated[
         int, typer.Option("--image-size", min=0, help="Side length in pixels, if the model does not fix it.")
     ] = 0,
@@ -97,10 +100,11 @@ def gate(
     kinds = {path.suffix.lower() for path in (fp32, int8)}
     if kinds == {".onnx"}:
         models = open_models((fp32, int8), layout, image_size)
-        pairs = _pair(models, data, preprocessing_of(models, preprocessing, numbers))
+        pairs = _pair(models, data, preprocessing_of(models, preprocessing, numbers, resize))
     elif kinds <= set(SUFFIXES):
         _refuse(
-            {"--data": data, "--preprocessing": preprocessing, "--layout": layout, "--image-size": image_size or None}
+            {"--data": data, "--preprocessing": preprocessing, "--layout": layout, "--resize": resize}
+            | {"--image-size": image_size or None}
             | numbers
         )
         pairs = pair(read_predictions(fp32), read_predictions(int8))

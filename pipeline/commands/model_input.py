@@ -10,11 +10,12 @@ import typer
 
 from kdedge.errors import InputError
 from kdedge.parsing import closest
+from kdedge.preprocessing import check_resize
 
 if TYPE_CHECKING:
     from kdedge.benchmarks.input_adapter import Classifier, Preprocessing
 
-__all__ = ["Layout", "Mean", "Name", "Scale", "Std", "normalisation", "open_models", "preprocessing_of"]
+__all__ = ["Layout", "Mean", "Name", "Scale", "Std", "named", "normalisation", "open_models", "preprocessing_of"]
 
 Name = Annotated[
     str,
@@ -54,17 +55,35 @@ def open_models(paths: Sequence[Path], layout: str, image_size: int) -> "list[Cl
     return [open_classifier(path, layout=layout.upper(), image_size=image_size) for path in paths]
 
 
-def preprocessing_of(models: "Sequence[Classifier]", name: str, numbers: Mapping[str, Any]) -> "Preprocessing":
-    """Return the preprocessing that the options describe.
+def named(name: str) -> "Preprocessing":
+    """Return the preprocessing of this name.
 
     Raises:
-        InputError: The name is unknown, a model takes floats and no option describes them, or none does and one has.
+        InputError: The name is unknown.
     """
     from kdedge.benchmarks.input_adapter import PREPROCESSING
 
-    known = ", ".join(PREPROCESSING)
-    if name and name not in PREPROCESSING:
+    if name not in PREPROCESSING:
+        known = ", ".join(PREPROCESSING)
         raise InputError(f"--preprocessing {name!r} is unknown{closest(name, PREPROCESSING)}", f"known: {known}")
+    return PREPROCESSING[name]
+
+
+def preprocessing_of(
+    models: "Sequence[Classifier]", name: str, numbers: Mapping[str, Any], resize: str = ""
+) -> "Preprocessing":
+    """Return the preprocessing that the options describe.
+
+    Raises:
+        InputError: A name is unknown, a model takes floats and no option describes them, or none does and one has.
+    """
+    from kdedge.benchmarks.input_adapter import PREPROCESSING
+
+    usual = named(name or "kdedge")
+    if resize:
+        check_resize(resize, "--resize")
+    elif not name:
+        resize = next((model.resize_mode for model in models if model.resize_mode), "")
     given = {flag.removeprefix("--"): value for flag, value in numbers.items() if value is not None}
     if not 0 < given.get("scale", 1) < math.inf:
         raise InputError(f"--scale {given['scale']:g} is not a number above 0", "for example --scale 0.00392157")
@@ -72,13 +91,13 @@ def preprocessing_of(models: "Sequence[Classifier]", name: str, numbers: Mapping
     if floats and not name and not given:
         raise InputError(
             f"{floats[0].path} takes floats, and the file does not describe the preprocessing",
-            f"give --preprocessing ({known}), or --mean, --std and --scale as in training",
+            f"give --preprocessing ({', '.join(PREPROCESSING)}), or --mean, --std and --scale as in training",
         )
     if given and not floats:
         raise InputError(
             f"--{next(iter(given))} has no effect: models that take uint8 pixels have no preprocessing", "leave it out"
         )
-    return replace(PREPROCESSING[name or "kdedge"], resize_mode=models[0].resize_mode, **given)
+    return replace(usual, resize_mode=resize or usual.resize_mode, **given)
 
 
 def _numbers(flag: str, text: str) -> tuple[float, float, float] | None:

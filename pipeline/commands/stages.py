@@ -18,6 +18,7 @@ from kdedge.pipeline.commands.model_input import (
     Name,
     Scale,
     Std,
+    named,
     normalisation,
     open_models,
     preprocessing_of,
@@ -69,6 +70,13 @@ _OTHER_MODEL: Options = {
     "std": (Std, ""),
     "scale": (Scale, None),
     "layout": (Layout, ""),
+    "limit_pp": (
+        Annotated[
+            float | None,
+            typer.Option("--limit-pp", help="Maximum accepted INT8 accuracy drop, in percentage points. Default: 0.5."),
+        ],
+        None,
+    ),
 }
 # The options in the README.
 _FIRST = (
@@ -182,12 +190,16 @@ def export(config: Config, out: Path, **again: bool) -> None:
     print(out / "export" / "student.onnx")
 
 
-def _size_of_model(given: dict[str, Any], fields: Fields) -> Flags:
-    """Take the image size from the model that is quantized, if one is given."""
+def _of_model(given: dict[str, Any], fields: Fields) -> Flags:
+    """Take the image size from the model that is quantized, the resize from its preprocessing, and the gate's limit."""
     if given["model"]:
         data = fields.setdefault("data", {})
         model = open_models([given["model"]], given["layout"], data.get("image_size", 0))[0]
         data["image_size"] = model.image_size
+        if given["preprocessing"]:
+            data.setdefault("resize", named(given["preprocessing"]).resize_mode)
+    if given["limit_pp"] is not None:
+        fields["benchmark"] = {"limit_pp": given["limit_pp"]}
     return RUN_FLAGS
 
 
@@ -197,7 +209,7 @@ def _size_of_model(given: dict[str, Any], fields: Fields) -> Flags:
     short_help="Quantize the ONNX model to INT8, calibrated on training data.",
     rich_help_panel=_STAGES,
 )
-@configured(("data", "quantize"), _OTHER_MODEL | STAGE, prepare=_size_of_model)
+@configured(("data", "quantize"), _OTHER_MODEL | STAGE, prepare=_of_model)
 def quantize(
     config: Config,
     *,
@@ -208,6 +220,7 @@ def quantize(
     std: str,
     scale: float | None,
     layout: str,
+    limit_pp: float | None,
     **again: bool,
 ) -> None:
     """Run the quantization stage, or quantize another model."""
@@ -226,7 +239,7 @@ def quantize(
     classifier = open_models([model], layout, config.data.image_size)[0]
     gate = quantize_other(classifier, preprocessing_of([classifier], preprocessing, numbers), config, out, **again)
     print_gate(gate)
-    print(out / "quantize" / "student.int8.onnx")
+    print(f"{out / 'quantize' / 'student.int8.onnx'}\n  kdedge benchmark --out {out}\n  kdedge bundle --out {out}")
     check_passed(gate)
 
 

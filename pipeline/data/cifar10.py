@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from kdedge.dataset import Split, keep_used
 from kdedge.errors import InputError
 from kdedge.image_cache import resize_images
+from kdedge.images import size_text
 from kdedge.inputs import InputSpec, image_input
+from kdedge.preprocessing import RESIZE_MODES
 
 __all__ = ["BINARY", "CLASS_NAMES", "PICKLE", "Cifar10", "Format", "find_damage", "md5_hex", "open_cifar10"]
 
@@ -122,13 +124,14 @@ class Cifar10:
     image_size: int
     val_fraction: float = 0.1
     train_size: int = 0
+    resize_mode: str = RESIZE_MODES[0]
     name: str = "cifar10"
     class_names: tuple[str, ...] = CLASS_NAMES
 
     @property
     def spec(self) -> InputSpec:
         """The input of models for these images."""
-        return image_input(self.image_size)
+        return image_input(self.image_size, self.resize_mode)
 
     def train(self) -> Split:
         """Decode the five training batches and return the images that are used, see `Dataset.train`."""
@@ -140,7 +143,7 @@ class Cifar10:
 
     def decoded(self, some: Split) -> Split:
         """Return images of `undecoded` in the size of this data set."""
-        return replace(some, images=resize_images(some.images, self.image_size))
+        return replace(some, images=resize_images(some.images, self.image_size, self.resize_mode))
 
     def test(self) -> Split:
         """Decode the test batch."""
@@ -175,7 +178,7 @@ class Cifar10:
         return Split(images, labels, self.class_names)
 
     def _fingerprint(self, md5s: dict[str, str]) -> str:
-        text = f"cifar10 {self.image_size} " + " ".join(md5s.values())
+        text = f"cifar10 {size_text(self.image_size, self.resize_mode)} " + " ".join(md5s.values())
         return hashlib.sha256(text.encode()).hexdigest()
 
 

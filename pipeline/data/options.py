@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 
 from kdedge.options import option
-from kdedge.preprocessing import RESIZE_MODES
+from kdedge.preprocessing import RESIZE_MODES, check_resize
 
 __all__ = ["NAMES", "PATH_KINDS", "WINDOWS", "DataConfig"]
 
@@ -41,9 +41,10 @@ class DataConfig:
     image_size: int = option(32, "Side length of the images in pixels.", flag="--image-size", least=16, most=512)
     resize: str = option(
         RESIZE_MODES[0],
-        "How images become square: squeeze changes the aspect ratio, crop takes the middle, pad repeats the edges.",
+        "How images become square: squeeze changes the aspect ratio, crop takes the middle, pad repeats the edges. "
+        "crop-SHARE and crop-SHARE-bicubic are those of torchvision and timm.",
         flag="--resize",
-        choices=RESIZE_MODES,
+        parse=check_resize,
     )
     val_fraction: float = option(
         0.1, "Share of the training data held out for validation.", flag="--val-fraction", least=0.01, most=0.5

@@ -5,9 +5,9 @@
     kdedge benchmark --out artifacts/run
 """
 
-import importlib.util
 import shlex
 from collections.abc import Collection, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -84,7 +84,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         opened(config.data),
         images_sha256=images_sha256,
         run_facts=facts,
-        torch_top1=_TorchScores(inputs, images_sha256) if importlib.util.find_spec("torch") else None,
+        torch_top1=_TorchScores(inputs, images_sha256) if "teacher" in inputs and find_spec("torch") else None,
         emulate=emulation(config.benchmark),
         runtimes=_converted(config, inputs, out_dir / RUNTIMES_FOLDER),
         out_dir=out_dir,
@@ -110,17 +110,36 @@ def _converted(config: Config, inputs: Mapping[str, Path], folder: Path) -> dict
 def _run_facts(config: Config, inputs: Mapping[str, Path]) -> dict[str, Any]:
     """Return the report's sections on the earlier stages: run, teacher, student, training and quantization."""
     manifests = {stage: load_manifest(directory) for stage, directory in inputs.items()}
-    teacher, student, exported = (manifests[stage]["facts"] for stage in ("teacher", "distill", "export"))
-    return {
+    origin = _trained(manifests, inputs) if "distill" in inputs else _adopted(manifests)
+    return origin | {
         "run": {
             "preset": config.preset,
             "wall_s": round(sum(manifest["wall_s"] for manifest in manifests.values()), 1),
             "stage_wall_s": {stage: manifest["wall_s"] for stage, manifest in manifests.items()},
             "peak_rss_mb": max(manifest.get("peak_rss_mb") or 0 for manifest in manifests.values()) or None,
             "stage_commits": {stage: manifest["commit"] for stage, manifest in manifests.items()},
-            "runtime": manifests["distill"]["config"]["runtime"],
-            "seed": manifests["distill"]["config"]["runtime"]["seed"],
+            **origin["run"],
         },
+        "quantization": {
+            **load_json(inputs["quantize"] / "candidates.json", ("candidates", "chosen", "target", "rung")),
+            "sensitivity": load_json(inputs["quantize"] / "sensitivity.json", ("layers",)),
+        },
+    }
+
+
+def _adopted(manifests: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is known of a model that kdedge did not train."""
+    exported = manifests["export"]["facts"]
+    known = {"arch": Path(exported["adopted"]).stem, **{key: exported[key] for key in ("adopted", "params", "macs")}}
+    return {"run": {"seed": manifests["quantize"]["config"]["seed"]["seed"]}, "student": known}
+
+
+def _trained(manifests: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """Return runtime and seed of a training, its teacher, its student and its log."""
+    teacher, student, exported = (manifests[stage]["facts"] for stage in ("teacher", "distill", "export"))
+    runtime = manifests["distill"]["config"]["runtime"]
+    return {
+        "run": {"runtime": runtime, "seed": runtime["seed"]},
         "teacher": {key: teacher[key] for key in ("arch", "stem", "params", "weights", "epochs", "val_top1_pct")},
         "student": {
             **{key: student[key] for key in ("arch", "params", "method", "epochs", "val_top1_pct")},
@@ -133,10 +152,6 @@ def _run_facts(config: Config, inputs: Mapping[str, Path]) -> dict[str, Any]:
             "block_variances": student["block_variances"],
         },
         "training": read_log(inputs["distill"] / f"training_log_{student['method']}.csv"),
-        "quantization": {
-            **load_json(inputs["quantize"] / "candidates.json", ("candidates", "chosen", "target", "rung")),
-            "sensitivity": load_json(inputs["quantize"] / "sensitivity.json", ("layers",)),
-        },
     }
 
 

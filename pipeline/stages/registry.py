@@ -7,15 +7,20 @@ The module of a stage is imported when it is checked or runs, so that reading a 
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from kdedge.errors import InputError
+from kdedge.manifest import load_manifest
+from kdedge.ownership import is_stage
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.data.sources import data_sha256
 from kdedge.pipeline.run_dir import StageSpec
 from kdedge.pipeline.stages.fingerprint import of_benchmark, of_quantization, of_sections, of_training
 from kdedge.pipeline.training import distributed
 
-__all__ = ["STAGES", "TRAINING_STAGES"]
+__all__ = ["STAGES", "TRAINING_STAGES", "stages_of"]
 
 TRAINING_STAGES = frozenset({"teacher", "distill"})
 _TRAININGS = frozenset(f"{name}.run" for name in TRAINING_STAGES)
@@ -111,3 +116,22 @@ STAGES = {
         ),
     )
 }
+
+
+def stages_of(names: tuple[str, ...], run_dir: Path) -> list[StageSpec]:
+    """Return stages of a run directory; if it has a model that kdedge did not train, they read no training.
+
+    Raises:
+        InputError: It has such a model, and a stage would train another one.
+    """
+    adopted = is_stage(run_dir / "export", "export") and load_manifest(run_dir / "export")["facts"].get("adopted")
+    if not adopted:
+        return [STAGES[name] for name in names]
+    if training := [name for name in names if name in TRAINING_STAGES | {"export"}]:
+        raise InputError(
+            f"{run_dir} has {adopted}, which kdedge did not train: it has no stage {training[0]}", "give another --out"
+        )
+    return [
+        replace(spec, reads=tuple(before for before in spec.reads if before not in TRAINING_STAGES))
+        for spec in (STAGES[name] for name in names)
+    ]

@@ -38,7 +38,7 @@ try {
   const one = golden.slice(0, 3 * bundle.size ** 2);
   const pixels = {};
   for (const name of await (await fetch("pictures.json")).json())
-    for (const mode of ["squeeze", "crop", "pad"])
+    for (const mode of ["squeeze", "crop", "pad", "crop-0.875", "crop-0.8-bicubic"])
       pixels[`${name} ${mode}`] = Array.from(resize(await decode(await bytes(name)), bundle.size, mode));
   const [all, first] = [await run(bundle, golden), await run(bundle, one)].map((logits) => Array.from(logits));
   bundle.resizeMode ??= "none";

@@ -54,7 +54,7 @@ def test_predict_py_agrees_with_kdedge_predict(make_bundle: Callable[..., Path],
     assert verify_bundle(bundle)  # running it leaves nothing behind
 
 
-@pytest.mark.parametrize("mode", ["crop", "pad"])
+@pytest.mark.parametrize("mode", ["crop", "pad", "crop-0.875-bicubic"])
 def test_predict_py_and_kdedge_predict_resize_as_the_bundle_says(
     make_bundle: Callable[..., Path], tmp_path: Path, mode: str
 ) -> None:

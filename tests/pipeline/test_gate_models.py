@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torchvision import transforms
+from torchvision.models import ResNet18_Weights
 from typer.testing import CliRunner
 
 import kdedge
@@ -227,16 +229,20 @@ def test_dynamic_quantization_sees_one_image_at_a_time(tmp_path):
 def test_named_preprocessing_is_that_of_the_projects(width, height):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     image = Image.fromarray(pixels)
-    filters = transforms.InterpolationMode
-    for name, side, resample in (
-        ("torchvision", 37, filters.BILINEAR), ("timm", 37, filters.BICUBIC), ("ultralytics", 32, filters.BILINEAR)
-    ):  # fmt: skip
-        steps = [transforms.Resize(side, resample), transforms.CenterCrop(32), transforms.ToTensor()]
-        if name != "ultralytics":
-            steps.append(transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-        expected = transforms.Compose(steps)(image).numpy().transpose(1, 2, 0)
+    projects = {
+        "torchvision": ResNet18_Weights.IMAGENET1K_V1.transforms(crop_size=35, resize_size=40),  # of 224 and 256
+        # As `classify_transforms` of ultralytics 8.3: mean 0, std 1, the whole of the shorter side.
+        "ultralytics": transforms.Compose([transforms.Resize(35), transforms.CenterCrop(35), transforms.ToTensor()]),
+    }
+    if find_spec("timm"):
+        from timm.data import create_transform, resolve_data_config
+
+        # Of the architectures that name nothing else.
+        projects["timm"] = create_transform(**resolve_data_config({"input_size": (3, 35, 35)}))
+    for name, convert in projects.items():
+        expected = convert(image).numpy().transpose(1, 2, 0)
         preprocessing = PREPROCESSING[name]
-        np.testing.assert_allclose(preprocessing.floats(preprocessing.pixels(image, 32)[None])[0], expected, atol=1e-5)
+        np.testing.assert_allclose(preprocessing.floats(preprocessing.pixels(image, 35)[None])[0], expected, atol=1e-5)
     keras = PREPROCESSING["keras"].floats(np.array([0, 255], np.uint8).reshape(2, 1, 1, 1).repeat(3, axis=3))
     assert np.unique(keras).tolist() == [-1, 1]
 

@@ -2,14 +2,17 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import onnx
 import pytest
 from command_line import invoke
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
-from kdedge.benchmarks.input_adapter import PREPROCESSING, open_classifier
+from kdedge.benchmarks.input_adapter import PREPROCESSING, Preprocessing, open_classifier
 from kdedge.errors import InputError
 from kdedge.export.adopt import adopt_model
 from kdedge.export.graph import read_model
@@ -21,7 +24,19 @@ FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
 CLASSES = ("blue", "green", "red")
 
 
-def colour_net(path, *, batch=None, layout="NCHW", kind=FLOAT, opset=18, activation="HardSwish", last="Gemm", **save):
+def colour_net(
+    path,
+    *,
+    batch=None,
+    layout="NCHW",
+    kind=FLOAT,
+    opset=18,
+    activation="HardSwish",
+    last="Gemm",
+    norm=False,
+    ir=0,
+    **save,
+):
     """Write a classifier whose largest logit is that of the strongest colour, with padding, branches and a mean."""
     rng = np.random.default_rng(0)
     first = np.zeros((6, 3, 3, 3), np.float32)
@@ -49,6 +64,9 @@ def colour_net(path, *, batch=None, layout="NCHW", kind=FLOAT, opset=18, activat
         tensor = add("Transpose", [tensor], "nchw", perm=[0, 3, 1, 2])
     tensor = add("Conv", [tensor, "w1", "b1"], "conv1", pads=[1] * 4)
     tensor = add(activation, [tensor], "act1")
+    if norm:  # not behind a convolution
+        values |= {"one": np.ones(6, np.float32), "zero": np.zeros(6, np.float32)}
+        tensor = add("BatchNormalization", [tensor, "one", "zero", "zero", "one"], "norm")
     gate = add("Sigmoid", [add("Conv", [add("GlobalAveragePool", [tensor], "pool"), "w2"], "squeeze")], "gate")
     tensor = add("Mul", [tensor, gate], "scaled_by_gate")
     values["axes"] = np.array([2, 3], np.int64)
@@ -66,7 +84,13 @@ def colour_net(path, *, batch=None, layout="NCHW", kind=FLOAT, opset=18, activat
         [helper.make_tensor_value_info("scores", FLOAT, [batch or "N", 3])],
         [numpy_helper.from_array(value, name) for name, value in values.items()],
     )  # fmt: skip
-    ir_version = 7 if opset < 15 else 10
+    ir_version = ir or (7 if opset < 15 else 10)
+    if ir == 3:  # lists the weights among the inputs
+        values_of = {name: np.asarray(value) for name, value in values.items()}
+        kinds = {name: helper.np_dtype_to_tensor_dtype(value.dtype) for name, value in values_of.items()}
+        graph.input.extend(
+            helper.make_tensor_value_info(name, kinds[name], value.shape) for name, value in values_of.items()
+        )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path, **save)
@@ -90,8 +114,9 @@ def adopted(path, target, name="torchvision", **options):
         {"opset": 13, "activation": "Relu"},
         {"opset": 20, "activation": "Gelu", "last": "Softmax"},
         {"save_as_external_data": True, "size_threshold": 100},
+        {"norm": True, "ir": 3, "opset": 13, "activation": "Relu"},
     ],
-    ids=["batch 1", "batch 4", "nhwc", "uint8", "uint8 batch 1", "opset 13", "gelu", "external data"],
+    ids=["batch 1", "batch 4", "nhwc", "uint8", "uint8 batch 1", "opset 13", "gelu", "external data", "ir 3"],
 )
 def test_models_are_rewritten_and_run_as_integers(tmp_path, options):
     model = adopted(colour_net(tmp_path / "model.onnx", **options), tmp_path / "student.onnx")
@@ -103,7 +128,7 @@ def test_models_are_rewritten_and_run_as_integers(tmp_path, options):
     assert not proof["float_convs"]
     reasons = {row["type"]: row["reason"] for row in float_operators(proof, OP_TYPES, ())}
     assert reasons["Sigmoid"] == "kdedge does not quantize Sigmoid"
-    assert reasons.keys().isdisjoint({"Conv", "Gemm", "ReduceMean", "GlobalAveragePool"})
+    assert reasons.keys().isdisjoint({"Conv", "Gemm", "ReduceMean", "GlobalAveragePool", "BatchNormalization"})
 
 
 def test_models_that_cannot_be_rewritten_are_refused(tmp_path):
@@ -156,8 +181,46 @@ def test_the_command_quantizes_and_decides_the_gate(tmp_path, images):
     assert "quantize: up to date, skipped" in again.output
     models = [out / "export" / "student.onnx", out / "quantize" / "student.int8.onnx"]
     assert invoke("gate", *models, "--data", images, "--limit-pp", 50).exit_code == 0
+    original = ["gate", path, models[1], "--preprocessing", "torchvision", "--data", images, "--limit-pp", 50]
+    assert invoke(*original).exit_code == 0
     (out / "distill").mkdir()
     assert "has a student that kdedge trained" in invoke(*command).output
+
+
+@pytest.mark.usefixtures("brief_search", "plain_figures")
+def test_the_bundle_has_the_preprocessing_of_the_model(tmp_path, images):
+    path, out = colour_net(tmp_path / "net.onnx", batch=1, layout="NHWC"), tmp_path / "out"
+    options = ["--mean", "0.5", "--std", "0.25,0.5,0.5", "--resize", "crop-0.8-bicubic"]
+    preprocessing = Preprocessing(mean=(0.5,) * 3, std=(0.25, 0.5, 0.5), resize_mode="crop-0.8-bicubic")
+    short = ["--calibration-images", 32, "--no-compare-formats"]
+    done = invoke("quantize", path, *options, "--data", images, "--out", out, "--limit-pp", 30, *short)
+    assert done.exit_code == 0, done.output
+    done = invoke("benchmark", "--out", out, "--latency-seconds", 0.05, "--latency-batches", 1)
+    assert done.exit_code == 0, done.output
+    report = json.loads((out / "benchmark" / "report.json").read_text())
+    assert (report["student"]["arch"], report["student"]["adopted"]) == ("net", "net.onnx")
+    assert report["student"]["macs"] > 6 * 27 * 16**2
+    assert report["gate"]["limit_pp"] == 30
+    done = invoke("bundle", "--out", out)
+    assert done.exit_code == 0, done.output
+    bundle = out / "bundle"
+    assert "from the file `net.onnx`, which kdedge did not train" in (bundle / "MODEL_CARD.md").read_text()
+    assert json.loads((bundle / "manifest.json").read_text())["facts"]["history"]["weights"].keys() == {"net.onnx"}
+    assert invoke("verify", bundle).exit_code == 0
+
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 61, 3), np.uint8)).save(photo)
+    classifier = open_classifier(path)
+    pixels = preprocessing.pixels(Image.open(photo), 16)[None]
+    logits = classifier.logits(pixels, preprocessing, 3)[0]
+    expected = float(np.exp(logits - logits.max()).max() / np.exp(logits - logits.max()).sum())
+    script = [sys.executable, bundle / "predict.py", photo, "--fp32"]
+    alone = subprocess.run(script, capture_output=True, text=True, check=True)
+    answers = [json.loads(alone.stdout), json.loads(invoke("predict", "--json", "--fp32", bundle, photo).stdout)]
+    for answer in answers:
+        assert answer["label"] == CLASSES[logits.argmax()]
+        assert answer["probability"] == pytest.approx(expected, abs=1e-3)
+    assert "did not train: it has no stage teacher" in invoke("run-all", "--out", out, "--data", images).output
 
 
 @pytest.mark.parametrize(

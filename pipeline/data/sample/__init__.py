@@ -17,8 +17,10 @@ from PIL import Image
 from kdedge.dataset import Split, keep_used
 from kdedge.errors import InputError
 from kdedge.image_cache import resize_images
+from kdedge.images import size_text
 from kdedge.inputs import InputSpec, image_input
 from kdedge.pipeline.data.cifar10 import CLASS_NAMES
+from kdedge.preprocessing import RESIZE_MODES
 
 __all__ = ["SHA256", "Sample", "from_sheet", "open_sample", "to_sheet"]
 
@@ -38,13 +40,14 @@ class Sample:
     image_size: int
     val_fraction: float = 0.1
     train_size: int = 0
+    resize_mode: str = RESIZE_MODES[0]
     name: str = "sample"
     class_names: tuple[str, ...] = CLASS_NAMES
 
     @property
     def spec(self) -> InputSpec:
         """The input of models for these images."""
-        return image_input(self.image_size)
+        return image_input(self.image_size, self.resize_mode)
 
     def train(self) -> Split:
         """Decode the training sheet and return the images that are used, see `Dataset.train`."""
@@ -56,7 +59,7 @@ class Sample:
 
     def decoded(self, some: Split) -> Split:
         """Return images of `undecoded` in the size of this data set."""
-        return replace(some, images=resize_images(some.images, self.image_size))
+        return replace(some, images=resize_images(some.images, self.image_size, self.resize_mode))
 
     def test(self) -> Split:
         """Decode the test sheet."""
@@ -81,7 +84,8 @@ class Sample:
         return Split(images, labels, self.class_names)
 
     def _fingerprint(self, name: str) -> str:
-        return hashlib.sha256(f"sample {self.image_size} {SHA256[name]}".encode()).hexdigest()
+        size = size_text(self.image_size, self.resize_mode)
+        return hashlib.sha256(f"sample {size} {SHA256[name]}".encode()).hexdigest()
 
 
 def open_sample(image_size: int, val_fraction: float = 0.1, train_size: int = 0) -> Sample:
