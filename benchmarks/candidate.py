@@ -65,8 +65,8 @@ class Candidate:
     @property
     def size_bytes(self) -> int:
         """Size of the file, and of the file of weights that OpenVINO keeps next to it."""
-        files = (self.path, self.path.with_suffix(".bin"))
-        return sum(file.stat().st_size for file in files if file.is_file())
+        files = [self.path, self.path.with_suffix(".bin")] if self.path.suffix == ".xml" else [self.path]
+        return sum(file.stat().st_size for file in files)
 
     def open(self, threads: int = 1, *, spinning: bool = False) -> Runnable:
         """Open the model.

@@ -33,7 +33,7 @@ def _convert(student: Path, calibration: npt.NDArray[Any], folder: Path) -> None
     model = read_model(student)
     spec = read_spec(model)
     assert spec is not None  # `read_model` checks it
-    core = litert_torch.to_channel_last_io(TorchCore(cut_input_adapter(model, spec)).eval(), args=[0])
+    core = litert_torch.to_channel_last_io(TorchCore(cut_input_adapter(model, spec)), args=[0]).eval()
     fp32, int8 = (str(folder / name) for name in LITERT.files)
     litert_torch.convert(core, (torch.from_numpy(_channels_last(spec, spec.zeros(1))),)).export(fp32)
     interpreter = Interpreter(fp32)

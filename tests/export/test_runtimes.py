@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from kdedge.benchmarks.candidate import Candidate
 from kdedge.benchmarks.options import RUNTIME_NAMES
 from kdedge.benchmarks.session import open_model
 from kdedge.errors import InputError, StageError
@@ -40,6 +41,14 @@ def test_the_option_names_the_runtimes() -> None:
     assert tuple(RUNTIMES) == RUNTIME_NAMES
     files = [name for runtime in RUNTIMES.values() for name in runtime.files]
     assert len(files) == len(set(files))  # a bundle holds them side by side
+
+
+def test_a_size_includes_the_weights_of_openvino_but_not_those_of_another_runtime(tmp_path: Path) -> None:
+    sizes = {"student.xml": 1, "student.bin": 20, "student.tflite": 300}
+    for name, size in sizes.items():
+        (tmp_path / name).write_bytes(bytes(size))
+    assert Candidate("fp32", tmp_path / "student.xml", "OpenVINO IR").size_bytes == 21
+    assert Candidate("fp32", tmp_path / "student.tflite", "LiteRT").size_bytes == 300
 
 
 def test_a_converted_student_is_measured_like_a_model_of_onnxruntime(
