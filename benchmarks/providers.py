@@ -13,7 +13,9 @@ from kdedge.parsing import closest
 __all__ = ["CPU", "CUDA", "GPUS", "TENSORRT", "install_hint", "named_providers", "session_providers", "short_names"]
 
 _SUFFIX = "ExecutionProvider"
-CPU, CUDA, TENSORRT = f"CPU{_SUFFIX}", f"CUDA{_SUFFIX}", f"Tensorrt{_SUFFIX}"
+CPU = f"CPU{_SUFFIX}"
+CUDA = f"CUDA{_SUFFIX}"
+TENSORRT = f"Tensorrt{_SUFFIX}"
 
 GPUS = {CUDA: "cuda", TENSORRT: "cuda"}
 """Providers with a memory of their own, and its name in onnxruntime. FP16 is measured there, too."""
