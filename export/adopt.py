@@ -122,7 +122,10 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
 
 
 def _free_batch(model: onnx.ModelProto) -> None:
-    """Let a model with a fixed batch take any: its Reshape nodes keep the first axis of their input."""
+    """Let a model with a fixed batch take any: its Reshape nodes keep the first axis of their input.
+
+    Where that axis cannot be inferred, it counts as the batch; a wrong guess changes the logits, which are compared.
+    """
     graph = model.graph
     batch = _shape(graph.input[0])[0]
     if batch:
@@ -131,7 +134,7 @@ def _free_batch(model: onnx.ModelProto) -> None:
         constants = arrays(graph)
         for node in [node for node in graph.node if node.op_type == "Reshape" and node.input[1] in constants]:
             shape = constants[node.input[1]].copy()
-            if first.get(node.input[0]) == [batch] and shape.size and shape[0] == batch:
+            if first.get(node.input[0], [0]) in ([batch], [0]) and shape.size and shape[0] == batch:
                 shape[0] = 0
                 graph.initializer.append(numpy_helper.from_array(shape, f"{node.name}/shape"))
                 node.input[1] = graph.initializer[-1].name

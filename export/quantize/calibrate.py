@@ -110,7 +110,10 @@ class TensorStatistics:
                     if values.dtype == np.float32 and values.shape[:1] == part.shape[:1]:
                         getattr(tensors[name], method)(values.reshape(len(part), -1))
         seen = {name: tensor for name, tensor in tensors.items() if np.isfinite(tensor.lowest)}
-        return cls(seen | {name: seen[relu] for name, relu in behind.items()})
+        for name, relu in reversed(behind.items()):  # a later one first: a ReLU may follow another
+            if relu in seen:  # not a Clip of integers
+                seen[name] = seen[relu]
+        return cls(seen)
 
     def ranges(self, calibrator: str) -> dict[str, Range]:
         """Return the range (lowest, highest) of every tensor by a calibrator; that of pixels is exactly 0..1.
