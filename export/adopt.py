@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, inliner, numpy_helper, version_converter
+from onnx.reference import ReferenceEvaluator
 
 from kdedge import __version__
 from kdedge.benchmarks.input_adapter import Classifier, Preprocessing
@@ -106,10 +107,24 @@ def _constants_as_initializers(graph: onnx.GraphProto) -> None:
         graph.initializer.add().CopyFrom(attributes(node)["value"])
         graph.initializer[-1].name = node.output[0]
         graph.node.remove(node)
+    _fold_integers(graph)
     # Old files list the weights among the inputs.
     names = {item.name for item in graph.initializer}
     for value in [value for value in graph.input if value.name in names]:
         graph.input.remove(value)
+
+
+def _fold_integers(graph: onnx.GraphProto) -> None:
+    """Compute what depends on integer constants only: bounds and shapes that shape inference then knows."""
+    constants = {name: array for name, array in arrays(graph).items() if array.dtype == np.int64}
+    for node in list(graph.node):
+        if not node.input or node.domain or len(node.output) > 1 or not constants.keys() >= set(node.input):
+            continue
+        (value,) = ReferenceEvaluator(node).run(None, {name: constants[name] for name in node.input})
+        if np.asarray(value).dtype == np.int64:
+            graph.initializer.append(numpy_helper.from_array(np.asarray(value), node.output[0]))
+            constants[node.output[0]] = np.asarray(value)
+            graph.node.remove(node)
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:

@@ -108,6 +108,7 @@ def colour_net(
 def adopted(path, target, name="torchvision", **options):
     metrics = adopt_model(open_classifier(path), PREPROCESSING[name], CLASSES, target, resize_mode="squeeze", **options)
     assert metrics["max_abs_diff"] < 1e-4
+    assert metrics["macs"] == 6 * 27 * 16**2 + 6 * 6 + 6 * 3 + (name == "torchvision") * 3 * 16**2
     return read_model(target)
 
 
