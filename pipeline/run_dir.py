@@ -26,6 +26,8 @@ from kdedge.progress import format_duration, log
 
 __all__ = ["StageSpec", "lock_run", "run_stage", "why_rerun"]
 
+_SHORT_WAIT_S = 2.0  # a longer wait for a lock is logged
+
 
 @dataclass(frozen=True)
 class StageSpec:
@@ -83,7 +85,7 @@ def lock_run(run_dir: Path, check: Callable[[], None] = lambda: None, *, wait: b
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=_SHORT_WAIT_S if wait else 0)
         except Timeout:
             if not wait:
                 raise BusyError(

@@ -222,7 +222,8 @@ def run_study(study: Study, names: Sequence[str], config: Config, out: Path, opt
         measure_test(tables.rows, out, report=tables.update)
     tables.update()
     if tables.rows:  # the shard may be empty
-        draw_study(out)
+        with lock_run(out, wait=True):
+            draw_study(out)
     return tables.result
 
 
