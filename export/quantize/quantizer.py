@@ -112,7 +112,7 @@ class Quantizer:
             types[candidate.activations],
             TensorsData(CalibrationMethod.MinMax, ranges),
             list(only),
-            [*exclude, *_after_the_last_layer(core.graph)],
+            [*exclude, *_after_the_last_layer(core.graph), *_without_range(core.graph, ranges)],
             OP_TYPES,
             # The last matrix product returns float logits from its 32-bit sums: rounding them to 8 bits would lose
             # accuracy and add two operators.
@@ -139,6 +139,16 @@ def _after_the_last_layer(graph: onnx.GraphProto) -> list[str]:
     """Return the name of the operator that returns the logits, unless it is a matrix product: it stays in float."""
     last = lookup.producers(graph)["logits"]
     return [] if last.op_type in _FLOAT_OUTPUT else [last.name]
+
+
+def _without_range(graph: onnx.GraphProto, ranges: Mapping[str, Any]) -> list[str]:
+    """Return the names of operators on tensors that are not float or have no batch, such as a computed padding."""
+    known = {*ranges, *lookup.initializers(graph), ""}
+    return [
+        node.name
+        for node in graph.node
+        if not known.issuperset([*node.input[: 1 if node.op_type == "Reshape" else None], *node.output])
+    ]
 
 
 def _preprocess(core: onnx.ModelProto) -> onnx.ModelProto:

@@ -18,7 +18,7 @@ from kdedge.export.adopt import adopt_model
 from kdedge.export.graph import read_model
 from kdedge.export.quantize.candidates import Candidate
 from kdedge.export.quantize.proof import float_operators, integer_proof
-from kdedge.export.quantize.quantizer import OP_TYPES, Quantizer
+from kdedge.export.quantize.quantizer import OP_TYPES, Quantizer, _without_range
 
 FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
 CLASSES = ("blue", "green", "red")
@@ -250,3 +250,13 @@ def test_options_of_a_model_need_one(tmp_path):
     result = invoke("quantize", "--out", tmp_path, "--mean", "0.5")
     assert result.exit_code == 2
     assert "--mean is for a MODEL.onnx that kdedge did not train" in " ".join(result.output.split())
+
+
+def test_operators_on_computed_shapes_are_not_quantized():
+    nodes = [
+        helper.make_node("Add", ["padding", "one"], ["sum"], name="of integers"),
+        helper.make_node("Reshape", ["features", "sum"], ["logits"], name="of floats"),
+    ]
+    one = numpy_helper.from_array(np.int64([1]), "one")
+    graph = helper.make_graph(nodes, "graph", [], [], [one])
+    assert _without_range(graph, dict.fromkeys(("features", "logits"), (0.0, 1.0))) == ["of integers"]
