@@ -137,7 +137,7 @@ def test_a_noisy_cell_does_not_mark_the_whole_figure(
         {**row, "trust": {"verdict": verdict}} for row, verdict in zip(finished[0]["latency"], verdicts, strict=True)
     ]
     axes = Figure().subplots()
-    figures._latency(axes, rows)
+    figures._latency(axes, rows, "image")
     assert axes.get_title(loc="left") == title
     # Numbers over the bars are drawn model by model.
     drawn = sorted(range(4), key=lambda index: rows[index]["model"] != rows[0]["model"])
