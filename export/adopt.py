@@ -115,7 +115,7 @@ def _constants_as_initializers(graph: onnx.GraphProto) -> None:
 
 
 def _fold_integers(graph: onnx.GraphProto) -> None:
-    """Compute what depends on integer constants only: bounds and shapes that shape inference then knows."""
+    """Compute what depends on integer constants only: bounds, and shapes for shape inference."""
     constants = {name: array for name, array in arrays(graph).items() if array.dtype == np.int64}
     for node in list(graph.node):
         if not node.input or node.domain or len(node.output) > 1 or not constants.keys() >= set(node.input):
