@@ -37,8 +37,7 @@ class Classifier:
         self.size, self.resize_mode = settings["size"], settings.get("resize_mode", "squeeze")
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 4
-        data = Path(folder, model).read_bytes()
-        self.session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        self.session = ort.InferenceSession(Path(folder, model).read_bytes(), options, ["CPUExecutionProvider"])
 
     def __call__(self, frames: Any) -> Any:
         """Return label, class index and probability of a frame, uint8 RGB [H, W, 3]; of a list of frames, a list."""
@@ -81,8 +80,9 @@ def decode(path: Path, size: int, mode: str = "squeeze") -> Any:
     jpeg: Any = type("Jpeg", (JpegImagePlugin.JpegImageFile,), {"getexif": lambda self: Image.Exif()})
     with path.open("rb") as file:
         is_jpeg = file.read(3) == b"\xff\xd8\xff"
-    avif = ("AVIF",) if find_spec("PIL._avif") else ()
-    opened: Any = jpeg(path) if is_jpeg else Image.open(path, formats=FORMATS + avif)
+    heif = find_spec("pillow_heif") and __import__("pillow_heif.HeifImagePlugin")  # registers itself
+    formats = FORMATS + ("AVIF",) * bool(find_spec("PIL._avif")) + ("HEIF",) * bool(heif)
+    opened: Any = jpeg(path) if is_jpeg else Image.open(path, formats=formats)
     with opened as image:
         pixels = image.size[0] * image.size[1]
         factor = next((factor for factor in (1, 2, 4, 8) if pixels <= MAX_PIXELS * factor**2), 8)
@@ -112,11 +112,13 @@ def decode(path: Path, size: int, mode: str = "squeeze") -> Any:
 
 def resize(image: Any, size: int, mode: str) -> Any:
     """Return an RGB image as uint8 [size, size, 3]: squeezed, its middle (crop), or with repeated edges (pad)."""
-    shorter, longer = min(image.size), max(image.size)
+    shorter, longer, share = min(image.size), max(image.size), f"{mode}-".split("-")[1]  # crop-SHARE[-bicubic]
     left, top = ((side - shorter) // 2 for side in image.size)
     image = image.crop((left, top, left + shorter, top + shorter)) if mode == "crop" else image
     target = [max(1, (2 * side * size + longer) // (2 * longer)) if mode == "pad" else size for side in image.size]
-    pixels = np.asarray(image.resize(target, 2))  # 2: bilinear
+    target = [int(size / float(share)) * side // shorter for side in image.size] if share else target
+    left, top = (max(0, round((side - size) / 2)) for side in target)
+    pixels = np.asarray(image.resize(target, 3 if "bicubic" in mode else 2))[top : top + size, left : left + size]
     return np.pad(pixels, [*(((size - n) // 2, (size - n + 1) // 2) for n in pixels.shape[:2]), (0, 0)], "edge")
 
 
@@ -143,10 +145,9 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # of Pillow, about metadata
     try:
-        classify = Classifier(model="student.onnx" if args.fp32 else "student.int8.onnx")
+        classify, code = Classifier(model="student.onnx" if args.fp32 else "student.int8.onnx"), 0
     except Exception as error:  # onnxruntime's errors have no base of their own
         sys.exit(f"predict.py: {error}")
-    code = 0
     for path in args.files:
         try:
             answers = classify(load(path, classify.size, classify.resize_mode))
