@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,13 @@ import pytest
 from bundles import MANIFEST_OF_BENCHMARK, REPORT
 from shared import made_once
 
+from kdedge.dataset import Split
 from kdedge.inputs import image_input
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.build import build_config
 
 SIZE = 16
 CLASSES = ("ant", "bee", "cat", "dog")
-
-
-@dataclass
-class Split:
-    images: Any
-    labels: Any
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 class FakeDataset:
