@@ -155,11 +155,28 @@ def weak_teachers() -> str:
     return _table(["epochs of the teacher", "its top-1", "run", "student, validation"], rows)
 
 
+def own_data() -> str:
+    """Return the test accuracy on other data sets, with default options."""
+    return _table(
+        ["data", "train / test", "majority", "logistic regression", "ResNet-18, same time", "`ce`", "INT8", "gate"],
+        [
+            [
+                row["data"],
+                f"{int(row['train_images']):,} / {int(row['test_images']):,}",
+                *(f"{float(row[f'{name}_pct']):.1f}" for name in ("majority", "logistic", "resnet18", "ce_fp32")),
+                f"**{float(row['int8_pct']):.1f}**",
+                row["gate"],
+            ]
+            for row in _rows(REFERENCE / "studies" / "own_data.csv")
+        ],
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__.replace("_", "-"): function
     for function in (
         headline, reference, portability, methods, source_recipe, teachers, small_budget, ablations, students,
-        students_epyc, weak_teachers,
+        students_epyc, weak_teachers, own_data,
     )
 }  # fmt: skip
 
