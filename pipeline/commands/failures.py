@@ -57,7 +57,7 @@ class Commands(TyperGroup):
             code = error.exit_code
         if not code:
             distributed.dismiss()
-        sys.exit(code)
+        distributed.leave(code or 0)
 
 
 def reported(function: Callable[..., None]) -> Callable[..., None]:
@@ -105,8 +105,8 @@ def _take_part() -> NoReturn:
     try:
         reported(distributed.take_part)()
     except typer.Exit as end:
-        sys.exit(end.exit_code)
-    sys.exit(0)
+        distributed.leave(end.exit_code)
+    distributed.leave(0)
 
 
 def show_error(message: str, hint: str = "") -> None:

@@ -7,16 +7,18 @@ are those of one process. Without torchrun, the functions here do nothing.
     torchrun --nproc-per-node 2 -m kdedge run-all --data sample --out artifacts/demo
 """
 
+import atexit
 import io
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from kdedge.errors import InputError, StageError
 from kdedge.progress import console, set_quiet
@@ -33,6 +35,7 @@ __all__ = [
     "end_together",
     "from_first",
     "join",
+    "leave",
     "local_processes",
     "map_parts",
     "mean",
@@ -54,7 +57,8 @@ PartT = TypeVar("PartT")
 _PATIENCE = timedelta(days=1)  # how long processes wait for each other; torchrun ends them if one fails
 _REPORT_S = 5.0  # after which an error of another process than the first is its own
 
-_now = SimpleNamespace(together=False)  # whether all processes are in a training
+# Whether this process was started as one of several, and whether all of them are in a training.
+_now = SimpleNamespace(joined=False, together=False)
 
 
 class _TrainedError(Exception):
@@ -120,6 +124,7 @@ def join() -> None:
     from torch import distributed
 
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+    _now.joined = True
 
 
 def take_part() -> None:
@@ -172,6 +177,20 @@ def dismiss() -> None:
     _broadcast(None)
     distributed.destroy_process_group()
     del os.environ["TORCHELASTIC_RUN_ID"]  # the only process now, also for those that later stages start
+
+
+def leave(code: int) -> NoReturn:
+    """End this process; one of several without Python's finalisation, which gloo's threads may abort.
+
+    Such a thread that frees a tensor after the interpreter has gone ends the process with SIGABRT (seen in one of 12
+    runs; pytorch/pytorch#190489).
+    """
+    if _now.joined:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 @contextmanager
