@@ -89,11 +89,12 @@ def main(out: Path) -> None:
     distributed.join()
     if distributed.rank():
         distributed.take_part()
-        return
+        distributed.leave(0)
     distributed.train_together(agree, out)
     for network in NETWORKS:
         distributed.train_together(train, out, network)
     distributed.dismiss()
+    distributed.leave(0)
 
 
 if __name__ == "__main__":
