@@ -25,11 +25,11 @@ from kdedge.benchmarks.session import (
     session_options,
 )
 from kdedge.errors import InputError, StageError
-from kdedge.images import resize_image
 from kdedge.inputs import image_input, inputs_at_once
 from kdedge.machine import usable_cores
 from kdedge.preprocessing import RESIZE_MODES
 from kdedge.progress import track
+from kdedge.resizing import resize_image
 
 __all__ = ["LAYOUTS", "PREPROCESSING", "Classifier", "Preprocessing", "open_classifier", "predict_all"]
 
@@ -52,7 +52,7 @@ class Preprocessing:
         scale: Factor of the pixels, which are 0 to 255.
         mean: Is subtracted from the scaled pixels, for R, G and B.
         std: Divides the result.
-        resize_mode: How the image becomes square, see `kdedge.images.resize_image`.
+        resize_mode: How the image becomes square, see `kdedge.resizing.resize_image`.
     """
 
     scale: float = 1 / 255

@@ -26,8 +26,9 @@ from PIL import Image
 from kdedge.errors import StageError
 from kdedge.files import cache_dir, disk_errors
 from kdedge.image_memory import empty_images
-from kdedge.images import BLOCK, blocks, for_blocks, for_each, resize_image
 from kdedge.progress import log, warn
+from kdedge.resizing import resize_image
+from kdedge.thread_pool import BLOCK, blocks, for_blocks, for_each
 
 __all__ = ["IN_MEMORY", "PLACE", "decoded_images", "locked", "require_space", "resize_images"]
 
@@ -125,7 +126,7 @@ def _complete(
 
 
 def _number(block: range) -> int:
-    """Return the number of a block of `kdedge.images.blocks`."""
+    """Return the number of a block of `kdedge.thread_pool.blocks`."""
     return block.start // BLOCK
 
 
@@ -165,7 +166,7 @@ def resize_images(images: NDArray[np.uint8], size: int, mode: str) -> NDArray[np
     Args:
         images: [N, H, H, 3] uint8 RGB.
         size: Side length S of the result in pixels.
-        mode: As of `kdedge.images.resize_image`.
+        mode: As of `kdedge.resizing.resize_image`.
 
     Returns:
         [N, S, S, 3] uint8 RGB as of `decoded_images`; ``images`` itself if they are those pixels.

@@ -1,8 +1,8 @@
-"""Convert image files to RGB pixels of one size, on all cores.
+"""Convert image files to RGB pixels of one size.
 
 Every conversion follows the same rules: the EXIF orientation is applied; transparency is composited on white; grey,
 palette and CMYK become RGB; 16-bit pixels keep the high byte; an antialiased resize makes the image square, see
-`resize_image`.
+`kdedge.resizing`.
 """
 
 import logging
@@ -10,7 +10,6 @@ import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
@@ -24,28 +23,22 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from kdedge.errors import InputError
-from kdedge.machine import usable_cores
-from kdedge.progress import track, warn
+from kdedge.progress import warn
+from kdedge.resizing import resize_image
 from kdedge.stored_image import ImageSource
 
 __all__ = [
-    "BLOCK",
     "EXTENSIONS",
     "HARMLESS",
     "Overview",
     "UnreadableImageError",
-    "blocks",
     "check_image",
     "check_pixels",
     "convert_image",
-    "for_blocks",
-    "for_each",
     "image_of",
     "overview",
     "overview_pixels",
     "read_image",
-    "resize_image",
-    "size_text",
     "unreadable",
 ]
 
@@ -119,10 +112,6 @@ _UPRIGHT = (
     Image.Transpose.ROTATE_90,
 )
 _metadata_warned = threading.Event()
-
-# Small enough for a smooth progress bar, large enough to amortise the hand-over to a thread.
-BLOCK = 32
-"""Images that a thread gets at a time."""
 
 
 class UnreadableImageError(InputError):
@@ -219,7 +208,7 @@ def read_image(path: Path, size: int, mode: str = "squeeze") -> NDArray[np.uint8
     Args:
         path: The file.
         size: Side length S of the result in pixels.
-        mode: As of `resize_image`.
+        mode: As of `kdedge.resizing.resize_image`.
 
     Returns:
         Pixels, [S, S, 3] uint8 RGB.
@@ -240,77 +229,9 @@ def convert_image(path: ImageSource, convert: Callable[[Image.Image], NDArray[np
         return convert(_to_rgb(image, path))
 
 
-def resize_image(image: Image.Image, size: int, mode: str = "squeeze") -> NDArray[np.uint8]:
-    """Resize an RGB image of any shape to a square.
-
-    Args:
-        image: The image.
-        size: Side length S of the result in pixels.
-        mode: ``squeeze`` changes the aspect ratio; ``crop`` takes the largest square in the middle; ``pad`` makes the
-            longer side S and repeats the outermost pixels along the shorter one. ``crop-SHARE`` makes the shorter side
-            S / SHARE, then takes the middle, as torchvision and timm do. The filter is bilinear; ``crop-SHARE-bicubic``
-            has another.
-
-    Returns:
-        [S, S, 3] uint8 RGB.
-    """
-    target = (size, size)
-    if mode.startswith("crop-"):
-        _, share, *bicubic = mode.split("-")
-        shorter = int(size / float(share))
-        width, height = (shorter * length // min(image.size) for length in image.size)
-        left, top = round((width - size) / 2), round((height - size) / 2)
-        resized = image.resize((width, height), Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR)
-        return np.asarray(resized.crop((left, top, left + size, top + size)))
-    if mode == "crop":
-        side = min(image.size)
-        left, top = ((length - side) // 2 for length in image.size)
-        image = image.crop((left, top, left + side, top + side))
-    elif mode == "pad":
-        longer = max(image.size)
-        width, height = (max(1, (2 * length * size + longer) // (2 * longer)) for length in image.size)
-        target = (width, height)
-    pixels = np.asarray(image if image.size == target else image.resize(target, Image.Resampling.BILINEAR))
-    if target == (size, size):
-        return pixels
-    around = [((size - length) // 2, (size - length + 1) // 2) for length in pixels.shape[:2]]
-    return np.pad(pixels, [*around, (0, 0)], mode="edge")
-
-
 def image_of(pixels: NDArray[np.uint8]) -> Image.Image:
     """Return decoded pixels, uint8 [H, W] or [H, W, 1] grey or [H, W, 3] RGB, as an image."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
-
-
-def size_text(size: int, mode: str) -> str:
-    """Return size and resize mode of square images, as part of a hash: only ``crop-SHARE`` changes their pixels."""
-    return f"{size} {mode}" if mode.startswith("crop-") else str(size)
-
-
-def for_each(count: int, work: Callable[[int], None], title: str) -> None:
-    """Call ``work(index)`` for every index below ``count`` on a thread pool, with progress; see `for_blocks`."""
-
-    def all_of(block: range) -> None:
-        for index in block:
-            work(index)
-
-    for_blocks(blocks(count), all_of, title)
-
-
-def blocks(count: int) -> list[range]:
-    """Return the indices below ``count`` in blocks for a thread."""
-    return [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
-
-
-def for_blocks(spans: Sequence[range], work: Callable[[range], None], title: str) -> None:
-    """Call ``work(block)`` for every block of indices on a thread pool, with progress in indices.
-
-    Raises the first error in the order of the blocks and cancels the remaining calls.
-    """
-    # Pillow releases the interpreter lock while it decodes and resizes, so threads are enough.
-    with ThreadPoolExecutor(min(8, usable_cores())) as pool, track(title, sum(map(len, spans))) as progress:
-        for span, _ in zip(spans, pool.map(work, spans), strict=True):
-            progress.advance(len(span))
 
 
 @contextmanager

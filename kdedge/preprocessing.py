@@ -8,7 +8,7 @@ from kdedge.errors import InputError
 __all__ = ["RESIZE_MODES", "check_resize", "preprocessing", "resize_mode_of"]
 
 RESIZE_MODES = ("squeeze", "crop", "pad")
-"""How an image of another shape becomes square; also ``crop-SHARE``, see `kdedge.images.resize_image`."""
+"""How an image of another shape becomes square; also ``crop-SHARE``, see `kdedge.resizing.resize_image`."""
 
 
 def check_resize(mode: str, flag: str) -> None:
@@ -37,7 +37,7 @@ def preprocessing(size: int, resize_mode: str = RESIZE_MODES[0]) -> dict[str, An
 
     Args:
         size: Side length S of the images in pixels.
-        resize_mode: As of `kdedge.images.resize_image`.
+        resize_mode: As of `kdedge.resizing.resize_image`.
     """
     return {
         "input": "pixels",

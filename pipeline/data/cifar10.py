@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from kdedge.dataset import Split, keep_used
 from kdedge.errors import InputError
 from kdedge.image_cache import resize_images
-from kdedge.images import size_text
 from kdedge.inputs import InputSpec, image_input
 from kdedge.preprocessing import RESIZE_MODES
+from kdedge.resizing import size_text
 
 __all__ = ["BINARY", "CLASS_NAMES", "PICKLE", "Cifar10", "Format", "find_damage", "md5_hex", "open_cifar10"]
 

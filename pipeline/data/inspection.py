@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from kdedge.dataset import Dataset, Split
 from kdedge.image_cache import IN_MEMORY
-from kdedge.images import Overview, UnreadableImageError, for_each, overview_pixels
+from kdedge.images import Overview, UnreadableImageError, overview_pixels
 from kdedge.pipeline.data.duplicates import COPIES, THUMBNAIL, find_copies, near_pairs, same, union
 from kdedge.pipeline.data.items import labels_of
 from kdedge.pipeline.data.user_images import UserImages
+from kdedge.thread_pool import for_each
 
 __all__ = ["Inspection", "inspect", "pixel_facts", "sample", "size_hint", "sizes_of", "training_labels"]
 

@@ -16,12 +16,12 @@ from kdedge.images import (
     check_image,
     check_pixels,
     convert_image,
-    for_each,
     overview,
     unreadable,
 )
 from kdedge.pipeline.data.duplicates import digest
 from kdedge.stored_image import ImageSource
+from kdedge.thread_pool import for_each
 
 __all__ = ["Item", "for_all", "groups_of", "labels_of"]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kdedge.dataset import Dataset, Split, keep_used
 from kdedge.errors import InputError
 from kdedge.image_cache import decoded_images
-from kdedge.images import UnreadableImageError, resize_image
+from kdedge.images import UnreadableImageError
 from kdedge.inputs import InputSpec, image_input
 from kdedge.pipeline.data.class_folders import (
     LeftOut,
@@ -27,6 +27,7 @@ from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.parts import Listed, divide
 from kdedge.preprocessing import RESIZE_MODES
 from kdedge.progress import track, warn_once
+from kdedge.resizing import resize_image
 
 __all__ = ["PART_IS", "UserImages", "check_outside", "divided", "source_name"]
 
@@ -43,7 +44,7 @@ class UserImages:
         root: The folder or the file that lists the images.
         class_names: Names of the classes, sorted.
         image_size: Side length S of the decoded images in pixels.
-        resize_mode: As of `kdedge.images.resize_image`.
+        resize_mode: As of `kdedge.resizing.resize_image`.
         train_items: Training images, including those held out for validation if ``val_items`` is empty.
         test_items: Test images.
         val_items: Images that the user set aside for validation.

@@ -19,7 +19,8 @@ from kdedge.errors import InputError
 from kdedge.export.bundle import standalone
 from kdedge.export.bundle.predict import predict
 from kdedge.export.bundle.verify import verify_bundle
-from kdedge.images import read_image, resize_image
+from kdedge.images import read_image
+from kdedge.resizing import resize_image
 
 # Runs predict.py as a device would that has numpy and onnxruntime only (and Pillow where it is not blocked).
 ALONE = """

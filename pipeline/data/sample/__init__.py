@@ -17,10 +17,10 @@ from PIL import Image
 from kdedge.dataset import Split, keep_used
 from kdedge.errors import InputError
 from kdedge.image_cache import resize_images
-from kdedge.images import size_text
 from kdedge.inputs import InputSpec, image_input
 from kdedge.pipeline.data.cifar10 import CLASS_NAMES
 from kdedge.preprocessing import RESIZE_MODES
+from kdedge.resizing import size_text
 
 __all__ = ["SHA256", "Sample", "from_sheet", "open_sample", "to_sheet"]
 

@@ -8,12 +8,13 @@ from PIL import Image
 
 from kdedge.dataset import split_train_val
 from kdedge.errors import InputError
-from kdedge.images import read_image, resize_image
+from kdedge.images import read_image
 from kdedge.pipeline.data import arrays
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import open_dataset
 from kdedge.pipeline.data.summary import summarise
 from kdedge.pipeline.data.user_images import UserImages
+from kdedge.resizing import resize_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 9, 12, 3), np.uint8)
 LABELS = np.arange(24) % 3
