@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from kdedge.benchmarks.emulate.cpus import CPUS
 from kdedge.benchmarks.report.file import load_report
 from kdedge.benchmarks.report.pages import render_markdown
 from kdedge.export.bundle.verify import verify_bundle
@@ -29,6 +30,15 @@ def test_the_history_of_the_reference_bundle_is_of_the_model_in_it():
     assert {key: history[key] for key in shipped} == shipped
     quantized = json.loads((REFERENCE / "quantize" / "manifest.json").read_text())["outputs"]
     assert file_sha256(BUNDLE / "student.int8.onnx") == quantized["student.int8.onnx"]
+
+
+def test_the_emulated_measurement_is_of_the_model_in_the_bundle():
+    measured = json.loads((REFERENCE / "portability" / "verify.json").read_text())["emulated"]
+    assert [row["cpu"] for row in measured] == list(CPUS)
+    for row in measured:
+        assert row["model_sha256"] == file_sha256(BUNDLE / "student.int8.onnx")
+        assert row["test_images"] >= 1000
+        assert row["flips"] == 0
 
 
 def test_the_reference_report_is_as_this_version_writes_it():

@@ -22,7 +22,6 @@ from kdedge.benchmarks.sampling import stratified_sample
 from kdedge.dataset import Split
 from kdedge.errors import InputError, StageError
 from kdedge.export.bundle.verify import check_flips, emulate_bundle
-from kdedge.files import file_sha256
 from kdedge.pipeline.cli import app
 from kdedge.pipeline.config.build import build_config
 from kdedge.pipeline.data.sources import open_dataset
@@ -372,15 +371,6 @@ def test_another_cpu_to_emulate_reruns_the_benchmark_alone():
     before, after = (build_config({"benchmark": {"emulate": cpus}}) for cpus in ("", "haswell"))
     changed = [name for name, spec in STAGES.items() if spec.fingerprint(before) != spec.fingerprint(after)]
     assert changed == ["benchmark"]
-
-
-def test_the_shipped_measurement_is_of_the_shipped_model():
-    measured = json.loads((BUNDLE.parent / "portability" / "verify.json").read_text())["emulated"]
-    assert [row["cpu"] for row in measured] == list(CPUS)
-    for row in measured:
-        assert row["model_sha256"] == file_sha256(MODEL)
-        assert row["test_images"] >= 1000
-        assert row["flips"] == 0
 
 
 # The real one ----------------------------------------------------------------------------------------------------
