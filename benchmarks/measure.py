@@ -93,8 +93,8 @@ def run_benchmark(
         dataset: Its `test` is called exactly once, after both models were checked.
         images_sha256: From `Dataset.test_sha256`, which takes as long as reading the images.
         run_facts: Results of earlier stages: the mappings ``run``, ``teacher`` and ``student`` with the keys of
-            ``report.json``, ``training``, the rows of the training log, and ``quantization``, the record of the search.
-            Missing keys become null.
+            ``report.json``, ``training``, the rows of the training log, ``quantization``, the record of the search, and
+            ``c``, the bytes of the INT8 model as C code. Missing keys become null.
         torch_top1: Scores the PyTorch models on the same images; None without torch.
         emulate: Runs the INT8 model on emulated CPUs; None: no emulation. Other predictions there do not fail the gate.
         runtimes: The student in other runtimes, with its kernels; None: none.
@@ -232,6 +232,7 @@ def run_benchmark(
         "mistakes": mistakes,
         "answer_changes": answer_changes(test.labels, answers["fp32"], answers["int8"], dataset.class_names),
         "quantization": run_facts.get("quantization"),
+        "c": run_facts.get("c"),
         "training": [dict(row) for row in run_facts.get("training") or []],
     }  # fmt: skip
     report["beside"] = comparison_table(report, others)

@@ -78,7 +78,7 @@ def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, A
     known = load_json(bundle / "report.json", ("run", "teacher", "student"))
     # The report is about this host and these images, not about the host that built the bundle.
     run = {key: value for key, value in known["run"].items() if key not in _OF_THE_MAKER}
-    facts = {"run": run, **{key: known.get(key) for key in ("teacher", "student", "training", "quantization")}}
+    facts = {"run": run, **{key: known.get(key) for key in ("teacher", "student", "training", "quantization", "c")}}
     runtimes: dict[Candidate, dict[str, Any]] = {}
     for name in parse_runtimes(config.benchmark.runtime):
         runtimes |= open_converted(RUNTIMES[name], bundle / "student.onnx", bundle)

@@ -7,7 +7,7 @@ from typing import Any
 from kdedge.benchmarks.units import format_bytes, format_count
 from kdedge.progress import format_duration
 
-__all__ = ["detail_rows", "model_word", "quantization_sentence", "real_time", "starts_from", "unit"]
+__all__ = ["c_memory", "detail_rows", "model_word", "quantization_sentence", "real_time", "starts_from", "unit"]
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -35,6 +35,14 @@ def real_time(report: Mapping[str, Any]) -> str:
         f"INT8 takes {1000 * p50_ms:.0f} µs for a window of {window_s:.3g} s (real-time factor "
         f"{p50_ms / 1000 / window_s:.2g})"
     )
+
+
+def c_memory(report: Mapping[str, Any]) -> str:
+    """Return flash and RAM of the INT8 model as C code; empty: there is no C code of it, or unknown."""
+    if not (sizes := report.get("c")):
+        return ""
+    flash, ram = sizes["constant_bytes"] + sizes["table_bytes"], sizes["buffer_bytes"] + sizes["input_bytes"]
+    return f"flash {flash:,} bytes and about 1 kB of code, RAM {ram:,} bytes and the stack"
 
 
 def quantization_sentence(record: Mapping[str, Any] | None, word: str = "image") -> str:
@@ -129,6 +137,7 @@ def detail_rows(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, st
                 ("repair step after the search", "none" if rung == "search" else rung),
                 ("FP32 file", format_bytes(size["fp32_bytes"])),
                 ("INT8 file", format_bytes(size["int8_bytes"])),
+                ("INT8 as C (`kdedge export-c`)", c_memory(report)),
             ],
         ),
         ("Measurement", _measurement_rows(report)),

@@ -175,6 +175,7 @@ _REPORT: _Contract = {
             **dict.fromkeys(("fp32_precision_pct?", "int8_precision_pct?"), _PERCENT),
         }
     ],
+    "c?": dict.fromkeys(("constant_bytes", "table_bytes", "buffer_bytes", "input_bytes"), _COUNT),
     "per_group?": [
         {
             "group": _TEXT,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from kdedge.benchmarks.interval import wilson_interval_pct
 from kdedge.benchmarks.report.content import warnings
-from kdedge.benchmarks.report.details import real_time, starts_from, unit
+from kdedge.benchmarks.report.details import c_memory, real_time, starts_from, unit
 from kdedge.benchmarks.session import check_fits, open_model, run_model
 from kdedge.errors import GateError
 from kdedge.export.bundle.contents import COPIED, GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS, RUNTIMES_FOLDER, SBOM
@@ -188,6 +188,9 @@ def _model_card(
     ]
     balanced = "".join(f"| {name} | {a:.2f} % | {b:.2f} % |\n" for name, a, b in means if a is not None)
     warning = "".join(f"\n**{warning}.**\n" for warning in warnings(report))
+    c_code = (
+        f"- For microcontrollers: `kdedge export-c` writes C99; {memory}.\n" if (memory := c_memory(report)) else ""
+    )
     shown = ", ".join(classes[:20]) + (f", … ({len(classes)} in all, see labels.txt)" if len(classes) > 20 else "")
     return f"""# Model card
 
@@ -198,7 +201,7 @@ and quantized to INT8 for the target `{candidates["target"]}` (`{candidates["cho
 
 {words.input}
 - Requires onnxruntime {needs["onnxruntime"]} or newer (opset {needs["opset"]}, IR version {needs["ir_version"]}).
-- Classes: {shown}
+{c_code}- Classes: {shown}
 - {"Calibrated" if source else "Trained"} on: {report["run"]["data"]}, seed {report["run"]["seed"]}
 
 ## Numbers

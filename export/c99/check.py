@@ -1,9 +1,10 @@
-"""Compiles the C files of a student and compares their logits with onnxruntime's, bit for bit."""
+"""Compiles the C files of a student: compares their logits with onnxruntime's, bit for bit, and measures the code."""
 
 import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,10 @@ import numpy.typing as npt
 from kdedge.errors import StageError
 from kdedge.files import scratch_dir
 
-__all__ = ["check_c", "run_program"]
+__all__ = ["check_c", "code_size", "run_program"]
+
+# The first that is installed measures the code.
+_COMPILERS = {"Cortex-M3": ("arm-none-eabi-gcc", "-mcpu=cortex-m3", "-mthumb"), "this machine": ("cc",)}
 
 
 def check_c(folder: Path, pixels: npt.NDArray[np.uint8], logits: npt.NDArray[np.float32]) -> bool:
@@ -34,11 +38,7 @@ def check_c(folder: Path, pixels: npt.NDArray[np.uint8], logits: npt.NDArray[np.
     with scratch_dir() as scratch:
         program = Path(scratch) / "student"
         sources = [folder / "main.c", folder / "student.c"]
-        built = subprocess.run(
-            [compiler, "-std=c99", "-O2", *sources, "-o", program], capture_output=True, text=True, check=False
-        )
-        if built.returncode:
-            raise StageError(f"{compiler} does not compile {folder}: {built.stderr.strip()}")
+        _output([compiler, "-std=c99", "-O2", *sources, "-o", program])
         classes, bits = run_program([program], pixels, logits.shape[1])
     wrong = int(((bits != logits.view(np.uint32)).any(1) | (classes != logits.argmax(1))).sum())
     if wrong:
@@ -47,6 +47,33 @@ def check_c(folder: Path, pixels: npt.NDArray[np.uint8], logits: npt.NDArray[np.
             "the weights may overflow 16-bit sums on this CPU: see `kdedge doctor BUNDLE`",
         )
     return True
+
+
+def code_size(folder: Path) -> dict[str, Any]:
+    """Compile ``student.c`` with ``-Os`` and return ``code_bytes`` and ``code_for``, the CPU; empty without a compiler.
+
+    Raises:
+        StageError: The compiler fails.
+    """
+    for cpu, (compiler, *flags) in _COMPILERS.items():
+        if shutil.which(compiler) is None:
+            continue
+        with scratch_dir() as scratch:
+            target = Path(scratch) / "student.o"
+            _output([compiler, *flags, "-std=c99", "-Os", "-c", folder / "student.c", "-o", target])
+            size = _output([compiler, "-print-prog-name=size"]).strip()
+            sections = [line.split() for line in _output([size, "-A", target]).splitlines()]
+        code = sum(int(row[1]) for row in sections if row and row[0].startswith(".text"))
+        return {"code_bytes": code, "code_for": cpu}
+    return {}
+
+
+def _output(command: Sequence[str | Path]) -> str:
+    """Run a tool of a compiler and return what it prints."""
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise StageError(f"{command[0]} fails: {result.stderr.strip()}", "install a C compiler with its tools")
+    return result.stdout
 
 
 def run_program(

@@ -107,11 +107,11 @@ def read_network(path: Path) -> Network:
     convs: list[Layer] = []
     mean = classifier = None
     for node in graph.node:
-        _require(node, node.input[0] == tensor and classifier is None, f"the graph has a branch; {_CHAIN}")
+        _require(node, list(node.input[:1]) == [tensor] and classifier is None, f"the graph has a branch; {_CHAIN}")
         tensor = node.output[0]
         values = _Node(node, [constants.get(name) for name in node.input], attributes(node), shape)
         kind = node.op_type
-        if kind == "Transpose" and not convs and values.options["perm"] == [0, 3, 1, 2]:
+        if kind == "Transpose" and not convs and values.options.get("perm") == [0, 3, 1, 2]:
             continue  # the C code keeps images and maps in NHWC
         if kind in ("Reshape", "Flatten") and mean:
             continue

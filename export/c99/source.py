@@ -5,7 +5,7 @@
 """
 
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from kdedge.export.c99.network import Layer, Network
 from kdedge.files import write_atomic, write_json
 from kdedge.ownership import holds_nothing, not_ours
 
-__all__ = ["C_FILES", "write_c"]
+__all__ = ["C_FILES", "c_sizes", "write_c"]
 
 C_FILES = ("student.c", "student.h", "main.c", "student.json")
 _PLAIN = (string.ascii_letters + string.digits + " -_.,:()").encode()
 _LINE = 110  # characters
+_ROW_BYTES = 4 * 18  # a `layer` of 15 numbers and 3 pointers
 _MARK, _JSON_MARK = "Written by kdedge export-c.", '"constant_bytes": '  # in files that may be replaced
 _BEGIN = f"""/* {_MARK} C99, integer arithmetic only. */
 
@@ -46,12 +47,8 @@ _STRUCT = """typedef struct {
 """
 
 
-def write_c(network: Network, out_dir: Path) -> dict[str, Any]:
-    """Write the C files of a student into ``out_dir``.
-
-    Returns:
-        The content of ``student.json``: ``constant_bytes`` (weights, biases and scales), ``buffer_bytes`` (static),
-        ``input_bytes`` (of the caller) and ``macs`` per image.
+def write_c(network: Network, out_dir: Path) -> dict[str, int]:
+    """Write the C files of a student into ``out_dir``; return the content of ``student.json``, from `c_sizes`.
 
     Raises:
         InputError: ``out_dir`` is not a folder, or has files that export-c did not write.
@@ -63,20 +60,31 @@ def write_c(network: Network, out_dir: Path) -> dict[str, Any]:
     ):
         if not holds_nothing(path) and not (path.is_file() and mark.encode() in path.read_bytes()):
             raise not_ours(path, "it is not a file of export-c, or was edited")
-    layers = (*network.convs, network.classifier)
-    buffers = _buffer_bytes(network)
-    sizes = {
-        "constant_bytes": sum(item.weights.nbytes + item.bias.nbytes + item.scales.nbytes for item in layers),
-        "buffer_bytes": sum(buffers),
-        "input_bytes": np.prod(layers[0].shape).item(),
-        "macs": sum(item.macs for item in layers),
-    }
+    sizes = c_sizes(network)
     out_dir.mkdir(parents=True, exist_ok=True)
     write_atomic(out_dir / "student.h", _header(network).encode())
-    write_atomic(out_dir / "student.c", "".join(_source(network, buffers)).encode())
+    write_atomic(out_dir / "student.c", "".join(_source(network)).encode())
     write_atomic(out_dir / "main.c", _own("main.c").encode())
     write_json(out_dir / "student.json", sizes)
     return sizes
+
+
+def c_sizes(network: Network) -> dict[str, int]:
+    """Return the sizes of ``student.c``, computed from the network.
+
+    Returns:
+        ``constant_bytes`` (weights, biases and scales) and ``table_bytes`` (layers and labels, with pointers of 32
+        bits) in flash, ``buffer_bytes`` (static) and ``input_bytes`` (an image of the caller) in RAM, and ``macs`` per
+        image.
+    """
+    layers = (*network.convs, network.classifier)
+    return {
+        "constant_bytes": sum(item.weights.nbytes + item.bias.nbytes + item.scales.nbytes for item in layers),
+        "table_bytes": _ROW_BYTES * len(layers) + sum(5 + len(label.encode()) for label in network.labels),
+        "buffer_bytes": sum(_buffer_bytes(network)),
+        "input_bytes": np.prod(layers[0].shape).item(),
+        "macs": sum(item.macs for item in layers),
+    }
 
 
 def _buffer_bytes(network: Network) -> list[int]:
@@ -112,7 +120,7 @@ int student_classify(const uint8_t pixels[STUDENT_PIXELS], float logits[STUDENT_
 """
 
 
-def _source(network: Network, buffers: Sequence[int]) -> Iterator[str]:
+def _source(network: Network) -> Iterator[str]:
     """Yield the parts of ``student.c``."""
     yield _BEGIN
     yield "const char *const student_labels[STUDENT_CLASSES] = {\n"
@@ -128,9 +136,8 @@ def _source(network: Network, buffers: Sequence[int]) -> Iterator[str]:
     yield "};\n\n"
     yield f"#define MEAN_SCALE {network.mean_scale.view(np.uint32)}u /* {network.mean_scale} */\n"
     names = ("MEAN_ZERO", "MEAN_OUT_ZERO", "EVEN_BYTES", "ODD_BYTES")
-    yield from (
-        f"#define {name} {value}\n" for name, value in zip(names, (*network.mean_zero_points, *buffers), strict=True)
-    )
+    values = (*network.mean_zero_points, *_buffer_bytes(network))
+    yield from (f"#define {name} {value}\n" for name, value in zip(names, values, strict=True))
     yield "\n" + _own("engine.c")
 
 

@@ -222,22 +222,22 @@ def export_c(
 
     from kdedge.export.bundle.contents import GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS
     from kdedge.export.bundle.verify import verify_bundle
-    from kdedge.export.c99.check import check_c
+    from kdedge.export.c99.check import check_c, code_size
     from kdedge.export.c99.network import read_network
     from kdedge.export.c99.source import write_c
 
     verify_bundle(bundle)
-    result = write_c(read_network(bundle / MODELS["int8"]), out)
+    result: dict[str, Any] = {**write_c(read_network(bundle / MODELS["int8"]), out), **code_size(out)}
     pixels, logits = (np.load(bundle / name) for name in (GOLDEN_INPUTS, GOLDEN_LOGITS["int8"]))
     result["golden_images"] = len(pixels) if check_c(out, pixels, logits) else 0
     if as_json:
         print(json.dumps(result))
         return
     print(f"written: {printable(str(out))}")
-    print(
-        f"  {result['constant_bytes']:,} bytes of constants (flash), {result['buffer_bytes']:,} of buffers (RAM), "
-        f"{result['input_bytes']:,} per image, {result['macs'] / 1e6:.1f} MMAC"
-    )
+    code = f", {result['code_bytes']:,} of code for {result['code_for']}" if "code_bytes" in result else ""
+    print(f"  flash: {result['constant_bytes']:,} bytes of weights, {result['table_bytes']:,} of tables{code}")
+    print(f"  RAM: {result['buffer_bytes']:,} bytes of buffers, {result['input_bytes']:,} for an image, and the stack")
+    print(f"  {result['macs'] / 1e6:.1f} million multiply-accumulates per image")
     if result["golden_images"]:
         print(f"  compiled here: the logits of {result['golden_images']} golden images are identical")
     else:

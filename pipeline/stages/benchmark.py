@@ -25,6 +25,8 @@ from kdedge.benchmarks.sampling import stratified_sample
 from kdedge.dataset import Dataset, Split
 from kdedge.errors import InputError
 from kdedge.export.bundle.contents import RUNTIMES_FOLDER
+from kdedge.export.c99.network import read_network
+from kdedge.export.c99.source import c_sizes
 from kdedge.export.runtimes.registry import RUNTIMES
 from kdedge.export.runtimes.runtime import convert_student
 from kdedge.files import load_json
@@ -72,7 +74,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
 
     No other stage reads test images.
     """
-    facts = _run_facts(config, inputs)
+    facts = _run_facts(config, inputs) | {"c": _c_sizes(inputs["quantize"] / "student.int8.onnx")}
     if _made_with(config, inputs):
         facts["run"]["commands"] = [shlex.join(["kdedge", "run-all", *as_flags(config)])]
         facts["run"]["commands_lack_paths"] = cuts_paths(config)
@@ -105,6 +107,14 @@ def _converted(config: Config, inputs: Mapping[str, Path], folder: Path) -> dict
     for name in names:
         found |= convert_student(RUNTIMES[name], inputs["export"] / "student.onnx", calibration, folder)
     return found
+
+
+def _c_sizes(model: Path) -> dict[str, int] | None:
+    """Return the bytes of a model as C code; None if `kdedge export-c` does not support it."""
+    try:
+        return c_sizes(read_network(model))
+    except InputError:
+        return None
 
 
 def _run_facts(config: Config, inputs: Mapping[str, Path]) -> dict[str, Any]:

@@ -40,6 +40,13 @@ def test_the_model_card_lists_the_classes_that_int8_recognises_worst(
     assert "| c | 600 | 86.67 | 86.67 | 83.71 to 89.15 | - |\n| a&#124;b | 400 | 95.00 | 94.75 |" in card
 
 
+def test_the_model_card_has_the_memory_of_the_c_code(make_bundle: Callable[..., Path]) -> None:
+    sizes = {"constant_bytes": 9000, "table_bytes": 500, "buffer_bytes": 700, "input_bytes": 68}
+    card = (make_bundle({**REPORT, "c": sizes}) / "MODEL_CARD.md").read_text()
+    assert "writes C99; flash 9,500 bytes and about 1 kB of code, RAM 768 bytes and the stack.\n- Classes" in card
+    assert bundle.c_memory({"c": None}) == bundle.c_memory({}) == ""
+
+
 def test_the_bundle_has_the_resize_mode_of_the_model(
     make_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,9 +14,9 @@ from onnxruntime import InferenceSession
 from small_networks import core
 
 from kdedge.errors import InputError, StageError
-from kdedge.export.c99.check import check_c, run_program
+from kdedge.export.c99.check import check_c, code_size, run_program
 from kdedge.export.c99.network import read_network
-from kdedge.export.c99.source import C_FILES, write_c
+from kdedge.export.c99.source import C_FILES, c_sizes, write_c
 from kdedge.export.quantize.candidates import Candidate
 from kdedge.export.quantize.quantizer import Quantizer
 from kdedge.inputs import image_input
@@ -169,7 +169,9 @@ def test_the_reference_bundle(tmp_path):
     sizes = json.loads(result.stdout)
     assert sizes["golden_images"] == 16
     assert sizes["constant_bytes"] == 1_283_504
+    assert sizes["table_bytes"] == 532
     assert sizes["buffer_bytes"] == 49_152
+    assert sizes["code_bytes"] < 4000
     assert {path.name for path in (tmp_path / "c").iterdir()} == {*C_FILES}
     assert json.loads((tmp_path / "c" / "student.json").read_text()).items() <= sizes.items()
 
@@ -177,6 +179,29 @@ def test_the_reference_bundle(tmp_path):
 def test_without_a_compiler(written, monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert not check_c(*written)
+    assert not code_size(written[0])
+
+
+@pytest.mark.parametrize("compiler", ["arm-none-eabi-gcc", "cc"])
+def test_sizes_are_those_of_the_compiled_object(written, tmp_path, monkeypatch, compiler):
+    if (found := shutil.which(compiler)) is None:
+        pytest.skip(f"needs {compiler}")
+    folder = written[0]
+    sizes = c_sizes(read_network(folder.parent / "student.int8.onnx"))
+    monkeypatch.setattr("kdedge.export.c99.check.shutil.which", lambda name: found if name == compiler else None)
+    code = code_size(folder)
+    assert code["code_for"] == ("this machine" if compiler == "cc" else "Cortex-M3")
+    assert 500 < code["code_bytes"] < 4000
+    flags = [] if compiler == "cc" else ["-mcpu=cortex-m3", "-mthumb"]
+    options = [*flags, "-std=c99", "-Os", "-fno-asynchronous-unwind-tables", "-c", folder / "student.c"]
+    subprocess.run([compiler, *options, "-o", tmp_path / "s.o"], check=True)
+    shown = subprocess.run(["size", tmp_path / "s.o"], capture_output=True, text=True, check=True).stdout
+    text, data, bss = map(int, shown.splitlines()[1].split()[:3])
+    assert 0 <= bss - sizes["buffer_bytes"] < 64  # alignment
+    pointers = 3 * 3 + len(CLASSES[:3])  # of the layers and of the labels
+    wider = 4 * pointers if compiler == "cc" else 0  # as computed they have 32 bits
+    flash = sizes["constant_bytes"] + sizes["table_bytes"] + code["code_bytes"] + wider
+    assert 0 <= text + data - flash < 200
 
 
 @needs_cc

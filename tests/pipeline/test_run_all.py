@@ -82,7 +82,10 @@ def test_run_all_leaves_every_stage_with_exactly_its_files(finished, copied):
     sha256 = file_sha256(bundle / "manifest.json")
     assert f"kdedge verify --sha256 {sha256} {bundle}" in stdout
     assert sha256 in kdedge("bundle", "--out", copied).stderr
-    run = json.loads((run_dir / "benchmark" / "report.json").read_text())["run"]
+    report = json.loads((run_dir / "benchmark" / "report.json").read_text())
+    assert 0 < report["c"]["constant_bytes"] < report["size"]["int8_bytes"]
+    assert "INT8 as C (`kdedge export-c`)" in (run_dir / "benchmark" / "report.md").read_text()
+    run = report["run"]
     (command,) = run["commands"]
     assert command.startswith("kdedge run-all --data folder:images")
     assert run["commands_lack_paths"] is True
@@ -270,7 +273,9 @@ def test_a_bundle_measured_on_other_test_images_says_so(finished, tmp_path):
     options = ["--latency-seconds", "0.1", "--latency-batches", "1", "--allow-undecided", "--out", tmp_path / "b"]
     result = kdedge("benchmark", finished / "bundle", "--data", f"folder:{data}", *options)
     assert "warning: these are not the test data" in result.stderr
-    run = json.loads((tmp_path / "b" / "report.json").read_text())["run"]
+    report = json.loads((tmp_path / "b" / "report.json").read_text())
+    assert report["c"] == json.loads((finished / "benchmark" / "report.json").read_text())["c"]
+    run = report["run"]
     assert run["data"] == "folder:data"
     assert run["same_test_images"] is False
     assert "not those of the bundle" in (tmp_path / "b" / "report.md").read_text()
