@@ -31,11 +31,13 @@ class _Profile(NamedTuple):
         kernels: In order: name, op, provider, type of the first input, and whether it computes in float.
         provider_options: The options of the provider.
         float_layers: The layers in float on purpose, from the model's metadata.
+        adopted: Whether kdedge did not train the model, so that any layer may be in float.
     """
 
     kernels: list[dict[str, Any]]
     provider_options: dict[str, str]
     float_layers: list[str]
+    adopted: bool
 
 
 def int8_proof(path: Path, *, provider: str = CPU) -> dict[str, Any]:
@@ -49,7 +51,8 @@ def int8_proof(path: Path, *, provider: str = CPU) -> dict[str, Any]:
         Counts ``integer_convs``, ``float_convs``, ``integer_gemms``, ``float_gemms``; ``ops_by_type``
         (kernel to count); ``float_operators`` (names of the nodes that take and return floats, without Quantize and
         Dequantize); ``float_on_purpose`` and ``float_by_accident`` (convolutions and matrix products among them that
-        are and are not in the metadata); ``providers_by_node`` (node to execution provider).
+        are and are not in the metadata; a model that kdedge did not train has none by accident);
+        ``providers_by_node`` (node to execution provider).
 
     Raises:
         InputError: The file is not a model of kdedge (see `kdedge.benchmarks.session.open_model`).
@@ -57,7 +60,7 @@ def int8_proof(path: Path, *, provider: str = CPU) -> dict[str, Any]:
     """
     ort = import_onnxruntime()
     levels = ort.GraphOptimizationLevel
-    kernels, _, chosen = _profile(path, provider, levels.ORT_ENABLE_ALL)
+    kernels, _, chosen, adopted = _profile(path, provider, levels.ORT_ENABLE_ALL)
     ops = Counter(kernel["op"] for kernel in kernels)
     left = [kernel for kernel in kernels if kernel["float"]]
     if left:
@@ -74,7 +77,7 @@ def int8_proof(path: Path, *, provider: str = CPU) -> dict[str, Any]:
         "ops_by_type": dict(sorted(ops.items())),
         "float_operators": [kernel["name"] for kernel in left],
         "float_on_purpose": [name for name in layers if name in chosen],
-        "float_by_accident": [name for name in layers if name not in chosen],
+        "float_by_accident": [name for name in layers if name not in chosen and not adopted],
         "providers_by_node": {kernel["name"]: kernel["provider"] for kernel in kernels},
     }
 
@@ -101,7 +104,7 @@ def kernels_run(path: Path, provider: str) -> dict[str, Any]:
         InputError: The file is not a model of kdedge (see `kdedge.benchmarks.session.open_model`).
         StageError: The execution provider could not be started.
     """
-    kernels, options, _ = _profile(path, provider, import_onnxruntime().GraphOptimizationLevel.ORT_ENABLE_ALL)
+    kernels, options, *_ = _profile(path, provider, import_onnxruntime().GraphOptimizationLevel.ORT_ENABLE_ALL)
     ops = Counter(kernel["op"] for kernel in kernels)
 
     def by_arithmetic(floats: set[str], integers: set[str]) -> dict[str, int]:
@@ -133,7 +136,7 @@ def _profile(path: Path, provider: str, level: Any) -> _Profile:
         model.logits(model.spec.zeros(1))
         provider_options = model.session.get_provider_options().get(provider, {})
         events = json.loads(Path(model.session.end_profiling()).read_text())
-        chosen = json.loads(model.session.get_modelmeta().custom_metadata_map.get("kdedge.float_layers", "[]"))
+        metadata = model.session.get_modelmeta().custom_metadata_map
     kernels = []
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
@@ -147,7 +150,8 @@ def _profile(path: Path, provider: str, level: Any) -> _Profile:
                     "float": args["op_name"] not in _BOUNDARIES and _takes_float(args) and _returns_float(args),
                 }
             )
-    return _Profile(kernels, provider_options, chosen)
+    chosen = json.loads(metadata.get("kdedge.float_layers", "[]"))
+    return _Profile(kernels, provider_options, chosen, "kdedge.adopted" in metadata)
 
 
 def _takes_float(args: dict[str, Any]) -> bool:

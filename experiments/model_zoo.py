@@ -32,7 +32,8 @@ from kdedge.errors import KdedgeError
 from kdedge.export.adopt import adopt_model
 from kdedge.export.graph import read_model
 from kdedge.export.quantize.candidates import Candidate, score
-from kdedge.export.quantize.proof import float_operators, integer_proof
+from kdedge.export.quantize.float_reasons import float_operators
+from kdedge.export.quantize.proof import integer_proof
 from kdedge.export.quantize.quantizer import OP_TYPES, Quantizer
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import opened

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from kdedge.benchmarks.session import CPU, import_onnxruntime, session_options
 from kdedge.errors import InputError
 from kdedge.export.lookup import arrays, attributes, producers, readers
 from kdedge.files import parse_json
@@ -244,24 +245,30 @@ def keep_float(model: onnx.ModelProto) -> None:
 
 
 def count_macs(model: onnx.ModelProto) -> int:
-    """Count the multiply-accumulates of one input in all Conv, Gemm and MatMul nodes, without biases."""
-    single = onnx.ModelProto()
-    single.CopyFrom(model)
-    single.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-    del single.graph.value_info[:]
-    graph = onnx.shape_inference.infer_shapes(single, data_prop=True).graph
-    shapes = {value.name: _shape(value) for value in (*graph.value_info, *graph.output)}
-    shapes |= {item.name: list(item.dims) for item in graph.initializer}
+    """Count the multiply-accumulates of one input in all Conv, Gemm and MatMul nodes, without biases.
+
+    The shapes are those of a run: shape inference does not find those behind a Slice with computed bounds.
+    """
+    observed = onnx.ModelProto()
+    observed.CopyFrom(model)
+    layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    shapes: dict[str, tuple[int, ...]] = {item.name: tuple(item.dims) for item in model.graph.initializer}
+    names = list({name: None for node in layers for name in (node.output[0], node.input[1]) if name not in shapes})
+    del observed.graph.output[:]
+    observed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    source = model.graph.input[0]
+    one = np.zeros((1, *_shape(source)[1:]), helper.tensor_dtype_to_np_dtype(source.type.tensor_type.elem_type))
+    session = import_onnxruntime().InferenceSession(observed.SerializeToString(), session_options(1), providers=[CPU])
+    results = session.run(names, {source.name: one})
+    shapes |= {name: result.shape for name, result in zip(names, results, strict=True)}
     total = 0
-    for node in graph.node:
-        if node.op_type not in ("Conv", "Gemm", "MatMul"):
-            continue
-        results = math.prod(max(1, size) for size in shapes[node.output[0]])
-        second = shapes[node.input[1]]
+    for node in layers:
+        weights = shapes[node.input[1]]
         if node.op_type == "Conv":
-            total += results * math.prod(second[1:])
+            inputs = math.prod(weights[1:])
         else:
-            total += results * second[-1 if attributes(node).get("transB") else -2]
+            inputs = weights[-1 if attributes(node).get("transB") else -2]
+        total += math.prod(shapes[node.output[0]]) * inputs
     return total
 
 

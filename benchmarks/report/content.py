@@ -1,5 +1,6 @@
 """The content of the report as text, shared by console, HTML and Markdown (`kdedge.benchmarks.report.pages`)."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,6 +65,7 @@ def context(report: Mapping[str, Any]) -> dict[str, Any]:
         "measured_on": _measured_on(report["latency"]),
         "doubts": _doubts(report["latency"]),
         "proof": _proof_rows(report["int8_proof"]),
+        "in_float": _in_float(report),
         "memory": _memory(report.get("memory") or []),
         "ran_as": _ran_as(report["latency"]),
         "runtimes": _runtimes(report),
@@ -366,6 +368,13 @@ def _doubts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{sentence} ({'the worst of' if count > 1 else 'in'} {count} of {len(verdicts)} measurements)"
         for sentence, count in worst_doubts(verdicts)
     ]
+
+
+def _in_float(report: Mapping[str, Any]) -> list[tuple[int, str, str]]:
+    """Return number, type and reason of the float operators of a quantized model, the most frequent first."""
+    found = (report.get("quantization") or {}).get("float_operators") or []
+    counts = Counter((row["type"], row["reason"]) for row in found)
+    return [(count, kind, reason) for (kind, reason), count in counts.most_common()]
 
 
 def _proof_rows(proof: Mapping[str, Any]) -> dict[str, Any]:

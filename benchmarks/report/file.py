@@ -201,6 +201,7 @@ _REPORT: _Contract = {
     "quantization?": {
         **dict.fromkeys(("chosen?", "target?", "rung?"), _TEXT),
         "scored_images?": _COUNT,
+        "float_operators?": [dict.fromkeys(("type", "reason"), _TEXT)],
         "rungs?": [
             {
                 "rung": _TEXT,

@@ -7,6 +7,7 @@ Calibrates on training images, chooses on validation images. Writes ``student.in
 """
 
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from kdedge.dataset import Split
 from kdedge.export.graph import read_model
 from kdedge.export.options import QuantizeConfig
 from kdedge.export.quantize.candidates import RULE
-from kdedge.export.quantize.proof import float_operators
+from kdedge.export.quantize.float_reasons import float_operators
 from kdedge.export.quantize.quantizer import OP_TYPES, Quantizer
 from kdedge.export.quantize.repair import RepairStep, repair
 from kdedge.export.quantize.search import Validation, search
@@ -114,6 +115,8 @@ def quantize_model(
         f"{proof['integer_convs']} integer convolutions, {len(in_float)} operators in float; most sensitive: "
         f"{', '.join(sensitivity['dominant']) or 'no layer dominates'}"
     )
+    for (kind, reason), count in Counter((row["type"], row["reason"]) for row in in_float).most_common():
+        log(f"quantize: in float: {count} {kind}: {reason}")
     return {
         "candidate": asdict(chosen.candidate) | {"name": chosen.candidate.name},
         "target": settings.target,

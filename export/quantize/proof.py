@@ -14,9 +14,10 @@ from onnx import TensorProto
 
 from kdedge.benchmarks.session import CPU, import_onnxruntime, session_options
 from kdedge.export.lookup import attributes, producers, readers
+from kdedge.export.quantize.float_reasons import float_causes
 from kdedge.files import scratch_dir
 
-__all__ = ["float_operators", "integer_proof", "optimise", "why_not_integer"]
+__all__ = ["integer_proof", "optimise", "why_not_integer"]
 
 _INTEGER_CONVS = {"QLinearConv", "ConvInteger"}
 _FLOAT_CONVS = {"Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose"}
@@ -34,9 +35,9 @@ def integer_proof(model: bytes) -> dict[str, Any]:
 
     Returns:
         ``integer_convs`` and ``integer_gemms`` (counts), ``float_convs``, ``float_gemms`` and ``float_ops`` (names
-        with types; ``float_ops`` are all other operators on float tensors), ``float_nodes`` (name and type of all
-        three), ``before_first_conv`` (types of the operators between the input and the first convolution, except those
-        that normalise a signal), ``ops_by_type`` (counts).
+        with types; ``float_ops`` are all other operators on float tensors), ``float_nodes`` (all three, from
+        `kdedge.export.quantize.float_reasons.float_causes`), ``before_first_conv`` (types of the operators between the
+        input and the first convolution, except those that normalise a signal), ``ops_by_type`` (counts).
     """
     levels = import_onnxruntime().GraphOptimizationLevel
     proof = _read_optimised(optimise(model, levels.ORT_ENABLE_ALL))
@@ -75,30 +76,6 @@ def why_not_integer(proof: Mapping[str, Any], allowed: Collection[str] = (), *, 
     return ""
 
 
-def float_operators(
-    proof: Mapping[str, Any], quantized: Collection[str], left: Collection[str]
-) -> list[dict[str, str]]:
-    """Return every operator of a model that runs in float, with its reason.
-
-    Args:
-        proof: From `integer_proof`.
-        quantized: Types of the operators that are quantized.
-        left: Names of layers that are in float on purpose.
-
-    Returns:
-        For each operator ``name``, ``type`` and ``reason``.
-    """
-
-    def reason(name: str, kind: str) -> str:
-        if name in left:
-            return "a repair step left it in float"
-        if kind in {*quantized, *_FLOAT_CONVS, *_FLOAT_GEMMS}:
-            return "onnxruntime has no integer kernel for its inputs and outputs"
-        return f"kdedge does not quantize {kind}"
-
-    return [{"name": name, "type": kind, "reason": reason(name, kind)} for name, kind in proof["float_nodes"]]
-
-
 def optimise(model: bytes, level: Any) -> onnx.GraphProto:
     """Return the graph of a session on this host at an optimisation level."""
     options = session_options(1)
@@ -115,7 +92,7 @@ def _read_optimised(graph: onnx.GraphProto) -> dict[str, Any]:
     float_convs: list[str] = []
     float_gemms: list[str] = []
     float_ops: list[str] = []
-    float_nodes: list[tuple[str, str]] = []
+    float_nodes: list[onnx.NodeProto] = []
     floats = {value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.FLOAT}
     front = _signal_front(graph) if graph.input[0].name == "signal" else []
     for node in graph.node:
@@ -143,7 +120,7 @@ def _read_optimised(graph: onnx.GraphProto) -> dict[str, Any]:
             left = float_ops
         if left is not None:
             left.append(label)
-            float_nodes.append((node.name or node.output[0], kind))
+            float_nodes.append(node)
         if gives_float or left is not None:
             floats.update(node.output)
     return {
@@ -152,7 +129,7 @@ def _read_optimised(graph: onnx.GraphProto) -> dict[str, Any]:
         "integer_gemms": len(gemms),
         "float_gemms": float_gemms,
         "float_ops": float_ops,
-        "float_nodes": float_nodes,
+        "float_nodes": float_causes(graph, float_nodes),
         "before_first_conv": _path_to_input(graph, convs[0].input[0], len(front)) if convs else [],
         "ops_by_type": dict(sorted(Counter(node.op_type for node in graph.node).items())),
     }

@@ -210,6 +210,16 @@ def test_proof_knows_what_is_in_float_on_purpose(models: dict[str, Path]) -> Non
     assert (other["float_on_purpose"], other["float_by_accident"]) == ([], ["conv2"])
 
 
+def test_any_layer_of_a_model_that_kdedge_did_not_train_may_be_in_float(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    model = onnx.load(models["mixed"])
+    model.metadata_props.add(key="kdedge.adopted", value="net.onnx")
+    onnx.save(model, tmp_path / "net.onnx")
+    proof = int8_proof(tmp_path / "net.onnx")
+    assert (proof["float_convs"], proof["float_by_accident"]) == (1, [])
+
+
 def test_proof_of_a_float_model(models: dict[str, Path]) -> None:
     proof = int8_proof(models["fp32"])
     assert (proof["integer_convs"], proof["float_convs"]) == (0, 2)

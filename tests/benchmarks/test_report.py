@@ -251,6 +251,14 @@ def test_a_student_of_given_weights_tells_where_it_starts() -> None:
         assert "| epochs | 0 |" in markdown
 
 
+def test_operators_in_float_are_counted_by_reason() -> None:
+    rows = [{"name": str(index), "type": "Mul", "reason": "a | b"} for index in range(3)]
+    html, markdown = texts(quantization={"float_operators": rows})
+    assert "in float operator reason 3 Mul a | b" in html
+    assert "| 3 | Mul | a \\| b |" in markdown
+    assert "| in float |" not in texts()[1]
+
+
 def test_how_it_was_measured_is_said() -> None:
     settings = {"seconds": 1.5, "affinity": "0", "spinning": True}
     rows = [{**row, "cores": 1, "window_p50_ms": [1.0] * 5} for row in REPORT["latency"]]

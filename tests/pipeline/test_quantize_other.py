@@ -12,12 +12,14 @@ from command_line import invoke
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from kdedge.benchmarks.emulate.emulator import CPUS, emulate
 from kdedge.benchmarks.input_adapter import PREPROCESSING, Preprocessing, open_classifier
 from kdedge.errors import InputError
 from kdedge.export.adopt import adopt_model
-from kdedge.export.graph import read_model
+from kdedge.export.graph import count_macs, read_model
 from kdedge.export.quantize.candidates import Candidate
-from kdedge.export.quantize.proof import float_operators, integer_proof
+from kdedge.export.quantize.float_reasons import float_operators
+from kdedge.export.quantize.proof import integer_proof
 from kdedge.export.quantize.quantizer import OP_TYPES, Quantizer, _without_range
 
 FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
@@ -135,8 +137,8 @@ def test_models_are_rewritten_and_run_as_integers(tmp_path, options):
     assert proof["integer_convs"] >= 3 - (options.get("kind") == UINT8)
     assert proof["integer_gemms"] == 1
     assert not proof["float_convs"]
-    reasons = {row["type"]: row["reason"] for row in float_operators(proof, OP_TYPES, ())}
-    assert reasons["Sigmoid"] == "kdedge does not quantize Sigmoid"
+    reasons = {row["type"]: row["cause"] for row in float_operators(proof, OP_TYPES, ())}
+    assert (reasons["Sigmoid"], reasons["Mul"]) == ("activation", "gate")
     assert reasons.keys().isdisjoint({"Conv", "Gemm", "ReduceMean", "GlobalAveragePool", "BatchNormalization"})
 
 
@@ -184,6 +186,7 @@ def test_the_command_quantizes_and_decides_the_gate(tmp_path, images):
     assert abs(gate["gate"]["loss_pp"]) < 5
     record = json.loads((out / "quantize" / "candidates.json").read_text())
     assert {row["type"] for row in record["float_operators"]} >= {"Sigmoid", "Mul"}
+    assert "in float: 1 Sigmoid: activation, which kdedge does not quantize" in " ".join(result.output.split())
     assert record["rungs"]
     again = invoke(*command)
     assert "export: up to date, skipped" in again.output
@@ -210,6 +213,7 @@ def test_the_bundle_has_the_preprocessing_of_the_model(tmp_path, images):
     assert (report["student"]["arch"], report["student"]["adopted"]) == ("net", "net.onnx")
     assert report["student"]["macs"] > 6 * 27 * 16**2
     assert report["gate"]["limit_pp"] == 30
+    assert "| 1 | Sigmoid | activation, which kdedge does not quantize |" in (out / "benchmark/report.md").read_text()
     done = invoke("bundle", "--out", out)
     assert done.exit_code == 0, done.output
     bundle = out / "bundle"
@@ -230,6 +234,32 @@ def test_the_bundle_has_the_preprocessing_of_the_model(tmp_path, images):
         assert answer["label"] == CLASSES[logits.argmax()]
         assert answer["probability"] == pytest.approx(expected, abs=1e-3)
     assert "did not train: it has no stage teacher" in invoke("run-all", "--out", out, "--data", images).output
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("activation", ["HardSwish", "Gelu"])
+def test_other_cpus_return_the_same_bits(tmp_path, activation):
+    model = adopted(colour_net(tmp_path / "net.onnx", opset=20, activation=activation), tmp_path / "student.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
+    path = tmp_path / "int8.onnx"
+    path.write_bytes(Quantizer.from_model(model, pixels).build(Candidate(calibration_images=32)))
+    for cpu in CPUS:
+        result = emulate(path, pixels, cpu)
+        assert (result.flipped, result.max_abs_diff) == ((), 0), cpu
+
+
+@pytest.mark.qemu
+@pytest.mark.usefixtures("brief_search", "plain_figures")
+def test_the_report_of_the_model_has_other_cpus(tmp_path, images):
+    path, out = colour_net(tmp_path / "net.onnx"), tmp_path / "out"
+    short = ["--calibration-images", 32, "--no-compare-formats", "--limit-pp", 30]
+    done = invoke("quantize", path, "--preprocessing", "torchvision", "--data", images, "--out", out, *short)
+    assert done.exit_code == 0, done.output
+    options = ["--latency-seconds", 0.05, "--latency-batches", 1, "--emulate", "haswell", "--emulate-images", 16]
+    done = invoke("benchmark", "--out", out, *options)
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads((out / "benchmark" / "report.json").read_text())["portability"]["emulated"]
+    assert (row["cpu"], row["images"], row["flips"], row["max_abs_diff"]) == ("haswell", 16, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -260,3 +290,65 @@ def test_operators_on_computed_shapes_are_not_quantized():
     one = numpy_helper.from_array(np.int64([1]), "one")
     graph = helper.make_graph(nodes, "graph", [], [], [one])
     assert _without_range(graph, dict.fromkeys(("features", "logits"), (0.0, 1.0))) == ["of integers"]
+
+
+def amplifying_net(path, factor=1e5):
+    """Write a network with the sine of ``factor`` times a batch norm, so that the rounding of its sums matters."""
+    rng = np.random.default_rng(0)
+    values = {
+        "weight": rng.normal(0, 0.2, (8, 3, 3, 3)),
+        **{f"norm.{name}": rng.uniform(0.5, 2, 8) for name in ("scale", "bias", "mean", "variance")},
+        "factor": factor,
+        "classes": rng.normal(0, 1, (3, 8)),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "weight"], ["conv"], pads=[1] * 4),
+        helper.make_node("BatchNormalization", ["conv", *list(values)[1:5]], ["norm"]),
+        helper.make_node("Mul", ["norm", "factor"], ["large"]),
+        helper.make_node("Sin", ["large"], ["sin"]),
+        helper.make_node("GlobalAveragePool", ["sin"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "classes"], ["scores"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes, "sines",
+        [helper.make_tensor_value_info("image", FLOAT, ["N", 3, 16, 16])],
+        [helper.make_tensor_value_info("scores", FLOAT, ["N", 3])],
+        [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in values.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return open_classifier(path)
+
+
+def test_a_network_may_differ_by_its_own_rounding(tmp_path, capsys, monkeypatch):
+    source, target = amplifying_net(tmp_path / "net.onnx"), tmp_path / "student.onnx"
+    preprocessing = PREPROCESSING["torchvision"]
+    metrics = adopt_model(source, preprocessing, CLASSES, target, resize_mode="squeeze")
+    assert metrics["max_abs_diff"] > 1e-4
+    assert "net.onnx amplifies rounding: its own logits change by up to" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setattr("kdedge.export.adopt._without_fusions", lambda source: source)
+    with pytest.raises(InputError, match=r"net\.onnx rewritten for any batch computes other logits"):
+        adopt_model(source, preprocessing, CLASSES, target, resize_mode="squeeze")
+
+
+def test_multiply_accumulates_of_computed_shapes_are_counted():
+    """Shape inference does not know the height behind a slice whose end is computed from the input."""
+    values = {"two": np.int64([2]), "zero": np.int64([0]), "w": np.zeros((5, 3, 1, 1), np.float32)}
+    nodes = [
+        helper.make_node("Transpose", ["image"], ["nchw"], perm=[0, 3, 1, 2]),
+        helper.make_node("Shape", ["nchw"], ["height"], start=2, end=3),
+        helper.make_node("Cast", ["height"], ["float"], to=FLOAT),
+        helper.make_node("Sqrt", ["float"], ["root"]),
+        helper.make_node("Cast", ["root"], ["end"], to=TensorProto.INT64),
+        helper.make_node("Slice", ["nchw", "zero", "end", "two"], ["top"]),
+        helper.make_node("Conv", ["top", "w"], ["conv"]),
+        helper.make_node("MatMul", ["conv", "conv"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "slice",
+        [helper.make_tensor_value_info("image", FLOAT, ["N", 16, 4, 3])],
+        [helper.make_tensor_value_info("scores", FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in values.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    assert count_macs(model) == 5 * 4 * 4 * 3 + 5 * 4 * 4 * 4
