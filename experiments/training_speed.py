@@ -1,15 +1,34 @@
-"""The training speed of kdedge compared with a plain script, on the same architectures and this machine.
+"""The training speed of kdedge compared with three other ways to train the same models, in one run.
 
-The plain script uses fp32, NCHW, a DataLoader with torchvision transforms and batch 64, and computes the teacher's
-logits in every step. A few steps of teacher training and of distillation are timed both ways, and the time of a full
-default run (45,000 images; epochs as in the default preset) is extrapolated from the throughput.
+- ``plain``: a usual script: float32, NCHW, a DataLoader with torchvision transforms, batch 64; the teacher's logits are
+  computed in every step.
+- ``airbench``: the loop of K. Jordan's airbench94 (arXiv:2404.00498) in our own words, for our models: all images
+  normalised in one tensor on the device, flipped alternately and cropped once per epoch, no DataLoader.
+- ``timm``: loader, task and optimizer of timm, in the order of its ``train.py`` (which is not in its wheel), with the
+  options ``--amp --amp-dtype bfloat16 --channels-last``; distillation by its ``LogitDistillationTask``.
+- ``kdedge``: batches and steps of the stages ``teacher`` and ``distill``.
 
-    python experiments/training_speed.py [--steps 12]
+All but ``plain`` have the precision, memory format and batch size of kdedge, and all have its setting of the allocator.
+The tasks: the training of the teacher, and that of the student on labels, or on labels and the teacher's logits, which
+kdedge finds in its cache in later runs. A round is an epoch of every way in turn. Images are loaded in the training
+process: on a CPU, workers take cores from the training.
+
+On a CPU the time is CPU time, which other processes hardly change; with one thread it is that of a quiet core.
+
+    python experiments/training_speed.py [--threads 1] [--rounds 7] [--images 512] [--student lite]
 """
 
 import argparse
+import atexit
+import dataclasses
+import shutil
+import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,105 +40,279 @@ from torchvision import transforms
 
 from kdedge.dataset import Split
 from kdedge.inputs import image_input
-from kdedge.pipeline.distill.options import DistillConfig
-from kdedge.pipeline.models.student import build_student
-from kdedge.pipeline.models.teacher import build_teacher, fold_batch_norms
-from kdedge.pipeline.training.batches import Batch, Batches, place
+from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.distill.ensemble import Ensemble
+from kdedge.pipeline.distill.teacher_logits import CachedTeacher, LogitsFile
+from kdedge.pipeline.distill.trainer import Trainer
+from kdedge.pipeline.models.student import Student, build_student
+from kdedge.pipeline.models.teacher import Teacher, build_teacher, fold_batch_norms
+from kdedge.pipeline.training.batches import Batches, place
 from kdedge.pipeline.training.device import autocast, prepare, resolve
-from kdedge.pipeline.training.options import RuntimeConfig, TeacherConfig
+from kdedge.pipeline.training.options import RuntimeConfig
 
-IMAGES = 45_000
+SIZE, CLASSES, BATCH = 32, 10, 128
+TASKS = {"teacher": "teacher", "labels": "student, labels", "logits": "student, logits", "cached": "the same, cached"}
+EPOCHS = {"teacher": 7, "logits": 20}  # of a default run
+
+Epoch = Callable[[], None]
 
 
-class PlainDataset(Dataset[tuple[Tensor, int]]):
-    """Images through the usual transforms, one at a time."""
+@dataclass(frozen=True)
+class Models:
+    """Builds the models with random weights."""
 
-    def __init__(self, split: Split) -> None:
-        self.split = split
-        self.transform = transforms.Compose(
-            [transforms.RandomCrop(32, padding=2), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-        )
+    name: str
+    device: torch.device
+
+    def teacher(self) -> Teacher:
+        """Return a teacher."""
+        return build_teacher("resnet18", CLASSES, "cifar-pool").to(self.device)
+
+    def student(self) -> Student:
+        """Return a student."""
+        return build_student(self.name, CLASSES, image_input(SIZE)).to(self.device)
+
+
+class OneByOne(Dataset[tuple[Any, int]]):
+    """Images that a transform takes one at a time."""
+
+    def __init__(self, split: Split, transform: Callable[[Image.Image], Any] | None = None) -> None:
+        self.split, self.transform = split, transform
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.split)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Return (float32 [3, 32, 32] in 0..1, label)."""
-        return self.transform(Image.fromarray(self.split.images[index])), int(self.split.labels[index])
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """Return the transformed image and its label."""
+        image = Image.fromarray(self.split.images[index])
+        return self.transform(image) if self.transform else image, int(self.split.labels[index])
 
 
-def trainer(model: nn.Module, teacher: nn.Module | None, runtime: RuntimeConfig) -> Callable[[Tensor, Tensor], None]:
-    """Return a training step: cross-entropy, and KD if there is a teacher."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
-    model.train()
+class WholeTensor:
+    """The batches of airbench."""
 
-    def step(pixels: Tensor, labels: Tensor) -> None:
-        with autocast(runtime):
-            logits = model(pixels).float()
-            loss = functional.cross_entropy(logits, labels)
-            if teacher is not None:
-                with torch.no_grad():
-                    target = teacher(pixels).float()
-                loss = loss + functional.mse_loss(logits, target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    def __init__(self, split: Split, device: torch.device, shift: int = 2) -> None:
+        images = torch.from_numpy(np.array(split.images)).to(device).permute(0, 3, 1, 2).float().div_(255)
+        flipped = torch.rand(len(split), device=device) < 0.5
+        images[flipped] = images[flipped].flip(-1)
+        self._padded = functional.pad(images, (shift,) * 4, "reflect")
+        self._labels, self._shift, self._epoch = torch.from_numpy(split.labels).to(device), shift, 0
 
-    return step
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield one epoch; every second one has all images flipped."""
+        count, span = len(self._labels), 2 * self._shift + 1
+        images = torch.empty(count, 3, SIZE, SIZE, device=self._padded.device).to(memory_format=torch.channels_last)
+        places = torch.randint(span, (2, count), device=images.device)
+        for row in range(span):
+            for column in range(span):
+                here = (places[0] == row) & (places[1] == column)
+                images[here] = self._padded[here, :, row : row + SIZE, column : column + SIZE]
+        if self._epoch % 2:
+            images = images.flip(-1)
+        self._epoch += 1
+        for part in torch.randperm(count, device=images.device).split(BATCH):
+            yield images[part], self._labels[part]
 
 
-def images_per_second(
-    step: Callable[[Tensor, Tensor], None],
-    batches: list[Batch] | DataLoader[tuple[Tensor, int]],
-    steps: int,
-) -> float:
-    """Time ``steps`` steps after three for warming up."""
-    iterator = iter(batches)
-    for _ in range(3):
-        step(*next(iterator)[:2])
-    seen, start = 0, time.perf_counter()
-    for _ in range(steps):
-        pixels, labels, *_ = next(iterator)
-        step(pixels, labels)
-        seen += len(labels)
-    return seen / (time.perf_counter() - start)
+def epoch_of(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    runtime: RuntimeConfig,
+    loss_of: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Epoch:
+    """Return a function that trains a model for one epoch on ``loss_of(logits, pixels, labels)``."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+    def run() -> None:
+        model.train()
+        for batch in batches:
+            pixels, labels = (part.to(runtime.device) for part in batch)
+            with autocast(runtime):
+                logits = model(pixels).float()
+                loss = loss_of(logits, pixels, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return run
+
+
+def cross_entropy(logits: Tensor, pixels: Tensor, labels: Tensor) -> Tensor:
+    """Return the loss of a training on labels."""
+    return functional.cross_entropy(logits, labels, label_smoothing=0.1)
+
+
+def distillation(teacher: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Return the loss of a training with a teacher that runs in every step."""
+
+    def loss_of(logits: Tensor, pixels: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = teacher(pixels).float()
+        student, wanted = (functional.log_softmax(one / 4, 1) for one in (logits, target))
+        kd = functional.kl_div(student, wanted, reduction="batchmean", log_target=True)
+        return functional.cross_entropy(logits, labels) + 16 * kd
+
+    return loss_of
+
+
+def plain(split: Split, models: Models, runtime: RuntimeConfig) -> dict[str, Epoch]:
+    """Return the epochs of a usual script."""
+    steps = [transforms.RandomCrop(SIZE, padding=2), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    loader = DataLoader(OneByOne(split, transforms.Compose(steps)), batch_size=64, shuffle=True)
+    runtime = dataclasses.replace(runtime, precision="fp32")
+    return {
+        "teacher": epoch_of(models.teacher(), loader, runtime, cross_entropy),
+        "labels": epoch_of(models.student(), loader, runtime, cross_entropy),
+        "logits": epoch_of(models.student(), loader, runtime, distillation(models.teacher().eval())),
+    }
+
+
+def airbench(split: Split, models: Models, runtime: RuntimeConfig) -> dict[str, Epoch]:
+    """Return the epochs of airbench's loop; it has no distillation."""
+    return {
+        "teacher": epoch_of(
+            place(models.teacher(), models.device), WholeTensor(split, models.device), runtime, cross_entropy
+        ),
+        "labels": epoch_of(
+            place(models.student(), models.device), WholeTensor(split, models.device), runtime, cross_entropy
+        ),
+    }
+
+
+def timm(split: Split, models: Models, runtime: RuntimeConfig) -> dict[str, Epoch]:
+    """Return the epochs of timm."""
+    from timm.data import create_loader
+    from timm.optim import create_optimizer_v2
+    from timm.task import ClassificationTask, LogitDistillationTask
+    from timm.task.distillation import DistillationTeacher
+
+    def epoch(task: nn.Module) -> Epoch:
+        loader = create_loader(
+            OneByOne(split), (3, SIZE, SIZE), BATCH, is_training=True, train_crop_mode="rkrc", color_jitter=0,
+            num_workers=0, persistent_workers=False, device=models.device,
+        )  # fmt: skip
+        optimizer = create_optimizer_v2(task, opt="sgd", lr=0.01, weight_decay=5e-4)
+
+        def run() -> None:
+            task.train()
+            for pixels, labels in loader:
+                with autocast(runtime):
+                    loss = task(pixels.contiguous(memory_format=torch.channels_last), labels)["loss"]
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+        return run
+
+    teacher, frozen, on_labels, distilled = (
+        build().to(memory_format=torch.channels_last)
+        for build in (models.teacher, models.teacher, models.student, models.student)
+    )
+    distilled.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    task = LogitDistillationTask(distilled, DistillationTeacher(frozen), nn.CrossEntropyLoss(), device=models.device)
+    return {
+        "teacher": epoch(ClassificationTask(teacher, device=models.device)),
+        "labels": epoch(ClassificationTask(on_labels, device=models.device)),
+        "logits": epoch(task.to(models.device)),
+    }
+
+
+def kdedge(split: Split, models: Models, runtime: RuntimeConfig) -> dict[str, Epoch]:
+    """Return the epochs of kdedge's stages."""
+    batches = Batches(split, BATCH, 0, 2, models.device)
+    frozen = place(fold_batch_norms(models.teacher().cpu().eval(), image_input(SIZE)), models.device)
+    folder = Path(tempfile.mkdtemp(prefix="kdedge-speed-"))
+    atexit.register(shutil.rmtree, folder)
+
+    def distill(method: str, *, cached: bool = False) -> Epoch:
+        options = {"method": method, "lr": 0.01, "batch_size": BATCH}
+        config = build_config({"runtime": dataclasses.asdict(runtime), "distill": options})
+        augmentations = len(split) * batches.augmentations_per_image if cached else 0
+        file = LogitsFile(folder / "logits", classes=CLASSES, augmentations=augmentations)
+        members = Ensemble([CachedTeacher(frozen.requires_grad_(False), runtime, file, BATCH)])
+        student = place(models.student(), models.device)
+        trainer = Trainer(config, members, student, pairs=(), chosen=(), batches=batches)
+
+        def run() -> None:
+            for batch in batches.epoch(0):
+                trainer.step(batch, 1, 0.1)
+
+        return run
+
+    class Known:
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            return (batch[:2] for batch in batches.epoch(0))
+
+    return {
+        "teacher": epoch_of(place(models.teacher(), models.device), Known(), runtime, cross_entropy),
+        "labels": distill("ce"),
+        "logits": distill("kd"),
+        "cached": distill("kd", cached=True),
+    }
+
+
+def seconds(epoch: Epoch, device: torch.device) -> float:
+    """Return the time of an epoch: CPU time on a CPU, else wall time."""
+    if device.type == "cpu":
+        start = time.process_time()
+        epoch()
+        return time.process_time() - start
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    epoch()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure(ways: dict[str, dict[str, Epoch]], rounds: int, device: torch.device) -> dict[tuple[str, str], list[float]]:
+    """Return the seconds of each round by task and way; a first round warms up."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for number in range(rounds + 1):
+        for task, way in ((task, way) for task in TASKS for way in ways if task in ways[way]):
+            taken = seconds(ways[way][task], device)
+            if number:
+                found.setdefault((task, way), []).append(taken)
+    return found
+
+
+def median_and_spread(values: list[float], digits: int) -> str:
+    """Return the median, the least and the largest of some values."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def main() -> None:
-    """Measure both ways and print a Markdown table."""
+    """Measure all ways and print Markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=12)
-    steps = parser.parse_args().steps
-    rng = np.random.default_rng(0)
-    split = Split(rng.integers(0, 256, (8192, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, 8192))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--images", type=int, default=512, help="of an epoch")
+    parser.add_argument("--student", default="lite")
+    options = parser.parse_args()
+    runtime = resolve(RuntimeConfig(threads=options.threads), None)
+    models, rng = Models(options.student, prepare(runtime)), np.random.default_rng(0)
+    count = options.images
+    split = Split(rng.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8), rng.integers(0, CLASSES, count))
+    ways = {way.__name__: way(split, models, runtime) for way in (plain, airbench, timm, kdedge)}
+    found = measure(ways, options.rounds, models.device)
 
-    plain = resolve(RuntimeConfig(precision="fp32"), None)
-    speeds: dict[str, dict[str, float]] = {"plain": {}, "kdedge": {}}
-    # First the plain way, because `prepare` changes how the C library allocates.
-    loader = DataLoader(PlainDataset(split), batch_size=64, shuffle=True, num_workers=plain.threads)
-    teacher = build_teacher("resnet18", 10, "cifar-pool")
-    student = build_student("lite", 10, image_input(32))
-    speeds["plain"]["teacher"] = images_per_second(trainer(teacher, None, plain), loader, steps * 2)
-    teacher.eval()
-    speeds["plain"]["distill"] = images_per_second(trainer(student, teacher, plain), loader, steps * 2)
-
-    runtime = resolve(RuntimeConfig(), None)
-    device = prepare(runtime)
-    batches = list(Batches(split, 128, 0, 2, device).epoch(0))
-    teacher, student = place(teacher, device), place(student, device)
-    speeds["kdedge"]["teacher"] = images_per_second(trainer(teacher, None, runtime), batches, steps)
-    teacher = fold_batch_norms(teacher.eval(), image_input(32))
-    speeds["kdedge"]["distill"] = images_per_second(trainer(student, teacher, runtime), batches, steps)
-
-    epochs = {"teacher": TeacherConfig().epochs, "distill": DistillConfig().epochs}
-    print(f"{runtime.threads} threads, {runtime.isa}, kdedge in {runtime.precision}\n")
-    print("| way | teacher img/s | distill img/s | training of a default run |\n|---|---|---|---|")
-    minutes = {}
-    for way, speed in speeds.items():
-        minutes[way] = sum(IMAGES * epochs[stage] / speed[stage] for stage in epochs) / 60
-        print(f"| {way} | {speed['teacher']:.0f} | {speed['distill']:.0f} | {minutes[way]:.0f} min |")
-    print(f"\nratio: {minutes['plain'] / minutes['kdedge']:.2f}")
+    print(f"{runtime.device}, {runtime.isa}, {runtime.threads} threads, {runtime.precision}, {options.rounds} rounds\n")
+    print(f"| ms per image | {' | '.join(ways)} |\n|---|" + "---:|" * len(ways))
+    for task, title in TASKS.items():
+        cells = [[1e3 * taken / count for taken in found.get((task, way), [])] for way in ways]
+        print(f"| {title} | " + " | ".join(median_and_spread(cell, 3) if cell else "" for cell in cells) + " |")
+    print(f"\n| times the time of kdedge | {' | '.join(ways)} |\n|---|" + "---:|" * len(ways))
+    totals = {}
+    for task, title in TASKS.items():
+        baseline = found[task, "kdedge"]
+        others = [found.get((task, way), found.get(("logits", way), []) if task == "cached" else []) for way in ways]
+        cells = [[a / b for a, b in zip(other, baseline, strict=False)] for other in others]
+        print(f"| {title} | " + " | ".join(median_and_spread(cell, 2) if cell else "" for cell in cells) + " |")
+    for way in ways:
+        if ("logits", way) in found:
+            totals[way] = sum(count * np.array(found[task, way]) for task, count in EPOCHS.items())
+    cells = [median_and_spread((totals[way] / totals["kdedge"]).tolist(), 2) if way in totals else "" for way in ways]
+    print(f"| {EPOCHS['teacher']} + {EPOCHS['logits']} epochs | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
 A flip and a shift are drawn from (image, epoch), so another run has the same augmented images. Logits are rounded to
 fp16 before use, also when they were just computed, so that a run produces the same bits with an empty and
-with a full cache. For the same reason the teacher sees images in parts of one fixed size: the kernels that a library
-chooses, and with them the last bits, depend on the batch size. On a GPU, where no run repeats another to the bit, it
-sees the whole batch.
+with a full cache. For the same reason the teacher sees as many images per call as the student per step, and the cache
+is of this number: the kernels that a library chooses, and with them the last bits, depend on the batch size.
 
 The teacher's maps for hints are too large for a cache. With cached logits, the teacher runs only to the deepest block
 with hints.
@@ -36,14 +35,15 @@ from kdedge.progress import log, warn_once
 __all__ = ["CachedTeacher", "LogitsFile", "cache_name"]
 
 # Raised whenever the same key would have other bits: other images of the same number, other rounding, other parts.
-_VERSION = 2
-_PART = 32  # images per call of the teacher on a CPU
+_VERSION = 3
 _CRC_BYTES = 4
 _FILE_LIMIT = 1_500_000_000  # bytes; CIFAR-10 at shift 2 takes 60 MB
 _FOLDER_LIMIT = 4_000_000_000
 
 
-def cache_name(teacher_sha256: tuple[str, str], data_sha256: str, shift: int, runtime: RuntimeConfig) -> str:
+def cache_name(
+    teacher_sha256: tuple[str, str], data_sha256: str, shift: int, batch_size: int, runtime: RuntimeConfig
+) -> str:
     """Return the name of the file for everything that decides the bits of a teacher's logits.
 
     Args:
@@ -51,11 +51,12 @@ def cache_name(teacher_sha256: tuple[str, str], data_sha256: str, shift: int, ru
             the same weights.
         data_sha256: Of the training images.
         shift: Largest shift of an image in pixels.
+        batch_size: Images per call of the teacher.
         runtime: Resolved; the seed does not matter.
     """
     device = torch.cuda.get_device_name() if runtime.device == "cuda" else runtime.isa
     arithmetic = [device, runtime.threads, runtime.precision, torch.__version__]
-    key = [_VERSION, *teacher_sha256, data_sha256, shift, *arithmetic]
+    key = [_VERSION, *teacher_sha256, data_sha256, shift, batch_size, *arithmetic]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32] + ".logits"
 
 
@@ -137,10 +138,11 @@ class CachedTeacher:
         teacher: In eval mode.
         runtime: Decides the precision.
         file: The cache.
+        batch_size: Images per call of the teacher.
     """
 
-    def __init__(self, teacher: Teacher, runtime: RuntimeConfig, file: LogitsFile) -> None:
-        self._teacher, self._runtime, self._file = teacher, runtime, file
+    def __init__(self, teacher: Teacher, runtime: RuntimeConfig, file: LogitsFile, batch_size: int) -> None:
+        self._teacher, self._runtime, self._file, self._batch_size = teacher, runtime, file, batch_size
         self._computed = 0
 
     @torch.no_grad()
@@ -155,7 +157,7 @@ class CachedTeacher:
             (logits float32 ``[B, C]``, rounded to fp16; maps ``[B, C', H, W]`` by block).
         """
         logits, found = self._file.read(batch.augmentations)
-        part = _PART if self._runtime.device == "cpu" else len(logits)
+        part = self._batch_size
         maps: dict[str, list[Tensor]] = {name: [] for name in blocks}
         with autocast(self._runtime), FeatureTap(self._teacher, blocks) as tap:
             for start in range(0, len(logits), part):

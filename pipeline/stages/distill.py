@@ -21,7 +21,7 @@ from torch import nn
 
 from kdedge.benchmarks.accuracy import balanced_pct
 from kdedge.benchmarks.chance import check_learned, majority_baseline
-from kdedge.dataset import Split
+from kdedge.dataset import Dataset, Split
 from kdedge.errors import InputError
 from kdedge.files import cache_dir, file_sha256, load_json, write_json
 from kdedge.inputs import InputSpec
@@ -129,8 +129,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     blocks = {name: TeacherBlock(variance, shapes[0][name][1]) for name, variance in variances.items()}
     chosen = method.blocks(blocks, settings.hint_blocks, config.runtime.seed) if method.blocks else ()
     pairs = _pairs(tuple(variances) if method.dynamic else chosen, shapes)
-    paths = [_logits_path(folder, dataset.train_sha256(), batches.shift, config) for folder in folders]
-    cached = _cached(config, teachers, paths, classes=len(classes), train=train, batches=batches)
+    cached = _cached(config, teachers, folders, dataset, train=train, batches=batches)
     evaluator = StudentEvaluator(
         config, teachers, student, judged, pairs if method.dynamic else (), train=train, val=val, device=device
     )
@@ -245,12 +244,22 @@ def _teacher(folder: Path, classes: tuple[str, ...], spec: InputSpec, config: Co
 
 
 def _cached(
-    config: Config, teachers: Sequence[Teacher], paths: Sequence[Path], *, classes: int, train: Split, batches: Batches
+    config: Config,
+    teachers: Sequence[Teacher],
+    folders: Sequence[Path],
+    dataset: Dataset,
+    *,
+    train: Split,
+    batches: Batches,
 ) -> Ensemble:
-    """Return the teachers with their caches of logits."""
+    """Return the teachers, which are in some folders, with their caches of logits."""
     count = (int(train.dataset_indices[-1]) + 1) * batches.augmentations_per_image if batches.numbered else 0
-    files = [LogitsFile(path, classes=classes, augmentations=count) for path in paths]
-    return Ensemble([CachedTeacher(one, config.runtime, file) for one, file in zip(teachers, files, strict=True)])
+    batch_size, members = batches.size // distributed.size(), []
+    for teacher, folder in zip(teachers, folders, strict=True):
+        path = _logits_path(folder, dataset.train_sha256(), batches.shift, batch_size, config)
+        file = LogitsFile(path, classes=len(dataset.class_names), augmentations=count)
+        members.append(CachedTeacher(teacher, config.runtime, file, batch_size))
+    return Ensemble(members)
 
 
 def _check_fits(teacher_dir: Path, classes: tuple[str, ...], spec: InputSpec) -> None:
@@ -345,7 +354,7 @@ def _logits_computed(rows: list[dict[str, float]]) -> int:
     return sum(counts)
 
 
-def _logits_path(teacher_dir: Path, data_sha256: str, shift: int, config: Config) -> Path:
+def _logits_path(teacher_dir: Path, data_sha256: str, shift: int, batch_size: int, config: Config) -> Path:
     weights, description = (file_sha256(teacher_dir / name) for name in (TEACHER_WEIGHTS, TEACHER_DESCRIPTION))
-    name = cache_name((weights, description), data_sha256, shift, config.runtime)
+    name = cache_name((weights, description), data_sha256, shift, batch_size, config.runtime)
     return cache_dir() / "teacher-logits" / name

@@ -56,7 +56,7 @@ STAGES = {
             fingerprint=of_training("teacher"),
             data=_data("train"),
             packages=("torch",),
-            version=4,
+            version=5,
         ),
         StageSpec(
             "distill",
@@ -68,7 +68,7 @@ STAGES = {
             fingerprint=of_training("distill"),
             data=_data("train"),
             packages=("torch",),
-            version=3,
+            version=4,
         ),
         StageSpec(
             "export",

@@ -10,7 +10,6 @@ from command_line import invoke
 from kdedge.dataset import Split
 from kdedge.errors import InputError
 from kdedge.pipeline.config.build import build_config
-from kdedge.pipeline.distill import teacher_logits
 from kdedge.pipeline.models.student import Student
 from kdedge.pipeline.models.teacher import Teacher
 from kdedge.pipeline.stages import distill, teacher
@@ -142,7 +141,6 @@ def test_teacher_and_student_see_the_same_images_and_nothing_is_cached(config, f
         monkeypatch.setattr(kind, "forward" if who == "teacher" else "features", noted)
 
     monkeypatch.setenv("KDEDGE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(teacher_logits, "_PART", 16)  # whole batches
     note(Teacher, "teacher")
     note(Student, "student")
     metrics = distill.run(config, {"teacher": finished / teacher.__name__}, tmp_path)

@@ -38,13 +38,13 @@ def open_file(path):
 
 
 def test_a_hit_gives_the_bits_of_a_miss_and_runs_no_teacher(tmp_path, batch):
-    first = CachedTeacher(teacher(), RUNTIME, open_file(tmp_path / "a.logits"))
+    first = CachedTeacher(teacher(), RUNTIME, open_file(tmp_path / "a.logits"), 32)
     missed, maps = first(batch)
     assert not maps
     assert (first.take_computed(), first.take_computed()) == (IMAGES, 0)
     broken = teacher(1).requires_grad_(False)
     broken.forward = lambda pixels: pytest.fail("the teacher was run")
-    again = CachedTeacher(broken, RUNTIME, open_file(tmp_path / "a.logits"))
+    again = CachedTeacher(broken, RUNTIME, open_file(tmp_path / "a.logits"), 32)
     assert torch.equal(again(batch)[0], missed)
     assert again.take_computed() == 0
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_a_hit_gives_the_bits_of_a_miss_and_runs_no_teacher(tmp_path, batch):
 
 
 def test_several_teachers_give_the_mean_of_their_logits_and_the_maps_of_the_first(tmp_path, batch):
-    one, two = (CachedTeacher(teacher(seed), RUNTIME, open_file(tmp_path / f"{seed}.logits")) for seed in (0, 1))
+    one, two = (CachedTeacher(teacher(seed), RUNTIME, open_file(tmp_path / f"{seed}.logits"), 32) for seed in (0, 1))
     first, second = one(batch)[0], two(batch)[0]
     assert torch.equal(Ensemble([one])(batch)[0], first)
     both = Ensemble([one, two])
@@ -65,11 +65,11 @@ def test_several_teachers_give_the_mean_of_their_logits_and_the_maps_of_the_firs
 
 
 def test_what_is_missing_in_part_gives_the_same_bits(tmp_path, batch):
-    whole = CachedTeacher(teacher(), RUNTIME, open_file(tmp_path / "a.logits"))(batch)[0]
+    whole = CachedTeacher(teacher(), RUNTIME, open_file(tmp_path / "a.logits"), 32)(batch)[0]
     some = batch._replace(pixels=batch.pixels[::3], labels=batch.labels[::3], augmentations=batch.augmentations[::3])
     shared = open_file(tmp_path / "b.logits")
-    CachedTeacher(teacher(), RUNTIME, shared)(some)
-    rest = CachedTeacher(teacher(), RUNTIME, shared)
+    CachedTeacher(teacher(), RUNTIME, shared, 32)(some)
+    rest = CachedTeacher(teacher(), RUNTIME, shared, 32)
     assert torch.equal(rest(batch)[0], whole)
     assert rest.take_computed() == IMAGES - len(some.augmentations)
 
@@ -77,7 +77,7 @@ def test_what_is_missing_in_part_gives_the_same_bits(tmp_path, batch):
 def test_maps_are_the_same_with_and_without_the_logits_at_hand_and_then_the_teacher_runs_no_deeper(tmp_path, batch):
     blocks = ("layer1.0", "layer2.1")
     network = teacher()
-    first, again = (CachedTeacher(network, RUNTIME, open_file(tmp_path / "a.logits")) for _ in range(2))
+    first, again = (CachedTeacher(network, RUNTIME, open_file(tmp_path / "a.logits"), 32) for _ in range(2))
     logits, missed = first(batch, blocks)
     deeper = []
     network.backbone.layer3.register_forward_hook(lambda *_: deeper.append(True))
@@ -100,7 +100,7 @@ def test_maps_of_a_densenet_are_the_same_with_and_without_the_logits_at_hand(tmp
     deepest = list(hint_candidates(network))[-1]
     small = Batch(functional.interpolate(batch.pixels[:4], size=32), batch.labels[:4], batch.augmentations[:4])
     (_, missed), (_, found) = (
-        CachedTeacher(network, RUNTIME, open_file(tmp_path / "a.logits"))(small, (deepest,)) for _ in range(2)
+        CachedTeacher(network, RUNTIME, open_file(tmp_path / "a.logits"), 32)(small, (deepest,)) for _ in range(2)
     )
     assert (missed[deepest] < 0).any(), "the classifier behind it rectifies it in place"
     assert torch.equal(found[deepest], missed[deepest])
@@ -123,23 +123,27 @@ def test_a_torn_or_misplaced_entry_is_a_miss(tmp_path):
 
 
 def test_another_teacher_or_other_data_or_arithmetic_have_another_file(monkeypatch):
-    name = cache_name(TEACHER, "data", 2, RUNTIME)
-    assert name == cache_name(TEACHER, "data", 2, dataclasses.replace(RUNTIME, seed=7))
-    others = [cache_name(changed, "data", 2, RUNTIME) for changed in (("other", "stem"), ("weights", "other"))]
-    others += [cache_name(TEACHER, "other", 2, RUNTIME), cache_name(TEACHER, "data", 1, RUNTIME)]
+    name = cache_name(TEACHER, "data", 2, 32, RUNTIME)
+    assert name == cache_name(TEACHER, "data", 2, 32, dataclasses.replace(RUNTIME, seed=7))
+    others = [cache_name(changed, "data", 2, 32, RUNTIME) for changed in (("other", "stem"), ("weights", "other"))]
     others += [
-        cache_name(TEACHER, "data", 2, dataclasses.replace(RUNTIME, **changed))
+        cache_name(TEACHER, "other", 2, 32, RUNTIME),
+        cache_name(TEACHER, "data", 1, 32, RUNTIME),
+        cache_name(TEACHER, "data", 2, 64, RUNTIME),
+    ]
+    others += [
+        cache_name(TEACHER, "data", 2, 32, dataclasses.replace(RUNTIME, **changed))
         for changed in ({"threads": 2}, {"precision": "bf16"}, {"isa": "avx2"})
     ]
     monkeypatch.setattr("kdedge.pipeline.distill.teacher_logits._VERSION", 0)
-    others.append(cache_name(TEACHER, "data", 2, RUNTIME))
-    assert len({name, *others}) == 9
+    others.append(cache_name(TEACHER, "data", 2, 32, RUNTIME))
+    assert len({name, *others}) == 10
 
 
 def test_a_cache_that_cannot_be_written_costs_a_warning_not_the_run(tmp_path, batch, capsys):
     (tmp_path / "file").write_text("")
-    cached = CachedTeacher(teacher(), RUNTIME, open_file(tmp_path / "file" / "a.logits"))
-    expected, _ = CachedTeacher(teacher(), RUNTIME, open_file(tmp_path / "b.logits"))(batch)
+    cached = CachedTeacher(teacher(), RUNTIME, open_file(tmp_path / "file" / "a.logits"), 32)
+    expected, _ = CachedTeacher(teacher(), RUNTIME, open_file(tmp_path / "b.logits"), 32)(batch)
     assert torch.equal(cached(batch)[0], expected)
     assert "teacher logits are not kept" in capsys.readouterr().err
 
@@ -162,7 +166,7 @@ def test_a_full_disk_costs_a_warning_not_the_run(tmp_path, batch, capsys):
 
     file = open_file(tmp_path / "a.logits")
     file._file = full = Full()
-    cached = CachedTeacher(teacher(), RUNTIME, file)
+    cached = CachedTeacher(teacher(), RUNTIME, file, 32)
     assert torch.equal(cached(batch)[0], cached(batch)[0])
     assert "teacher logits are not kept: no space for logits" in capsys.readouterr().err
     assert full.closed

@@ -41,7 +41,7 @@ def make(method="static", kd_share=1.0, **settings):
     chosen = tuple(pair.teacher_block for pair in pairs)
     nothing_kept = LogitsFile(Path("unused"), classes=3, augmentations=1)
     nothing_kept.close()
-    cached = CachedTeacher(teacher, config.runtime, nothing_kept)
+    cached = CachedTeacher(teacher, config.runtime, nothing_kept, 16)
     trainer = Trainer(config, cached, student, pairs=pairs, chosen=chosen, batches=batches, kd_share=kd_share)
     return trainer, teacher, student, next(batches.epoch(0))
 

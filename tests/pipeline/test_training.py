@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from kdedge.errors import DivergenceError, InputError
 from kdedge.inputs import image_input
 from kdedge.pipeline.training import checkpoint as training
 from kdedge.pipeline.training.batch_norms import refresh_batch_norms
-from kdedge.pipeline.training.batches import Batches, predict_logits, to_network
+from kdedge.pipeline.training.batches import Batches, place, predict_logits, to_network
 from kdedge.pipeline.training.epoch_loop import EpochLoop
 from kdedge.pipeline.training.schedule import learning_rate
 
@@ -44,6 +46,17 @@ def test_pixels_become_floats_in_0_to_1_channels_last():
     assert out.shape == (2, 3, 8, 8)
     assert out.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_allclose(out.numpy().transpose(0, 2, 3, 1) * 255, images(2), atol=1e-4)
+
+
+def test_strided_depthwise_convolutions_of_a_placed_module_compute_in_float32_and_return_what_came():
+    conv = nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=4, bias=False)
+    placed = place(nn.Sequential(copy.deepcopy(conv), nn.Conv2d(4, 4, 3, stride=2, groups=2)), CPU)
+    pixels = torch.rand(2, 4, 8, 8).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = placed[0](pixels)
+    assert torch.equal(found, conv(pixels.float()).bfloat16())
+    assert type(placed[1]) is nn.Conv2d
+    assert placed.state_dict().keys() == nn.Sequential(conv, placed[1]).state_dict().keys()
 
 
 def test_an_epoch_visits_images_once_in_an_order_of_its_own():

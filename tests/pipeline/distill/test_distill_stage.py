@@ -142,10 +142,10 @@ def test_the_student_is_described_with_its_images(distill, tmp_path):
 def test_two_stems_of_the_same_weights_have_two_files_of_logits(config, teacher_dir, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(teacher_dir, other)
-    assert stage._logits_path(other, "data", 2, config) == stage._logits_path(teacher_dir, "data", 2, config)
+    assert stage._logits_path(other, "data", 2, 32, config) == stage._logits_path(teacher_dir, "data", 2, 32, config)
     description = (other / "teacher.json").read_text()
     (other / "teacher.json").write_text(re.sub(r'"stem": "[^"]+"', '"stem": "other"', description))
-    assert stage._logits_path(other, "data", 2, config) != stage._logits_path(teacher_dir, "data", 2, config)
+    assert stage._logits_path(other, "data", 2, 32, config) != stage._logits_path(teacher_dir, "data", 2, 32, config)
 
 
 def test_the_cache_is_closed_at_the_end_and_after_an_error(distill, monkeypatch):
