@@ -1,7 +1,7 @@
 """Run an ONNX image classifier that kdedge did not make, from uint8 RGB pixels to predicted classes.
 
 The model has one input with three colour channels, NCHW or NHWC, of floats or uint8, and one output [N, C]. Floats are
-``(pixel * scale - mean) / std``. A uint8 input gets the pixels themselves.
+``(pixel * scale - mean) / std``. A uint8 input gets the pixels themselves, one of a single channel their luma.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from kdedge.benchmarks.session import (
     session_options,
 )
 from kdedge.errors import InputError, StageError
-from kdedge.inputs import image_input, inputs_at_once
+from kdedge.inputs import image_input, inputs_at_once, to_grey
 from kdedge.machine import usable_cores
 from kdedge.preprocessing import RESIZE_MODES
 from kdedge.progress import track
@@ -41,7 +41,7 @@ _TYPES: dict[str, np.dtype[Any]] = {
     "tensor(uint8)": np.dtype(np.uint8),
 }
 _CHANNEL_AXES = {"NCHW": 1, "NHWC": 3}
-_EXPECTED = "expected one image input with 3 channels, float or uint8, and one output [N, C]"
+_EXPECTED = "expected one image input with 3 channels (of uint8 also 1), float or uint8, and one output [N, C]"
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ class Classifier:
         classes: Number of classes; None: the model does not state it.
         class_names: Names from the metadata of kdedge's own models, or None.
         resize_mode: How images become square, from the same metadata; None: a model of floats without them.
+        grey: Whether it takes one channel.
     """
 
     path: Path
@@ -110,6 +111,7 @@ class Classifier:
     classes: int | None
     class_names: tuple[str, ...] | None
     resize_mode: str | None
+    grey: bool = False
 
     @property
     def takes_floats(self) -> bool:
@@ -132,6 +134,7 @@ class Classifier:
             InputError: The model returns another number of logits.
             StageError: onnxruntime fails, or a logit is not finite.
         """
+        pixels = to_grey(pixels) if self.grey else pixels
         values: npt.NDArray[Any] = preprocessing.floats(pixels) if self.takes_floats else pixels
         values = values.astype(self.dtype)
         if self.layout == "NCHW":
@@ -177,7 +180,8 @@ def open_classifier(path: Path, *, layout: str = "", image_size: int = 0) -> Cla
         raise InputError(f"{found}; {_EXPECTED}", "export the model for inference, with logits as its only output")
     # A dynamic axis is a name or None.
     shape = [axis if isinstance(axis, int) else None for axis in inputs[0].shape]
-    fitting = [name for name, axis in _CHANNEL_AXES.items() if shape[axis] == 3]
+    channels = (3, 1) if _TYPES[inputs[0].type] == np.uint8 else (3,)
+    fitting = [name for number in channels for name, axis in _CHANNEL_AXES.items() if shape[axis] == number]
     fitting = fitting or [name for name, axis in _CHANNEL_AXES.items() if shape[axis] is None]
     if not fitting or (layout and layout not in fitting):
         raise InputError(f"{found}; {_EXPECTED}" + (f" in {layout}" if layout else ""), "check the model and --layout")
@@ -199,7 +203,7 @@ def open_classifier(path: Path, *, layout: str = "", image_size: int = 0) -> Cla
     return Classifier(
         path, session, inputs[0].name, layout, _TYPES[inputs[0].type], shape[0] or (1 if dynamic else None), size,
         classes if isinstance(classes, int) else None, read_class_names(path, session),
-        read_resize_mode(path, session) if described else None,
+        read_resize_mode(path, session) if described else None, shape[_CHANNEL_AXES[layout]] == 1,
     )  # fmt: skip
 
 

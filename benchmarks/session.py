@@ -1,7 +1,7 @@
 """Open and check ONNX models: sessions with given threads and execution provider.
 
-A model of kdedge takes ``pixels`` (uint8 ``[N, S, S, 3]``, RGB) or ``signal`` (float32 ``[N, L, C]``) and returns
-``logits`` (float32 ``[N, classes]``); `kdedge.inputs.InputSpec` describes its input.
+A model of kdedge takes ``pixels`` (uint8 ``[N, S, S, 3]`` RGB or ``[N, S, S, 1]`` grey) or ``signal`` (float32
+``[N, L, C]``) and returns ``logits`` (float32 ``[N, classes]``); `kdedge.inputs.InputSpec` describes its input.
 Other models, and files that onnxruntime cannot read, raise an `InputError` with the expected format.
 """
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from kdedge.benchmarks.providers import CPU, CUDA, GPUS, install_hint, session_providers
 from kdedge.errors import InputError, StageError
 from kdedge.files import parse_json
-from kdedge.inputs import RATE_TOLERANCE, InputSpec, image_input, inputs_at_once
+from kdedge.inputs import RATE_TOLERANCE, InputSpec, image_input_of, inputs_at_once
 from kdedge.preprocessing import resize_mode_of
 
 __all__ = [
@@ -225,7 +225,7 @@ def check_fits(model: Model, class_names: Sequence[str], spec: InputSpec) -> Non
     Raises:
         InputError: They differ in classes, or in size, channels or rate of the inputs.
     """
-    options = "--data, --image-size" if spec.kind == "image" else "--data, --window"
+    options = "--data, --image-size, --color" if spec.kind == "image" else "--data, --window"
     hint = f"benchmark with the data set that the model was trained on ({options})"
     if model.classes != len(class_names):
         raise InputError(f"{model.path} has {model.classes} classes, the data set has {len(class_names)}", hint)
@@ -245,7 +245,7 @@ def _check_signature(path: Path, session: Any) -> tuple[InputSpec, int]:
     """Return input and class count of a session whose inputs and outputs are kdedge's."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     found = f"{path} takes {describe(inputs)} and returns {describe(outputs)}"
-    wanted = "expected pixels uint8 [N, S, S, 3] or signal float [N, L, C], and logits float [N, classes]"
+    wanted = "expected pixels uint8 [N, S, S, 3 or 1] or signal float [N, L, C], and logits float [N, classes]"
     fits = (
         len(inputs) == len(outputs) == 1
         and outputs[0].name == "logits"
@@ -265,8 +265,7 @@ def _read_spec(path: Path, session: Any, value: Any) -> InputSpec | None:
     """Return the input of a session; None if it is not one of kdedge."""
     shape = tuple(value.shape[1:])
     if (value.name, value.type) == ("pixels", "tensor(uint8)"):
-        square = len(shape) == 3 and isinstance(shape[0], int) and shape == (shape[0], shape[0], 3)
-        return image_input(shape[0], read_resize_mode(path, session)) if square else None
+        return image_input_of(shape, read_resize_mode(path, session))
     text = session.get_modelmeta().custom_metadata_map.get("kdedge.preprocessing")
     if (value.name, value.type) != ("signal", "tensor(float)") or text is None:
         return None

@@ -74,7 +74,7 @@ def build(name: str) -> Student:
     if spec is None:
         return build_student(name, len(CLASSES), image_input(SIZE))
     if isinstance(spec, ResidualSpec):
-        return build_residual(spec, len(CLASSES), SIZE)
+        return build_residual(spec, len(CLASSES), image_input(SIZE))
     return build_lite(spec, len(CLASSES), image_input(SIZE))
 
 

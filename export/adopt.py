@@ -56,6 +56,8 @@ def adopt_model(
     """
     if source.dtype == np.float16:
         raise InputError(f"{source.path} takes float16; expected float or uint8", "export the model in float32")
+    if source.grey:
+        raise InputError(f"{source.path} takes one channel; expected three", "export the model for RGB images")
     model = compose.add_prefix(_load(source.path), _PREFIX, rename_nodes=False)
     graph = model.graph
     _constants_as_initializers(graph)

@@ -20,7 +20,7 @@ from kdedge.benchmarks.session import CPU, import_onnxruntime, session_options
 from kdedge.errors import InputError
 from kdedge.export.lookup import arrays, attributes, producers, readers
 from kdedge.files import parse_json
-from kdedge.inputs import InputSpec, image_input
+from kdedge.inputs import InputSpec, image_input_of
 from kdedge.manifest import versions
 
 __all__ = [
@@ -65,7 +65,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     if read_spec(model) is None or "kdedge.classes" not in {item.key for item in model.metadata_props}:
         raise InputError(
             f"{path} was not exported by kdedge: inputs {[value.name for value in model.graph.input]}; expected one "
-            "input pixels uint8 [N,S,S,3] or signal float [N,L,C] and the metadata kdedge.classes",
+            "input pixels uint8 [N,S,S,3 or 1] or signal float [N,L,C] and the metadata kdedge.classes",
             _HINT,
         )
     return model
@@ -78,7 +78,7 @@ def read_spec(model: onnx.ModelProto) -> InputSpec | None:
     value = model.graph.input[0]
     kind, shape = (value.name, value.type.tensor_type.elem_type), tuple(_shape(value)[1:])
     if kind == ("pixels", TensorProto.UINT8):
-        return image_input(shape[0]) if len(shape) == 3 and shape[2] == 3 else None
+        return image_input_of(shape)
     metadata = {item.key: item.value for item in model.metadata_props}
     try:
         spec = InputSpec.from_json(parse_json(metadata["kdedge.preprocessing"]))

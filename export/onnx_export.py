@@ -1,6 +1,6 @@
 """Exports the trained student as an ONNX model on raw inputs and compares it with PyTorch.
 
-The graph takes ``pixels`` uint8 ``[N, S, S, 3]`` with a dynamic N, scales and transposes them inside
+The graph takes ``pixels`` uint8 ``[N, S, S, C]`` with a dynamic N, scales and transposes them inside
 (Cast → Mul(1/255) → Transpose), or ``signal`` float32 ``[N, L, C]`` (Sub → Mul → Unsqueeze → Transpose). It returns
 ``logits`` float32 ``[N, classes]``; batch norm is folded into the convolutions.
 """
@@ -42,7 +42,7 @@ class _OnPixels(nn.Module):
         self.student = student
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Map uint8 ``[N, S, S, 3]`` to logits ``[N, C]``."""
+        """Map uint8 ``[N, S, S, C]`` to logits ``[N, C]``."""
         logits: Tensor = self.student((pixels.to(torch.float32) * (1 / 255)).permute(0, 3, 1, 2))
         return logits
 
@@ -111,7 +111,11 @@ def export_student(
         {
             "kdedge.version": __version__,
             "kdedge.classes": json.dumps(list(class_names)),
-            **({"kdedge.image_size": str(spec.size), "kdedge.pixels": "uint8 RGB NHWC, 0..255"} if images else {}),
+            **(
+                {"kdedge.image_size": str(spec.size), "kdedge.pixels": f"uint8 {spec.color} NHWC, 0..255"}
+                if images
+                else {}
+            ),
             "kdedge.preprocessing": json.dumps(spec.as_json()),
         },
     )

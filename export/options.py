@@ -36,7 +36,9 @@ class QuantizeConfig:
     compare_formats: bool = option(
         True, "Also measure formats and calibration sizes that the target rules out.", flag="--compare-formats"
     )
-    qat: bool = option(False, "Fine-tune in INT8 if no cheaper repair passes the gate.", flag="--qat")
+    qat: bool = option(
+        False, "Fine-tune in INT8 if no cheaper repair passes the gate on the validation data.", flag="--qat"
+    )
 
 
 @dataclass(frozen=True)

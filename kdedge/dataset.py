@@ -21,7 +21,7 @@ class Split:
     """Images or windows of a signal, with their labels.
 
     Attributes:
-        images: Pixels as decoded, [N, S, S, 3] uint8 RGB; or windows in the user's units, [N, L, C] float32.
+        images: Pixels, uint8 [N, S, S, 3] RGB or [N, S, S, 1] grey; or windows in the user's units, [N, L, C] float32.
         labels: Class of each image, an index into the class names, [N] int64.
         class_names: Names of the classes, for messages; empty if only their numbers are known.
         subset_indices: Index of each image in the whole part of the data set, [N] int64; None: the split is the whole
@@ -51,7 +51,7 @@ class Split:
     @property
     def spec(self) -> InputSpec:
         """The input of a model for this data."""
-        return self.signal or image_input(self.images.shape[1])
+        return self.signal or image_input(self.images.shape[1], grey=self.images.shape[3] == 1)
 
 
 class Dataset(Protocol):

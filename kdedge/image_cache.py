@@ -1,6 +1,6 @@
 """Decoded images: in memory if they are small, otherwise in a memory-mapped file of the cache.
 
-A file is one part of a data set, uint8 ``[N, S, S, 3]`` in NumPy's format, named by a hash of images and preprocessing.
+A file is one part of a data set, uint8 ``[N, S, S, C]`` in NumPy's format, named by a hash of images and preprocessing.
 A second file has the CRC-32 of every block of images. A block without the correct CRC is decoded: all at first, the
 missing ones after a kill, the damaged ones after damage.
 
@@ -41,7 +41,13 @@ _VERSION = 1  # raised whenever the same key would have other pixels
 
 
 def decoded_images(
-    count: int, size: int, key: Callable[[], str], decode: Callable[[int], NDArray[np.uint8]], title: str
+    count: int,
+    size: int,
+    key: Callable[[], str],
+    decode: Callable[[int], NDArray[np.uint8]],
+    title: str,
+    *,
+    channels: int = 3,
 ) -> NDArray[np.uint8]:
     """Decode images of one size, with progress, unless the cache has them.
 
@@ -51,17 +57,18 @@ def decoded_images(
         key: Returns a text that decides the pixels of all images.
         decode: Returns the pixels of an image by its index; it is called on several threads.
         title: Text in front of the progress bar.
+        channels: Channels C of the images.
 
     Returns:
-        uint8 ``[N, S, S, 3]``; a read-only memory map above `IN_MEMORY`.
+        uint8 ``[N, S, S, C]``; a read-only memory map above `IN_MEMORY`.
 
     Raises:
         InputError: The images do not fit into memory, or ``decode`` raises it.
         StageError: The cache has too little space or cannot be written.
     """
-    shape = (count, size, size, 3)
+    shape = (count, size, size, channels)
     if math.prod(shape) <= IN_MEMORY:
-        images = empty_images(count, size)
+        images = empty_images(count, size, channels)
 
         def fill(index: int) -> None:
             images[index] = decode(index)

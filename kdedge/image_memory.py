@@ -16,24 +16,25 @@ _CGROUP_2 = ("memory.max", "memory.current", "inactive_file")
 _CGROUP_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
-def empty_images(count: int, size: int) -> NDArray[np.uint8]:
-    """Allocate an array for decoded images, ``[count, size, size, 3] uint8``.
+def empty_images(count: int, size: int, channels: int = 3) -> NDArray[np.uint8]:
+    """Allocate an array for decoded images, ``[count, size, size, channels] uint8``.
 
     Args:
         count: Number of images.
         size: Side length of the images in pixels.
+        channels: Channels of the images.
 
     Raises:
         InputError: The images need more memory than is available.
     """
-    needed, available = count * size * size * 3, available_bytes()
+    needed, available = count * size * size * channels, available_bytes()
     if needed > available:
         raise InputError(
             f"{count:,} images of {size} x {size} pixels need {needed / 1e9:.1f} GB of memory; "
             f"{available / 1e9:.1f} GB are available",
             "use a smaller --image-size, or fewer training images with --train-size",
         )
-    return np.empty((count, size, size, 3), np.uint8)
+    return np.empty((count, size, size, channels), np.uint8)
 
 
 def available_bytes() -> int:

@@ -36,6 +36,7 @@ __all__ = [
     "check_pixels",
     "convert_image",
     "image_of",
+    "is_grey",
     "overview",
     "overview_pixels",
     "read_image",
@@ -157,6 +158,19 @@ def check_pixels(path: ImageSource) -> None:
     with _opened(path) as image, _turn(image):
         image.draft(None, (1, 1))  # JPEG only: the whole file is decoded, but to an eighth of its side
         _to_rgb(image, path)
+
+
+def is_grey(path: ImageSource) -> bool:
+    """Return whether red, green and blue are equal in every pixel of an image file.
+
+    Raises:
+        UnreadableImageError: As `read_image`.
+    """
+    with _opened(path) as image, _turn(image):
+        if image.mode in ("1", "L", "LA") or image.mode.startswith("I"):
+            return True
+        red, green, blue = (band.tobytes() for band in _to_rgb(image, path).split())
+        return red == green == blue
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdedge.errors import InputError
-from kdedge.preprocessing import RESIZE_MODES, preprocessing, resize_mode_of
+from kdedge.preprocessing import RESIZE_MODES, is_grey, preprocessing, resize_mode_of
 
-__all__ = ["RATE_TOLERANCE", "InputSpec", "image_input", "inputs_at_once", "signal_input"]
+__all__ = ["RATE_TOLERANCE", "InputSpec", "image_input", "image_input_of", "inputs_at_once", "signal_input", "to_grey"]
 
 Array = NDArray[Any]
 RATE_TOLERANCE = 0.02
 """Largest relative difference of two sampling rates that count as equal."""
+_RGB, _GREY = ("red", "green", "blue"), ("grey",)
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class InputSpec:
     A network computes on ``(value - mean) * scale``, by channel.
 
     Attributes:
-        kind: ``image`` (uint8 RGB, ``[S, S, 3]``) or ``signal`` (float32 windows in the user's units, ``[L, C]``).
+        kind: ``image`` (uint8, ``[S, S, 3]`` RGB or ``[S, S, 1]`` grey) or ``signal`` (float32 windows in the user's
+            units, ``[L, C]``).
         name: Name of the tensor.
         shape: Shape of one input, channels last.
         mean: Mean of each channel; one value is for all channels.
@@ -70,13 +72,27 @@ class InputSpec:
         return 2 if self.kind == "image" else 1
 
     @property
+    def grey(self) -> bool:
+        """Whether the images have one channel."""
+        return self.channels == _GREY
+
+    @property
+    def color(self) -> Literal["grey", "RGB"]:
+        """The color of images, as in ``preprocessing.json``."""
+        return "grey" if self.grey else "RGB"
+
+    def of_rgb(self, pixels: Array) -> Array:
+        """Return images, uint8 RGB ``[..., 3]``, as inputs of an image model, and grey ones ``[..., 1]`` unchanged."""
+        return to_grey(pixels) if self.grey and pixels.shape[-1] == len(_RGB) else pixels
+
+    @property
     def core_shape(self) -> tuple[int, int, int]:
         """Shape ``[C, H, W]`` of one input inside the network."""
         return (len(self.channels), *self.sides)
 
     def resized(self, side: int) -> tuple[int, ...]:
         """Return the shape of one input for a network that resizes images to ``side`` pixels (0: it does not)."""
-        return (side, side, 3) if side > self.size else self.shape
+        return (side, side, len(self.channels)) if side > self.size else self.shape
 
     @property
     def window_s(self) -> float:
@@ -92,7 +108,7 @@ class InputSpec:
     def words(self) -> str:
         """The inputs in words, as in ``takes images of 32x32 pixels``."""
         if self.kind == "image":
-            return f"images of {self.size}x{self.size} pixels"
+            return f"{'grey ' * self.grey}images of {self.size}x{self.size} pixels"
         return f"windows of {self.size} samples with the channels {', '.join(self.channels)}"
 
     @property
@@ -117,7 +133,7 @@ class InputSpec:
     def smooth(self, count: int, rng: np.random.Generator) -> Array:
         """Return ``count`` inputs of a few random levels each, with some noise."""
         if self.kind == "image":
-            blocks = rng.integers(0, 256, (count, 4, 4, 3))
+            blocks = rng.integers(0, 256, (count, 4, 4, len(self.channels)))
             index = np.arange(self.size) * 4 // self.size
             noise = rng.normal(0, 20, (count, *self.shape))
             return np.clip(blocks[:, index][:, :, index] + noise, 0, 255).astype(np.uint8)
@@ -140,7 +156,7 @@ class InputSpec:
     def as_json(self) -> dict[str, Any]:
         """Return the specification for users of the model: ``preprocessing.json``, and metadata of the ONNX model."""
         if self.kind == "image":
-            return preprocessing(self.size, self.resize_mode)
+            return preprocessing(self.size, self.resize_mode, self.color)
         return {
             "input": self.name,
             "kind": self.kind,
@@ -157,8 +173,13 @@ class InputSpec:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The specification in ``student.json`` and ``report.json``: ``image_size``, or ``input`` of a signal."""
-        return {"image_size": self.size} if self.kind == "image" else {"input": self.as_json()}
+        """The specification in ``student.json`` and ``report.json``.
+
+        ``image_size``, with ``color`` of grey images; or ``input`` of a signal.
+        """
+        if self.kind == "signal":
+            return {"input": self.as_json()}
+        return {"image_size": self.size} | ({"color": self.color} if self.grey else {})
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "InputSpec":
@@ -183,7 +204,7 @@ class InputSpec:
             ValueError, KeyError, TypeError, OverflowError: The record is damaged.
         """
         if record.get("kind") != "signal":
-            return image_input(int(record["size"]), resize_mode_of(record))
+            return image_input(int(record["size"]), resize_mode_of(record), grey=is_grey(record))
         spec = signal_input(
             int(record["window"]), record["channels"], record["mean"], record["scale"], float(record["rate_hz"])
         )
@@ -192,10 +213,24 @@ class InputSpec:
         return spec
 
 
-def image_input(size: int, resize_mode: str = RESIZE_MODES[0]) -> InputSpec:
+def image_input(size: int, resize_mode: str = RESIZE_MODES[0], *, grey: bool = False) -> InputSpec:
     """Return the input of a classifier of images with ``size`` x ``size`` pixels."""
-    colors = ("red", "green", "blue")
-    return InputSpec("image", "pixels", (size, size, 3), (0.0,), (1 / 255,), colors, resize_mode=resize_mode)
+    colors = _GREY if grey else _RGB
+    shape = (size, size, len(colors))
+    return InputSpec("image", "pixels", shape, (0.0,), (1 / 255,), colors, resize_mode=resize_mode)
+
+
+def image_input_of(shape: Sequence[Any], resize_mode: str = RESIZE_MODES[0]) -> InputSpec | None:
+    """Return the input of a classifier of images ``[S, S, 3]`` or ``[S, S, 1]``; None: the shape is another one."""
+    if len(shape) != 3 or not isinstance(shape[0], int) or shape[1] != shape[0] or shape[2] not in (1, 3):
+        return None
+    return image_input(shape[0], resize_mode, grey=shape[2] == 1)
+
+
+def to_grey(pixels: Array) -> Array:
+    """Return RGB pixels, uint8 ``[..., 3]``, as grey ones, ``[..., 1]``, with the luma of Pillow's ``convert("L")``."""
+    luma = pixels @ np.array([19595, 38470, 7471], np.int32) + 0x8000 >> 16
+    return np.asarray(luma, np.uint8)[..., None]
 
 
 def signal_input(

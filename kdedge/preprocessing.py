@@ -5,7 +5,7 @@ from typing import Any
 
 from kdedge.errors import InputError
 
-__all__ = ["RESIZE_MODES", "check_resize", "preprocessing", "resize_mode_of"]
+__all__ = ["RESIZE_MODES", "check_resize", "is_grey", "preprocessing", "resize_mode_of"]
 
 RESIZE_MODES = ("squeeze", "crop", "pad")
 """How an image of another shape becomes square; also ``crop-SHARE``, see `kdedge.resizing.resize_image`."""
@@ -32,18 +32,19 @@ def _is_mode(mode: str) -> bool:
         return False
 
 
-def preprocessing(size: int, resize_mode: str = RESIZE_MODES[0]) -> dict[str, Any]:
+def preprocessing(size: int, resize_mode: str = RESIZE_MODES[0], color: str = "RGB") -> dict[str, Any]:
     """Return the expected input of a deployed model and the conversion of `read_image`, for users of the model.
 
     Args:
         size: Side length S of the images in pixels.
         resize_mode: As of `kdedge.resizing.resize_image`.
+        color: ``RGB``, or ``grey``: one channel, the luma of the resized RGB pixels.
     """
     return {
         "input": "pixels",
         "layout": "NHWC",
         "dtype": "uint8",
-        "color": "RGB",
+        "color": color,
         "range": [0, 255],
         "size": size,
         "resize": "bicubic" if resize_mode.endswith("-bicubic") else "bilinear",
@@ -54,6 +55,17 @@ def preprocessing(size: int, resize_mode: str = RESIZE_MODES[0]) -> dict[str, An
         "transparency": "on white",
         "output": "logits",
     }
+
+
+def is_grey(settings: Mapping[str, Any]) -> bool:
+    """Return whether the images in a `preprocessing` have one channel; an older version has no such images.
+
+    Raises:
+        ValueError: The color is unknown.
+    """
+    if (color := settings.get("color", "RGB")) not in ("RGB", "grey"):
+        raise ValueError(f"the color {color!r} is unknown, expected RGB or grey")
+    return bool(color == "grey")
 
 
 def resize_mode_of(settings: Mapping[str, Any]) -> str:

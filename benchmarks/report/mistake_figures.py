@@ -96,12 +96,12 @@ def paint_mistakes(
     Args:
         axes: Matplotlib axes.
         rows: ``mistakes`` of the report.
-        images: Their images, uint8 ``[N, S, S, 3]``.
+        images: Their images, uint8 ``[N, S, S, C]``.
         names: Drawable name of each class.
     """
     for place, (row, image) in enumerate(zip(rows, images, strict=True)):
         left, top = place % _COLUMNS, -_ROW * (place // _COLUMNS)
-        axes.imshow(image, extent=(left + 0.04, left + 0.96, top - 0.92, top))
+        axes.imshow(np.broadcast_to(image, (*image.shape[:2], 3)), extent=(left + 0.04, left + 0.96, top - 0.92, top))
         answer = f"{_short(names[row['predicted']])}, {100 * row['probability']:.0f} %"
         axes.text(left + 0.5, top - 0.97, answer, ha="center", va="top", fontsize=7, color="#d0453e")
         axes.text(left + 0.5, top - 1.14, f"is {_short(names[row['label']])}", ha="center", va="top", fontsize=7)

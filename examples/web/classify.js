@@ -17,15 +17,22 @@ export async function openBundle(url) {
     fetched(url + "student.int8.onnx").then((answer) => answer.arrayBuffer()),
   ]);
   const session = await ort.InferenceSession.create(new Uint8Array(model), { executionProviders: ["wasm"] });
-  const { size, resize_mode: resizeMode } = settings;
-  return { labels: labels.replace(/[\r\n]+$/, "").split(/\r?\n/), size, resizeMode, session };
+  const { size, resize_mode: resizeMode, color } = settings;
+  return { labels: labels.replace(/[\r\n]+$/, "").split(/\r?\n/), size, resizeMode, grey: color === "grey", session };
 }
 
 /** Maps RGB pixels, uint8 [N, S, S, 3], to logits, float32 [N, C]. */
 export async function run(bundle, pixels) {
-  const shape = [pixels.length / (3 * bundle.size ** 2), bundle.size, bundle.size, 3];
-  const answer = await bundle.session.run({ pixels: new ort.Tensor("uint8", pixels, shape) });
+  const inputs = bundle.grey ? toGrey(pixels) : pixels;
+  const shape = [pixels.length / (3 * bundle.size ** 2), bundle.size, bundle.size, bundle.grey ? 1 : 3];
+  const answer = await bundle.session.run({ pixels: new ort.Tensor("uint8", inputs, shape) });
   return answer.logits.data;
+}
+
+/** Turns RGB pixels into grey ones, with the luma of Pillow's convert("L"). */
+export function toGrey(rgb) {
+  const luma = (i) => (19595 * rgb[3 * i] + 38470 * rgb[3 * i + 1] + 7471 * rgb[3 * i + 2] + 32768) >> 16;
+  return Uint8Array.from({ length: rgb.length / 3 }, (_, i) => luma(i));
 }
 
 /** Turns the logits of one image into probabilities. */

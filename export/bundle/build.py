@@ -36,6 +36,7 @@ _BECOME_SQUARE = {
     "crop": "cut to the largest square in their middle",
     "pad": "resized with their aspect ratio and padded by repeating their edges",
 }
+_GREY_WORDS = '- Images in color become grey: (19595 R + 38470 G + 7471 B + 32768) >> 16, Pillow\'s `convert("L")`.\n'
 # The values of the search's choice that repair steps do not change.
 _FORMAT = ("name", "activations", "weights", "per_channel", "reduce_range", "calibrator", "calibration_images")
 
@@ -249,7 +250,9 @@ def _image_words(spec: InputSpec) -> _Words:
     square = _BECOME_SQUARE.get(mode, "resized with their aspect ratio and cut to their middle")
     return _Words(
         "an image classifier",
-        f"- Input: `pixels`, uint8 RGB, `[N, {size}, {size}, 3]`, as a decoder returns it. Output: `logits`, float32.\n"
+        f"- Input: `pixels`, uint8 {spec.color}, `[N, {size}, {size}, {len(spec.channels)}]`, as a decoder returns it. "
+        "Output: `logits`, float32.\n"
+        f"{_GREY_WORDS * spec.grey}"
         f"- Images of another shape are {square} (`{mode}`). `predict.py` and `kdedge predict` do it.",
         "",
         "python predict.py photo.jpg        # requires numpy and onnxruntime, and Pillow for image files",

@@ -32,7 +32,7 @@ from kdedge.inputs import InputSpec
 from kdedge.machine import usable_cores
 from kdedge.progress import warn
 
-__all__ = ["LoadedBundle", "LoadedSignalBundle", "open_bundle", "predict"]
+__all__ = ["LoadedBundle", "LoadedSignalBundle", "open_bundle", "predict", "read_bundle"]
 
 _SUFFIXES = EXTENSIONS | {".npy"}
 _BATCH = 32
@@ -54,7 +54,8 @@ def predict(
 
     Args:
         bundle: Folder that ``kdedge bundle`` wrote.
-        paths: Image files, ``.npy`` files of uint8 ``[S, S, 3]`` or ``[N, S, S, 3]``, folders of these, and ``-`` for
+        paths: Image files, ``.npy`` files of uint8 ``[S, S, 3]`` or ``[N, S, S, 3]`` (of a grey
+            model also with one channel), folders of these, and ``-`` for
             paths on standard input, one per line; no result waits for the next line.
         top_k: Number of classes to return per image, best first.
         fp32: Use the FP32 model instead of INT8.
@@ -68,7 +69,7 @@ def predict(
         InputError: The bundle or a file is missing or unreadable, or a folder has no images.
         StageError: The model fails on the images.
     """
-    labels, spec = _read_bundle(bundle)
+    labels, spec = read_bundle(bundle)
     if not 1 <= top_k <= len(labels):
         raise InputError(
             f"--top {top_k} is out of range: this model has {len(labels)} classes", f"give --top 1 to {len(labels)}"
@@ -83,7 +84,7 @@ def predict(
     if spec.kind == "signal":
         yield from predict_recordings(model, labels, paths, top_k=top_k, failed=failed)
         return
-    for batch in _batches(_images(paths, spec.size, spec.resize_mode)):
+    for batch in _batches(_images(paths, spec)):
         if isinstance(batch, InputError):
             if failed is None:
                 raise batch
@@ -98,6 +99,8 @@ class LoadedBundle(Classifier):
 
     def predict(self, frames: Any) -> Any:
         """Return label, class index and probability of a frame, uint8 RGB ``[H, W, 3]``; a list for several frames.
+
+        A frame for a grey model may also be ``[H, W, 1]``.
 
         Raises:
             ValueError: A frame has another type or shape, or the model returns logits that are not finite.
@@ -123,14 +126,18 @@ def open_bundle(bundle: Path, *, fp32: bool = False) -> LoadedBundle | LoadedSig
     Raises:
         InputError: There is no bundle, or it is damaged.
     """
-    _, spec = _read_bundle(bundle)
+    _, spec = read_bundle(bundle)
     model = "student.onnx" if fp32 else "student.int8.onnx"
     open_model(bundle / model)  # raises a kdedge error instead of one of onnxruntime
     return LoadedBundle(bundle, model) if spec.kind == "image" else LoadedSignalBundle(bundle, model)
 
 
-def _read_bundle(bundle: Path) -> tuple[list[str], InputSpec]:
-    """Return the labels and the input of a bundle."""
+def read_bundle(bundle: Path) -> tuple[list[str], InputSpec]:
+    """Return the labels and the input of a bundle.
+
+    Raises:
+        InputError: There is no bundle, or one of the two files is damaged.
+    """
     try:
         labels = (bundle / "labels.txt").read_text(encoding="utf-8").splitlines()
         spec = InputSpec.from_json(read_json(bundle / "preprocessing.json"))
@@ -148,8 +155,8 @@ def _read_bundle(bundle: Path) -> tuple[list[str], InputSpec]:
     return labels, spec
 
 
-def _images(paths: Iterable[Path], size: int, mode: str) -> Iterator[_Image | InputError | None]:
-    """Yield name and pixels ``[size, size, 3] uint8`` of every image in order, and the None of `_files`; decode ahead.
+def _images(paths: Iterable[Path], spec: InputSpec) -> Iterator[_Image | InputError | None]:
+    """Yield name and pixels, uint8 as ``spec.shape``, of every image in order, and the None of `_files`; decode ahead.
 
     A bad file yields its error. The last item is None.
     """
@@ -159,9 +166,9 @@ def _images(paths: Iterable[Path], size: int, mode: str) -> Iterator[_Image | In
         try:
             for path in itertools.chain(_files(paths), [None]):
                 if path is not None:
-                    waiting.append((path, pool.submit(_load, path, size, mode)))
+                    waiting.append((path, pool.submit(_load, path, spec)))
                 while waiting and (path is None or len(waiting) >= _AHEAD):
-                    yield from _named(*waiting.popleft())
+                    yield from _named(*waiting.popleft(), spec)
                 if path is None:
                     yield None
         finally:
@@ -169,15 +176,15 @@ def _images(paths: Iterable[Path], size: int, mode: str) -> Iterator[_Image | In
                 future.cancel()
 
 
-def _named(path: Path, loaded: "Future[npt.NDArray[np.uint8]]") -> Iterator[_Image | InputError]:
-    """Yield the images of one file with their names, or its error."""
+def _named(path: Path, loaded: "Future[npt.NDArray[np.uint8]]", spec: InputSpec) -> Iterator[_Image | InputError]:
+    """Yield the images of one file with their names, as inputs of the model, or its error."""
     try:
         pixels = loaded.result()
     except InputError as error:
         yield error
         return
     for number, image in enumerate(pixels):
-        yield str(path) if len(pixels) == 1 else f"{path}[{number}]", image
+        yield str(path) if len(pixels) == 1 else f"{path}[{number}]", spec.of_rgb(image)
 
 
 def _batches(images: Iterable[_Image | InputError | None]) -> Iterator[list[_Image] | InputError]:
@@ -254,8 +261,8 @@ def _files_of_stdin() -> Iterator[Path | None]:
         yield _STDIN
 
 
-def _load(path: Path, size: int, mode: str) -> npt.NDArray[np.uint8]:
-    """Load the images of one file, ``[N, size, size, 3] uint8``."""
+def _load(path: Path, spec: InputSpec) -> npt.NDArray[np.uint8]:
+    """Load the images of one file, uint8 RGB, or of a ``.npy`` as ``[N, *spec.shape]``."""
     if path == _STDIN:
         raise InputError("standard input has no paths", "give one path per line, or the paths as arguments")
     if os.path.isdir(path):
@@ -268,12 +275,14 @@ def _load(path: Path, size: int, mode: str) -> npt.NDArray[np.uint8]:
         raise InputError(f"{path} {missing}; expected an image, a .npy file or a folder", "check the path") from error
     if not stat.S_ISREG(kind):
         raise InputError(f"{path} is not a regular file; expected an image, a .npy file or a folder", "check the path")
-    return _load_npy(path, size) if path.suffix.lower() == ".npy" else read_image(path, size, mode)[None]
+    if path.suffix.lower() == ".npy":
+        return _load_npy(path, spec)
+    return read_image(path, spec.size, spec.resize_mode)[None]
 
 
-def _load_npy(path: Path, size: int) -> npt.NDArray[np.uint8]:
-    """Load pixels ``[N, size, size, 3] uint8``."""
-    hint = "save RGB pixels with numpy.save"
+def _load_npy(path: Path, spec: InputSpec) -> npt.NDArray[np.uint8]:
+    """Load pixels, uint8 RGB or as ``[N, *spec.shape]``."""
+    size, hint = spec.size, "save RGB pixels with numpy.save"
     try:
         # A memory map allocates nothing for a header that claims terabytes, and reads neither pickles nor archives.
         with np.errstate(over="ignore"):
@@ -282,7 +291,7 @@ def _load_npy(path: Path, size: int) -> npt.NDArray[np.uint8]:
         raise InputError(f"{path} is not a readable .npy file: {error}", hint) from error
     if pixels.ndim == 3:
         pixels = pixels[None]
-    if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):
+    if pixels.dtype != np.uint8 or pixels.shape[1:] not in (spec.shape, (size, size, 3)):
         raise InputError(
             f"{path} has {pixels.dtype} {list(pixels.shape)}; expected uint8 [{size}, {size}, 3] or "
             f"[N, {size}, {size}, 3]",

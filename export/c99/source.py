@@ -99,6 +99,7 @@ def _own(name: str) -> str:
 
 def _header(network: Network) -> str:
     height, width, channels = network.convs[0].shape
+    color = "RGB" if channels == 3 else "grey"
     return f"""/* An INT8 image classifier. {_MARK} */
 
 #ifndef STUDENT_H
@@ -108,7 +109,7 @@ def _header(network: Network) -> str:
 
 #define STUDENT_HEIGHT {height}
 #define STUDENT_WIDTH {width}
-#define STUDENT_PIXELS {height * width * channels} /* bytes of an image: RGB, rows from top to bottom */
+#define STUDENT_PIXELS {height * width * channels} /* bytes of an image: {color}, rows from top to bottom */
 #define STUDENT_CLASSES {len(network.labels)}
 
 extern const char *const student_labels[STUDENT_CLASSES];

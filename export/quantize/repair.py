@@ -26,7 +26,9 @@ from kdedge.export.quantize.search import Trial, Validation
 from kdedge.export.quantize.sensitivity import measure_sensitivity
 from kdedge.progress import format_duration, log
 
-__all__ = ["RepairStep", "repair", "settled"]
+__all__ = ["FINE_TUNING", "RepairStep", "repair", "settled"]
+
+FINE_TUNING = "fine-tuning"
 
 # Logit SQNR above which no validation set so far has shown a loss of the gate's limit (experiment log, section 54).
 FAITHFUL_DB = 30.0
@@ -106,9 +108,9 @@ def repair(
         return step
 
     def done(step: RepairStep) -> bool:
-        return (
-            not step.trial.rejection_reason and settled(step.gate, images, step.trial.score.sqnr_db) and follows(step)
-        )
+        # Who asks for fine-tuning gets it unless the gate passes: too few images do not settle the matter.
+        enough = train_images is None and settled(step.gate, images, step.trial.score.sqnr_db)
+        return not step.trial.rejection_reason and (step.gate["verdict"] == "passed" or enough) and follows(step)
 
     def follows(step: RepairStep) -> bool:
         """Return whether a step follows FP32 as closely as the best before it, or is shown to be more accurate."""
@@ -152,7 +154,7 @@ def repair(
 
         log(f"quantize: fine-tuning: {_duration(quantizer, qat.STEPS, qat.BATCH)}")
         trained = qat.fine_tune(best.quantizer, candidate, train_images)
-        if done(attempt("fine-tuning", trained)):
+        if done(attempt(FINE_TUNING, trained)):
             return steps
     shippable = [
         step

@@ -257,20 +257,26 @@ def _fields(arguments: dict[str, Any]) -> Fields:
 def resolve(given: dict[str, Any], fields: Fields, flags: Flags = RUN_FLAGS, *, continues: bool = True) -> Config:
     """Build the configuration of a command from the recorded run or bundle, preset, ``--config`` file and flags."""
     file, preset = load_config_file(given["config"]) if given["config"] else {}, given.get("preset") or ""
-    recorded = _recorded(given) if continues and not preset else {}
+    recorded = _recorded(given)
+    # Earlier versions trained grey images in RGB.
+    earlier = {"data": {"color": "rgb"}} if "color" not in recorded.get("data", {"color": ""}) else {}
+    recorded = recorded if continues and not preset else {}
     known, source = source_of(recorded), source_of(recorded, file, fields)
     if known.startswith(WINDOWS) != source.startswith(WINDOWS):
         recorded = {}  # these are options of the other kind of data
-    return build_config(recorded, file, fields, preset=preset, flags=flags)
+    return build_config(earlier, recorded, file, fields, preset=preset, flags=flags)
 
 
 def _recorded(given: dict[str, Any]) -> dict[str, Any]:
     """Return the options of the measured bundle or of the continued run (none: an empty mapping)."""
     if given.get("bundle"):
+        from kdedge.export.bundle.predict import read_bundle
         from kdedge.export.bundle.verify import read_manifest
 
         made_with = read_manifest(given["bundle"])["config"]
-        return {"data": made_with.get("all data", {}), "runtime": made_with.get("seed", {})}
+        color = "grey" if read_bundle(given["bundle"])[1].grey else "rgb"
+        data = {**made_with.get("all data", {}), "color": color}
+        return {"data": data, "runtime": made_with.get("seed", {})}
     if "out" not in given:
         return {}
     from kdedge.pipeline.run import recorded_config

@@ -195,7 +195,7 @@ def _of_model(given: dict[str, Any], fields: Fields) -> Flags:
     if given["model"]:
         data = fields.setdefault("data", {})
         model = open_models([given["model"]], given["layout"], data.get("image_size", 0))[0]
-        data["image_size"] = model.image_size
+        data |= {"image_size": model.image_size, "color": "rgb"}
         if given["preprocessing"]:
             data.setdefault("resize", named(given["preprocessing"]).resize_mode)
     if given["limit_pp"] is not None:

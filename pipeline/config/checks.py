@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdedge.errors import InputError
 from kdedge.parsing import closest
-from kdedge.pipeline.data.options import WINDOWS
+from kdedge.pipeline.data.options import NAMES, WINDOWS
 from kdedge.pipeline.distill.methods import METHODS
 from kdedge.pipeline.models.registry import STUDENTS
 from kdedge.pipeline.training.options import SIGNAL_LEVELS
@@ -66,6 +66,8 @@ def conflicts(data: "DataConfig", distill: "DistillConfig", flags: Flags = RUN_F
     found = []
     if data.dir and data.source != "cifar10":
         found.append(f"--data-dir ([data] dir) is for --data cifar10; --data {data.source} does not read it")
+    if data.color == "grey" and (data.source in NAMES or data.source.startswith(WINDOWS)):
+        found.append(f"--color grey is for images of your own, not for --data {data.source}")
     if distill.augment == "none" and distill.flip:
         found.append("--augment none mirrors no images: leave out --flip, or use --augment light")
     found += _signal_conflicts(data, distill) if data.source.startswith(WINDOWS) else _image_conflicts(data, distill)

@@ -141,6 +141,11 @@ class _ArrayItem(Item):
         image = image_of(self.array.images()[self.index])
         return convert(image if image.mode == "RGB" else image.convert("RGB"))
 
+    def is_grey(self) -> bool:
+        """Return whether red, green and blue are equal in every pixel."""
+        pixels = self.array.images()[self.index]
+        return self.array.shape[3:] != (3,) or bool((pixels == pixels[..., :1]).all())
+
     def digest(self) -> bytes:
         """Return the SHA-256 of shape and pixels."""
         return self.array.digests()[self.index]

@@ -176,19 +176,19 @@ def size_hint(median: Sequence[int], size: int) -> str:
     return ": a larger --image-size keeps more detail" if 2 * size <= min(*median, _MOST_SIZE) else ""
 
 
-def pixel_facts(images: NDArray[np.uint8]) -> dict[str, Any]:
-    """Return statistics of decoded images, ``[N, S, S, 3]`` uint8.
+def pixel_facts(split: Split) -> dict[str, Any]:
+    """Return statistics of decoded images.
 
     Returns:
         ``images``: their number; ``grey`` and ``blank``: the number of images without color and of images of one
         color; ``mean`` and ``std`` of each channel, 0 to 255; ``constant_channels``: the channels that hardly vary.
     """
-    grey = blank = 0
+    images, grey, blank = split.images, 0, 0
     for image in images:
         grey += int(np.ptp(image, axis=2).max()) <= _MOST_COLOR
         blank += float(image.std((0, 1)).max()) < _LEAST_SPREAD
     mean, std = images.mean((0, 1, 2)), images.std((0, 1, 2), dtype=np.float32)
-    constant = [name for name, spread in zip(("red", "green", "blue"), std, strict=True) if spread < _LEAST_SPREAD]
+    constant = [name for name, spread in zip(split.spec.channels, std, strict=True) if spread < _LEAST_SPREAD]
     return {
         "images": len(images),
         "grey": grey,

@@ -1,7 +1,9 @@
 """The images of a user's data set: files, or rows of an array or a table."""
 
+import contextlib
 import json
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from kdedge.images import (
     check_image,
     check_pixels,
     convert_image,
+    is_grey,
     overview,
     unreadable,
 )
@@ -23,7 +26,7 @@ from kdedge.pipeline.data.duplicates import digest
 from kdedge.stored_image import ImageSource
 from kdedge.thread_pool import for_each
 
-__all__ = ["Item", "for_all", "groups_of", "labels_of"]
+__all__ = ["Item", "all_grey", "for_all", "groups_of", "labels_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,10 @@ class Item:
         """Return the pixels that a function makes of the upright RGB image, see `kdedge.images.convert_image`."""
         return convert_image(self.source, convert)
 
+    def is_grey(self) -> bool:
+        """Return whether the image has no color, see `kdedge.images.is_grey`."""
+        return is_grey(self.source)
+
     def digest(self) -> bytes:
         """Return the SHA-256 of the stored image, 32 bytes.
 
@@ -98,6 +105,19 @@ def labels_of(items: Sequence[Item]) -> NDArray[np.int64]:
 def groups_of(items: Sequence[Item]) -> NDArray[np.str_] | None:
     """Return the names of the groups of images, ``[N]`` str, empty for an image without one; None: none has one."""
     return np.array([item.group for item in items], np.str_) if any(item.group for item in items) else None
+
+
+def all_grey(items: Sequence[Item]) -> bool:
+    """Return whether no image has color; images that cannot be read do not count."""
+    colored = threading.Event()
+
+    def look(index: int) -> None:
+        with contextlib.suppress(UnreadableImageError):
+            if not colored.is_set() and not items[index].is_grey():
+                colored.set()
+
+    for_each(len(items), look, "looking for color")
+    return not colored.is_set()
 
 
 def for_all(items: Sequence[Item], work: Callable[[int], None], title: str) -> None:

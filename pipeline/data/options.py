@@ -46,6 +46,10 @@ class DataConfig:
         flag="--resize",
         parse=check_resize,
     )
+    color: str = option(
+        "auto", "Channels of the model: rgb, grey (one channel), or auto (grey if no image has color).",
+        flag="--color", choices=("auto", "rgb", "grey"),
+    )  # fmt: skip
     val_fraction: float = option(
         0.1, "Share of the training data held out for validation.", flag="--val-fraction", least=0.01, most=0.5
     )

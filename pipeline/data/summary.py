@@ -75,7 +75,7 @@ def summarise(config: DataConfig) -> tuple[dict[str, Any], Split]:
         "unreadable": [{"file": str(error.path), "reason": error.reason} for error in errors],
         "duplicates": inspection.duplicates,
         "near_duplicates": inspection.near_duplicates,
-        "pixels": pixel_facts(shown.images),
+        "pixels": pixel_facts(shown),
         "gate": _gate(),
         "defaults": _defaults(shown),
     }
@@ -99,11 +99,11 @@ def short_summary(dataset: Dataset) -> str:
         return short_summary_of_windows(dataset)
     labels, names = training_labels(dataset), dataset.class_names
     counts = np.bincount(labels, minlength=len(names))
-    few = pixel_facts(sample(dataset, _FEW).images)
+    few = pixel_facts(sample(dataset, _FEW))
     parts = [
         f"{len(names)} classes, {len(labels):,} training and {sum(dataset.test_counts()):,} test images",
         f"smallest class {names[counts.argmin()]} with {counts.min():,}",
-        "grey" if few["grey"] == few["images"] else "color",
+        "one grey channel" if dataset.spec.grey else "grey" if few["grey"] == few["images"] else "color",
     ]
     if isinstance(dataset, UserImages):
         parts.append(f"{dataset.duplicates()['test_copies']:,} test images are copies of training images")
@@ -143,4 +143,5 @@ def _defaults(images: Split) -> dict[str, Any] | None:
     from kdedge.pipeline.models.initial import start_filters
 
     whitening = len(start_filters(images.images, _KERNEL)) > 0
-    return {"mirrored": mirrored_keep_class(images), "init": "whitening" if whitening else "random"}
+    color = images.spec.color
+    return {"mirrored": mirrored_keep_class(images), "init": "whitening" if whitening else "random", "color": color}

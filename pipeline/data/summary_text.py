@@ -13,6 +13,7 @@ from PIL import Image
 
 from kdedge.dataset import Split
 from kdedge.files import disk_errors, write_atomic
+from kdedge.images import image_of
 from kdedge.ownership import holds_nothing, not_ours
 from kdedge.pipeline.data.duplicates import COPIES
 from kdedge.pipeline.data.inspection import size_hint
@@ -148,7 +149,7 @@ def _sheet(sample: Split, label: int) -> str:
     images = images[:_PER_CLASS]
     if not len(images):
         return ""
-    sheet = Image.fromarray(np.concatenate(list(images), axis=1))
+    sheet = image_of(np.concatenate(list(images), axis=1))
     side = min(_MOST_SIDE, images.shape[1])
     file = io.BytesIO()
     sheet.resize((side * len(images), side), Image.Resampling.BOX).save(file, "WEBP", quality=85)
@@ -238,4 +239,5 @@ def _defaults(defaults: Mapping[str, Any] | None) -> str:
         else "images are not mirrored (mirror images look like other classes)"
     )
     start = "whitening start (images have color)" if defaults["init"] == "whitening" else "random start (grey images)"
-    return f"{mirrored}; {start}"
+    channels = "one channel" if defaults["color"] == "grey" else "three channels"
+    return f"{mirrored}; {start}; {channels}"

@@ -22,7 +22,7 @@ from kdedge.pipeline.data.class_folders import (
     warn_missing,
 )
 from kdedge.pipeline.data.duplicates import find_copies, same
-from kdedge.pipeline.data.items import Item, for_all, groups_of, labels_of
+from kdedge.pipeline.data.items import Item, all_grey, for_all, groups_of, labels_of
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.parts import Listed, divide
 from kdedge.preprocessing import RESIZE_MODES
@@ -45,6 +45,7 @@ class UserImages:
         class_names: Names of the classes, sorted.
         image_size: Side length S of the decoded images in pixels.
         resize_mode: As of `kdedge.resizing.resize_image`.
+        color: ``rgb``, ``grey`` (one channel), or ``auto``, see `grey`.
         train_items: Training images, including those held out for validation if ``val_items`` is empty.
         test_items: Test images.
         val_items: Images that the user set aside for validation.
@@ -58,6 +59,7 @@ class UserImages:
     class_names: tuple[str, ...]
     image_size: int
     resize_mode: str
+    color: str
     train_items: tuple[Item, ...]
     test_items: tuple[Item, ...]
     val_items: tuple[Item, ...]
@@ -73,7 +75,23 @@ class UserImages:
     @property
     def spec(self) -> InputSpec:
         """The input of models for these images."""
-        return image_input(self.image_size, self.resize_mode)
+        return image_input(self.image_size, self.resize_mode, grey=self.grey)
+
+    @cached_property
+    def grey(self) -> bool:
+        """Whether models take one channel; with ``auto`` they do if no image has color."""
+        if self.color != "auto":
+            return self.color == "grey"
+        if not self.train_items or not all_grey(self.train_items + self.val_items):
+            return False
+        if not all_grey(self.test_items):
+            warn_once(
+                f"{self.root}: the training images are grey, and test images have color: the model takes RGB "
+                "(--color grey: one channel)"
+            )
+            return False
+        log_once(f"{self.root}: all images are grey: the model takes one channel (--color rgb: three)")
+        return True
 
     @cached_property
     def items(self) -> tuple[Item, ...]:
@@ -154,7 +172,7 @@ class UserImages:
         return list(map(int, np.bincount(labels_of(self.test_items), minlength=len(self.class_names))))
 
     def train_sha256(self) -> str:
-        """Hash image size, resize mode, class names, relative names and bytes of the training and validation files.
+        """Hash image size, resize, color, class names, relative names and bytes of the training and validation files.
 
         Raises:
             InputError: There are none, or one cannot be read.
@@ -163,7 +181,7 @@ class UserImages:
         return self._hash(self.train_items + self.val_items)
 
     def test_sha256(self) -> str:
-        """Decode every test image, then hash image size, resize mode, class names, names and bytes of the files.
+        """Decode every test image, then hash the same of the test files as `train_sha256`.
 
         Raises:
             InputError: An image cannot be read.
@@ -231,22 +249,27 @@ class UserImages:
             )
 
     def _decode(self, items: Sequence[Item], title: str) -> NDArray[np.uint8]:
+        spec = self.spec
+
         def key() -> str:
             return self.resize_mode + hashlib.sha256(b"".join(item.digest() for item in items)).hexdigest()
 
         def decode(index: int) -> NDArray[np.uint8]:
-            return items[index].convert(lambda image: resize_image(image, self.image_size, self.resize_mode))
+            return items[index].convert(lambda image: spec.of_rgb(resize_image(image, spec.size, spec.resize_mode)))
 
         try:
-            return decoded_images(len(items), self.image_size, key, decode, title)
+            return decoded_images(len(items), spec.size, key, decode, title, channels=len(spec.channels))
         except UnreadableImageError:  # name the others too
             for_all(items, lambda index: items[index].check_pixels(), "checking images")
             raise
 
     def _hash(self, items: Sequence[Item]) -> str:
-        # Earlier versions could only squeeze; the hash of those images is as before.
+        # Earlier versions could only squeeze and only had RGB; the hash of those images is as before.
         mode = () if self.resize_mode == RESIZE_MODES[0] else (self.resize_mode,)
-        total = hashlib.sha256(repr((self.image_size, self.class_names, *mode)).encode("utf-8", "surrogateescape"))
+        color = ("grey",) if self.grey else ()
+        total = hashlib.sha256(
+            repr((self.image_size, self.class_names, *mode, *color)).encode("utf-8", "surrogateescape")
+        )
         with track("hashing images", len(items)) as progress:
             for item in items:
                 # A digest has a fixed length and a name has no zero byte: no two sets hash the same bytes.
@@ -281,8 +304,8 @@ def divided(listed: Listed, config: DataConfig) -> UserImages:
             warn_missing(f"{root}, {part}", missing)
     train, test, val = (tuple(parts.get(part, ())) for part in ("train", "test", "val"))
     return UserImages(
-        kind, root, names, config.image_size, config.resize, train, test, val, listed.left_out, config.val_fraction,
-        config.train_size,
+        kind, root, names, config.image_size, config.resize, config.color, train, test, val, listed.left_out,
+        config.val_fraction, config.train_size,
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def initialise(student: nn.Module, images: NDArray[np.uint8]) -> None:
 
     Args:
         student: A student whose modules are in the order of the data.
-        images: Training images, uint8 ``[N, S, S, 3]``.
+        images: Training images, uint8 ``[N, S, S, C]``.
     """
     first = next(module for module in student.modules() if isinstance(module, nn.Conv2d))
     blocks = [module for module in student.modules() if isinstance(module, Block) and module.conv is not first]
@@ -59,13 +59,13 @@ def whitening_filters(images: NDArray[np.uint8], side: int) -> Tensor:
     the patches grows with the image size: 1 up to 32 pixels, 2 up to 64, …
 
     Args:
-        images: uint8 ``[N, S, S, 3]``.
+        images: uint8 ``[N, S, S, C]``.
         side: Side length k of a patch in pixels.
 
     Returns:
-        float32 ``[D, 3, k, k]`` with D at most ``3 * k * k``, for pixels in 0..1; D is 0 for images of one colour.
+        float32 ``[D, C, k, k]`` with D at most ``C * k * k``, for pixels in 0..1; D is 0 for images of one colour.
     """
-    step, size = -(-images.shape[1] // 32), 3 * side * side
+    step, size = -(-images.shape[1] // 32), images.shape[3] * side * side
     count, total, products = 0, torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
     for start in range(0, len(images), _CHUNK):
         pixels = torch.from_numpy(images[start : start + _CHUNK].copy()).permute(0, 3, 1, 2).double() / 255
@@ -76,4 +76,4 @@ def whitening_filters(images: NDArray[np.uint8], side: int) -> Tensor:
     largest = eigenvalues[-1]
     kept = eigenvalues > max(_LEAST_VARIANCE * largest.item(), 1e-9)
     filters: Tensor = (eigenvectors[:, kept] / (eigenvalues[kept] + _EPSILON * largest).sqrt()).T.flip(0)
-    return filters.reshape(-1, 3, side, side).float()
+    return filters.reshape(-1, images.shape[3], side, side).float()

@@ -112,8 +112,8 @@ def build_student(name: str, num_classes: int, inputs: InputSpec, widths: tuple[
     if isinstance(spec, LiteSpec):
         return build_lite(dataclasses.replace(spec, widths=widths or spec.widths), num_classes, inputs)
     if isinstance(spec, ResidualSpec):
-        return build_residual(spec, num_classes, inputs.size)
-    return _build_torchvision(spec, num_classes, inputs.size)
+        return build_residual(spec, num_classes, inputs)
+    return _build_torchvision(spec, num_classes, inputs)
 
 
 def build_lite(spec: LiteSpec, num_classes: int, inputs: InputSpec) -> Student:
@@ -143,31 +143,34 @@ def build_lite(spec: LiteSpec, num_classes: int, inputs: InputSpec) -> Student:
     return Student(nn.Identity(), blocks, side, nn.Linear(channels, num_classes))
 
 
-def build_residual(spec: ResidualSpec, num_classes: int, image_size: int) -> Student:
+def build_residual(spec: ResidualSpec, num_classes: int, inputs: InputSpec) -> Student:
     """Build a student of residual blocks; its stem halves large images as the first block of `build_lite` does.
 
     Args:
         spec: Widths, depths and form of the layers.
         num_classes: Number of classes, at least 2.
-        image_size: Side length S of the square input in pixels, at least 16.
+        inputs: Images of at least 16 pixels.
     """
-    stride = 2 if image_size >= _LARGE_IMAGE else 1
-    pool = 2 if image_size >= 2 * _LARGE_IMAGE else 1
-    stem = Block(3, spec.widths[0], stride=stride, residual=False, pool=pool)
-    side = -(-image_size // stride) // pool
+    stride = 2 if inputs.size >= _LARGE_IMAGE else 1
+    pool = 2 if inputs.size >= 2 * _LARGE_IMAGE else 1
+    stem = Block(len(inputs.channels), spec.widths[0], stride=stride, residual=False, pool=pool)
+    side = -(-inputs.size // stride) // pool
     for _ in spec.widths[1:]:
         side = -(-side // 2)
     return Student(stem, residual_blocks(spec), side, nn.Linear(spec.widths[-1], num_classes))
 
 
-def _build_torchvision(spec: TorchvisionSpec, num_classes: int, image_size: int) -> Student:
+def _build_torchvision(spec: TorchvisionSpec, num_classes: int, inputs: InputSpec) -> Student:
     """Build a student from the stem, blocks and linear layer of a torchvision classifier.
 
     Its adaptive pooling is replaced. Dropout before the linear layer is left out: checkpoints do not have the state of
     its random generator, so a resumed run would end with other weights.
     """
-    stem = spec.small_stem if image_size < _LARGE_IMAGE else "imagenet"
+    stem = spec.small_stem if inputs.size < _LARGE_IMAGE else "imagenet"
     backbone: Any = build_backbone(spec.arch, num_classes, stem)
+    if inputs.grey:
+        first = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
+        first.weight, first.in_channels = nn.Parameter(first.weight.sum(1, keepdim=True)), 1
     before: nn.Module = nn.Identity()
     if hasattr(backbone, "conv1"):
         before = nn.Sequential(
@@ -176,5 +179,5 @@ def _build_torchvision(spec: TorchvisionSpec, num_classes: int, image_size: int)
     blocks = list(backbone_blocks(backbone).values())
     classifier = [module for module in backbone.modules() if isinstance(module, nn.Linear)][-1]
     with torch.no_grad():
-        side = nn.Sequential(before, *blocks).eval()(torch.zeros(1, 3, image_size, image_size)).shape[-1]
+        side = nn.Sequential(before, *blocks).eval()(torch.zeros(1, *inputs.core_shape)).shape[-1]
     return Student(before, blocks, side, classifier).train()

@@ -75,7 +75,7 @@ class Teacher(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``[N, num_classes]`` for ``x`` float32 ``[N, C, H, W]``."""
+        """Return logits ``[N, num_classes]`` for ``x`` float32 ``[N, C, H, W]``; a grey channel is repeated."""
         if self.image_size not in (0, x.shape[-1]):
             x = functional.interpolate(x, (self.image_size, self.image_size), mode="bilinear", antialias=True)
         logits: Tensor = self.backbone((x - self.mean) / self.std)
@@ -249,7 +249,7 @@ class FeatureTap:
         self.maps = {}
 
     def run_to_deepest(self, pixels: Tensor) -> None:
-        """Fill `maps` for ``pixels`` float32 ``[N, 3, S, S]`` in 0..1, without the layers after the deepest block."""
+        """Fill `maps` for ``pixels`` float32 ``[N, C, H, W]`` in 0..1, without the layers after the deepest block."""
         self._maps_only = True
         with contextlib.suppress(_DeepestReachedError):
             self._teacher(pixels)

@@ -47,9 +47,10 @@ def _section(config: Config, name: str) -> dict[str, Any]:
             return known
         return known | {"source": source_name(kind, Path(path))}
     if name == "all data":
-        # Earlier versions had none of these options and did what their defaults do.
+        # Earlier versions had none of these options and did what their defaults do. The hash of the
+        # data has the color.
         added = ("resize", "window", "stride", "layout", "rate", "groups")
-        unnamed = {"dir", *(key for key in added if getattr(config.data, key) == getattr(DataConfig, key))}
+        unnamed = {"dir", "color", *(key for key in added if getattr(config.data, key) == getattr(DataConfig, key))}
         return {key: value for key, value in dataclasses.asdict(config.data).items() if key not in unnamed}
     if name == "distill":
         # Options that the method does not use have their default, so that changing them trains nothing again.

@@ -36,12 +36,12 @@ def augment(images: Tensor, chosen: NDArray[np.int64], *, shift: int) -> Tensor:
     """Shift each image over black, and flip it.
 
     Args:
-        images: uint8 ``[N, S, S, 3]``.
+        images: uint8 ``[N, S, S, C]``.
         chosen: int64 ``[N]``, from `choose_augmentations` with the same ``shift``.
         shift: Largest shift in pixels.
 
     Returns:
-        uint8 ``[N, S, S, 3]``.
+        uint8 ``[N, S, S, C]``.
     """
     count, size, device = images.shape[0], images.shape[1], images.device
     flipped, rows, columns = (
@@ -50,7 +50,7 @@ def augment(images: Tensor, chosen: NDArray[np.int64], *, shift: int) -> Tensor:
     line = torch.arange(size, device=device)
     source_columns = torch.where(flipped[:, None] == 1, size - 1 - line, line) + columns[:, None]
     source_rows = line + rows[:, None]
-    padded = torch.zeros(count, size + 2 * shift, size + 2 * shift, 3, dtype=torch.uint8, device=device)
+    padded = torch.zeros(count, size + 2 * shift, size + 2 * shift, images.shape[3], dtype=torch.uint8, device=device)
     padded[:, shift : shift + size, shift : shift + size] = images
     each = torch.arange(count, device=device)[:, None, None]
     return padded[each, source_rows[:, :, None], source_columns[:, None, :]]

@@ -56,7 +56,7 @@ def to_network(inputs: Tensor, spec: InputSpec, device: torch.device) -> Tensor:
     """Normalise inputs: float32 ``[N, C, H, W]``, channels last in memory.
 
     Args:
-        inputs: uint8 ``[N, S, S, 3]``, which become 0..1, or float32 ``[N, L, C]``.
+        inputs: uint8 ``[N, S, S, C]``, which become 0..1, or float32 ``[N, L, C]``.
         spec: Their specification.
         device: Device of the result.
     """

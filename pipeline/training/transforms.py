@@ -23,13 +23,13 @@ def transform_images(images: Tensor, level: str, *, flip: bool, key: tuple[int, 
     """Crop, scale, flip, change the colours of and erase a part of each image, in groups of 8 images.
 
     Args:
-        images: uint8 ``[N, S, S, 3]``.
+        images: uint8 ``[N, S, S, C]``.
         level: ``standard`` or ``strong``.
         flip: Whether half of the groups are flipped. Without it, nothing turns images by more than 9 degrees.
         key: Decides the draws.
 
     Returns:
-        uint8 ``[N, S, S, 3]``.
+        uint8 ``[N, S, S, C]``.
     """
     transform = _transform(level, images.shape[1], flip)
     parts = torch.split(images.permute(0, 3, 1, 2), _IMAGES_PER_DRAW)
@@ -41,7 +41,7 @@ def mix_images(pixels: Tensor, labels: Tensor, *, classes: int, key: tuple[int, 
     """Mix each image with its neighbour in the batch, by mixup (arXiv:1710.09412) or CutMix (arXiv:1905.04899).
 
     Args:
-        pixels: float32 ``[N, 3, S, S]``.
+        pixels: float32 ``[N, C, S, S]``.
         labels: int64 ``[N]``.
         classes: Number of classes C.
         key: Decides the draws.

@@ -174,10 +174,10 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
     model = core(spread=1)
     quantizer = quantizer_of(model)
 
-    def run(count: int, *scores: tuple[int, int, float]) -> list[Any]:
+    def run(count: int, *scores: tuple[int, int, float], **options: Any) -> list[Any]:
         validation = Scripted(model, count, list(scores))
         validation.labels[::2] = (validation.labels[::2] + 1) % 4  # FP32 is wrong there
-        return repair(quantizer, start(quantizer, validation), validation)
+        return repair(quantizer, start(quantizer, validation), validation, **options)
 
     return run
 
@@ -212,6 +212,16 @@ def test_few_images_that_cannot_decide_leave_the_choice_to_the_logits(scripted: 
     steps = scripted(143, (1, 0, 19.0), (1, 0, 24.2), (2, 1, 28.9))
     assert steps[-1].name == "cross-layer equalisation", "nothing reaches the bound: the highest SQNR is chosen"
     assert not any(step.trial.float_layers for step in steps)
+
+
+@pytest.mark.parametrize(("sqnr_db", "shipped"), [(33.0, "fine-tuning"), (31.5, "error-compensated rounding")])
+def test_few_images_leave_the_choice_of_fine_tuning_to_the_logits(
+    scripted: Any, monkeypatch: pytest.MonkeyPatch, sqnr_db: float, shipped: str
+) -> None:
+    monkeypatch.setattr(qat, "fine_tune", lambda quantizer, *_: quantizer)
+    steps = scripted(143, (1, 0, 26.0), (1, 0, 31.0), (1, 0, 30.5), (0, 0, sqnr_db), train_images=images(4))
+    assert [step.name for step in steps][2:4] == ["cross-layer equalisation", "fine-tuning"]
+    assert steps[-1].name == shipped
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@
     python predict.py photo.jpg pixels.npy        # one JSON line per image; --fp32 uses the float model
 
 In a program: Classifier(folder)(frame), where a frame is uint8 RGB [H, W, 3]. A .npy file holds [S, S, 3] or
-[N, S, S, 3]. Runs from Python 3.8, numpy 1.21 and Pillow 9.1 on.
+[N, S, S, 3]; for a model of grey images, one channel is enough. Runs from Python 3.8, numpy 1.21 and Pillow 9.1 on.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ import numpy as np
 
 FOLDER = Path(__file__).resolve().parent
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no others: decoding EPS would run Ghostscript
-# 400 MB, with transparency 1.2 GB; a larger JPEG is decoded at a fraction of its size, anything else is refused.
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 100_000_000  # 400 MB, with transparency 1.2 GB; a larger JPEG is decoded at a fraction of its size
 
 
 class Classifier:
@@ -35,6 +34,7 @@ class Classifier:
         self.labels = Path(folder, "labels.txt").read_text(encoding="utf-8").splitlines()
         settings = json.loads(Path(folder, "preprocessing.json").read_text(encoding="utf-8"))
         self.size, self.resize_mode = settings["size"], settings.get("resize_mode", "squeeze")
+        self.channels = 1 if settings.get("color") == "grey" else 3
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 4
         self.session = ort.InferenceSession(Path(folder, model).read_bytes(), options, ["CPUExecutionProvider"])
@@ -43,13 +43,15 @@ class Classifier:
         """Return label, class index and probability of a frame, uint8 RGB [H, W, 3]; of a list of frames, a list."""
         if not isinstance(frames, np.ndarray) or frames.ndim == 4:
             return [self(np.asarray(frame)) for frame in frames]
-        if frames.dtype != np.uint8 or frames.ndim != 3 or frames.shape[2] != 3:
+        if frames.dtype != np.uint8 or frames.ndim != 3 or frames.shape[2] not in (3, self.channels):
             raise ValueError(f"the frame is {frames.dtype} {list(frames.shape)}; expected uint8 [H, W, 3]")
         if frames.shape[:2] != (self.size, self.size):
             from PIL import Image
 
-            frames = resize(Image.fromarray(frames), self.size, self.resize_mode)
-        logits = self.session.run(None, {"pixels": np.ascontiguousarray(frames[None])})[0][0]
+            frames = resize(Image.fromarray(frames.repeat(3 // frames.shape[2], 2)), self.size, self.resize_mode)
+        if frames.shape[2] > self.channels:
+            frames = (frames @ [19595, 38470, 7471] + 32768 >> 16)[..., None]  # Pillow's convert("L")
+        logits = self.session.run(None, {"pixels": np.ascontiguousarray(frames[None], np.uint8)})[0][0]
         if not np.isfinite(logits).all():
             raise ValueError("the model returned logits that are NaN or infinite")
         exps, index = np.exp(logits - logits.max()), int(logits.argmax())
@@ -57,14 +59,14 @@ class Classifier:
 
 
 def load(path: Path, size: int, mode: str = "squeeze") -> Any:
-    """Return the images of a file as uint8 RGB [N, size, size, 3]."""
+    """Return the images of a file as uint8 RGB [N, size, size, 3], or a .npy file as it is."""
     if not path.is_file():
         raise ValueError("there is no regular file of this name")
     if path.suffix.lower() == ".npy":
         with np.errstate(over="ignore"):  # mapped, so that a header that claims terabytes allocates nothing
             pixels: Any = np.lib.format.open_memmap(path, mode="r")
         pixels = pixels[None] if pixels.ndim == 3 else pixels
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3) or not len(pixels):
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:3] != (size, size) or not len(pixels):
             raise ValueError(f"{pixels.dtype} {list(pixels.shape)}; expected uint8 [N, {size}, {size}, 3]")
         return pixels
     return decode(path, size, mode)[None]
@@ -101,8 +103,7 @@ def decode(path: Path, size: int, mode: str = "squeeze") -> Any:
             values = np.asarray(upright)
             if upright.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
                 raise ValueError("float or 32-bit pixels have no known range, expected 8 or 16 bits")
-            # The high byte of 16 bits, unless the values need only 8.
-            upright = Image.fromarray((values >> (8 if values.max() > 0xFF else 0)).astype(np.uint8))
+            upright = Image.fromarray((values >> (8 if values.max() > 0xFF else 0)).astype(np.uint8))  # high byte
         alpha = (upright.palette.mode if upright.mode == "P" else upright.mode)[-1] in "aA"
         if alpha or "transparency" in upright.info:
             upright = upright if upright.mode == "RGBA" else upright.convert("RGBA")
@@ -155,8 +156,7 @@ def main() -> None:
             text, answers, code = f"predict.py: {path}: {error}", [], 1
             print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), file=sys.stderr)
         for number, answer in enumerate(answers):
-            name = str(path) if len(answers) == 1 else f"{path}[{number}]"
-            print(json.dumps({"file": name, **answer}), flush=True)
+            print(json.dumps({"file": f"{path}[{number}]" if len(answers) > 1 else str(path), **answer}), flush=True)
     sys.exit(code)
 
 

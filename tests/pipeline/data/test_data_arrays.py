@@ -52,7 +52,7 @@ def test_images_are_resized_as_files_are(tmp_path: Path, channels: "int | None")
         for pixels_read, label, item in zip(split.images, split.labels, items, strict=True):
             index = int(item.name[2:-1])
             Image.fromarray(PIXELS[index, ..., 0] if channels != 3 else PIXELS[index]).save(tmp_path / "image.png")
-            assert np.array_equal(pixels_read, read_image(tmp_path / "image.png", 16))
+            assert np.array_equal(pixels_read, dataset.spec.of_rgb(read_image(tmp_path / "image.png", 16)))
             assert label == LABELS[index]
     assert dataset.items[0].overview((4, 4)).size == (12, 9)
 
