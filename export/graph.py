@@ -65,7 +65,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     if read_spec(model) is None or "kdedge.classes" not in {item.key for item in model.metadata_props}:
         raise InputError(
             f"{path} was not exported by kdedge: inputs {[value.name for value in model.graph.input]}; expected one "
-            "input pixels uint8 [N,S,S,3 or 1] or signal float [N,L,C] and the metadata kdedge.classes",
+            "input pixels uint8 [N,S,S,3] or [N,S,S,1] or signal float [N,L,C] and the metadata kdedge.classes",
             _HINT,
         )
     return model
