@@ -245,7 +245,9 @@ def _check_signature(path: Path, session: Any) -> tuple[InputSpec, int]:
     """Return input and class count of a session whose inputs and outputs are kdedge's."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     found = f"{path} takes {describe(inputs)} and returns {describe(outputs)}"
-    wanted = "expected pixels uint8 [N, S, S, 3] or [N, S, S, 1] or signal float [N, L, C], and logits float [N, classes]"
+    wanted = (
+        "expected pixels uint8 [N, S, S, 3] or [N, S, S, 1] or signal float [N, L, C], and logits float [N, classes]"
+    )
     fits = (
         len(inputs) == len(outputs) == 1
         and outputs[0].name == "logits"
