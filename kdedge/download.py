@@ -1,13 +1,16 @@
-"""Download a file with a known hash, with progress. The hash is checked at every use; the write is atomic.
+"""Download files, with progress. `fetch` checks a known hash. The hash is checked at every use; the write is atomic.
 
 The download fails if the server sends almost nothing for `STALL_S` seconds.
 """
 
+import os
 import time
+from collections.abc import Callable
+from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from filelock import FileLock
@@ -72,23 +75,35 @@ def _download(url: str, path: Path, sha256_prefix: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def receive(url: str, file: BinaryIO, name: str) -> None:
+def receive(url: str, file: BinaryIO, name: str, etag: str = "", begun: Callable[[str], object] = str) -> None:
     """Write the content of an address to an open file, with progress.
 
     Args:
         url: The address.
         file: Open for writing.
         name: Name of the content, for the progress bar.
+        etag: ETag of the content that ``file`` has the beginning of. The server sends the rest of the same content, or
+            all of another.
+        begun: Called with the ETag of the content before it is written, empty if its download cannot be resumed.
 
     Raises:
         OSError: The connection fails, ends early or is too slow, or the file cannot be written.
     """
-    request = Request(url, headers={"User-Agent": f"kdedge/{__version__}"})
+    received = file.seek(0, os.SEEK_END) if etag else 0
+    headers = {"User-Agent": f"kdedge/{__version__}"}
+    if received:
+        headers |= {"Range": f"bytes={received}-", "If-Range": etag}
     try:
-        with urlopen(request, timeout=STALL_S) as response:
-            total = int(response.headers.get("Content-Length") or 0)
+        with urlopen(Request(url, headers=headers), timeout=STALL_S) as response:
+            if response.status != HTTPStatus.PARTIAL_CONTENT:
+                received = file.seek(0)
+            file.truncate()
+            found = response.headers.get("ETag") or ""
+            begun("" if found.startswith("W/") else found)
+            total = received + int(response.headers.get("Content-Length") or 0)
             with track(f"downloading {name} (MB)", -(-total // _MB)) as progress:
-                received, window_start, window_bytes = 0, time.monotonic(), 0
+                progress.advance(received // _MB)
+                window_start, window_bytes = time.monotonic(), 0
                 while chunk := response.read1(_CHUNK):
                     file.write(chunk)
                     progress.advance((received + len(chunk)) // _MB - received // _MB)
@@ -99,6 +114,9 @@ def receive(url: str, file: BinaryIO, name: str) -> None:
                             raise TimeoutError(f"the server sent only {window_bytes:,} bytes in {window_s:.0f} s")
                         window_start, window_bytes = time.monotonic(), 0
     except (OSError, HTTPException, ValueError) as error:
+        if isinstance(error, HTTPError) and error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and received:
+            receive(url, file, name, begun=begun)  # the file has all or more
+            return
         reason = error.reason if type(error) is URLError else error
         raise OSError(str(reason) or type(error).__name__) from error
     if received < total:

@@ -18,6 +18,7 @@ import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote
@@ -158,6 +159,51 @@ def serve_dataset(revisions: Mapping[str, Mapping[str, bytes]]) -> Iterator[str]
 
     with _running(Handler) as address:
         yield address
+
+
+@dataclass
+class FileServer:
+    """Files by path, which change and break as a test wants, and the requests for them.
+
+    Attributes:
+        address: The address.
+        files: Content by path.
+        limit: Bytes of a response after which the connection breaks.
+        requests: Path and Range of each request.
+    """
+
+    address: str
+    files: dict[str, bytes]
+    limit: int = sys.maxsize
+    requests: list[tuple[str, str]] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def serve_files(files: Mapping[str, bytes]) -> Iterator[FileServer]:
+    """Serve files with their ETags, and parts of them."""
+    state = FileServer("", dict(files))
+
+    class Handler(_Quiet):
+        def do_GET(self) -> None:
+            part = self.headers.get("Range", "")
+            state.requests.append((self.path, part))
+            if self.path not in state.files:
+                self.send_error(404)
+                return
+            data = state.files[self.path]
+            etag = f'"{hashlib.sha256(data).hexdigest()}"'
+            start = int(part[len("bytes=") : -1]) if part and self.headers.get("If-Range") == etag else 0
+            if start and start >= len(data):
+                self.send_error(416)
+                return
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(data) - start))
+            self.send_header("ETag", etag)
+            self.end_headers()
+            self.wfile.write(data[start : start + state.limit])
+
+    with _running(Handler) as state.address:
+        yield state
 
 
 def main(case: str, *command: str) -> int:

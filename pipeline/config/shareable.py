@@ -7,13 +7,13 @@ from pathlib import Path
 
 from kdedge.pipeline.config import SECTIONS, Config
 from kdedge.pipeline.config.build import build_config, preset_for
-from kdedge.pipeline.data.options import DataConfig
+from kdedge.pipeline.data.options import PATH_KINDS, DataConfig
 from kdedge.pipeline.distill.options import DistillConfig
 
 __all__ = ["as_flags", "cuts_paths", "shareable"]
 
 _PATHS = ("--data-dir", "--compare-with")
-_PATH = re.compile(r"((?:--[\w-]+=)?(?:(?:folder|table|arrays|hf|windows):)?)(.*)", re.DOTALL)  # matches every word
+_PATH = re.compile(rf"((?:--[\w-]+=)?(?:(?:{'|'.join(PATH_KINDS)}):)?)(.*)", re.DOTALL)  # matches every word
 
 
 def as_flags(config: Config) -> list[str]:

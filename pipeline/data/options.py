@@ -30,7 +30,8 @@ class DataConfig:
     source: str = option(
         "cifar10",
         "Data set: cifar10, sample, the PATH of a folder, table (.csv, .parquet) or .npz of images, hf:PATH or "
-        "hf:OWNER/NAME of Hugging Face, shards:PATH of WebDataset, or windows:PATH of recordings of a signal.",
+        "hf:OWNER/NAME of Hugging Face, shards:PATH or shards:URL of WebDataset, or windows:PATH of recordings of a "
+        "signal.",
         flag="--data",
     )
     dir: str = option(

@@ -27,7 +27,7 @@ from kdedge.pipeline.data.parts import Listed, Parts, check_groups
 from kdedge.progress import track
 from kdedge.stored_image import StoredImage
 
-__all__ = ["list_shards"]
+__all__ = ["expand_braces", "list_shards"]
 
 _EXPECTED = (
     "expected .tar files with the members NAME.jpg (or another image) and NAME.cls (class number), NAME.txt (class) or "
@@ -128,8 +128,6 @@ def list_shards(path: Path) -> Listed:
 
 def _find(path: Path) -> tuple[Path, list[Path]]:
     """Return the folder above all shards, and the shards in the order of their names."""
-    if re.match(r"\w{2,}:/", path.as_posix()):
-        raise InputError(f"{path} is an address, and shards are read from a disk", "download them, and give their path")
     if path.is_file():
         return path.parent, [path]
     if path.is_dir():
@@ -142,7 +140,7 @@ def _find(path: Path) -> tuple[Path, list[Path]]:
             )
         return path, files
     found: list[Path] = []
-    for expanded in _expand(str(path)):
+    for expanded in expand_braces(str(path)):
         matches = sorted(glob.glob(expanded, recursive=True))
         if not matches:
             raise InputError(f"the shard {expanded} does not exist", "check the path or the pattern")
@@ -151,7 +149,7 @@ def _find(path: Path) -> tuple[Path, list[Path]]:
     return Path(*plain), list(dict.fromkeys(found))
 
 
-def _expand(pattern: str) -> Iterator[str]:
+def expand_braces(pattern: str) -> Iterator[str]:
     """Yield the patterns that braces stand for: ``{a,b}`` and ``{000..146}``."""
     brace = re.search(r"\{([^{}]*)\}", pattern)
     if not brace:
@@ -162,7 +160,7 @@ def _expand(pattern: str) -> Iterator[str]:
     if numbers:
         options = [str(number).zfill(len(numbers[1])) for number in range(int(numbers[1]), int(numbers[2]) + 1)]
     for option in options:
-        yield from _expand(pattern[: brace.start()] + option + pattern[brace.end() :])
+        yield from expand_braces(pattern[: brace.start()] + option + pattern[brace.end() :])
 
 
 def _samples(base: Path, file: Path) -> Iterator[_Sample]:

@@ -96,6 +96,7 @@ def list_images(source: str) -> Listed:
     from kdedge.pipeline.data.arrays import list_arrays
     from kdedge.pipeline.data.folder import list_folder
     from kdedge.pipeline.data.hugging_face import list_hugging_face
+    from kdedge.pipeline.data.shard_downloads import fetch_shards, is_address
     from kdedge.pipeline.data.shards import list_shards
     from kdedge.pipeline.data.table import list_table
 
@@ -112,6 +113,8 @@ def list_images(source: str) -> Listed:
             "hf": list_hugging_face,
             "shards": list_shards,
         }
+        if kind == "shards" and is_address(path):
+            path = fetch_shards(path)
         return listers[kind](_user_path(path))
     match = difflib.get_close_matches(kind, [*NAMES, *PATH_KINDS], n=1)
     suggestion = f" (did you mean {match[0]!r}?)" if match else ""

@@ -1,19 +1,22 @@
 """WebDataset shards: members, labels, patterns, parts, and every mistake with its shard and member."""
 
 import gzip
+import hashlib
 import io
 import json
+import shutil
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import invoke
+from fake_hub import FileServer, serve_files
 from image_folders import open_folder
 from PIL import Image
 
-from kdedge.errors import InputError
+from kdedge.errors import InputError, StageError
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import open_dataset
 from kdedge.pipeline.data.user_images import UserImages
@@ -154,7 +157,8 @@ def test_unusable_shards(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=match):
             opened(path)
 
-    refused("https://example.org/{0..9}.tar", "is an address")
+    for address in ("https://example.org/{0..9}.tar.gz", "http://example.org/*.tar", "http://a/../../b.tar"):
+        refused(address, "is not the address of .tar files")
     refused(tmp_path / "none", "none does not exist")
     whole = write(tmp_path / "set" / "train-0.tar", members(range(20)))
     refused(tmp_path / "set" / "train-{0..1}.tar", r"train-1\.tar does not exist")
@@ -194,3 +198,74 @@ def test_the_command_line_takes_shards(tmp_path: Path) -> None:
     result = invoke("data", "--data", f"shards:{tmp_path}", "--image-size", 16)
     assert result.exit_code == 0, result.output
     assert "shards:" in result.output
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    monkeypatch.setenv("KDEDGE_CACHE", str(tmp_path / "cache"))
+    files = {f"/set/{part}-{n}.tar": members(range(20 * n, 20 * n + 20)) for n, part in enumerate(["train", "test"])}
+    for path, content in files.items():
+        write(tmp_path / path[1:], content)
+    (tmp_path / "set" / "classes.txt").write_text("apple\npear\n")
+    with serve_files({f"/set/{file.name}": file.read_bytes() for file in (tmp_path / "set").iterdir()}) as state:
+        yield state
+
+
+def test_shards_of_an_address_are_those_of_the_folder_and_need_no_network_later(
+    server: FileServer, tmp_path: Path
+) -> None:
+    address = f"{server.address}/set/{{train-0,test-1}}.tar"
+    dataset, local = opened(address), opened(tmp_path / "set")
+    assert dataset.name == "shards:{train-0,test-1}.tar"
+    assert dataset.class_names == local.class_names == NAMES
+    assert (dataset.train_sha256(), dataset.test_sha256()) == (local.train_sha256(), local.test_sha256())
+    assert sorted(server.requests) == [(path, "") for path in sorted(server.files)]
+    server.files.clear()
+    assert opened(address).train_sha256() == dataset.train_sha256()
+    assert len(server.requests) == 3
+
+
+def test_an_interrupted_download_of_shards_resumes_only_the_same_content(server: FileServer, tmp_path: Path) -> None:
+    address, path = f"{server.address}/set/train-0.tar", "/set/train-0.tar"
+
+    def interrupted() -> None:
+        server.limit = 5000
+        with pytest.raises(StageError, match=r"the connection ended after 5,000 of [\d,]+ bytes") as caught:
+            opened(address)
+        assert "run the same command again to resume" in caught.value.hint
+        server.limit = 1 << 30
+
+    interrupted()
+    whole = opened(address).train_sha256()
+    assert server.requests[-1] == (path, "bytes=5000-")
+    (copy,) = (tmp_path / "cache").rglob("*.tar")
+    assert copy.read_bytes() == server.files[path]
+    known = json.loads(copy.with_name(".train-0.tar.json").read_text())
+    assert known["sha256"] == hashlib.sha256(copy.read_bytes()).hexdigest()
+    assert {file.name for file in copy.parent.iterdir()} >= {"classes.txt", copy.name}
+    assert not list(copy.parent.glob(".*.partial"))
+
+    data = bytearray(copy.read_bytes())
+    data[600] ^= 1
+    copy.write_bytes(data)
+    assert opened(address).train_sha256() == whole, "a damaged copy was not replaced"
+
+    shutil.rmtree(copy.parent)
+    interrupted()
+    server.files[path] = write(tmp_path / "other.tar", members(range(30))).read_bytes()
+    assert len(opened(address).items) == 30, "parts of two files were joined"
+
+    copy.with_name(f".{copy.name}.partial").write_bytes(server.files[path])  # killed before it was renamed
+    copy.with_name(f".{copy.name}.etag").write_text(json.loads(copy.with_name(".train-0.tar.json").read_text())["etag"])
+    copy.unlink()
+    assert len(opened(address).items) == 30
+
+
+def test_shards_without_a_network_are_an_error_of_one_line(server: FileServer, tmp_path: Path) -> None:
+    result = invoke("data", "--data", f"shards:{server.address}/set/none.tar")
+    assert result.exit_code == 1
+    assert "HTTP Error 404" in " ".join(result.stderr.split())
+    result = invoke("data", "--data", "shards:http://127.0.0.1:9/{0..3}.tar")
+    assert result.exit_code == 1
+    assert "Connection refused" in " ".join(result.stderr.split())
+    assert "give --data shards:FOLDER" in " ".join(result.stderr.split())
