@@ -3,6 +3,8 @@
     pip install -e '.[cpu,train,runtimes]'
     python experiments/runtimes.py --data-dir PATH --out build/runtimes
     python experiments/runtimes.py --data-dir PATH --models build/runtimes/models --out build/again
+    npm install --prefix build/web onnxruntime-web
+    python experiments/runtimes.py --web build/web --c    # also onnxruntime-web in node, and the C code on this host
 
 Converts the FP32 model of the reference bundle with the calibration images of its INT8 model, then measures all on the
 test images of CIFAR-10 as `kdedge benchmark` does. ``--models`` takes models that were converted before. Writes the
@@ -11,6 +13,8 @@ report, and the models to ``OUT/models``.
 
 import argparse
 from pathlib import Path
+
+from web_and_c import c_candidate, web_candidates
 
 from kdedge.benchmarks.measure import run_benchmark
 from kdedge.benchmarks.options import RUNTIME_NAMES, BenchmarkConfig, parse_runtimes
@@ -34,6 +38,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="latency measurement per model and batch size")
     parser.add_argument("--batches", default="1,32")
     parser.add_argument("--models", type=Path, help="folder of converted models")
+    parser.add_argument("--web", type=Path, help="folder with node_modules/onnxruntime-web: measure it, too")
+    parser.add_argument("--c", action="store_true", help="measure the C code of the INT8 model, too")
     parser.add_argument("--out", type=Path, default=Path("build/runtimes"))
     options = parser.parse_args()
 
@@ -50,10 +56,15 @@ def main() -> None:
             runtimes |= open_converted(RUNTIMES[name], student, folder)
         else:
             runtimes |= convert_student(RUNTIMES[name], student, calibration, folder)
+    models = {"fp32": student, "int8": BUNDLE / "student.int8.onnx"}
+    if options.web:
+        runtimes |= web_candidates(options.web, models)
+    if options.c:
+        runtimes |= c_candidate(models["int8"], options.out / "c")
     report = run_benchmark(
         BenchmarkConfig(seconds=options.seconds, batches=options.batches, runtime=options.runtime),
-        student,
-        BUNDLE / "student.int8.onnx",
+        models["fp32"],
+        models["int8"],
         dataset,
         images_sha256=dataset.test_sha256(),
         run_facts={},

@@ -142,23 +142,33 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
 
 
 def _free_batch(model: onnx.ModelProto) -> None:
-    """Let a model with a fixed batch take any: its Reshape nodes keep the first axis of their input.
+    """Let a model with a fixed batch take any: its Reshape nodes leave the first axis open.
 
-    Where that axis cannot be inferred, it counts as the batch; a wrong guess changes the logits, which are compared.
+    The first axis of a result counts as the batch, or as the batch times windows of an image. A wrong guess changes the
+    logits, which are compared.
     """
     graph = model.graph
     batch = _shape(graph.input[0])[0]
     if batch:
-        inferred = onnx.shape_inference.infer_shapes(model).graph
-        first = {value.name: _shape(value)[:1] for value in (*inferred.value_info, *inferred.input)}
-        constants = arrays(graph)
-        for node in [node for node in graph.node if node.op_type == "Reshape" and node.input[1] in constants]:
-            shape = constants[node.input[1]].copy()
-            if first.get(node.input[0], [0]) in ([batch], [0]) and shape.size and shape[0] == batch:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        shapes = {value.name: _shape(value) for value in inferred.value_info}
+        constants, of_images = arrays(graph), {graph.input[0].name}
+        for node in graph.node:
+            if node.op_type == "Shape" or of_images.isdisjoint(node.input):
+                continue
+            of_images.update(node.output)
+            if node.op_type != "Reshape" or node.input[1] not in constants:
+                continue
+            shape, result = constants[node.input[1]].copy(), shapes.get(node.output[0], [])
+            if result and all(result) and result[0] % batch == 0:
+                shape = np.array([-1, *result[1:]])
+            elif shape.size and shape[0] == batch:
                 shape[0] = 0
-                graph.initializer.append(numpy_helper.from_array(shape, f"{node.name}/shape"))
-                node.input[1] = graph.initializer[-1].name
-                _remove_attribute(node, "allowzero")
+            else:
+                continue
+            graph.initializer.append(numpy_helper.from_array(shape, f"{node.name}/shape"))
+            node.input[1] = graph.initializer[-1].name
+            _remove_attribute(node, "allowzero")
     del graph.value_info[:]
 
 

@@ -1,7 +1,7 @@
 """Quantizes an ONNX classifier that kdedge did not train, and decides the gate on the test images.
 
 ``RUN/export`` gets the model rewritten for pixels and any batch, ``RUN/quantize`` the INT8 model with its search, and
-``RUN/gate.json`` the verdict. The later stages are the same as for a student.
+``RUN/gate.json`` the verdict. `measure_other` then runs the later stages, which are the same as for a student.
 """
 
 from pathlib import Path
@@ -19,9 +19,10 @@ from kdedge.pipeline.data.sources import opened
 from kdedge.pipeline.data.user_images import check_outside
 from kdedge.pipeline.run import run_stages
 from kdedge.pipeline.run_dir import StageSpec, lock_run, run_stage
+from kdedge.pipeline.stages.benchmark_setup import check_measurable
 from kdedge.progress import log
 
-__all__ = ["GATE_NAME", "quantize_other"]
+__all__ = ["GATE_NAME", "measure_other", "quantize_other"]
 
 GATE_NAME = "gate.json"
 _TRAINED = ("teacher", "distill")
@@ -51,6 +52,7 @@ def quantize_other(
 
     def check() -> None:
         check_outside(dataset, run_dir)
+        check_measurable(config.benchmark, to_convert=True)
         if any((run_dir / stage).exists() for stage in _TRAINED):
             raise InputError(f"{run_dir} has a student that kdedge trained", "give another --out")
 
@@ -96,3 +98,14 @@ def quantize_other(
         result = gate_pairs(pairs, config.benchmark.limit_pp, balanced=config.benchmark.metric == "balanced")
         write_json(run_dir / GATE_NAME, result)
     return result
+
+
+def measure_other(config: Config, run_dir: Path, *, force: bool, refresh: bool) -> None:
+    """Measure the models of `quantize_other` and write the bundle; the arguments are those of `quantize_other`.
+
+    Raises:
+        GateError: The gate did not pass.
+        StageError: The bundle cannot be written, or a CPU cannot be emulated.
+    """
+    with lock_run(run_dir):
+        run_stages(("benchmark", "bundle"), config, run_dir, force=force, refresh=refresh)

@@ -19,7 +19,7 @@ _ACTIVATIONS = {
 }  # fmt: skip
 _NORMS = {
     "LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization", "InstanceNormalization",
-    "GroupNorm", "GroupNormalization", "LpNormalization", "LRN", "BatchNormalization",
+    "GroupNorm", "GroupNormalization", "LpNormalization", "LRN",
 }  # fmt: skip
 _PRODUCTS = {"Gemm", "MatMul", "FusedGemm", "FusedMatMul", "TransposeMatMul"}
 _WORDS = {

@@ -1,5 +1,6 @@
 """Commands of the pipeline: all stages, and each stage."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -70,13 +71,6 @@ _OTHER_MODEL: Options = {
     "std": (Std, ""),
     "scale": (Scale, None),
     "layout": (Layout, ""),
-    "limit_pp": (
-        Annotated[
-            float | None,
-            typer.Option("--limit-pp", help="Maximum accepted INT8 accuracy drop, in percentage points. Default: 0.5."),
-        ],
-        None,
-    ),
 }
 # The options in the README.
 _FIRST = (
@@ -191,25 +185,50 @@ def export(config: Config, out: Path, **again: bool) -> None:
 
 
 def _of_model(given: dict[str, Any], fields: Fields) -> Flags:
-    """Take the image size from the model that is quantized, the resize from its preprocessing, and the gate's limit."""
+    """Take the image size from the model that is quantized and the resize from its preprocessing.
+
+    Raises:
+        InputError: The file is not a classifier, or an option is only for one.
+    """
     if given["model"]:
         data = fields.setdefault("data", {})
         model = open_models([given["model"]], given["layout"], data.get("image_size", 0))[0]
         data |= {"image_size": model.image_size, "color": "rgb"}
         if given["preprocessing"]:
             data.setdefault("resize", named(given["preprocessing"]).resize_mode)
-    if given["limit_pp"] is not None:
-        fields["benchmark"] = {"limit_pp": given["limit_pp"]}
+        return RUN_FLAGS
+    flags = {
+        "preprocessing": "--preprocessing",
+        "mean": "--mean",
+        "std": "--std",
+        "scale": "--scale",
+        "layout": "--layout",
+    }
+    wrong = [flag for key, flag in flags.items() if given[key] not in ("", None)]
+    for section in ("benchmark", "bundle"):
+        known = {item.name: item.metadata["flag"] for item in dataclasses.fields(SECTIONS[section])}
+        wrong += [known[name] for name in fields.get(section, {}) if name not in ("limit_pp", "metric")]
+    if wrong:
+        raise InputError(f"{wrong[0]} is for a MODEL.onnx that kdedge did not train", "leave it out")
     return RUN_FLAGS
 
 
 @app.command(
     help="Quantize to INT8, calibrated on training data: the exported student of a run, or an ONNX classifier that "
-    "kdedge did not train, whose gate is then decided on the test data (exit code 3: it did not pass).",
+    "kdedge did not train. Of such a classifier, the gate is then decided on the test data (exit code 3: it did not "
+    "pass), and if it passed, latency is measured and the bundle is written.",
     short_help="Quantize the ONNX model to INT8, calibrated on training data.",
     rich_help_panel=_STAGES,
 )
-@configured(("data", "quantize"), _OTHER_MODEL | STAGE, prepare=_of_model)
+@configured(
+    ("data", "quantize", "benchmark", "bundle"),
+    _OTHER_MODEL | STAGE,
+    first=(
+        *_OTHER_MODEL, "out", "data__source", "data__image_size", "data__resize", "quantize__calibration_images",
+        "quantize__target", "benchmark__limit_pp", "benchmark__emulate", "bundle__allow_undecided",
+    ),
+    prepare=_of_model,
+)  # fmt: skip
 def quantize(
     config: Config,
     *,
@@ -220,27 +239,27 @@ def quantize(
     std: str,
     scale: float | None,
     layout: str,
-    limit_pp: float | None,
     **again: bool,
 ) -> None:
     """Run the quantization stage, or quantize another model."""
-    numbers = normalisation(mean, std, scale)
     if model is None:
-        given = {"--preprocessing": preprocessing or None, "--layout": layout or None, **numbers}
-        if wrong := [flag for flag, value in given.items() if value is not None]:
-            raise InputError(f"{wrong[0]} is for a MODEL.onnx that kdedge did not train", "leave it out")
         _run(("quantize",), config, out, again)
         print(out / "quantize" / "student.int8.onnx")
         return
     from kdedge.benchmarks.paired_gate import print_gate
-    from kdedge.pipeline.quantize_other import quantize_other
+    from kdedge.pipeline.quantize_other import measure_other, quantize_other
 
     out = out if out != DEFAULT_OUT else Path("artifacts") / model.stem
     classifier = open_models([model], layout, config.data.image_size)[0]
-    gate = quantize_other(classifier, preprocessing_of([classifier], preprocessing, numbers), config, out, **again)
+    floats = preprocessing_of([classifier], preprocessing, normalisation(mean, std, scale))
+    gate = quantize_other(classifier, floats, config, out, **again)
     print_gate(gate)
-    print(f"{out / 'quantize' / 'student.int8.onnx'}\n  kdedge benchmark --out {out}\n  kdedge bundle --out {out}")
-    check_passed(gate)
+    print(out / "quantize" / "student.int8.onnx")
+    if not (gate["gate"]["verdict"] == "undecided" and config.bundle.allow_undecided):
+        check_passed(gate)
+    measure_other(config, out, **again)
+    made = out / "bundle"
+    print(f"{out / 'benchmark' / 'report.html'}\nbundle: {made}\n  kdedge verify {made}\n  kdedge predict {made} IMAGE")
 
 
 @app.command(

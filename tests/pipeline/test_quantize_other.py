@@ -24,6 +24,9 @@ from kdedge.export.quantize.quantizer import OP_TYPES, Quantizer, _without_range
 
 FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
 CLASSES = ("blue", "green", "red")
+SHORT = (
+    "--calibration-images", 32, "--no-compare-formats", "--latency-seconds", 0.05, "--latency-batches", 1,
+)  # fmt: skip
 
 
 def colour_net(
@@ -204,18 +207,14 @@ def test_the_bundle_has_the_preprocessing_of_the_model(tmp_path, images):
     path, out = colour_net(tmp_path / "net.onnx", batch=1, layout="NHWC"), tmp_path / "out"
     options = ["--mean", "0.5", "--std", "0.25,0.5,0.5", "--resize", "crop-0.8-bicubic"]
     preprocessing = Preprocessing(mean=(0.5,) * 3, std=(0.25, 0.5, 0.5), resize_mode="crop-0.8-bicubic")
-    short = ["--calibration-images", 32, "--no-compare-formats"]
-    done = invoke("quantize", path, *options, "--data", images, "--out", out, "--limit-pp", 30, *short)
+    done = invoke("quantize", path, *options, "--data", images, "--out", out, "--limit-pp", 30, *SHORT)
     assert done.exit_code == 0, done.output
-    done = invoke("benchmark", "--out", out, "--latency-seconds", 0.05, "--latency-batches", 1)
-    assert done.exit_code == 0, done.output
+    assert f"kdedge verify {out / 'bundle'}" in done.stdout
     report = json.loads((out / "benchmark" / "report.json").read_text())
     assert (report["student"]["arch"], report["student"]["adopted"]) == ("net", "net.onnx")
     assert report["student"]["macs"] > 6 * 27 * 16**2
     assert report["gate"]["limit_pp"] == 30
     assert "| 1 | Sigmoid | activation, which kdedge does not quantize |" in (out / "benchmark/report.md").read_text()
-    done = invoke("bundle", "--out", out)
-    assert done.exit_code == 0, done.output
     bundle = out / "bundle"
     assert "from the file `net.onnx`, which kdedge did not train" in (bundle / "MODEL_CARD.md").read_text()
     assert json.loads((bundle / "manifest.json").read_text())["facts"]["history"]["weights"].keys() == {"net.onnx"}
@@ -252,11 +251,8 @@ def test_other_cpus_return_the_same_bits(tmp_path, activation):
 @pytest.mark.usefixtures("brief_search", "plain_figures")
 def test_the_report_of_the_model_has_other_cpus(tmp_path, images):
     path, out = colour_net(tmp_path / "net.onnx"), tmp_path / "out"
-    short = ["--calibration-images", 32, "--no-compare-formats", "--limit-pp", 30]
-    done = invoke("quantize", path, "--preprocessing", "torchvision", "--data", images, "--out", out, *short)
-    assert done.exit_code == 0, done.output
-    options = ["--latency-seconds", 0.05, "--latency-batches", 1, "--emulate", "haswell", "--emulate-images", 16]
-    done = invoke("benchmark", "--out", out, *options)
+    options = ["--preprocessing", "torchvision", "--emulate", "haswell", "--emulate-images", 16, "--limit-pp", 30]
+    done = invoke("quantize", path, *options, "--data", images, "--out", out, *SHORT)
     assert done.exit_code == 0, done.output
     (row,) = json.loads((out / "benchmark" / "report.json").read_text())["portability"]["emulated"]
     assert (row["cpu"], row["images"], row["flips"], row["max_abs_diff"]) == ("haswell", 16, 0, 0)
@@ -276,10 +272,53 @@ def test_options_that_do_not_fit(tmp_path, images, options, message):
     assert message in " ".join(result.output.split())
 
 
-def test_options_of_a_model_need_one(tmp_path):
-    result = invoke("quantize", "--out", tmp_path, "--mean", "0.5")
+@pytest.mark.parametrize("option", [("--mean", "0.5"), ("--emulate", "haswell"), ("--allow-undecided",)])
+def test_options_of_a_model_need_one(tmp_path, option):
+    result = invoke("quantize", "--out", tmp_path, *option)
     assert result.exit_code == 2
-    assert "--mean is for a MODEL.onnx that kdedge did not train" in " ".join(result.output.split())
+    assert f"{option[0]} is for a MODEL.onnx that kdedge did not train" in " ".join(result.output.split())
+
+
+@pytest.mark.usefixtures("brief_search", "plain_figures")
+def test_an_undecided_gate_writes_a_bundle_only_if_allowed(tmp_path, images):
+    path, out = colour_net(tmp_path / "net.onnx", activation="Relu"), tmp_path / "out"
+    command = ["quantize", path, "--preprocessing", "torchvision", "--data", images, "--out", out, *SHORT]
+    assert invoke(*command).exit_code == 3
+    assert json.loads((out / "gate.json").read_text())["gate"]["verdict"] == "undecided"
+    assert not (out / "benchmark").exists()
+    done = invoke(*command, "--allow-undecided")
+    assert done.exit_code == 0, done.output
+    assert (out / "bundle" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_windows_of_a_fixed_batch_are_freed(tmp_path, batch):
+    """As EfficientViT-M and Swin do: windows become images of a larger batch and come back."""
+    path = tmp_path / "net.onnx"
+    model = onnx.load(colour_net(path, batch=batch, activation="Relu"))
+    shapes = {
+        "split": [batch, 6, 2, 8, 2, 8], "windows": [batch * 4, 6, 8, 8],
+        "grid": [batch, 2, 2, 6, 8, 8], "whole": [batch, 6, 16, 16],
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Reshape", ["act1", "split"], ["win1"]),
+        helper.make_node("Transpose", ["win1"], ["win2"], perm=[0, 2, 4, 1, 3, 5]),
+        helper.make_node("Reshape", ["win2", "windows"], ["win3"]),
+        helper.make_node("Relu", ["win3"], ["win4"]),
+        helper.make_node("Reshape", ["win4", "grid"], ["win5"]),
+        helper.make_node("Transpose", ["win5"], ["win6"], perm=[0, 3, 1, 4, 2, 5]),
+        helper.make_node("Reshape", ["win6", "whole"], ["back"]),
+    ]
+    old = list(model.graph.node)
+    for node in old:
+        for index, name in enumerate(node.input):
+            node.input[index] = "back" if name == "act1" else name
+    place = next(index for index, node in enumerate(old) if "act1" in node.output) + 1
+    del model.graph.node[:]
+    model.graph.node.extend([*old[:place], *nodes, *old[place:]])
+    model.graph.initializer.extend(numpy_helper.from_array(np.int64(shape), name) for name, shape in shapes.items())
+    onnx.save(model, path)
+    adopted(path, tmp_path / "student.onnx")
 
 
 def test_operators_on_computed_shapes_are_not_quantized():
