@@ -34,6 +34,8 @@ ROWS = 20
 class Response(io.BytesIO):
     """What `urlopen` returns, as far as it is used."""
 
+    status = 200
+
     def __init__(self, data: bytes, **headers: str) -> None:
         super().__init__(data)
         self.headers = {"Content-Length": str(len(data)), **headers}
