@@ -47,8 +47,8 @@ def wait_for(condition):
     raise AssertionError("waited for minutes")
 
 
-def start(command):
-    """Start a study as a process in which Ctrl-C works, also in the background of a shell."""
+def start(command, before=()):
+    """Start a study as a process in which Ctrl-C works, also in the background of a shell; ``before`` starts it."""
     program = "import signal; signal.signal(2, signal.default_int_handler); from kdedge.pipeline.cli import app; app()"
-    words = [sys.executable, "-c", program, *map(str, command)]
+    words = [*before, sys.executable, "-c", program, *map(str, command)]
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import shlex
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -47,6 +50,24 @@ def test_after_a_killed_worker_and_a_killed_launcher_nothing_is_lost_or_trained_
     after = manifests(tmp_path)
     assert len(after) == 4
     assert before.items() <= after.items()
+    for seed in (0, 1):
+        for method in ("ce", "kd"):
+            assert student(tmp_path, method, seed) == student(study[0], method, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="namespaces of host names")
+def test_the_launcher_of_another_host_completes_what_a_killed_one_began(study, compared, tmp_path):
+    command = [*small(study, tmp_path, methods="ce,kd", seeds="0,1"), "--jobs", 1]
+    named = ["unshare", "--user", "--map-root-user", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"']
+    if subprocess.run([*named, "first", "true"], check=False).returncode:
+        pytest.skip("no namespaces")
+    first, second = (start(command, [*named, name]) for name in ("first", "second"))
+    wait_for(lambda: len(in_training(tmp_path)) == 2)
+    first.kill()
+    shown = second.communicate()[1]
+    assert second.returncode == 0, shown
+    assert len(manifests(tmp_path)) == len(read(tmp_path / "evaluation_results.csv")) == 4
     for seed in (0, 1):
         for method in ("ce", "kd"):
             assert student(tmp_path, method, seed) == student(study[0], method, seed)
@@ -125,6 +146,18 @@ def test_printed_commands_train_the_cells(study, compared, tmp_path):
     assert kdedge(*command).stdout.splitlines() == [f"kdedge distill --out {cells[0]}"]
     assert [row["method"] for row in read(tmp_path / "evaluation_results.csv")] == ["kd"]
     assert json.loads(kdedge(*command, "--shard", "2/2", "--json").stdout) == {"commands": []}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell")
+def test_printed_commands_run_in_xargs_as_documented(study, compared, tmp_path):
+    page = (Path(__file__).parents[3] / "docs" / "beyond-one-machine.md").read_text()
+    (pipe,) = re.findall(r"--launcher print \| (.*xargs.*)", page)
+    out = tmp_path / "a study's"
+    listed = kdedge(*small(study, out, methods="ce,kd"), "--launcher", "print").stdout
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(["sh", "-c", pipe], input=listed, text=True, env=environment, check=True)
+    assert [student(out, method) for method in ("ce", "kd")] == [student(study[0], method) for method in ("ce", "kd")]
 
 
 @pytest.mark.slow
