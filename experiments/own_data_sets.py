@@ -135,7 +135,7 @@ SETS: dict[str, Callable[[Path], Iterator[Example]]] = {
     "cifar-1000": lambda source: _cifar_part(source, [100] * 10),
     "cifar-5000": lambda source: _cifar_part(source, [500] * 10),
     "cifar-64px": lambda source: _cifar_part(
-        source, [300] * 10, change=lambda p: p.resize((64, 64), Image.Resampling.BICUBIC)
+        source, [100] * 10, change=lambda p: p.resize((64, 64), Image.Resampling.BICUBIC)
     ),
     "cifar-imbalanced": lambda source: _cifar_part(source, [round(1000 * 0.01 ** (i / 9)) for i in range(10)]),
     "cifar-grey": lambda source: _cifar_part(source, [300] * 10, change=lambda p: p.convert("L")),
