@@ -73,6 +73,34 @@ def portability() -> str:
     return _table(["emulated CPU", "onnxruntime", "changed answers", "largest logit difference"], rows)
 
 
+def runtimes() -> str:
+    """Return the reference student in other runtimes."""
+    report = _json(REFERENCE / "studies" / "runtimes.json")
+    timed = {(row["provider"], row["model"]): row["p50_ms"] for row in report["latency"] if row["batch"] == 1}
+    rows = []
+    for row in (row for row in report["runtimes"] if row["model"] == "int8"):
+        name, loss = row["provider"], row["own_loss"] or row["loss"]
+        name = "onnxruntime (kdedge)" if name == "CPUExecutionProvider" else name
+        fp32, int8 = timed.get((row["provider"], "fp32")), timed[row["provider"], "int8"]
+        interval = f"{loss['loss_pp']:+.2f} ({loss['loss_lower95_pp']:+.2f} to {loss['loss_upper95_pp']:+.2f})"
+        low, high = row["ci95_pct"]
+        rows.append([
+            name,
+            f"{row['top1_pct']:.2f} % ({low:.2f} to {high:.2f})",
+            interval,
+            str(row["changed_answers"]),
+            f"{fp32:.3f} / {int8:.3f}: {fp32 / int8:.2f}×" if fp32 else f"- / {int8:.3f}",
+            f"{row['load_ms']:.1f}",
+            f"{row['bytes'] / 1e6:.2f}",
+            "not shown" if row["layers"] is None else f"{row['integer_layers']} of {row['layers']}",
+        ])  # fmt: skip
+    header = [
+        "runtime", "INT8 top-1 (95 %)", "loss pp against its FP32 (95 %)", "other predictions", "FP32 / INT8 ms",
+        "load ms", "MB", "integer layers",
+    ]  # fmt: skip
+    return _table(header, rows)
+
+
 def methods() -> str:
     """Return all methods with three seeds, 20 and 40 epochs."""
     cells = _cells("h200")
@@ -176,7 +204,7 @@ TABLES: dict[str, Callable[[], str]] = {
     function.__name__.replace("_", "-"): function
     for function in (
         headline, reference, portability, methods, source_recipe, teachers, small_budget, ablations, students,
-        students_epyc, weak_teachers, own_data,
+        students_epyc, weak_teachers, own_data, runtimes,
     )
 }  # fmt: skip
 
