@@ -1,5 +1,7 @@
 import math
+import shutil
 import statistics
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from experiments.gate_coverage import properties, trinomial, verdict, wald_inter
 from experiments.harness_overhead import bare_loop, harness_window
 from experiments.pixel_front import FRONTS, caller, with_front
 from experiments.roofline import BUNDLE, convolution_macs
+from experiments.web_and_c import c_candidate
 from kdedge.benchmarks.gate import judge, tango_interval
 from kdedge.export.graph import count_macs, read_model
 from kdedge.export.quantize.proof import integer_proof
@@ -99,3 +102,13 @@ def test_overhead_of_the_harness_is_told_from_the_call() -> None:
     wall_ms, samples = harness_window(nothing)
     assert bare_ms > 0
     assert 0 < statistics.median(samples) <= wall_ms
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")
+def test_the_c_code_is_measured_like_a_runtime(tmp_path: Path) -> None:
+    ((candidate, kernels),) = c_candidate(BUNDLE / "student.int8.onnx", tmp_path).items()
+    opened, pixels = candidate.open(), np.load(BUNDLE / "golden_inputs.npy")[:3]
+    assert (opened.logits(pixels) == np.load(BUNDLE / "golden_int8_logits.npy")[:3]).all()
+    assert (opened.caller(pixels)() == opened.logits(pixels)).all()
+    assert kernels["convs"] == {"integer": 5}

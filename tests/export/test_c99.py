@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import InferenceSession
 from small_networks import core
 
+from experiments import cortex_m
 from kdedge.errors import InputError, StageError
 from kdedge.export.c99.check import check_c, code_size, run_program
 from kdedge.export.c99.network import read_network
@@ -248,46 +249,27 @@ def test_files_of_export_c_are_replaced_next_to_others(written, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == sorted([*C_FILES, "student"])
 
 
-CORTEX_M = """
-ENTRY(_start)
-SECTIONS {
-  . = 0;
-  .text : { KEEP(*(.vectors)) *(.text*) *(.rodata*) KEEP(*(.init)) KEEP(*(.fini)) *(.init_array*) }
-  .ARM.exidx : { *(.ARM.exidx*) }
-  . = 0x20000000;
-  .data : { *(.data*) }
-  __bss_start__ = .;
-  .bss : { *(.bss*) *(COMMON) }
-  __bss_end__ = .; end = .; __end__ = .; _end = .;
-}
-"""
-VECTORS = """
-extern void _start(void);
-const void *const vectors[2] __attribute__((section(".vectors"), used)) = {(void *)0x20400000, (void *)_start};
-"""
-SEMIHOSTING = ["-nographic", "-monitor", "none", "-serial", "none", "-semihosting-config", "enable=on,target=native"]
 CPUS = {
-    "arm64": (["aarch64-linux-gnu-gcc", "-static"], ["qemu-aarch64"]),
-    "riscv64": (["riscv64-linux-gnu-gcc", "-static"], ["qemu-riscv64"]),
-    "cortex-m3": (
-        ["arm-none-eabi-gcc", "-mcpu=cortex-m3", "-mthumb", "--specs=rdimon.specs", "-T", "mps2.ld", "vectors.c"],
-        ["qemu-system-arm", "-M", "mps2-an385", *SEMIHOSTING, "-kernel"],
-    ),
+    "arm64": ("aarch64-linux-gnu-gcc", "qemu-aarch64"),
+    "riscv64": ("riscv64-linux-gnu-gcc", "qemu-riscv64"),
+    "cortex-m3": ("arm-none-eabi-gcc", "qemu-system-arm"),
 }
 
 
 @pytest.mark.qemu
 @pytest.mark.parametrize("cpu", CPUS)
 def test_emulated_cpus_return_the_logits_of_onnxruntime(written, tmp_path, cpu):
-    compiler, emulator = CPUS[cpu]
-    for program in (compiler[0], emulator[0]):
+    compiler, runner = CPUS[cpu]
+    for program in CPUS[cpu]:
         if shutil.which(program) is None:
             pytest.skip(f"needs {program}, from Debian's cross compilers, newlib and qemu")
     folder, images, expected = written
-    (tmp_path / "mps2.ld").write_text(CORTEX_M)
-    (tmp_path / "vectors.c").write_text(VECTORS)
-    sources = [folder / "main.c", folder / "student.c"]
-    subprocess.run([*compiler, "-std=c99", "-O2", *sources, "-o", "student"], cwd=tmp_path, check=True)
-    classes, bits = run_program([*emulator, tmp_path / "student"], images, 3)
+    if cpu in cortex_m.BOARDS:
+        command = [*cortex_m.emulator(cpu), cortex_m.build(folder, cpu, tmp_path)]
+    else:
+        command = [runner, tmp_path / "student"]
+        sources = [folder / "main.c", folder / "student.c"]
+        subprocess.run([compiler, "-static", "-std=c99", "-O2", *sources, "-o", command[1]], check=True)
+    classes, bits = run_program(command, images, 3)
     assert (bits == expected.view(np.uint32)).all()
     assert (classes == expected.argmax(1)).all()
