@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -35,12 +36,30 @@ def process(monkeypatch):
     return become
 
 
-def torchrun(*arguments, count=2):
-    """Run a script or module in several processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *arguments]
+def launched(*arguments):
+    """Start PyTorch's launcher."""
     path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ["PYTHONPATH"]])
-    environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True, env=environment)
+    command = [sys.executable, "-m", "torch.distributed.run", *map(str, arguments)]
+    pipe, environment = subprocess.PIPE, {**os.environ, "PYTHONPATH": path}
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+def torchrun(*arguments):
+    """Run a script or module in two processes of one launcher."""
+    process = launched("--standalone", "--nproc-per-node=2", *arguments)
+    out, errors = process.communicate()
+    return subprocess.CompletedProcess(arguments, process.returncode, out, errors)
+
+
+def torchrun_of_two_hosts(*arguments):
+    """Run a script or module in two processes, each of a launcher of its own, as on two hosts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    options = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={address}", "--rdzv-id=x")
+    hosts = [launched(*options, *arguments) for _ in range(2)]
+    errors = [host.communicate()[1] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], "".join(errors)
 
 
 def test_without_torchrun_there_is_one_process(monkeypatch):
@@ -89,13 +108,14 @@ def test_more_processes_than_gpus_are_refused(process, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_agree_and_train_as_one(tmp_path):
+def test_two_processes_of_one_or_two_hosts_agree_and_train_as_one(tmp_path):
     alone, together, again = (tmp_path / name for name in ("alone", "together", "again"))
     rows = {network: several_processes.train(alone, network) for network in several_processes.NETWORKS}
-    for out in (together, again):
-        out.mkdir()
-        result = torchrun(TESTS / "several_processes.py", out)
-        assert result.returncode == 0, result.stderr
+    together.mkdir()
+    again.mkdir()
+    result = torchrun(TESTS / "several_processes.py", together)
+    assert result.returncode == 0, result.stderr
+    torchrun_of_two_hosts(TESTS / "several_processes.py", again)
     assert json.loads((together / "agreed.json").read_text()) == {
         "mean": 0.5,
         "total": 3,
