@@ -136,23 +136,21 @@ class ThisProcess:
         self._start, self._trained = time.monotonic(), list[Cell]()
 
     def start(self, cells: Sequence[Cell]) -> Sequence[Job]:
-        """Return the job of a cell, which `poll` trains."""
-        number, left = self._cells.index(cells[0]), ""
+        """Train a cell, and return its ended job."""
+        (cell,), left = cells, ""
+        number, directory = self._cells.index(cell), cell.directory(self._out)
         if self._trained:
             s_per_epoch = (time.monotonic() - self._start) / _epochs(self._trained)
             left = f"; {format_duration(s_per_epoch * _epochs(self._cells[number:]))} left"
-        log(f"cell {number + 1} of {len(self._cells)}: {cells[0]}{left}")
-        self._trained += cells
-        return [_Here(self._out, cell) for cell in cells]
+        log(f"cell {number + 1} of {len(self._cells)}: {cell}{left}")
+        self._trained.append(cell)
+        with lock_run(directory, wait=True), suppress(DivergenceError):
+            run_stages(("distill",), cell.config, directory)
+        return [_Ended()]
 
 
-class _Here:
-    def __init__(self, out: Path, cell: Cell) -> None:
-        self._directory, self._cell = cell.directory(out), cell
-
+class _Ended:
     def poll(self) -> int | None:
-        with lock_run(self._directory, wait=True), suppress(DivergenceError):
-            run_stages(("distill",), self._cell.config, self._directory)
         return 0
 
     def terminate(self) -> None:
