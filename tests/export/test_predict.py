@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from kdedge.benchmarks.session import run_model
 from kdedge.errors import InputError
+from kdedge.export.bundle import predict as predicting
 from kdedge.export.bundle.predict import predict
 from kdedge.pipeline.cli import app
 
@@ -128,6 +129,21 @@ def test_predict_keeps_the_order_of_many_images(make_bundle: Callable[..., Path]
     assert [row["file"] for row in rows] == [str(path) for path in files]
     alone = [next(predict(bundle, [path]))["label"] for path in files[::50]]
     assert alone == [row["label"] for row in rows[::50]]
+
+
+def test_predict_decodes_a_folder_at_most_three_batches_ahead_of_its_answers(
+    make_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, (image, *_), loaded = make_bundle(), pictures(tmp_path / "pictures"), []
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(300):
+        os.link(image, many / f"{number}.png")
+    load = predicting._load
+    monkeypatch.setattr(predicting, "_load", lambda *arguments: loaded.append(1) or load(*arguments))
+    ahead = [len(loaded) - answered for answered, _ in enumerate(predict(bundle, [many]))]
+    assert len(ahead) == 300
+    assert max(ahead) <= 3 * predicting._BATCH
 
 
 def test_predict_stops_at_a_bad_file_among_many(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
