@@ -30,7 +30,7 @@ export async function run(bundle, pixels) {
 }
 
 /** Turns RGB pixels into grey ones, with the luma of Pillow's convert("L"). */
-export function toGrey(rgb) {
+function toGrey(rgb) {
   const luma = (i) => (19595 * rgb[3 * i] + 38470 * rgb[3 * i + 1] + 7471 * rgb[3 * i + 2] + 32768) >> 16;
   return Uint8Array.from({ length: rgb.length / 3 }, (_, i) => luma(i));
 }

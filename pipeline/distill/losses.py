@@ -3,10 +3,18 @@
 from torch import Tensor
 from torch.nn import functional
 
+from kdedge.pipeline.training.balance import weighted_mean
+
 __all__ = ["hint_loss", "kd_loss"]
 
 
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+def kd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float,
+    targets: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Return T^2 * KL(teacher || student) at temperature T, averaged over the batch.
 
     Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network" (arXiv:1503.02531), section 2: the factor
@@ -16,13 +24,18 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
         student_logits: float ``[N, C]``.
         teacher_logits: float ``[N, C]``.
         temperature: T > 0.
+        targets: As of `kdedge.pipeline.training.balance.cross_entropy`, for the weights.
+        weights: float ``[C]``, as there. Without them the frequent classes would fill this term.
 
     Returns:
         A scalar: sum over classes, mean over images (``batchmean``).
     """
     student = functional.log_softmax(student_logits.float() / temperature, dim=1)
     teacher = functional.log_softmax(teacher_logits.float() / temperature, dim=1)
-    return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    if targets is None or weights is None:
+        return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    each = functional.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+    return weighted_mean(each, targets, weights) * temperature**2
 
 
 def hint_loss(predicted: Tensor, target: Tensor, variance: Tensor | float) -> Tensor:

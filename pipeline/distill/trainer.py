@@ -168,7 +168,9 @@ class Trainer:
             if terms.hint or terms.kd:
                 teacher_logits, teacher_maps = self._teacher(batch, adapters.chosen if terms.hint else ())
             if terms.kd:
-                losses["kd"] = kd_loss(logits, teacher_logits, self._settings.temperature)
+                losses["kd"] = kd_loss(
+                    logits, teacher_logits, self._settings.temperature, batch.targets, self._batches.class_weights
+                )
             if terms.hint:
                 losses["hint"] = adapters(maps, teacher_maps)
         # An output that is not trained has no gradient: DistributedDataParallel would wait for it.

@@ -1,8 +1,8 @@
 """Trainings with classes of unequal size: a loss that weighs all classes the same, or epochs that show them equally.
 
-``loss``: the cross-entropy of an image is weighted by 1 / size of its class (G. King and L. Zeng, "Logistic Regression
-in Rare Events Data", Political Analysis 9, 2001). A batch is divided by its sum of weights, so an image of a rare class
-has at most the gradient of a whole batch.
+``loss``: the cross-entropy of an image, and its KD term, are weighted by 1 / size of its class (G. King and L. Zeng,
+"Logistic Regression in Rare Events Data", Political Analysis 9, 2001). A batch is divided by its sum of weights, so an
+image of a rare class has at most the gradient of a whole batch.
 
 ``sampler``: class-aware sampling (L. Shen, Z. Lin and Q. Huang, "Relay Backpropagation for Effective Learning of Deep
 Convolutional Neural Networks", arXiv:1512.05830). An epoch goes through a rare class several times, with
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from kdedge.pipeline.training import distributed
 
-__all__ = ["balanced_order", "class_shares", "class_weights", "cross_entropy"]
+__all__ = ["balanced_order", "class_shares", "class_weights", "cross_entropy", "weighted_mean"]
 
 
 def class_shares(labels: NDArray[np.int64], balance: str) -> NDArray[np.float64]:
@@ -70,5 +70,10 @@ def cross_entropy(
     if weights is None:
         return functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
     each = functional.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none")
+    return weighted_mean(each, targets, weights)
+
+
+def weighted_mean(each: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Return the mean of the losses of a batch, float ``[B]``, with the weights and targets of `cross_entropy`."""
     weight = targets @ weights if targets.ndim > 1 else weights[targets]
     return (weight * each).sum() / distributed.mean(weight.sum())

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from kdedge.inputs import image_input
 from kdedge.pipeline.distill.beta import BetaSchedule, KdSchedule, hint_share, kd_share, skill
@@ -29,6 +30,7 @@ from kdedge.pipeline.distill.hints import (
 from kdedge.pipeline.distill.losses import hint_loss, kd_loss
 from kdedge.pipeline.models.student import build_student
 from kdedge.pipeline.models.teacher import FeatureTap, build_teacher, hint_candidates
+from kdedge.pipeline.training.balance import class_weights
 
 
 def test_kd_loss_equals_the_value_worked_out_by_hand():
@@ -46,6 +48,17 @@ def test_kd_loss_of_equal_logits_is_zero_and_its_gradient_does_not_scale_with_th
     other = torch.randn(4, 10)
     once, twice = kd_loss(logits, other, 4.0), kd_loss(logits.repeat(2, 1), other.repeat(2, 1), 4.0)
     assert once.item() == pytest.approx(twice.item(), rel=1e-5)
+
+
+def test_the_kd_term_weighs_all_classes_the_same_as_the_cross_entropy_does():
+    labels = torch.tensor([0] * 6 + [1] * 2)
+    student, teacher = torch.randn(8, 3), torch.randn(8, 3)
+    weights = class_weights(labels.numpy())
+    each = torch.stack([kd_loss(student[i : i + 1], teacher[i : i + 1], 2.0) for i in range(8)])
+    expected = (each[:6].mean() + each[6:].mean()) / 2
+    assert kd_loss(student, teacher, 2.0, labels, weights).item() == pytest.approx(expected.item(), rel=1e-5)
+    shares = functional.one_hot(labels, 2).float()
+    assert kd_loss(student, teacher, 2.0, shares, weights).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_gradient_of_a_hint_keeps_the_layout_of_the_map():

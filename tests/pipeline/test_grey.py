@@ -1,6 +1,7 @@
 """Grey images through the whole pipeline: a model of one channel, and its bundle, which also takes RGB."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import open_dataset
 
 SIZE = 16
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def write(root: Path, mode: str = "RGB", counts=(("train", 30), ("test", 10))) -> Path:
@@ -63,6 +65,16 @@ def pictures(tmp_path):
 def test_to_grey_is_pillows_luma():
     pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
     assert np.array_equal(to_grey(pixels)[..., 0], np.asarray(Image.fromarray(pixels).convert("L")))
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_the_browser_computes_the_same_luma():
+    pixels = np.random.default_rng(0).integers(0, 256, (500, 3), np.uint8)
+    source = (ROOT / "examples" / "web" / "classify.js").read_text()
+    function = source[source.index("function toGrey") :].split("\n}\n")[0] + "}"
+    code = f"{function}; console.log(JSON.stringify([...toGrey(new Uint8Array({pixels.ravel().tolist()}))]))"
+    found = json.loads(subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True).stdout)
+    assert found == to_grey(pixels)[:, 0].tolist()
 
 
 def test_the_model_has_one_channel(run):
