@@ -74,7 +74,7 @@ class InputSpec:
     @property
     def grey(self) -> bool:
         """Whether the images have one channel."""
-        return self.channels == _GREY
+        return self.kind == "image" and self.channels == _GREY
 
     @property
     def color(self) -> Literal["grey", "RGB"]:
