@@ -31,6 +31,7 @@ __all__ = [
     "AsJson",
     "Fields",
     "Options",
+    "cli_option",
     "configured",
     "load_config_file",
     "out_option",
@@ -48,53 +49,36 @@ DEFAULT_OUT = Path("artifacts/run")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one line.", metavar="")]
 
 
+def cli_option(
+    names: str, text: str, kind: Any, default: Any, *, metavar: str | None = None, **limits: Any
+) -> tuple[Any, Any]:
+    """Return annotation and default of an option; ``names`` are separated by blanks, ``limits`` are those of Typer."""
+    shown = metavar if metavar is not None else "" if kind is bool else kind.__name__
+    return Annotated[kind, typer.Option(*names.split(), help=text, metavar=shown, **limits)], default
+
+
 def out_option(default: Path) -> Options:
     """Return the option ``--out`` with its default."""
     # Text, because an empty path is the current directory.
-    return {"out": (Annotated[str, typer.Option("--out", help="Run directory.", metavar="path")], str(default))}
+    return {"out": cli_option("--out", "Run directory.", str, str(default), metavar="path")}
 
 
 # A command that starts a run may name its preset; later stages keep it.
 BEGINNING: Options = out_option(DEFAULT_OUT) | {
-    "config": (
-        Annotated[
-            Path | None, typer.Option("--config", help="TOML file with options, a table per section.", metavar="path")
-        ],
-        None,
+    "config": cli_option(
+        "--config", "TOML file with options, a table per section.", Path | None, None, metavar="path"
     ),
-    "preset": (
-        Annotated[
-            str | None,
-            typer.Option(
-                "--preset",
-                help=f"Named settings: {', '.join(PRESETS)}. Later stages use the preset of the run.",
-                metavar="str",
-            ),
-        ],
-        None,
+    "preset": cli_option(
+        "--preset", f"Named settings: {', '.join(PRESETS)}. Later stages use the preset of the run.",
+        str | None, None, metavar="str",
     ),
-    "force": (
-        Annotated[bool, typer.Option("--force", help="Run again even if the result is up to date.", metavar="")],
-        False,
+    "force": cli_option("--force", "Run again even if the result is up to date.", bool, False),
+    "refresh": cli_option(
+        "--refresh", "Run again if another version of the stage, PyTorch, ONNX or onnxruntime made the result.",
+        bool, False,
     ),
-    "refresh": (
-        Annotated[
-            bool,
-            typer.Option(
-                "--refresh",
-                help="Run again if another version of the stage, PyTorch, ONNX or onnxruntime made the result.",
-                metavar="",
-            ),
-        ],
-        False,
-    ),
-    "quiet": (
-        Annotated[
-            bool, typer.Option("--quiet", "-q", help="Print only results and warnings, no progress.", metavar="")
-        ],
-        False,
-    ),
-}
+    "quiet": cli_option("--quiet -q", "Print only results and warnings, no progress.", bool, False),
+}  # fmt: skip
 JSON: Options = {"as_json": (AsJson, False)}
 STAGE: Options = {key: option for key, option in BEGINNING.items() if key != "preset"}
 _CONSUMED = ("config", "preset", "quiet", "help_all")  # before the function of a command is called

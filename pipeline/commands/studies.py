@@ -7,13 +7,13 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from kdedge.errors import InputError
 from kdedge.parsing import parse_counts
-from kdedge.pipeline.commands.flags import BEGINNING, JSON, Fields, Options, configured, out_option
+from kdedge.pipeline.commands.flags import BEGINNING, JSON, Fields, Options, cli_option, configured, out_option
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.checks import ABLATE_FLAGS, COMPARE_FLAGS, Flags
 from kdedge.pipeline.config.shareable import shareable
@@ -29,120 +29,47 @@ _STUDIES = "More commands: studies"
 
 # Options of a study in addition to those of its runs; see `kdedge.pipeline.study.compare.StudyOptions`.
 _STUDY: Options = {
-    "epochs": (
-        Annotated[
-            str, typer.Option("--epochs", help="Numbers of epochs of distillation, comma-separated.", metavar="str")
-        ],
-        "20",
+    "epochs": cli_option("--epochs", "Numbers of epochs of distillation, comma-separated.", str, "20"),
+    "seeds": cli_option("--seeds", "Seeds of the runs, comma-separated.", str, "0"),
+    "teacher_dir": cli_option(
+        "--teacher-dir", "Directory of a finished teacher, such as artifacts/run/teacher. Default: train one.",
+        Path | None, None, metavar="path",
     ),
-    "seeds": (
-        Annotated[str, typer.Option("--seeds", help="Seeds of the runs, comma-separated.", metavar="str")],
-        "0",
+    "target_accuracy": cli_option(
+        "--target-accuracy", "Report the first epoch with this validation top-1, in percent.", float, 85.0,
+        min=0, max=100,
     ),
-    "teacher_dir": (
-        Annotated[
-            Path | None,
-            typer.Option(
-                "--teacher-dir",
-                help="Directory of a finished teacher, such as artifacts/run/teacher. Default: train one.",
-                metavar="path",
-            ),
-        ],
-        None,
+    "jobs": cli_option(
+        "--jobs", "Number of runs to train in parallel. Each is a process with its share of the threads.", int, 1,
+        min=1, max=1024,
     ),
-    "target_accuracy": (
-        Annotated[
-            float,
-            typer.Option(
-                "--target-accuracy",
-                min=0,
-                max=100,
-                metavar="float",
-                help="Report the first epoch with this validation top-1, in percent.",
-            ),
-        ],
-        85.0,
+    "launcher": cli_option(
+        "--launcher",
+        "Where to train the runs: local (processes of this host), slurm (an array of jobs; --jobs above 1 limits it) "
+        "or print (print the commands that train them).",
+        str, "local",
     ),
-    "jobs": (
-        Annotated[
-            int,
-            typer.Option(
-                "--jobs",
-                min=1,
-                max=1024,
-                metavar="int",
-                help="Number of runs to train in parallel. Each is a process with its share of the threads.",
-            ),
-        ],
-        1,
+    "shard": cli_option("--shard", "Train part K of N of the runs, such as 2/8.", str, "1/1", metavar="K/N"),
+    "slurm": cli_option(
+        "--slurm", "Option of sbatch, such as partition=gpu; repeat it for more.", list[str], (), metavar="KEY=VALUE"
     ),
-    "launcher": (
-        Annotated[
-            str,
-            typer.Option(
-                "--launcher",
-                help="Where to train the runs: local (processes of this host), slurm (an array of jobs; --jobs above 1 "
-                "limits it) or print (print the commands that train them).",
-                metavar="str",
-            ),
-        ],
-        "local",
+    "test": cli_option(
+        "--test", "After all training, quantize every student and measure it on the test data.", bool, False
     ),
-    "shard": (
-        Annotated[str, typer.Option("--shard", help="Train part K of N of the runs, such as 2/8.", metavar="K/N")],
-        "1/1",
-    ),
-    "slurm": (
-        Annotated[
-            list[str],
-            typer.Option(
-                "--slurm", help="Option of sbatch, such as partition=gpu; repeat it for more.", metavar="KEY=VALUE"
-            ),
-        ],
-        (),
-    ),
-    "test": (
-        Annotated[
-            bool,
-            typer.Option(
-                "--test",
-                help="After all training, quantize every student and measure it on the test data.",
-                metavar="",
-            ),
-        ],
-        False,
-    ),
-    "force": (
-        Annotated[
-            bool,
-            typer.Option(
-                "--force", help="Replace finished runs that have other options or another teacher.", metavar=""
-            ),
-        ],
-        False,
-    ),
-} | JSON
+    "force": cli_option("--force", "Replace finished runs that have other options or another teacher.", bool, False),
+} | JSON  # fmt: skip
 _SHARED = ("out", "data__source", "data__image_size", "distill__student")  # of the options of all runs
 _METHODS: Options = {
-    "methods": (
-        Annotated[str, typer.Option("--methods", help="Methods to compare, comma-separated.", metavar="str")],
-        ",".join(METHODS),
-    ),
+    "methods": cli_option("--methods", "Methods to compare, comma-separated.", str, ",".join(METHODS)),
 }
 _FACTORS: Options = {
-    "factors": (
-        Annotated[
-            str,
-            typer.Option(
-                "--factors",
-                help="Options to vary, comma-separated: optimizer, lr, temperature, beta, beta-patience, "
-                "hint-blocks, hint-loss, recipe. Default: all that affect the method.",
-                metavar="str",
-            ),
-        ],
-        "",
+    "factors": cli_option(
+        "--factors",
+        "Options to vary, comma-separated: optimizer, lr, temperature, beta, beta-patience, hint-blocks, hint-loss, "
+        "recipe. Default: all that affect the method.",
+        str, "",
     ),
-}
+}  # fmt: skip
 
 
 def _prepare(given: dict[str, Any], fields: Fields, flags: Flags) -> Flags:
