@@ -193,7 +193,8 @@ def _of_model(given: dict[str, Any], fields: Fields) -> Flags:
     if given["model"]:
         data = fields.setdefault("data", {})
         model = open_models([given["model"]], given["layout"], data.get("image_size", 0))[0]
-        data |= {"image_size": model.image_size, "color": "rgb"}
+        data["image_size"] = model.image_size
+        data.setdefault("color", "rgb")
         if given["preprocessing"]:
             data.setdefault("resize", named(given["preprocessing"]).resize_mode)
         return RUN_FLAGS

@@ -124,3 +124,17 @@ def test_a_torchvision_student_computes_what_torchvision_computes():
         pixels = torch.rand(2, 3, 96, 96)
         with torch.no_grad():
             torch.testing.assert_close(student(pixels), whole(pixels))
+
+
+@pytest.mark.parametrize("name", ["lite-xs", "res-xs", "mobilenet_v2"])
+def test_students_of_grey_images_take_one_channel(name):
+    torch.manual_seed(0)
+    grey = build_student(name, 7, image_input(32, grey=True)).eval()
+    torch.manual_seed(0)
+    rgb = build_student(name, 7, image_input(32)).eval()
+    x = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        answers = grey(x)
+        assert answers.shape == (2, 7)
+        if name == "mobilenet_v2":  # the filters are those of torchvision, summed
+            torch.testing.assert_close(answers, rgb(x.repeat(1, 3, 1, 1)))

@@ -23,6 +23,15 @@ def test_normalisation_is_part_of_the_teacher():
         torch.testing.assert_close(teacher(x), teacher.backbone(by_hand))
 
 
+def test_a_teacher_repeats_a_grey_channel():
+    teacher, x = build_teacher("resnet18", 3, "cifar-pool").eval(), torch.rand(2, 1, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(teacher(x), teacher(x.repeat(1, 3, 1, 1)))
+        folded = fold_batch_norms(teacher, image_input(16, grey=True))
+        torch.testing.assert_close(folded(x), teacher(x), rtol=1e-3, atol=1e-3)
+    assert folded is not teacher
+
+
 @pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v3_small", "alexnet"])
 def test_folding_batch_norms_keeps_the_outputs_and_the_features(arch):
     torch.manual_seed(0)
