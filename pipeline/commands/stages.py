@@ -11,7 +11,16 @@ from typing import Annotated, Any
 import typer
 
 from kdedge.errors import GateError, InputError
-from kdedge.pipeline.commands.flags import BEGINNING, DEFAULT_OUT, JSON, STAGE, Fields, Options, configured
+from kdedge.pipeline.commands.flags import (
+    BEGINNING,
+    DEFAULT_OUT,
+    JSON,
+    STAGE,
+    Fields,
+    Options,
+    cli_option,
+    configured,
+)
 from kdedge.pipeline.commands.gate import check_passed
 from kdedge.pipeline.commands.model_input import (
     Layout,
@@ -42,23 +51,13 @@ _BUNDLE: Options = {
     ),
 } | JSON
 _SIGN: Options = {
-    "sign": (
-        Annotated[
-            Path | None,
-            typer.Option(
-                "--sign", metavar="KEY", help="Private Ed25519 key (PEM) that signs manifest.json of the bundle."
-            ),
-        ],
-        None,
+    "sign": cli_option(
+        "--sign", "Private Ed25519 key (PEM) that signs manifest.json of the bundle.", Path | None, None, metavar="KEY"
     )
 }
 _DATA: Options = {
-    "page_dir": (
-        Annotated[
-            Path | None,
-            typer.Option("--out", help="Directory for the page data.html. Default: no page.", metavar="path"),
-        ],
-        None,
+    "page_dir": cli_option(
+        "--out", "Directory for the page data.html. Default: no page.", Path | None, None, metavar="path"
     )
 }
 _OTHER_MODEL: Options = {
@@ -78,19 +77,13 @@ _FIRST = (
     "distill__epochs", "quantize__target", "benchmark__limit_pp", "bundle__allow_undecided",
 )  # fmt: skip
 _SEVERAL: Options = {
-    "tolerance": (
-        Annotated[
-            float,
-            typer.Option(
-                "--tolerance",
-                metavar="float",
-                help="Of several students, choose the cheapest whose INT8 validation accuracy is at most this many "
-                "percentage points below the best.",
-            ),
-        ],
-        0.5,
-    ),
-}
+    "tolerance": cli_option(
+        "--tolerance",
+        "Of several students, choose the cheapest whose INT8 validation accuracy is at most this many percentage "
+        "points below the best.",
+        float, 0.5,
+    )
+}  # fmt: skip
 _TRAINING = ("out", "data__source", "data__image_size", "runtime__device", "force")
 # `kdedge benchmark` has no --threads of a training, so its options need no prefix.
 _BENCHMARK_SHORT = {f"benchmark__{name}": f"--{name}" for name in ("threads", "batches", "seconds")}
