@@ -79,6 +79,7 @@ EXPORTS = (
     Export("ghostnet_100", "timm", "script", 13, batch=1, external=True),
     Export("repvgg_a0", "timm", "script", 17),
     Export("efficientvit_b0", "timm", "script", 20, ir_version=8),
+    Export("efficientvit_m0", "timm", "script", 17, batch=1, size=224),
 )
 
 

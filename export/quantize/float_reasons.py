@@ -27,6 +27,7 @@ _WORDS = {
     "activation": "activation, which kdedge does not quantize",
     "gate": "multiplication by a computed factor, as in squeeze-and-excitation, which kdedge does not quantize",
     "normalisation": "normalisation by statistics of the image, which kdedge does not quantize",
+    "shape": "computes a shape from shapes, not from images",
     "operator": "kdedge does not quantize {type}",
     "two_inputs": "product of two computed tensors, as in attention",
     "float_input": "its input is the float result of {other}",
@@ -43,13 +44,20 @@ def float_causes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> lis
     that kdedge does not quantize.
     """
     sources, constants, left = producers(graph), initializers(graph), list(nodes)
+    of_shapes: set[str] = set()
+    for node in graph.node:
+        computed = [name for name in node.input if name and name not in constants]
+        if node.op_type == "Shape" or (computed and of_shapes.issuperset(computed)):
+            of_shapes.update(node.output)
     outputs = {value.name for value in graph.output}
     floats = {name for node in left for name in node.output}
     found = []
     for node in left:
         cause, other = "kernel", ""
         following = [reader for reader in readers(graph, node.output[0]) if reader.op_type != "QuantizeLinear"]
-        if node.op_type == "Mul":
+        if node.output[0] in of_shapes:
+            cause = "shape"
+        elif node.op_type == "Mul":
             cause = _multiplication(node, sources)
         elif before := [sources[name].op_type for name in node.input if name in floats]:
             cause, other = "float_input", before[0]
@@ -85,7 +93,7 @@ def float_operators(proof: Mapping[str, Any], quantized: Collection[str], left: 
             return "activation"
         if kind in _NORMS:
             return "normalisation"
-        if node["cause"] in ("activation", "gate") or kind in quantized or "Conv" in kind or kind in _PRODUCTS:
+        if node["cause"] in ("shape", "activation", "gate") or kind in quantized or "Conv" in kind or kind in _PRODUCTS:
             return node["cause"]
         return "operator"
 

@@ -26,7 +26,7 @@ __all__ = ["OP_TYPES", "Quantizer"]
 
 OP_TYPES = (
     "Conv", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Add", "Concat", "Reshape", "Flatten",
-    "Squeeze", "Transpose", "Gemm", "MatMul",
+    "Squeeze", "Transpose", "Split", "Gemm", "MatMul",
 )  # fmt: skip
 _FLOAT_OUTPUT = ["Gemm", "MatMul"]
 

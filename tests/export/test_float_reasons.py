@@ -22,7 +22,10 @@ def test_every_kind_of_reason():
         helper.make_node("LayerNormalization", ["a", "scale"], ["norm"], name="norm"),
         helper.make_node("Conv", ["norm", "scale"], ["after"], name="after"),
         helper.make_node("MaxPool", ["a"], ["pool"], name="pool"),
-        helper.make_node("Split", ["pool"], ["split", "rest"], name="split"),
+        helper.make_node("Expand", ["pool"], ["expanded"], name="expand"),
+        helper.make_node("Shape", ["a"], ["sides"]),
+        helper.make_node("Cast", ["sides"], ["number"], name="number"),
+        helper.make_node("Add", ["number", "scale"], ["padding"], name="padding"),
         helper.make_node("MatMul", ["a", "b"], ["attention"], name="attention"),
         helper.make_node("Conv", ["b", "scale"], ["alone"], name="alone"),
         helper.make_node("QuantizeLinear", ["alone", "scale"], ["qc"]),
@@ -32,14 +35,15 @@ def test_every_kind_of_reason():
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)]
     scale = numpy_helper.from_array(np.float32(0.5), "scale")
     graph = helper.make_graph(nodes, "graph", [], outputs, [scale])
-    floats = [node for node in nodes if node.op_type not in ("DequantizeLinear", "QuantizeLinear")]
+    floats = [node for node in nodes if node.op_type not in ("DequantizeLinear", "QuantizeLinear", "Shape")]
     rows = float_operators({"float_nodes": float_causes(graph, floats)}, OP_TYPES, ["left"])
     assert {row["name"]: row["cause"] for row in rows} == {
         "sigmoid": "activation", "silu": "activation", "gate": "activation", "scaled": "gate", "product": "gate",
         "half": "operator", "norm": "normalisation", "after": "float_input", "pool": "float_output",
-        "split": "operator", "attention": "two_inputs", "alone": "kernel", "left": "repair", "last": "logits",
+        "expand": "operator", "number": "shape", "padding": "shape",
+        "attention": "two_inputs", "alone": "kernel", "left": "repair", "last": "logits",
     }  # fmt: skip
     reasons = {row["name"]: row["reason"] for row in rows}
     assert reasons["after"] == "its input is the float result of LayerNormalization"
-    assert reasons["pool"] == "its output is the float input of Split"
-    assert reasons["split"] == "kdedge does not quantize Split"
+    assert reasons["pool"] == "its output is the float input of Expand"
+    assert reasons["expand"] == "kdedge does not quantize Expand"

@@ -291,6 +291,32 @@ def test_an_undecided_gate_writes_a_bundle_only_if_allowed(tmp_path, images):
     assert (out / "bundle" / "manifest.json").is_file()
 
 
+def insert(graph, tensor, nodes):
+    """Insert nodes, of which the last makes ``back``, between a tensor and those that read it."""
+    old = list(graph.node)
+    for node in old:
+        for index, name in enumerate(node.input):
+            node.input[index] = "back" if name == tensor else name
+    place = next(index for index, node in enumerate(old) if tensor in node.output) + 1
+    del graph.node[:]
+    graph.node.extend([*old[:place], *nodes, *old[place:]])
+
+
+def test_shuffled_channels_stay_integers(tmp_path):
+    path = tmp_path / "net.onnx"
+    model = onnx.load(colour_net(path, activation="Relu"))
+    nodes = [
+        helper.make_node("Split", ["act1"], ["first", "second"], axis=1, num_outputs=2),
+        helper.make_node("Concat", ["second", "first"], ["back"], axis=1),
+    ]
+    insert(model.graph, "act1", nodes)
+    onnx.save(model, path)
+    model = adopted(path, tmp_path / "student.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
+    proof = integer_proof(Quantizer.from_model(model, pixels).build(Candidate(calibration_images=32)))
+    assert {node["type"] for node in proof["float_nodes"]} == {"Sigmoid", "Mul"}
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_windows_of_a_fixed_batch_are_freed(tmp_path, batch):
     """As EfficientViT-M and Swin do: windows become images of a larger batch and come back."""
@@ -309,13 +335,7 @@ def test_windows_of_a_fixed_batch_are_freed(tmp_path, batch):
         helper.make_node("Transpose", ["win5"], ["win6"], perm=[0, 3, 1, 4, 2, 5]),
         helper.make_node("Reshape", ["win6", "whole"], ["back"]),
     ]
-    old = list(model.graph.node)
-    for node in old:
-        for index, name in enumerate(node.input):
-            node.input[index] = "back" if name == "act1" else name
-    place = next(index for index, node in enumerate(old) if "act1" in node.output) + 1
-    del model.graph.node[:]
-    model.graph.node.extend([*old[:place], *nodes, *old[place:]])
+    insert(model.graph, "act1", nodes)
     model.graph.initializer.extend(numpy_helper.from_array(np.int64(shape), name) for name, shape in shapes.items())
     onnx.save(model, path)
     adopted(path, tmp_path / "student.onnx")
