@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdedge.pipeline.config import SECTIONS, Config
 from kdedge.pipeline.config.build import build_config, preset_for
-from kdedge.pipeline.data.options import PATH_KINDS, DataConfig
+from kdedge.pipeline.data.options import PATH_KINDS, DataConfig, without_query
 from kdedge.pipeline.distill.options import DistillConfig
 
 __all__ = ["as_flags", "cuts_paths", "shareable"]
@@ -53,7 +53,7 @@ def _flags(config: Config) -> list[str]:
 def shareable(words: Iterable[str]) -> list[str]:
     """Return a command line for others, with absolute paths cut to their last part.
 
-    Without ``--data-dir`` and ``--compare-with``: paths change no result of a run and are private.
+    Without ``--data-dir``, ``--compare-with`` and queries of addresses: they change no result of a run and are private.
     """
     shown = []
     rest = iter(words)
@@ -62,5 +62,5 @@ def shareable(words: Iterable[str]) -> list[str]:
             next(rest, None)
         elif not word.startswith(tuple(f"{flag}=" for flag in _PATHS)):
             before, path = _PATH.fullmatch(word).groups()  # type: ignore[union-attr]
-            shown.append(before + (Path(path).name or path if Path(path).is_absolute() else path))
+            shown.append(before + (Path(path).name or path if Path(path).is_absolute() else without_query(path)))
     return shown

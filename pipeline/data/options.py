@@ -1,12 +1,13 @@
 """Options of the data set."""
 
 import os
+import re
 from dataclasses import dataclass
 
 from kdedge.options import option
 from kdedge.preprocessing import RESIZE_MODES, check_resize
 
-__all__ = ["NAMES", "PATH_KINDS", "WINDOWS", "DataConfig"]
+__all__ = ["NAMES", "PATH_KINDS", "WINDOWS", "DataConfig", "without_query"]
 
 NAMES = ("cifar10", "sample")
 """The data sets that have a name. Any other source is a kind and a path, such as ``folder:my_images``."""
@@ -80,6 +81,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Put the kind before a path that has none."""
         object.__setattr__(self, "source", _with_kind(self.source))
+
+
+def without_query(text: str) -> str:
+    """Return a source or path; an address loses its query, which may be a key that expires."""
+    return re.sub(r"^((?:\w+:)?https?:/[^?]*)\?.*", r"\1", text)
 
 
 def _with_kind(source: str) -> str:

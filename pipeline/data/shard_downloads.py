@@ -108,7 +108,12 @@ def _fetch(url: str, file: Path, title: str) -> None:
         with partial.open("r+b" if etag else "wb") as stream:
             receive(url, stream, title, etag, begun=tag.write_text)
         partial.replace(file)
-        found = {"url": url, "etag": tag.read_text(), "sha256": file_sha256(file), "stamp": _stamp(file)}
+        found = {
+            "url": url.partition("?")[0],
+            "etag": tag.read_text(),
+            "sha256": file_sha256(file),
+            "stamp": _stamp(file),
+        }
         write_json(_record(file), found)
         tag.unlink()
 

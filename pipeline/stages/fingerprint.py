@@ -9,7 +9,7 @@ from kdedge.files import file_sha256
 from kdedge.manifest import load_manifest
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.build import RENAMED
-from kdedge.pipeline.data.options import PATH_KINDS, DataConfig
+from kdedge.pipeline.data.options import PATH_KINDS, DataConfig, without_query
 from kdedge.pipeline.data.user_images import source_name
 from kdedge.pipeline.distill.methods import METHODS
 from kdedge.pipeline.distill.options import DistillConfig
@@ -42,7 +42,7 @@ def _section(config: Config, name: str) -> dict[str, Any]:
     if name == "data":
         # Not the paths of the files, whose hashes are inputs, nor test_fraction: training does not see test images.
         known = {key: value for key, value in _section(config, "all data").items() if key != "test_fraction"}
-        kind, _, path = config.data.source.partition(":")
+        kind, _, path = known["source"].partition(":")
         if kind not in PATH_KINDS:
             return known
         return known | {"source": source_name(kind, Path(path))}
@@ -51,7 +51,8 @@ def _section(config: Config, name: str) -> dict[str, Any]:
         # data has the color.
         added = ("resize", "window", "stride", "layout", "rate", "groups")
         unnamed = {"dir", "color", *(key for key in added if getattr(config.data, key) == getattr(DataConfig, key))}
-        return {key: value for key, value in dataclasses.asdict(config.data).items() if key not in unnamed}
+        known = {key: value for key, value in dataclasses.asdict(config.data).items() if key not in unnamed}
+        return known | {"source": without_query(config.data.source)}
     if name == "distill":
         # Options that the method does not use have their default, so that changing them trains nothing again.
         default = {key: getattr(DistillConfig, key) for key in METHODS[config.distill.method].unused}

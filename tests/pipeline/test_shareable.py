@@ -50,6 +50,7 @@ def test_a_command_that_others_read_has_no_place_of_this_machine(tmp_path):
         f"--data-dir={home}",
         f"--data=folder:{home}/a b/",
         f"--data=shards:{home}/0.tar",
+        "--data=shards:https://host/{0..1}.tar?key=secret",
         f"--config={home}/c.toml",
     ]
     typed += [
@@ -64,6 +65,6 @@ def test_a_command_that_others_read_has_no_place_of_this_machine(tmp_path):
         "--data-dir",
     ]
     assert shareable(typed) == [
-        "compare", "--data=folder:a b", "--data=shards:0.tar", "--config=c.toml", "--out", "out",
-        "--teacher-dir", "runs/teacher", "--lr", "0.1", "--data", "folder:/",
+        "compare", "--data=folder:a b", "--data=shards:0.tar", "--data=shards:https://host/{0..1}.tar",
+        "--config=c.toml", "--out", "out", "--teacher-dir", "runs/teacher", "--lr", "0.1", "--data", "folder:/",
     ]  # fmt: skip

@@ -17,9 +17,11 @@ from image_folders import open_folder
 from PIL import Image
 
 from kdedge.errors import InputError, StageError
+from kdedge.pipeline.config.build import build_config
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import open_dataset
 from kdedge.pipeline.data.user_images import UserImages
+from kdedge.pipeline.stages.registry import STAGES
 
 NAMES = ("apple", "pear")
 
@@ -269,3 +271,9 @@ def test_shards_without_a_network_are_an_error_of_one_line(server: FileServer, t
     assert result.exit_code == 1
     assert "Connection refused" in " ".join(result.stderr.split())
     assert "give --data shards:FOLDER" in " ".join(result.stderr.split())
+
+
+def test_the_query_of_an_address_is_in_no_manifest() -> None:
+    config = build_config({"data": {"source": "shards:https://host/set/0.tar?key=secret"}})
+    assert STAGES["bundle"].fingerprint(config)["all data"]["source"] == "shards:https://host/set/0.tar"
+    assert STAGES["quantize"].fingerprint(config)["data"]["source"] == "shards:0.tar"
