@@ -42,7 +42,7 @@ def _replace(package: str) -> str:
 
 _KNOWN = {
     CUDA: _Known(_replace("onnxruntime-gpu")),
-    TENSORRT: _Known(f"{_replace('onnxruntime-gpu')} tensorrt", {"trt_int8_enable": "1"}),
+    TENSORRT: _Known(f"with an NVIDIA GPU: {_replace('onnxruntime-gpu')} tensorrt", {"trt_int8_enable": "1"}),
     # On CPUs with bf16 OpenVINO would choose that for FP32 models.
     f"OpenVINO{_SUFFIX}": _Known(
         _replace("onnxruntime-openvino"), {"device_type": "CPU", "precision": "FP32"}, "num_of_threads"
