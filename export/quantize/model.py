@@ -23,7 +23,7 @@ from kdedge.export.options import QuantizeConfig
 from kdedge.export.quantize.candidates import RULE
 from kdedge.export.quantize.float_reasons import float_operators
 from kdedge.export.quantize.quantizer import OP_TYPES, Quantizer
-from kdedge.export.quantize.repair import FINE_TUNING, RepairStep, repair
+from kdedge.export.quantize.repair import RepairStep, repair, why_not_fine_tuned
 from kdedge.export.quantize.search import Validation, search
 from kdedge.export.quantize.sensitivity import measure_sensitivity
 from kdedge.export.quantize.targets import TARGETS
@@ -81,8 +81,8 @@ def quantize_model(
     )
     steps = repair(quantizer, chosen, validation, train_images=train.images if settings.qat else None)
     final = steps[-1]
-    if settings.qat and not any(step.name == FINE_TUNING for step in steps):
-        log(f"quantize: --qat changes nothing: the gate passes on the validation data ({final.name})")
+    if settings.qat and (reason := why_not_fine_tuned(steps)):
+        log(f"quantize: --qat changes nothing: {reason}")
     proof = final.trial.proof
     in_float = float_operators(proof, OP_TYPES, final.trial.float_layers)
     sensitivity = measure_sensitivity(final.quantizer, chosen.candidate, validation)

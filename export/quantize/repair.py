@@ -9,7 +9,7 @@ step passes, the rule of the search chooses among them. No step sees the test im
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +26,9 @@ from kdedge.export.quantize.search import Trial, Validation
 from kdedge.export.quantize.sensitivity import measure_sensitivity
 from kdedge.progress import format_duration, log
 
-__all__ = ["FINE_TUNING", "RepairStep", "repair", "settled"]
+__all__ = ["RepairStep", "repair", "settled", "why_not_fine_tuned"]
 
-FINE_TUNING = "fine-tuning"
+_FINE_TUNING = "fine-tuning"
 
 # Logit SQNR above which no validation set so far has shown a loss of the gate's limit (experiment log, section 54).
 FAITHFUL_DB = 30.0
@@ -154,7 +154,7 @@ def repair(
 
         log(f"quantize: fine-tuning: {_duration(quantizer, qat.STEPS, qat.BATCH)}")
         trained = qat.fine_tune(best.quantizer, candidate, train_images)
-        if done(attempt(FINE_TUNING, trained)):
+        if done(attempt(_FINE_TUNING, trained)):
             return steps
     shippable = [
         step
@@ -163,6 +163,15 @@ def repair(
         and (not step.trial.float_layers or keeps_more(step.trial.score, best.trial.score))
     ]
     return [*steps, shippable[choose([step.trial.score for step in shippable])]]
+
+
+def why_not_fine_tuned(steps: Sequence[RepairStep]) -> str:
+    """Return why the last of the steps of `repair` with training images is not fine-tuned, or an empty string."""
+    if steps[-1].name == _FINE_TUNING:
+        return ""
+    if any(step.name == _FINE_TUNING for step in steps):
+        return f"the rule of the search prefers {steps[-1].name} ({steps[-1].trial.score.sqnr_db:.1f} dB)"
+    return f"the gate passes on the validation data after {steps[-1].name}"
 
 
 def _log_too_few(gate: Mapping[str, Any], count: int, unit: str) -> None:

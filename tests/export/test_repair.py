@@ -15,7 +15,7 @@ from kdedge.export.quantize.calibrate import tensor_runner
 from kdedge.export.quantize.candidates import Candidate, Score, score
 from kdedge.export.quantize.layers import Weights
 from kdedge.export.quantize.quantizer import Quantizer
-from kdedge.export.quantize.repair import repair, settled
+from kdedge.export.quantize.repair import repair, settled, why_not_fine_tuned
 from kdedge.export.quantize.search import Trial, Validation
 from kdedge.export.quantize.sensitivity import measure_sensitivity
 
@@ -214,14 +214,25 @@ def test_few_images_that_cannot_decide_leave_the_choice_to_the_logits(scripted: 
     assert not any(step.trial.float_layers for step in steps)
 
 
-@pytest.mark.parametrize(("sqnr_db", "shipped"), [(33.0, "fine-tuning"), (31.5, "error-compensated rounding")])
+@pytest.mark.parametrize(
+    ("sqnr_db", "shipped", "reason"),
+    [
+        (33.0, "fine-tuning", ""),
+        (31.5, "error-compensated rounding", "the rule of the search prefers error-compensated rounding (31.0 dB)"),
+    ],
+)
 def test_few_images_leave_the_choice_of_fine_tuning_to_the_logits(
-    scripted: Any, monkeypatch: pytest.MonkeyPatch, sqnr_db: float, shipped: str
+    scripted: Any, monkeypatch: pytest.MonkeyPatch, sqnr_db: float, shipped: str, reason: str
 ) -> None:
     monkeypatch.setattr(qat, "fine_tune", lambda quantizer, *_: quantizer)
     steps = scripted(143, (1, 0, 26.0), (1, 0, 31.0), (1, 0, 30.5), (0, 0, sqnr_db), train_images=images(4))
     assert [step.name for step in steps][2:4] == ["cross-layer equalisation", "fine-tuning"]
-    assert steps[-1].name == shipped
+    assert (steps[-1].name, why_not_fine_tuned(steps)) == (shipped, reason)
+
+
+def test_a_gate_that_passes_needs_no_fine_tuning(scripted: Any) -> None:
+    steps = scripted(5000, (0, 0, 26.0), (0, 0, 31.0), train_images=images(4))
+    assert why_not_fine_tuned(steps) == "the gate passes on the validation data after error-compensated rounding"
 
 
 @pytest.mark.parametrize(
