@@ -54,9 +54,9 @@ def predict(
 
     Args:
         bundle: Folder that ``kdedge bundle`` wrote.
-        paths: Image files, ``.npy`` files of uint8 ``[S, S, 3]`` or ``[N, S, S, 3]`` (of a grey
-            model also with one channel), folders of these, and ``-`` for
-            paths on standard input, one per line; no result waits for the next line.
+        paths: Image files, ``.npy`` files of uint8 ``[S, S, 3]`` or ``[N, S, S, 3]`` (of a grey model also ``[S, S]``,
+            and 1 as the last of the others), folders of these, and ``-`` for paths on standard input, one per line;
+            no result waits for the next line.
         top_k: Number of classes to return per image, best first.
         fp32: Use the FP32 model instead of INT8.
         failed: Called with the error of every bad file, in order. Default: the first error is raised.
@@ -100,7 +100,7 @@ class LoadedBundle(Classifier):
     def predict(self, frames: Any) -> Any:
         """Return label, class index and probability of a frame, uint8 RGB ``[H, W, 3]``; a list for several frames.
 
-        A frame for a grey model may also be ``[H, W, 1]``.
+        A frame for a grey model may also be ``[H, W]`` or ``[H, W, 1]``.
 
         Raises:
             ValueError: A frame has another type or shape, or the model returns logits that are not finite.
@@ -282,20 +282,22 @@ def _load(path: Path, spec: InputSpec) -> npt.NDArray[np.uint8]:
 
 def _load_npy(path: Path, spec: InputSpec) -> npt.NDArray[np.uint8]:
     """Load pixels, uint8 RGB or as ``[N, *spec.shape]``."""
-    size, hint = spec.size, "save RGB pixels with numpy.save"
+    size, hint = spec.size, "save such pixels with numpy.save"
     try:
         # A memory map allocates nothing for a header that claims terabytes, and reads neither pickles nor archives.
         with np.errstate(over="ignore"):
             pixels: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError, OverflowError) as error:
         raise InputError(f"{path} is not a readable .npy file: {error}", hint) from error
+    shape, shapes = pixels.shape, [f"[{size}, {size}, 3]", f"[N, {size}, {size}, 3]"]
+    if spec.grey:
+        shapes += [f"[{size}, {size}]", f"[N, {size}, {size}, 1]"]
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.ndim == 3:
         pixels = pixels[None]
     if pixels.dtype != np.uint8 or pixels.shape[1:] not in (spec.shape, (size, size, 3)):
         raise InputError(
-            f"{path} has {pixels.dtype} {list(pixels.shape)}; expected uint8 [{size}, {size}, 3] or "
-            f"[N, {size}, {size}, 3]",
-            hint,
+            f"{path} has {pixels.dtype} {list(shape)}; expected uint8 {', '.join(shapes[:-1])} or {shapes[-1]}", hint
         )
     if not len(pixels):
         raise InputError(f"{path} has no images: its shape is {list(pixels.shape)}", hint)

@@ -4,7 +4,7 @@
     python predict.py photo.jpg pixels.npy        # one JSON line per image; --fp32 uses the float model
 
 In a program: Classifier(folder)(frame), where a frame is uint8 RGB [H, W, 3]. A .npy file holds [S, S, 3] or
-[N, S, S, 3]; for a model of grey images, one channel is enough. Runs from Python 3.8, numpy 1.21 and Pillow 9.1 on.
+[N, S, S, 3]; for a grey model also [H, W] or one channel. Runs from Python 3.8, numpy 1.21 and Pillow 9.1 on.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ class Classifier:
         """Return label, class index and probability of a frame, uint8 RGB [H, W, 3]; of a list of frames, a list."""
         if not isinstance(frames, np.ndarray) or frames.ndim == 4:
             return [self(np.asarray(frame)) for frame in frames]
+        frames = frames[..., None] if frames.ndim == 2 and self.channels == 1 else frames
         if frames.dtype != np.uint8 or frames.ndim != 3 or frames.shape[2] not in (3, self.channels):
-            raise ValueError(f"the frame is {frames.dtype} {list(frames.shape)}; expected uint8 [H, W, 3]")
+            raise ValueError(f"a frame is {frames.dtype} {list(frames.shape)}; expected uint8 [H, W, {self.channels}]")
         if frames.shape[:2] != (self.size, self.size):
             from PIL import Image
 
@@ -65,7 +66,7 @@ def load(path: Path, size: int, mode: str = "squeeze") -> Any:
     if path.suffix.lower() == ".npy":
         with np.errstate(over="ignore"):  # mapped, so that a header that claims terabytes allocates nothing
             pixels: Any = np.lib.format.open_memmap(path, mode="r")
-        pixels = pixels[None] if pixels.ndim == 3 else pixels
+        pixels = {2: pixels[None, ..., None], 3: pixels[None]}.get(pixels.ndim, pixels)
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:3] != (size, size) or not len(pixels):
             raise ValueError(f"{pixels.dtype} {list(pixels.shape)}; expected uint8 [N, {size}, {size}, 3]")
         return pixels
@@ -73,12 +74,11 @@ def load(path: Path, size: int, mode: str = "squeeze") -> Any:
 
 
 def decode(path: Path, size: int, mode: str = "squeeze") -> Any:
-    """Return an image file as upright uint8 RGB [size, size, 3]."""
+    """Return an image file as upright uint8 RGB [size, size, 3]. Of its metadata only the orientation is read."""
     try:
         from PIL import Image, JpegImagePlugin
     except ImportError:
         raise ValueError("reading images needs Pillow (pip install pillow); or give a .npy file") from None
-    # Nothing of the metadata but the orientation is read, so that damage there does not matter.
     jpeg: Any = type("Jpeg", (JpegImagePlugin.JpegImageFile,), {"getexif": lambda self: Image.Exif()})
     with path.open("rb") as file:
         is_jpeg = file.read(3) == b"\xff\xd8\xff"

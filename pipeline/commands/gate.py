@@ -136,20 +136,26 @@ def _pair(models: "Sequence[Classifier]", data: str, preprocessing: "Preprocessi
     return pair_models(models[0], models[1], data, preprocessing)
 
 
-def check_passed(result: Mapping[str, Any]) -> None:
-    """Raise an error unless the gate passed; of an undecided loss the hint is the command that plans more images."""
+def check_passed(result: Mapping[str, Any], *, otherwise: str = "") -> None:
+    """Raise an error unless the gate passed; of an undecided loss the hint is the command that plans more images.
+
+    Args:
+        result: From `kdedge.benchmarks.paired_gate.gate_pairs`.
+        otherwise: Ends the hint of an undecided gate.
+    """
     gate = result["gate"]
     if gate["verdict"] == "failed":
-        raise GateError("the gate failed")
+        check = "check the order of the classes and, of models, --preprocessing" if gate["cause"] == "learned" else ""
+        raise GateError("the gate failed", check)
     if gate["verdict"] == "undecided":
         if gate["groups"] is not None and gate["cause"] in ("loss", "groups"):
-            raise GateError("the gate is undecided", "add test images of other groups")
+            raise GateError("the gate is undecided", f"add test images of other groups{otherwise}")
         hint = "add test images" + (", most of all of the smallest class" if result["metric"] == "balanced" else "")
         if gate["cause"] == "loss" and result["metric"] == "top1":
             discordance = (gate["fp32_only_right"] + gate["int8_only_right"]) / result["images"]
             options = f"--limit-pp {gate['limit_pp']:g} --discordance {discordance:.3g}"
             hint += f"; for their number: kdedge gate --plan {options}"
-        raise GateError("the gate is undecided", hint)
+        raise GateError("the gate is undecided", hint + otherwise)
 
 
 def _print_plan(limit_pp: float, discordance: float, metric: str, *, as_json: bool) -> None:

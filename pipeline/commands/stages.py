@@ -187,7 +187,8 @@ def _of_model(given: dict[str, Any], fields: Fields) -> Flags:
         data = fields.setdefault("data", {})
         model = open_models([given["model"]], given["layout"], data.get("image_size", 0))[0]
         data["image_size"] = model.image_size
-        data.setdefault("color", "rgb")
+        if (color := data.setdefault("color", "rgb")) != "rgb":
+            raise InputError(f"--color {color} is for a student of a run; {given['model']} takes RGB", "leave it out")
         if given["preprocessing"]:
             data.setdefault("resize", named(given["preprocessing"]).resize_mode)
         return RUN_FLAGS
@@ -250,7 +251,7 @@ def quantize(
     print_gate(gate)
     print(out / "quantize" / "student.int8.onnx")
     if not (gate["gate"]["verdict"] == "undecided" and config.bundle.allow_undecided):
-        check_passed(gate)
+        check_passed(gate, otherwise="; or ship it as not passed with --allow-undecided")
     measure_other(config, out, **again)
     made = out / "bundle"
     print(f"{out / 'benchmark' / 'report.html'}\nbundle: {made}\n  kdedge verify {made}\n  kdedge predict {made} IMAGE")

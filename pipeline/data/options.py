@@ -18,7 +18,7 @@ PATH_KINDS = ("folder", "table", "arrays", "hf", "shards", "windows")
 WINDOWS = "windows:"
 """With what the source of windows of a signal begins."""
 
-_KIND_OF_FILE = {".csv": "table", ".parquet": "table", ".npz": "arrays"}
+_KIND_OF_FILE = {".csv": "table", ".parquet": "table", ".npz": "arrays", ".tar": "shards"}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ after the server's file changed. An interrupted download resumes if the server's
 import hashlib
 import io
 import re
+import tarfile
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from filelock import FileLock
 from kdedge.download import receive
 from kdedge.errors import InputError, StageError
 from kdedge.files import cache_dir, file_sha256, load_json, write_atomic, write_json
+from kdedge.pipeline.data.options import without_query
 from kdedge.pipeline.data.shards import expand_braces
 from kdedge.progress import log, warn
 
@@ -54,16 +56,18 @@ def fetch_shards(address: str) -> str:
     folder = cache_dir() / "shards" / hashlib.sha256(f"{scheme}://{host}/{base}".encode()).hexdigest()[:16]
     shards = {folder / name: urlunsplit((scheme, host, f"{base}/{name}", query, "")) for name in expand_braces(pattern)}
     missing = {file: url for file, url in shards.items() if not _as_recorded(file)}
+    shard = address
     try:
         if missing:
             log(f"downloading {len(missing)} of {len(shards)} shards to {folder}")
             folder.mkdir(parents=True, exist_ok=True)
             _fetch_classes(urlunsplit((scheme, host, f"{base}/classes.txt", query, "")), folder / "classes.txt")
         for number, (file, url) in enumerate(missing.items(), 1):
+            shard = url
             _fetch(url, file, f"shard {number} of {len(missing)}, {file.name}")
     except OSError as error:
         raise StageError(
-            f"cannot download shards to {folder}: {error}",
+            f"cannot download {without_query(shard)} to {folder}: {error}",
             "check address and network, then run the same command again to resume; or copy the shards to this host "
             "and give --data shards:FOLDER",
         ) from error
@@ -107,9 +111,12 @@ def _fetch(url: str, file: Path, title: str) -> None:
         etag = tag.read_text() if tag.is_file() and partial.is_file() else ""
         with partial.open("r+b" if etag else "wb") as stream:
             receive(url, stream, title, etag, begun=tag.write_text)
+        if not tarfile.is_tarfile(partial):
+            partial.unlink()
+            raise OSError("the server sent something other than a .tar file")
         partial.replace(file)
         found = {
-            "url": url.partition("?")[0],
+            "url": without_query(url),
             "etag": tag.read_text(),
             "sha256": file_sha256(file),
             "stamp": _stamp(file),

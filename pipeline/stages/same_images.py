@@ -36,7 +36,7 @@ def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
         raise InputError(
             f"the student in {run_dir / learned} was {'trained' if trained else 'calibrated'} on other data "
             f"({source}) than --data {config.data.source} now has",
-            "name its data set with --data, or "
+            "name its data set with --data, and its --image-size, --resize and --color, or "
             + (
                 f"train again: `kdedge run-all --data {config.data.source} --out {run_dir}`"
                 if trained

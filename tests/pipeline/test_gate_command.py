@@ -130,6 +130,14 @@ def test_failed(tmp_path):
     assert "| class | images | FP32 % |" in result.stdout
 
 
+def test_a_model_that_knows_nothing_may_have_other_preprocessing(tmp_path):
+    labels = np.arange(300) % 3
+    np.savez(tmp_path / "answers", labels=labels, predictions=np.zeros_like(labels))
+    result = invoke(tmp_path / "answers.npz", tmp_path / "answers.npz")
+    assert result.exit_code == 3
+    assert "check the order of the classes and, of models, --preprocessing" in result.stderr
+
+
 def test_balanced_accuracy_counts_a_rare_class_as_much_as_a_frequent_one(tmp_path):
     labels = np.array(["common"] * 3000 + ["rare"] * 60)
     int8 = labels.copy()

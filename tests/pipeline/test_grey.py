@@ -59,6 +59,7 @@ def pictures(tmp_path):
     rgba.convert("RGB").save(tmp_path / "c.jpg")
     np.save(tmp_path / "d.npy", pixels[:SIZE, :SIZE, :3])
     np.save(tmp_path / "e.npy", pixels[None, :SIZE, :SIZE, :1])
+    np.save(tmp_path / "f.npy", pixels[:SIZE, :SIZE, 0])
     return sorted(tmp_path.iterdir())
 
 
@@ -115,10 +116,10 @@ def test_predict_and_predict_py_and_onnxruntime_answer_alike(run, pictures):
 def test_a_frame_has_three_channels_or_one(run):
     model = load(run / "bundle")
     frame = np.random.default_rng(1).integers(0, 256, (23, 31, 1), np.uint8)
-    assert model.predict(frame) == model.predict(frame.repeat(3, 2))
+    assert model.predict(frame) == model.predict(frame[..., 0]) == model.predict(frame.repeat(3, 2))
     color = np.random.default_rng(2).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
     assert model.predict(color) == model.predict(to_grey(color))
-    with pytest.raises(ValueError, match="expected uint8"):
+    with pytest.raises(ValueError, match=r"expected uint8 \[H, W, 1\]"):
         model.predict(frame.repeat(2, 2))
 
 

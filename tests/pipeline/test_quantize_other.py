@@ -263,6 +263,7 @@ def test_the_report_of_the_model_has_other_cpus(tmp_path, images):
     [
         ([], "takes floats, and the file does not describe the preprocessing"),
         (["--preprocessing", "keras", "--image-size", "32"], "--image-size 32 differs from the 16 pixels"),
+        (["--preprocessing", "keras", "--color", "grey"], "--color grey is for a student of a run"),
     ],
 )
 def test_options_that_do_not_fit(tmp_path, images, options, message):
@@ -283,7 +284,9 @@ def test_options_of_a_model_need_one(tmp_path, option):
 def test_an_undecided_gate_writes_a_bundle_only_if_allowed(tmp_path, images):
     path, out = colour_net(tmp_path / "net.onnx", activation="Relu"), tmp_path / "out"
     command = ["quantize", path, "--preprocessing", "torchvision", "--data", images, "--out", out, *SHORT]
-    assert invoke(*command).exit_code == 3
+    done = invoke(*command)
+    assert done.exit_code == 3
+    assert "or ship it as not passed with --allow-undecided" in " ".join(done.output.split())
     assert json.loads((out / "gate.json").read_text())["gate"]["verdict"] == "undecided"
     assert not (out / "benchmark").exists()
     done = invoke(*command, "--allow-undecided")

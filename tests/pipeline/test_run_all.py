@@ -63,7 +63,7 @@ def test_images_that_the_student_was_not_trained_on_are_refused(stage, copied, t
     result = kdedge(stage, "--data", f"folder:{others}", "--out", copied, code=2)
     error = " ".join(result.stderr.split())
     assert "was trained on other data (folder:images)" in error
-    assert "name its data set with --data, or train again" in error
+    assert "name its data set with --data, and its --image-size, --resize and --color, or train again" in error
     assert (copied / "config.json").read_bytes() == before
 
 

@@ -266,11 +266,23 @@ def test_an_interrupted_download_of_shards_resumes_only_the_same_content(server:
 def test_shards_without_a_network_are_an_error_of_one_line(server: FileServer, tmp_path: Path) -> None:
     result = invoke("data", "--data", f"shards:{server.address}/set/none.tar")
     assert result.exit_code == 1
+    assert f"cannot download {server.address}/set/none.tar to " in " ".join(result.stderr.split())
     assert "HTTP Error 404" in " ".join(result.stderr.split())
     result = invoke("data", "--data", "shards:http://127.0.0.1:9/{0..3}.tar")
     assert result.exit_code == 1
     assert "Connection refused" in " ".join(result.stderr.split())
     assert "give --data shards:FOLDER" in " ".join(result.stderr.split())
+
+
+def test_a_page_in_place_of_a_shard_is_not_kept(server: FileServer, tmp_path: Path) -> None:
+    address, path = f"{server.address}/set/train-0.tar", "/set/train-0.tar"
+    shard = server.files[path]
+    server.files[path] = b"<html>please log in</html>" * 100
+    result = invoke("data", "--data", address)
+    assert result.exit_code == 1
+    assert "the server sent something other than a .tar file" in " ".join(result.stderr.split())
+    server.files[path] = shard
+    assert len(opened(address).items) == 20
 
 
 def test_the_query_of_an_address_is_in_no_manifest() -> None:
