@@ -219,7 +219,7 @@ def test_predict_refuses_what_it_cannot_read(make_bundle: Callable[..., Path], t
     (tmp_path / "empty").mkdir()
     for name, message in (
         ("bad.png", "cannot read the image"),
-        ("small.npy", r"has uint8 \[1, 8, 8, 3\]; expected uint8 \[16, 16, 3\]"),
+        ("small.npy", r"has uint8 \[8, 8, 3\]; expected uint8 \[16, 16, 3\]"),
         ("float.npy", "has float32"),
         ("pickle.npy", "not a readable .npy file"),
         ("empty", "has no images"),
