@@ -76,12 +76,15 @@ def portability() -> str:
 def runtimes() -> str:
     """Return the reference student in other runtimes."""
     report = _json(REFERENCE / "studies" / "runtimes.json")
-    timed = {(row["provider"], row["model"]): row["p50_ms"] for row in report["latency"] if row["batch"] == 1}
+    timed = {(row["provider"], row["model"]): row for row in report["latency"] if row["batch"] == 1}
     rows = []
     for row in (row for row in report["runtimes"] if row["model"] == "int8"):
         name, loss = row["provider"], row["own_loss"] or row["loss"]
         name = "onnxruntime (kdedge)" if name == "CPUExecutionProvider" else name
-        fp32, int8 = timed.get((row["provider"], "fp32")), timed[row["provider"], "int8"]
+        pair = [timed[key] for key in ((row["provider"], model) for model in ("fp32", "int8")) if key in timed]
+        latency = " / ".join(f"{one['p50_ms']:.3f}" for one in pair)
+        latency += f": {pair[0]['p50_ms'] / pair[1]['p50_ms']:.2f}×" if len(pair) > 1 else ""
+        steady = all(one["trust"]["verdict"] == "steady" for one in pair)
         interval = f"{loss['loss_pp']:+.2f} ({loss['loss_lower95_pp']:+.2f} to {loss['loss_upper95_pp']:+.2f})"
         low, high = row["ci95_pct"]
         rows.append([
@@ -89,7 +92,7 @@ def runtimes() -> str:
             f"{row['top1_pct']:.2f} % ({low:.2f} to {high:.2f})",
             interval,
             str(row["changed_answers"]),
-            f"{fp32:.3f} / {int8:.3f}: {fp32 / int8:.2f}×" if fp32 else f"- / {int8:.3f}",
+            latency if steady else f"({latency})",
             f"{row['load_ms']:.1f}",
             f"{row['bytes'] / 1e6:.2f}",
             "not shown" if row["layers"] is None else f"{row['integer_layers']} of {row['layers']}",
