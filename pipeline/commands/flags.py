@@ -243,7 +243,7 @@ def resolve(given: dict[str, Any], fields: Fields, flags: Flags = RUN_FLAGS, *, 
     file, preset = load_config_file(given["config"]) if given["config"] else {}, given.get("preset") or ""
     recorded = _recorded(given)
     # Earlier versions trained grey images in RGB.
-    earlier = {"data": {"color": "rgb"}} if "color" not in recorded.get("data", {"color": ""}) else {}
+    earlier = {"data": {"color": "rgb"}} if "data" in recorded and "color" not in recorded["data"] else {}
     recorded = recorded if continues and not preset else {}
     known, source = source_of(recorded), source_of(recorded, file, fields)
     if known.startswith(WINDOWS) != source.startswith(WINDOWS):

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
 from kdedge.benchmarks.session import open_model, read_resize_mode
@@ -159,3 +160,26 @@ def test_export_is_reproducible(exported: Path, student: Any, tmp_path: Path) ->
     shutil.copy(exported / "student.onnx", tmp_path / "first.onnx")
     onnx_export.export_student(student, image_input(16), ["ant", "bee", "cat", "dog"], tmp_path / "second.onnx")
     assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
+
+
+def test_multiply_accumulates_of_computed_shapes_are_counted():
+    """Shape inference does not know the height behind a slice whose end is computed from the input."""
+    values = {"two": np.int64([2]), "zero": np.int64([0]), "w": np.zeros((5, 3, 1, 1), np.float32)}
+    nodes = [
+        helper.make_node("Transpose", ["image"], ["nchw"], perm=[0, 3, 1, 2]),
+        helper.make_node("Shape", ["nchw"], ["height"], start=2, end=3),
+        helper.make_node("Cast", ["height"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Sqrt", ["float"], ["root"]),
+        helper.make_node("Cast", ["root"], ["end"], to=TensorProto.INT64),
+        helper.make_node("Slice", ["nchw", "zero", "end", "two"], ["top"]),
+        helper.make_node("Conv", ["top", "w"], ["conv"]),
+        helper.make_node("MatMul", ["conv", "conv"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "slice",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 16, 4, 3])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in values.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    assert count_macs(model) == 5 * 4 * 4 * 3 + 5 * 4 * 4 * 4

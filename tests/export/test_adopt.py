@@ -1,0 +1,179 @@
+"""Classifiers that kdedge did not train, rewritten for pixels and any batch."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from other_models import CLASSES, FLOAT, UINT8, adopted, colour_net
+
+from kdedge.benchmarks.emulate.emulator import CPUS, emulate
+from kdedge.benchmarks.input_adapter import PREPROCESSING, open_classifier
+from kdedge.errors import InputError
+from kdedge.export.adopt import adopt_model
+from kdedge.export.quantize.candidates import Candidate
+from kdedge.export.quantize.float_reasons import float_operators
+from kdedge.export.quantize.proof import integer_proof
+from kdedge.export.quantize.quantizer import OP_TYPES, Quantizer, _without_range
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch": 1},
+        {"batch": 4, "opset": 22},
+        {"layout": "NHWC", "opset": 17},
+        {"kind": UINT8, "layout": "NHWC"},
+        {"kind": UINT8, "batch": 1, "opset": 14, "activation": "HardSwish"},
+        {"opset": 13, "activation": "Relu"},
+        {"opset": 20, "activation": "Gelu", "last": "Softmax"},
+        {"save_as_external_data": True, "size_threshold": 100},
+        {"norm": True, "ir": 3, "opset": 13, "activation": "Relu"},
+    ],
+    ids=["batch 1", "batch 4", "nhwc", "uint8", "uint8 batch 1", "opset 13", "gelu", "external data", "ir 3"],
+)
+def test_models_are_rewritten_and_run_as_integers(tmp_path, options):
+    model = adopted(colour_net(tmp_path / "model.onnx", **options), tmp_path / "student.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
+    quantizer = Quantizer.from_model(model, pixels)
+    proof = integer_proof(quantizer.build(Candidate(calibration_images=32)))
+    assert proof["integer_convs"] >= 3 - (options.get("kind") == UINT8)
+    assert proof["integer_gemms"] == 1
+    assert not proof["float_convs"]
+    reasons = {row["type"]: row["cause"] for row in float_operators(proof, OP_TYPES, ())}
+    assert (reasons["Sigmoid"], reasons["Mul"]) == ("activation", "gate")
+    assert reasons.keys().isdisjoint({"Conv", "Gemm", "ReduceMean", "GlobalAveragePool", "BatchNormalization"})
+
+
+def test_models_that_cannot_be_rewritten_are_refused(tmp_path):
+    path = colour_net(tmp_path / "model.onnx", batch=2)
+    model = onnx.load(path)
+    reshape = next(node for node in model.graph.node if node.op_type == "Reshape")
+    model.graph.node.insert(
+        list(model.graph.node).index(reshape), helper.make_node("Add", ["mean", "two"], ["per_image"])
+    )
+    reshape.input[0] = "per_image"
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((2, 6, 1, 1), np.float32), "two"))
+    onnx.save(model, path)
+    with pytest.raises(InputError, match=r"model\.onnx cannot be rewritten for any batch"):
+        adopted(path, tmp_path / "student.onnx")
+
+
+def test_float16_is_refused(tmp_path):
+    model = onnx.load(colour_net(tmp_path / "model.onnx"))
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    next(node for node in model.graph.node if "image" in node.input).input[0] = "wide"
+    model.graph.node.insert(0, helper.make_node("Cast", ["image"], ["wide"], to=FLOAT))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(InputError, match="takes float16; expected float or uint8"):
+        adopted(tmp_path / "model.onnx", tmp_path / "student.onnx")
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("activation", ["HardSwish", "Gelu"])
+def test_other_cpus_return_the_same_bits(tmp_path, activation):
+    model = adopted(colour_net(tmp_path / "net.onnx", opset=20, activation=activation), tmp_path / "student.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
+    path = tmp_path / "int8.onnx"
+    path.write_bytes(Quantizer.from_model(model, pixels).build(Candidate(calibration_images=32)))
+    for cpu in CPUS:
+        result = emulate(path, pixels, cpu)
+        assert (result.flipped, result.max_abs_diff) == ((), 0), cpu
+
+
+def insert(graph, tensor, nodes):
+    """Insert nodes, of which the last makes ``back``, between a tensor and those that read it."""
+    old = list(graph.node)
+    for node in old:
+        for index, name in enumerate(node.input):
+            node.input[index] = "back" if name == tensor else name
+    place = next(index for index, node in enumerate(old) if tensor in node.output) + 1
+    del graph.node[:]
+    graph.node.extend([*old[:place], *nodes, *old[place:]])
+
+
+def test_shuffled_channels_stay_integers(tmp_path):
+    path = tmp_path / "net.onnx"
+    model = onnx.load(colour_net(path, activation="Relu"))
+    nodes = [
+        helper.make_node("Split", ["act1"], ["first", "second"], axis=1, num_outputs=2),
+        helper.make_node("Concat", ["second", "first"], ["back"], axis=1),
+    ]
+    insert(model.graph, "act1", nodes)
+    onnx.save(model, path)
+    model = adopted(path, tmp_path / "student.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
+    proof = integer_proof(Quantizer.from_model(model, pixels).build(Candidate(calibration_images=32)))
+    assert {node["type"] for node in proof["float_nodes"]} == {"Sigmoid", "Mul"}
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_windows_of_a_fixed_batch_are_freed(tmp_path, batch):
+    """As EfficientViT-M and Swin do: windows become images of a larger batch and come back."""
+    path = tmp_path / "net.onnx"
+    model = onnx.load(colour_net(path, batch=batch, activation="Relu"))
+    shapes = {
+        "split": [batch, 6, 2, 8, 2, 8], "windows": [batch * 4, 6, 8, 8],
+        "grid": [batch, 2, 2, 6, 8, 8], "whole": [batch, 6, 16, 16],
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Reshape", ["act1", "split"], ["win1"]),
+        helper.make_node("Transpose", ["win1"], ["win2"], perm=[0, 2, 4, 1, 3, 5]),
+        helper.make_node("Reshape", ["win2", "windows"], ["win3"]),
+        helper.make_node("Relu", ["win3"], ["win4"]),
+        helper.make_node("Reshape", ["win4", "grid"], ["win5"]),
+        helper.make_node("Transpose", ["win5"], ["win6"], perm=[0, 3, 1, 4, 2, 5]),
+        helper.make_node("Reshape", ["win6", "whole"], ["back"]),
+    ]
+    insert(model.graph, "act1", nodes)
+    model.graph.initializer.extend(numpy_helper.from_array(np.int64(shape), name) for name, shape in shapes.items())
+    onnx.save(model, path)
+    adopted(path, tmp_path / "student.onnx")
+
+
+def test_operators_on_computed_shapes_are_not_quantized():
+    nodes = [
+        helper.make_node("Add", ["padding", "one"], ["sum"], name="of integers"),
+        helper.make_node("Reshape", ["features", "sum"], ["logits"], name="of floats"),
+    ]
+    one = numpy_helper.from_array(np.int64([1]), "one")
+    graph = helper.make_graph(nodes, "graph", [], [], [one])
+    assert _without_range(graph, dict.fromkeys(("features", "logits"), (0.0, 1.0))) == ["of integers"]
+
+
+def amplifying_net(path, factor=1e5):
+    """Write a network with the sine of ``factor`` times a batch norm, so that the rounding of its sums matters."""
+    rng = np.random.default_rng(0)
+    values = {
+        "weight": rng.normal(0, 0.2, (8, 3, 3, 3)),
+        **{f"norm.{name}": rng.uniform(0.5, 2, 8) for name in ("scale", "bias", "mean", "variance")},
+        "factor": factor,
+        "classes": rng.normal(0, 1, (3, 8)),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "weight"], ["conv"], pads=[1] * 4),
+        helper.make_node("BatchNormalization", ["conv", *list(values)[1:5]], ["norm"]),
+        helper.make_node("Mul", ["norm", "factor"], ["large"]),
+        helper.make_node("Sin", ["large"], ["sin"]),
+        helper.make_node("GlobalAveragePool", ["sin"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "classes"], ["scores"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes, "sines",
+        [helper.make_tensor_value_info("image", FLOAT, ["N", 3, 16, 16])],
+        [helper.make_tensor_value_info("scores", FLOAT, ["N", 3])],
+        [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in values.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return open_classifier(path)
+
+
+def test_a_network_may_differ_by_its_own_rounding(tmp_path, capsys, monkeypatch):
+    source, target = amplifying_net(tmp_path / "net.onnx"), tmp_path / "student.onnx"
+    preprocessing = PREPROCESSING["torchvision"]
+    metrics = adopt_model(source, preprocessing, CLASSES, target, resize_mode="squeeze")
+    assert metrics["max_abs_diff"] > 1e-4
+    assert "net.onnx amplifies rounding: its own logits change by up to" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setattr("kdedge.export.adopt._without_fusions", lambda source: source)
+    with pytest.raises(InputError, match=r"net\.onnx rewritten for any batch computes other logits"):
+        adopt_model(source, preprocessing, CLASSES, target, resize_mode="squeeze")
