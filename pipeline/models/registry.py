@@ -62,7 +62,6 @@ class TorchvisionSpec:
 
 STUDENTS: dict[str, LiteSpec | ResidualSpec | TorchvisionSpec] = {
     "lite": LiteSpec((32, 64, 128, 256, 384), (1, 2, 3), (), "1.28 M parameters, 72 MMAC"),
-    "lite-l": LiteSpec((32, 112, 160, 256, 320), (1, 2, 3), (), "1.31 M parameters, 111 MMAC"),
     "lite-s": LiteSpec((24, 48, 80, 128, 160), (1, 2, 3), (), "0.32 M parameters, 29 MMAC"),
     "lite-xs": LiteSpec((16, 32, 48, 64, 80), (0, 1, 2), (), "0.09 M parameters, 4 MMAC"),
     "res": ResidualSpec((32, 80, 144), (1, 2, 2), "full", "0.90 M parameters, 114 MMAC"),

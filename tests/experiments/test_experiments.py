@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from experiments import pixel_front
+from experiments.bundle_weights import largest_difference, rebuilt
 from experiments.gate_coverage import properties, trinomial, verdict, wald_interval
 from experiments.harness_overhead import bare_loop, harness_window
 from experiments.pixel_front import FRONTS, caller, with_front
@@ -15,6 +17,7 @@ from experiments.web_and_c import c_candidate
 from kdedge.benchmarks.gate import judge, tango_interval
 from kdedge.export.graph import count_macs, read_model
 from kdedge.export.quantize.proof import integer_proof
+from kdedge.inputs import image_input
 
 
 @pytest.mark.parametrize(
@@ -92,6 +95,17 @@ def test_a_front_cannot_be_exchanged_before_a_first_layer_in_float() -> None:
     deployed = read_model(BUNDLE / "student.onnx")
     with pytest.raises(SystemExit, match="does not enter its pixels"):
         with_front(deployed, "front in numpy")
+
+
+def test_a_student_is_rebuilt_from_its_bundle() -> None:
+    images = np.load(BUNDLE / "golden_inputs.npy")
+    student = rebuilt(BUNDLE, images, image_input(32))
+    assert largest_difference(student, BUNDLE) < 1e-4
+    # In training mode batch norms use the statistics of the batch, so it computes the same on these images.
+    x = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        before = student(x)
+        torch.testing.assert_close(student.train()(x), before, rtol=1e-3, atol=1e-3)
 
 
 def test_overhead_of_the_harness_is_told_from_the_call() -> None:

@@ -55,7 +55,7 @@ def test_benchmark_takes_its_options_without_a_prefix(short, field):
         # Found before the teacher is trained.
         (["--data", "sample", "--student-weights", "/no.safetensors"], "weights /no.safetensors do not exist"),
         (["--data", "sample", "--distill-epochs", "0"], "name them with --student-weights"),
-        (["--student", "huge"], "--student ([distill] student) = 'huge': expected one of lite, lite-l, lite-s"),
+        (["--student", "huge"], "--student ([distill] student) = 'huge': expected one of lite, lite-s, lite-xs"),
     ],
 )  # fmt: skip
 def test_wrong_options_are_one_clear_message_with_exit_code_2(arguments, message, tmp_path):

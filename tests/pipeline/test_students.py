@@ -10,7 +10,7 @@ from kdedge.pipeline.models.student import Block, build_student
 
 LITE = sorted(name for name, spec in STUDENTS.items() if isinstance(spec, LiteSpec) and not spec.signal)
 RESIDUAL = sorted(name for name, spec in STUDENTS.items() if isinstance(spec, ResidualSpec))
-BUDGETS = {"lite": (1.35e6, 120), "lite-l": (1.35e6, 120), "res": (1.35e6, 120), "res-s": (0.3e6, 45)}
+BUDGETS = {"lite": (1.35e6, 120), "res": (1.35e6, 120), "res-s": (0.3e6, 45)}
 BUDGETS |= {"lite-xs": (0.1e6, 15), "res-xs": (0.1e6, 15)}
 
 
