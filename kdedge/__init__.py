@@ -1,4 +1,4 @@
-"""kdedge: from labelled images to a small INT8 image classifier, verified before it ships, with one command.
+"""kdedge: from labelled images or sensor windows to a small, verified INT8 classifier with one command.
 
 For programs there are three functions, which need only numpy and onnxruntime:
 

@@ -231,7 +231,7 @@ Latency of {images} on {host["cpu"]} ({host["cores"]} cores, onnxruntime {host["
 
 {words.limits}
 - Latency is valid for the host above. `report.json` has all numbers and the measurement settings.
-- `{GOLDEN_INPUTS}` has up to {GOLDEN_IMAGES} {spec.unit}s of the training data, for verification.
+- `{GOLDEN_INPUTS}` has up to {GOLDEN_IMAGES} {spec.unit}s held out of the training data, for verification.
 """
 
 
