@@ -167,8 +167,8 @@ def ablations() -> str:
 
 
 def students() -> str:
-    """Return the four students of five convolutions on the Xeon."""
-    return _students("sizes", ("lite-l", "lite", "lite-s", "lite-xs"))
+    """Return the students of the accuracy front."""
+    return _students("front", ("res", "lite", "res-s", "res-xs", "lite-s"))
 
 
 def students_epyc() -> str:
@@ -221,13 +221,17 @@ def _students(folder: str, names: Sequence[str]) -> str:
             [
                 f"`{name}`",
                 f"{student['params'] / 1e6:.2f} M, {student['macs'] / 1e6:.0f}",
-                str(student["epochs"]),
+                f"`{student['method']}`, {student['epochs']}",
                 f"{top1:.2f} % ({_interval(report, 'int8')})",
+                _loss(report["gate"]),
                 _speed(report),
                 f"{report['size']['int8_bytes'] / 1e6:.2f}",
             ]
         )
-    header = ["student", "parameters, MMAC", "epochs", "INT8 top-1 (95 %)", "FP32 / INT8, p50", "INT8 MB"]
+    header = [
+        "student", "parameters, MMAC", "method, epochs", "INT8 top-1 (95 %)", "loss, pp (95 %)", "FP32 / INT8, p50",
+        "INT8 MB",
+    ]  # fmt: skip
     return _table(header, rows)
 
 

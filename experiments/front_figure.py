@@ -41,7 +41,7 @@ def main() -> None:
         _label(right, row["name"], (x, top1), _OTHERS, row["label"])
     left.set(xlabel="median latency of INT8, ms (batch 1, one thread)", ylabel="CIFAR-10 test top-1, %")
     left.margins(x=0.15)
-    right.set(xlabel="million multiply-accumulates", xscale="log", xlim=(2.5, 700))
+    right.set(xlabel="million multiply-accumulates", xscale="log", xlim=(1.2, 700))
     right.set_xticks(_TICKS, labels=[str(tick) for tick in _TICKS], minor=False)
     right.set_xticks([], minor=True)
     left.set_title("kdedge, INT8", loc="left", color=_OURS, fontsize=10)

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from kdedge.benchmarks.emulate.cpus import CPUS
 from kdedge.benchmarks.report.file import load_report
 from kdedge.benchmarks.report.pages import render_markdown
@@ -12,14 +14,18 @@ from kdedge.files import file_sha256
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "artifacts" / "reference"
 BUNDLE = REFERENCE / "bundle"
+BUNDLES = [BUNDLE, *(file.parent for file in sorted((REFERENCE / "front").glob("*/manifest.json")))]
 
 
-def test_the_reference_bundle_is_verified_and_passed():
-    assert verify_bundle(BUNDLE)["passed"]
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_a_published_bundle_is_verified_and_passed(bundle: Path):
+    assert verify_bundle(bundle)["passed"]
+    assert load_report(bundle)["gate"]["verdict"] == "passed"
 
 
-def test_the_reference_bundle_has_the_script_of_this_version():
-    assert (BUNDLE / "predict.py").read_bytes() == (ROOT / "export" / "bundle" / "standalone.py").read_bytes()
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_a_published_bundle_has_the_script_of_this_version(bundle: Path):
+    assert (bundle / "predict.py").read_bytes() == (ROOT / "export" / "bundle" / "standalone.py").read_bytes()
 
 
 def test_the_history_of_the_reference_bundle_is_of_the_model_in_it():
