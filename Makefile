@@ -36,7 +36,7 @@ docs: .venv/docs  ## build the documentation into build/site
 	$(BIN)/python docs/collect.py
 	$(BIN)/zensical build
 
-docs-generate: .venv/installed  ## write the generated parts of README.md, docs/ and the reference report
+docs-generate: .venv/installed  ## write the generated parts of README.md, docs/ and artifacts/reference
 	$(BIN)/python docs/generate.py
 
 clean:  ## remove what the commands above made

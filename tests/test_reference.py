@@ -14,6 +14,7 @@ from kdedge.files import file_sha256
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "artifacts" / "reference"
 BUNDLE = REFERENCE / "bundle"
+STANDALONE = ROOT / "export" / "bundle" / "standalone.py"
 BUNDLES = [BUNDLE, *(file.parent for file in sorted((REFERENCE / "front").glob("*/manifest.json")))]
 
 
@@ -25,7 +26,7 @@ def test_a_published_bundle_is_verified_and_passed(bundle: Path):
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 def test_a_published_bundle_has_the_script_of_this_version(bundle: Path):
-    assert (bundle / "predict.py").read_bytes() == (ROOT / "export" / "bundle" / "standalone.py").read_bytes()
+    assert (bundle / "predict.py").read_bytes() == STANDALONE.read_bytes(), "run: make docs-generate"
 
 
 def test_the_history_of_the_reference_bundle_is_of_the_model_in_it():
