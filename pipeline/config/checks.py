@@ -68,6 +68,8 @@ def conflicts(data: "DataConfig", distill: "DistillConfig", flags: Flags = RUN_F
         found.append(f"--data-dir ([data] dir) is for --data cifar10; --data {data.source} does not read it")
     if distill.augment == "none" and distill.flip:
         found.append("--augment none mirrors no images: leave out --flip, or use --augment light")
+    if distill.views and distill.augment in ("standard", "strong"):
+        found.append(f"--views repeats shifts and flips; --augment {distill.augment} has others: leave out one of them")
     found += _signal_conflicts(data, distill) if data.source.startswith(WINDOWS) else _image_conflicts(data, distill)
     if "," in distill.student:
         if not flags.several_students:
