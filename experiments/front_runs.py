@@ -70,7 +70,7 @@ def plan(epochs: int, study_epochs: int, pruned_from: str, teachers: list[Path])
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Train teachers, compute their logits, then train the students, as many at once as there are slots."""
+    """Train teachers, compute their logits, then train the students, as many in parallel as there are slots."""
     start, out = time.monotonic(), arguments.out.resolve()
     (out / "logs").mkdir(parents=True, exist_ok=True)
     here = ["--data", arguments.data, "--device", arguments.device, "--threads", "1", "--precision", "bf16"]
