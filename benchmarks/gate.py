@@ -134,7 +134,7 @@ def images_to_pass(limit_pp: float, discordance: float, power: float) -> int | N
         power: Probability that the gate passes, as a fraction from 0.5 to below 1.
 
     Returns:
-        The number of images; None if INT8 changes too many answers to pass with any number.
+        The number of images; None if INT8 changes too many predictions to pass with any number.
     """
     limit, z = limit_pp / 100, NormalDist().inv_cdf(power)
 
@@ -159,9 +159,9 @@ def _of_groups(sampling: Sampling, n: int) -> dict[str, Any]:
     }
 
 
-def _known(answers: Iterable[bool | None]) -> bool | None:
-    """Return False if one answer is False, else None if one is None, else True."""
-    found = set(answers)
+def _known(values: Iterable[bool | None]) -> bool | None:
+    """Return False if one value is False, else None if one is None, else True."""
+    found = set(values)
     return False if False in found else None if None in found else True
 
 
@@ -173,7 +173,7 @@ def _verdict(
     Args:
         loss: The interval of the loss, as fractions.
         limit: The limit, as a fraction.
-        changed_pct: The interval of the share of changed answers, in percent.
+        changed_pct: The interval of the share of changed predictions, in percent.
         known: Whether the models have learned something; None: undecided.
     """
     most_changed_pct = _most_changed_pct(limit)
@@ -222,7 +222,7 @@ def _fewest(enough: Callable[[int], bool], too_few: int) -> int | None:
 
 
 def _most_changed_pct(limit: float) -> float:
-    """Return the share of changed answers, in percent, that is refused at a limit of the loss (a fraction)."""
+    """Return the share of changed predictions, in percent, that is refused at a limit of the loss (a fraction)."""
     return 100 * _CHANGES_PER_LOSS * limit
 
 

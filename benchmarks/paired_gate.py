@@ -1,4 +1,4 @@
-"""The gate for the answers of any two models to the same images, as JSON values, on the console and as Markdown.
+"""The gate for the predictions of any two models to the same images, as JSON values, on the console and as Markdown.
 
 `gate_pairs` returns the values; `print_gate` and `gate_markdown` show them.
 """
@@ -32,10 +32,10 @@ _HEADING = ["class", "images", "FP32 %", "INT8 %", "loss pp", "only FP32", "only
 
 
 def gate_pairs(pairs: Pairs, limit_pp: float, *, balanced: bool) -> dict[str, Any]:
-    """Judge the answers of two models.
+    """Judge the predictions of two models.
 
     Args:
-        pairs: The answers.
+        pairs: The predictions.
         limit_pp: The loss that is refused, in percentage points, greater than 0.
         balanced: Judge balanced accuracy instead of top-1.
 
@@ -128,7 +128,7 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{'balanced' if balanced else 'top-1'} loss",
             f"{gate['loss_pp']:+.2f} pp (95 % interval, {method}: {interval}), limit {gate['limit_pp']:g}",
         ),
-        ("changed answers", f"{gate['changed_answers']:,} ({100 * gate['changed_answers'] / images:.2f} %)"),
+        ("changed predictions", f"{gate['changed_answers']:,} ({100 * gate['changed_answers'] / images:.2f} %)"),
         (
             "correct in one only",
             f"{gate['fp32_only_right']:,} images in FP32, {gate['int8_only_right']:,} in INT8",

@@ -34,7 +34,7 @@ def headline() -> str:
             ["INT8 loss against FP32, limit 0.5", f"{_loss(gate)} percentage points: {gate['verdict']}"],
             ["latency FP32 / INT8, batch 1, 1 thread", _speed(report)],
             ["size FP32 / INT8", _size(size)],
-            [f"changed answers, emulated {cpus}", f"{flips} of {images:,} images"],
+            [f"changed predictions, emulated {cpus}", f"{flips} of {images:,} images"],
         ],
     )
 
@@ -64,13 +64,13 @@ def reference() -> str:
 
 
 def portability() -> str:
-    """Return the answers on emulated CPUs."""
+    """Return the predictions that change on emulated CPUs."""
     found = _json(REFERENCE / "portability" / "verify.json")["emulated"]
     rows = [
         [f"`{row['cpu']}`", row["onnxruntime"], f"{row['flips']} of {row['test_images']:,}", f"{row['max_abs_diff']:g}"]
         for row in found
     ]
-    return _table(["emulated CPU", "onnxruntime", "changed answers", "largest logit difference"], rows)
+    return _table(["emulated CPU", "onnxruntime", "changed predictions", "largest logit difference"], rows)
 
 
 def runtimes() -> str:

@@ -180,7 +180,7 @@ def build_peers(student: Path, calibration: Pixels, folder: Path, pythons: Mappi
 def emulated(runners: Mapping[str, Runner], test: Split, folder: Path) -> str:
     """Run every model on some images on an emulated Haswell, in a new process; return a table."""
     np.save(folder / "images.npy", test.images)
-    lines = ["| model | here: top-1 % | Haswell: top-1 % | answers that differ |", "|---|---|---|---|"]
+    lines = ["| model | here: top-1 % | Haswell: top-1 % | predictions that differ |", "|---|---|---|---|"]
     for name, runner in runners.items():
         here = predictions(runner, test.images)
         command = ["qemu-x86_64", "-cpu", "Haswell", sys.executable, __file__]
@@ -243,7 +243,7 @@ def table(runners: Mapping[str, Runner], test: Split, batches: tuple[int, ...], 
         "model",
         "top-1 %",
         "loss pp (95 %)",
-        "other answers",
+        "other predictions",
         "bytes",
         *(f"batch {n}: p50 (windows) / p10 ms" for n in batches),
     ]

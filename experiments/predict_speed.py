@@ -51,7 +51,7 @@ def main() -> None:
         times = [
             timed(partial(subprocess.run, command, check=True, capture_output=True)) for _ in range(args.starts + 1)
         ]
-        print(f"start and one answer: {spread(times[1:], '.3f')} s, {args.starts} starts\n")
+        print(f"start and one prediction: {spread(times[1:], '.3f')} s, {args.starts} starts\n")
         print("| images | kdedge predict, images/s | bare loop, images/s | ratio |\n|---|---|---|---|")
         for name, files in kinds.items():
             print(row(args.bundle, name, files, args.rounds), flush=True)

@@ -32,6 +32,7 @@ BANNED = {
     r"\bdrown(s|ed)?\b": "dominate",
     r"\b(report|model|manifest|log|table|figure|code|file|command|kdedge) (says|tells|knows)\b": "has, reports, shows",
     r"answers? (more )?[a-z ]*right\b": "predicts correctly",
+    r"\b(changed|changes|other|many|of the|000|one) answers?\b": "prediction",
     r"\(empty: ": "Default: none",
     r"\bfor (it|they|the) [a-z]+ (is|are|was|were|has|have)\b": "because",
     r"\bwhat is (there|written|kept|shipped)\b": "(name the thing)",

@@ -293,7 +293,7 @@ def _portability_rows(a: Report, b: Report) -> list[Row]:
         emulated = (report.get("portability") or {}).get("emulated") or []
         shares.append({row["cpu"]: round(100 * row["flips"] / row["images"], 4) for row in emulated})
     cpus = dict.fromkeys((*shares[0], *shares[1]))
-    return [_value_row(f"other answers on {cpu}", "%", *(side.get(cpu) for side in shares)) for cpu in cpus]
+    return [_value_row(f"other predictions on {cpu}", "%", *(side.get(cpu) for side in shares)) for cpu in cpus]
 
 
 def _difference_ci95(a: Report, b: Report, key: str) -> list[float]:

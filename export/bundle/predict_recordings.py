@@ -1,4 +1,4 @@
-"""Classifies recordings of a signal with a bundle: one answer per window.
+"""Classifies recordings of a signal with a bundle: one prediction per window.
 
     kdedge predict BUNDLE recording.csv
 

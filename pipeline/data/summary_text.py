@@ -226,7 +226,7 @@ def _gate(summary: Mapping[str, Any]) -> str:
     return (
         f"{summary['test']:,} test {_unit(summary)}s; a limit of {gate['limit_pp']:g} pp needs at least "
         f"{gate['least_test_images']:,}, and about {gate['likely_test_images']:,} if INT8 changes "
-        f"{gate['likely_changed_pct']:g} % of the answers{grouped}"
+        f"{gate['likely_changed_pct']:g} % of the predictions{grouped}"
     )
 
 

@@ -187,15 +187,15 @@ def test_answers_on_emulated_cpus_are_compared_where_a_report_has_them(tmp_path:
     old = changed(portability=emulated(haswell=(30, 200)))
     new = changed(portability=emulated(haswell=(5, 1000), arm=(0, 1000)))
     result = compare(new, old)
-    row = {"name": "other answers on haswell", "unit": "%", "a": 15.0, "b": 0.5, "difference": -14.5}
-    assert value(result, "other answers on haswell") == row
-    assert value(result, "other answers on arm") == {
-        "name": "other answers on arm", "unit": "%", "a": None, "b": 0.0, "difference": None,
+    row = {"name": "other predictions on haswell", "unit": "%", "a": 15.0, "b": 0.5, "difference": -14.5}
+    assert value(result, "other predictions on haswell") == row
+    assert value(result, "other predictions on arm") == {
+        "name": "other predictions on arm", "unit": "%", "a": None, "b": 0.0, "difference": None,
     }  # fmt: skip
     text = comparison_markdown(result)
-    assert "| other answers on haswell, % | 15.00 | 0.50 | -14.50 |  |" in text
-    assert "| other answers on arm, % | – | 0.00 | – |  |" in text
-    assert "other answers" not in comparison_markdown(compare(changed(portability=None)))
+    assert "| other predictions on haswell, % | 15.00 | 0.50 | -14.50 |  |" in text
+    assert "| other predictions on arm, % | – | 0.00 | – |  |" in text
+    assert "other predictions" not in comparison_markdown(compare(changed(portability=None)))
     (tmp_path / "report.json").write_text(json.dumps(new))
     assert load_report(tmp_path) == new
 
