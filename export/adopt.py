@@ -61,6 +61,7 @@ def adopt_model(
     model = compose.add_prefix(_load(source.path), _PREFIX, rename_nodes=False)
     graph = model.graph
     _constants_as_initializers(graph)
+    _check_types(source.path, graph)
     _name_nodes(graph)
     _free_batch(model)
     tensor = graph.input[0].name
@@ -117,6 +118,15 @@ def _constants_as_initializers(graph: onnx.GraphProto) -> None:
     names = {item.name for item in graph.initializer}
     for value in [value for value in graph.input if value.name in names]:
         graph.input.remove(value)
+
+
+def _check_types(source: Path, graph: onnx.GraphProto) -> None:
+    """Refuse layers whose weights are not float32."""
+    types = {item.name: item.data_type for item in graph.initializer}
+    for node in graph.node:
+        for kind in {types.get(name) for name in node.input} & {TensorProto.FLOAT16, TensorProto.BFLOAT16}:
+            found = str(TensorProto.DataType.Name(kind)).lower()
+            raise InputError(f"{source} has weights in {found}; expected float32", "export the model in float32")
 
 
 def _fold_integers(graph: onnx.GraphProto) -> None:

@@ -68,6 +68,15 @@ def test_float16_is_refused(tmp_path):
         adopted(tmp_path / "model.onnx", tmp_path / "student.onnx")
 
 
+def test_float16_weights_between_float32_inputs_and_logits_are_refused(tmp_path):
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    model = convert_float_to_float16(onnx.load(colour_net(tmp_path / "model.onnx")), keep_io_types=True)
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(InputError, match=r"model\.onnx has weights in float16; expected float32"):
+        adopted(tmp_path / "model.onnx", tmp_path / "student.onnx")
+
+
 @pytest.mark.qemu
 @pytest.mark.parametrize("activation", ["HardSwish", "Gelu"])
 def test_other_cpus_return_the_same_bits(tmp_path, activation):
