@@ -118,6 +118,12 @@ class Classifier:
         """Whether pixels are scaled and normalised for this model."""
         return self.dtype.kind == "f"
 
+    @property
+    def quantized(self) -> bool:
+        """Whether any layer of the model has integer weights or activations."""
+        data = self.path.read_bytes()
+        return b"uantizeLinear" in data or b"QLinear" in data  # also DequantizeLinear
+
     def predict(self, pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing, classes: int) -> Any:
         """Return the predicted class of each image, ``[N] int64``, from `logits`."""
         return self.logits(pixels, preprocessing, classes).argmax(axis=1)

@@ -100,6 +100,8 @@ def gate(
     kinds = {path.suffix.lower() for path in (fp32, int8)}
     if kinds == {".onnx"}:
         models = open_models((fp32, int8), layout, image_size)
+        if models[0].quantized and not models[1].quantized:
+            raise InputError(f"{fp32} is quantized and {int8} is not", f"swap them: kdedge gate {int8} {fp32}")
         pairs = _pair(models, data, preprocessing_of(models, preprocessing, numbers, resize))
     elif kinds <= set(SUFFIXES):
         _refuse(

@@ -101,6 +101,14 @@ def test_models_with_other_inputs(shape, kind, options, folder, tmp_path):
     assert found["gate"]["changed_answers"] == 0
 
 
+def test_swapped_models_are_refused():
+    fp32, int8 = BUNDLE / "student.onnx", BUNDLE / "student.int8.onnx"
+    result = invoke(int8, fp32, "--data", "sample")
+    assert result.exit_code == 2
+    error = " ".join(result.stderr.split())
+    assert f"{int8} is quantized and {fp32} is not -> swap them: kdedge gate {fp32} {int8}" in error
+
+
 def test_a_folder_without_parts_is_used_whole(folder, tmp_path):
     model = colour_model(tmp_path / "model.onnx", kind=UINT8)
     assert gate(model, model, f"folder:{folder / 'train'}", "--limit-pp", 50)["images"] == 9
