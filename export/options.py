@@ -46,5 +46,7 @@ class BundleConfig:
     """The bundle."""
 
     allow_undecided: bool = option(
-        False, "Write the bundle although the test data are too few to decide the gate.", flag="--allow-undecided"
+        False,
+        "Write the bundle although the test data are too few to decide the gate. Later commands need it again.",
+        flag="--allow-undecided",
     )

@@ -105,7 +105,7 @@ def configured(
         short: Second flags of fields, by ``section__field``, which are unambiguous in this command.
         first: Options and fields that ``--help`` shows; only ``--help-all`` shows the others. Empty: all.
         continues: Whether options that are not given are those of the run, unless ``--preset`` is given.
-        prepare: Called with the given options and fields before the configuration is built. It may change the fields,
+        prepare: Called with the given options and fields before the configuration is built. It may change both,
             and returns the command's names of options.
     """
     old_names = {old: new for old, new in RENAMED["study"].items() if new in options}
@@ -137,8 +137,8 @@ def configured(
             if "out" in given:
                 given["out"] = Path(given["out"])
             fields = _fields(arguments)
-            rest = {key: value for key, value in given.items() if key not in _CONSUMED}
             flags = prepare(given, fields)
+            rest = {key: value for key, value in given.items() if key not in _CONSUMED}
             function(resolve(given, fields, flags, continues=continues), **rest)
 
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -239,11 +239,15 @@ def _fields(arguments: dict[str, Any]) -> Fields:
 
 
 def resolve(given: dict[str, Any], fields: Fields, flags: Flags = RUN_FLAGS, *, continues: bool = True) -> Config:
-    """Build the configuration of a command from the recorded run or bundle, preset, ``--config`` file and flags."""
+    """Build the configuration of a command from the recorded run or bundle, preset, ``--config`` file and flags.
+
+    The options of the bundle are exceptions from the gate: they hold only for the command that they are given to.
+    """
     file, preset = load_config_file(given["config"]) if given["config"] else {}, given.get("preset") or ""
     recorded = _recorded(given)
     # Earlier versions trained grey images in RGB.
     earlier = {"data": {"color": "rgb"}} if "data" in recorded and "color" not in recorded["data"] else {}
+    recorded = {section: recorded[section] for section in recorded if section != "bundle"}
     recorded = recorded if continues and not preset else {}
     known, source = source_of(recorded), source_of(recorded, file, fields)
     if known.startswith(WINDOWS) != source.startswith(WINDOWS):

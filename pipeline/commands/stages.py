@@ -178,12 +178,16 @@ def export(config: Config, out: Path, **again: bool) -> None:
 
 
 def _of_model(given: dict[str, Any], fields: Fields) -> Flags:
-    """Take the image size from the model that is quantized and the resize from its preprocessing.
+    """Take the image size and the default of ``--out`` from the model that is quantized.
+
+    The resize is that of its preprocessing.
 
     Raises:
         InputError: The file is not a classifier, or an option is only for one.
     """
     if given["model"]:
+        if given["out"] == DEFAULT_OUT:  # before the options of the run there are read
+            given["out"] = Path("artifacts") / given["model"].stem
         data = fields.setdefault("data", {})
         model = open_models([given["model"]], given["layout"], data.get("image_size", 0))[0]
         data["image_size"] = model.image_size
@@ -244,7 +248,6 @@ def quantize(
     from kdedge.benchmarks.paired_gate import print_gate
     from kdedge.pipeline.quantize_other import measure_other, quantize_other
 
-    out = out if out != DEFAULT_OUT else Path("artifacts") / model.stem
     classifier = open_models([model], layout, config.data.image_size)[0]
     floats = preprocessing_of([classifier], preprocessing, normalisation(mean, std, scale))
     gate = quantize_other(classifier, floats, config, out, **again)
@@ -270,7 +273,8 @@ def quantize(
     first=(*_BUNDLE, "out", "data__source", "benchmark__limit_pp", "benchmark__emulate", *_BENCHMARK_SHORT),
 )
 def benchmark(config: Config, out: Path, bundle: Path | None, as_json: bool, **again: bool) -> None:
-    """Measure and print the summary; with ``--json`` or without a terminal, one JSON line follows."""
+    """Measure and print the summary, which one JSON line follows without a terminal; ``--json`` prints only this."""
+    from kdedge.benchmarks.report.file import load_report
     from kdedge.pipeline.run_dir import lock_run
 
     if bundle is None:
@@ -282,7 +286,7 @@ def benchmark(config: Config, out: Path, bundle: Path | None, as_json: bool, **a
         report_dir = out if out != DEFAULT_OUT else Path("artifacts/benchmark")
         with lock_run(report_dir, lambda: check_benchmark(config, bundle, report_dir)):
             benchmark_bundle(config, bundle, report_dir)
-    report = _print_report(report_dir)
+    report = load_report(report_dir / "report.json") if as_json else _print_report(report_dir)
     keys = ("accuracy", "gate", "size", "latency", "runtimes", "memory", "portability")
     if as_json or not sys.stdout.isatty():
         print(json.dumps({"report": str(report_dir / "report.json"), **{key: report.get(key) for key in keys}}))

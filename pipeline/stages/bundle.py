@@ -80,7 +80,7 @@ def set_aside(run_dir: Path) -> None:
     bundle, previous = run_dir / "bundle", run_dir / PREVIOUS_BUNDLE
     if not is_stage(bundle, "bundle"):
         return
-    found = f"{bundle} is of an earlier run, not of the refused model"
+    found = f"{bundle} is of an earlier command, and the gate does not accept the present model"
     if is_stage(previous, "bundle"):
         if _passed(previous) and not _passed(bundle):
             discard(bundle, previous)

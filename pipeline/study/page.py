@@ -82,7 +82,7 @@ def notes(
         f"Training data: {size} of {data_name}; recipe: {config.distill.recipe}.",
         f"Teacher: {metrics['arch']}, {trained}, {metrics['val_top1_pct']:.2f} % on its own validation data.",
         "Seconds per epoch contain validation. The first run computes the teacher's logits, later runs read them.",
-        f"Command: `{command}`",
+        f"Command: `{command}`. All options, also those of a file of `--config`, are in `config.json`.",
         f"Commit: {', '.join(commits)}. Hardware: {', '.join(dict.fromkeys(str(row['hardware']) for row in done))}; "
         f"{runtime.device}, {runtime.precision}, threads: {runtime.threads}.",
     ]

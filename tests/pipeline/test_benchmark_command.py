@@ -53,12 +53,12 @@ def test_the_reason_of_the_gate_is_given_once(measure):
     assert "error: the gate failed\n" in result.stderr
 
 
-def test_json_ends_stdout_where_it_is_not_a_terminal_or_asked_for(measure, monkeypatch):
+def test_json_ends_stdout_where_it_is_not_a_terminal_and_is_alone_where_asked_for(measure, monkeypatch):
     assert json.loads(measure().stdout.splitlines()[-1])["gate"]["verdict"] == "passed"
     terminal = SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("kdedge.pipeline.commands.stages.sys", terminal)
     assert not [line for line in measure().stdout.splitlines() if line.startswith("{")]
-    assert json.loads(measure("--json").stdout.splitlines()[-1])["gate"]["verdict"] == "passed"
+    assert json.loads(measure("--json").stdout)["gate"]["verdict"] == "passed"
 
 
 def test_a_runtime_that_the_bundle_lacks_or_the_host_is_named(measure, monkeypatch):

@@ -175,7 +175,8 @@ def test_a_verified_bundle_is_moved_aside_when_a_later_gate_fails(tmp_path, monk
     assert not (tmp_path / "bundle").exists()
     assert (tmp_path / "bundle.previous" / "model").read_text() == "first"
     log = " ".join(capsys.readouterr().err.split())
-    assert f"{tmp_path / 'bundle'} is of an earlier run, not of the refused model: moved to" in log
+    assert f"{tmp_path / 'bundle'} is of an earlier command" in log
+    assert "the gate does not accept the present model: moved to" in log
     bundle(tmp_path, "bundle", passed=True)
     (tmp_path / "bundle" / "model").write_text("second")
     refuse(tmp_path, monkeypatch)

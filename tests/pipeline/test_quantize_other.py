@@ -110,6 +110,19 @@ def test_options_that_do_not_fit(tmp_path, images, options, message):
     assert message in " ".join(result.output.split())
 
 
+def test_another_model_does_not_take_the_options_of_the_default_run(tmp_path, images, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "artifacts" / "run").mkdir(parents=True)
+    (tmp_path / "artifacts" / "run" / "config.json").write_text('{"data": {"source": "folder:missing"}}')
+    taken = []
+    monkeypatch.setattr(
+        "kdedge.pipeline.quantize_other.quantize_other",
+        lambda model, floats, config, out, **again: taken.append((config.data.source, str(out))) or sys.exit(0),
+    )
+    invoke("quantize", colour_net(tmp_path / "net.onnx"), "--preprocessing", "torchvision")
+    assert taken == [("cifar10", "artifacts/net")]
+
+
 @pytest.mark.parametrize("option", [("--mean", "0.5"), ("--emulate", "haswell"), ("--allow-undecided",)])
 def test_options_of_a_model_need_one(tmp_path, option):
     result = invoke("quantize", "--out", tmp_path, *option)

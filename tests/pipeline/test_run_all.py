@@ -179,6 +179,16 @@ def test_an_undecided_gate_ends_with_3_leaves_a_report_and_no_bundle(copied, fol
     assert not (run_dir / "bundle").exists()
 
 
+def test_an_undecided_gate_is_allowed_only_by_the_command_that_says_so(copied):
+    kdedge("benchmark", "--out", copied, code=3)
+    assert (copied / "bundle").exists()  # still that of this report
+    result = kdedge("bundle", "--out", copied, code=3)
+    assert "ship it as not passed with --allow-undecided" in " ".join(result.stderr.split())
+    assert not (copied / "bundle").exists()
+    result = kdedge("bundle", "--out", copied, "--allow-undecided")
+    assert "marked as not passed" in result.stderr
+
+
 def test_the_bundle_verifies_predicts_and_can_be_measured_alone(finished, folder_data, tmp_path):
     bundle = finished / "bundle"
     assert "verified" in kdedge("verify", bundle).stdout

@@ -42,7 +42,15 @@ def test_the_page_says_what_the_numbers_are(study, compared, folder_data):
     assert compared.stdout.strip() == page.strip()
     assert page.startswith("# Comparison of methods\n")
     named = f"folder:{folder_data.name}"
-    texts = ("6 of 6 cells", "Commit: ", "Hardware: ", "threads: 1", "2 seeds", f"Training data: all of {named}; ")
+    texts = (
+        "6 of 6 cells",
+        "are in `config.json`",
+        "Commit: ",
+        "Hardware: ",
+        "threads: 1",
+        "2 seeds",
+        f"Training data: all of {named}; ",
+    )
     for text in (*texts, f"Command: `kdedge compare --data {named} ", " --out compare --epochs 2 "):
         assert text in page
     assert str(folder_data.parent) not in page
