@@ -4,7 +4,14 @@ A message names the finding, its place and the expectation; ``hint`` names the n
 `kdedge.pipeline.commands.failures` prints both without a traceback. Any other exception is a bug in kdedge.
 """
 
-__all__ = ["BusyError", "DivergenceError", "GateError", "InputError", "KdedgeError", "StageError"]
+import shlex
+
+__all__ = ["BusyError", "DivergenceError", "GateError", "InputError", "KdedgeError", "StageError", "command"]
+
+
+def command(*words: object) -> str:
+    """Return a command of kdedge, quoted for a shell, for a hint."""
+    return shlex.join(["kdedge", *map(str, words)])
 
 
 class KdedgeError(Exception):

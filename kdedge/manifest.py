@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge import __version__
-from kdedge.errors import InputError
+from kdedge.errors import InputError, command
 from kdedge.files import file_sha256, json_bytes, read_json
 from kdedge.ownership import MANIFEST
 
@@ -40,16 +40,16 @@ def load_manifest(stage_dir: Path) -> dict[str, Any]:
         InputError: The manifest is missing or damaged.
     """
     path = stage_dir / MANIFEST
-    command = f"run `kdedge {stage_dir.name} --out {stage_dir.parent}` first"
+    hint = f"run `{command(stage_dir.name, '--out', stage_dir.parent)}` first"
     try:
         manifest = read_json(path)
     except FileNotFoundError:
-        raise InputError(f"{stage_dir} holds no finished stage: {MANIFEST} is missing", command) from None
+        raise InputError(f"{stage_dir} holds no finished stage: {MANIFEST} is missing", hint) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged: {error}", command) from error
+        raise InputError(f"{path} is damaged: {error}", hint) from error
     parts = ("config", "inputs", "outputs", "facts")
     if not has_mappings(manifest, parts) or manifest.get("schema") != MANIFEST_SCHEMA:
-        raise InputError(f"{path} is not a kdedge manifest of schema {MANIFEST_SCHEMA}", command)
+        raise InputError(f"{path} is not a kdedge manifest of schema {MANIFEST_SCHEMA}", hint)
     return dict(manifest)
 
 
@@ -74,7 +74,7 @@ def check_finished(directory: Path) -> dict[str, Any]:
     if damage := output_damage(directory, manifest):
         raise InputError(
             f"{directory / damage} since stage {directory.name} wrote it",
-            f"run `kdedge {directory.name} --out {directory.parent}` to repeat it",
+            f"run `{command(directory.name, '--out', directory.parent)}` to repeat it",
         )
     return manifest
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdedge.errors import InputError
+from kdedge.errors import InputError, command
 from kdedge.files import disk_errors, read_json, write_json
 from kdedge.manifest import git_commit, has_mappings, versions
 from kdedge.ownership import WANTED, partial_dir, remove_marked
@@ -50,11 +50,11 @@ def prepare_partial(partial: Path, wanted: Mapping[str, Any], *, force: bool) ->
             changed = changes(unfinished, wanted)
             if changed and all(key.startswith("config runtime.") for key in changed):
                 names = ", ".join(key.removeprefix("config runtime.") for key in changed)
+                stage = partial.name[1:].removesuffix(".partial")
                 raise InputError(
                     f"{partial} has unfinished work made with another {names}; continuing would change its bits",
                     "run with the same --threads, --precision, --device and processes on the same kind of CPU, "
-                    f"or start the stage over: `kdedge {partial.name[1:].removesuffix('.partial')} "
-                    f"--out {partial.parent} --force`",
+                    f"or start the stage over: `{command(stage, '--out', partial.parent, '--force')}`",
                 )
             log(f"starting over: changed since the interrupted run: {', '.join(changed[:4])}")
         remove_marked(partial, WANTED)

@@ -41,6 +41,7 @@ BANNED = {
 
 
 IN_CODE = {
+    r"`kdedge [^`{]*(--[a-z-]+|verify|predict) \{": "kdedge.errors.command, which quotes paths with blanks",
     r"\b(gives|gave)\b": "returns, produces",
     r"\b(says|said|say|tells|tell|told|knows)\b": "reports, has, states",
     r"(^|[.:;] )What [^?]*$": "(subject first)",

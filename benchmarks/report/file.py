@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdedge.errors import InputError
+from kdedge.errors import InputError, command
 from kdedge.files import read_json
 from kdedge.progress import printable
 
@@ -268,7 +268,7 @@ def find_report(path: Path) -> Path:
         if file.is_file():
             return file
     if (path / "config.json").is_file():
-        raise InputError(f"the run {path} has no report yet", f"run `kdedge benchmark --out {path}` first")
+        raise InputError(f"the run {path} has no report yet", f"run `{command('benchmark', '--out', path)}` first")
     raise InputError(f"{path} has no {REPORT}", _HINT)
 
 

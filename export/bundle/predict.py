@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.benchmarks.session import open_model, run_model
-from kdedge.errors import InputError
+from kdedge.errors import InputError, command
 from kdedge.export.bundle.answers import answers
 from kdedge.export.bundle.predict_recordings import predict_recordings
 from kdedge.export.bundle.standalone import Classifier
@@ -79,7 +79,7 @@ def predict(
         raise InputError(
             f"the model in {bundle} takes {model.spec.words} and has {model.classes} classes; preprocessing.json has "
             f"{spec.words} and labels.txt {len(labels)} classes",
-            f"run `kdedge verify {bundle}`",
+            f"run `{command('verify', bundle)}`",
         )
     if spec.kind == "signal":
         yield from predict_recordings(model, labels, paths, top_k=top_k, failed=failed)
@@ -148,10 +148,10 @@ def read_bundle(bundle: Path) -> tuple[list[str], InputSpec]:
         ) from error
     except (AttributeError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(
-            f"labels.txt or preprocessing.json in {bundle} is damaged ({error})", f"run `kdedge verify {bundle}`"
+            f"labels.txt or preprocessing.json in {bundle} is damaged ({error})", f"run `{command('verify', bundle)}`"
         ) from error
     if not labels:
-        raise InputError(f"labels.txt in {bundle} is empty", f"run `kdedge verify {bundle}`")
+        raise InputError(f"labels.txt in {bundle} is empty", f"run `{command('verify', bundle)}`")
     return labels, spec
 
 

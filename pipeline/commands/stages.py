@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kdedge.errors import GateError, InputError
+from kdedge.errors import GateError, InputError, command
 from kdedge.pipeline.commands.flags import (
     BEGINNING,
     DEFAULT_OUT,
@@ -116,9 +116,8 @@ def run_all(config: Config, out: Path, tolerance: float, sign: Path | None, **ag
     made = out / "bundle"
     signer(made)
     example = "RECORDING.csv" if config.data.source.startswith(WINDOWS) else "IMAGE"
-    print(
-        f"bundle: {made}\n  kdedge verify --sha256 {_manifest_sha256(made)} {made}\n  kdedge predict {made} {example}"
-    )
+    verify = command("verify", "--sha256", _manifest_sha256(made), made)
+    print(f"bundle: {made}\n  {verify}\n  {command('predict', made, example)}")
 
 
 @app.command(help="Fetch the data set, check it and show its contents. Exit code 2: training cannot use it.")
@@ -257,7 +256,8 @@ def quantize(
         check_passed(gate, otherwise="; or ship it as not passed with --allow-undecided")
     measure_other(config, out, **again)
     made = out / "bundle"
-    print(f"{out / 'benchmark' / 'report.html'}\nbundle: {made}\n  kdedge verify {made}\n  kdedge predict {made} IMAGE")
+    print(f"{out / 'benchmark' / 'report.html'}\nbundle: {made}")
+    print(f"  {command('verify', made)}\n  {command('predict', made, 'IMAGE')}")
 
 
 @app.command(

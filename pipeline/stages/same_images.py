@@ -6,7 +6,7 @@ A model that kdedge did not train is bundled with the images that it was calibra
 from collections.abc import Collection
 from pathlib import Path
 
-from kdedge.errors import InputError
+from kdedge.errors import InputError, command
 from kdedge.manifest import load_manifest
 from kdedge.ownership import is_stage
 from kdedge.pipeline.config import Config
@@ -38,7 +38,7 @@ def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
             f"({source}) than --data {config.data.source} now has",
             "name its data set with --data, and its --image-size, --resize and --color, or "
             + (
-                f"train again: `kdedge run-all --data {config.data.source} --out {run_dir}`"
+                f"train again: `{command('run-all', '--data', config.data.source, '--out', run_dir)}`"
                 if trained
                 else "quantize the model again"
             ),

@@ -140,10 +140,12 @@ def test_a_report_that_is_not_there(tmp_path: Path) -> None:
         load_report(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"has no report\.json"):
         load_report(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
+    run_dir = tmp_path / "my run"
+    run_dir.mkdir()
+    (run_dir / "config.json").write_text("{}")
     with pytest.raises(InputError, match="has no report yet") as caught:
-        load_report(tmp_path)
-    assert caught.value.hint == f"run `kdedge benchmark --out {tmp_path}` first"
+        load_report(run_dir)
+    assert caught.value.hint == f"run `kdedge benchmark --out '{run_dir}'` first"
 
 
 def test_a_report_compared_with_itself_differs_in_nothing() -> None:
