@@ -6,6 +6,7 @@ Other models, and files that onnxruntime cannot read, raise an `InputError` with
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -185,9 +186,11 @@ def open_session(
         raise StageError(f"onnxruntime {ort.__version__} as installed has no {provider}", install_hint(provider))
     if provider in GPUS and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
+    utf8 = os.fsencode(path) == str(path).encode(errors="replace")
     start = time.perf_counter_ns()
     try:
-        session = ort.InferenceSession(path, options, providers=session_providers(provider, threads))
+        model = path if utf8 else path.read_bytes()  # onnxruntime takes no other paths
+        session = ort.InferenceSession(model, options, providers=session_providers(provider, threads))
     except onnxruntime_errors() as error:
         raise InputError(
             f"{path} ({path.stat().st_size:,} bytes) is not a usable ONNX model: {first_line(error)}",

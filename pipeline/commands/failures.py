@@ -55,6 +55,9 @@ class Commands(TyperGroup):
             command = error.ctx.command_path if error.ctx else "kdedge"
             show_error(error.format_message(), f"see `{command} --help`")
             code = error.exit_code
+        except OSError as error:  # of a help text; commands report their own
+            show_error(f"system error: {error}")
+            code = 1
         if not code:
             distributed.dismiss()
         distributed.leave(code or 0)

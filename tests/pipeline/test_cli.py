@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +154,19 @@ def test_what_the_system_refuses_without_a_path_is_no_bad_input(tmp_path, monkey
     result = invoke("run-all", "--data", "sample", "--out", tmp_path / "run")
     assert result.exit_code == 1
     assert result.stderr == "error: system error: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize("command", ["--help", "gate --plan"])
+def test_a_full_disk_under_the_output_is_one_line(command):
+    line = f'"$1" -m kdedge {command} > /dev/full'
+    done = subprocess.run(["sh", "-c", line, "sh", sys.executable], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: system error: [Errno 28] No space left on device\n")
+
+
+def test_a_bundle_in_a_folder_whose_name_is_not_utf8(tmp_path):
+    bundle = shutil.copytree(BUNDLE, tmp_path / os.fsdecode(b"odd \xff"))
+    done = subprocess.run([sys.executable, "-m", "kdedge", "verify", bundle], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_text_that_the_encoding_of_the_output_lacks_is_escaped():
