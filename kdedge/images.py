@@ -181,12 +181,14 @@ class Overview:
         size: Width and height in pixels.
         mode: Pillow's name of the pixel format, such as ``L`` (grey) or ``RGB``.
         transparent: Whether it has transparency.
+        several_frames: Whether it has more frames or pages than the first, which is used.
         thumbnail: The picture as RGB, ``[height, width, 3]`` uint8.
     """
 
     size: tuple[int, int]
     mode: str
     transparent: bool
+    several_frames: bool
     thumbnail: NDArray[np.uint8]
 
 
@@ -201,7 +203,7 @@ def overview(path: ImageSource, size: tuple[int, int]) -> Overview:
         UnreadableImageError: As `read_image`.
     """
     with _opened(path) as image, _turn(image):
-        seen = (image.size, image.mode, image.has_transparency_data)
+        seen = (image.size, image.mode, image.has_transparency_data, _several_frames(image))
         image.draft(None, (4 * size[0], 4 * size[1]))
         return Overview(*seen, _thumbnail(_to_rgb(image, path), size))
 
@@ -209,7 +211,14 @@ def overview(path: ImageSource, size: tuple[int, int]) -> Overview:
 def overview_pixels(pixels: NDArray[np.uint8], size: tuple[int, int]) -> Overview:
     """Return the contents of a decoded image, see `overview` and `image_of`."""
     image = image_of(pixels)
-    return Overview(image.size, image.mode, False, _thumbnail(image.convert("RGB"), size))
+    return Overview(image.size, image.mode, False, False, _thumbnail(image.convert("RGB"), size))
+
+
+def _several_frames(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # a damaged second frame, which is not used
+        return True
 
 
 def _thumbnail(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:

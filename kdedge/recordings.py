@@ -17,6 +17,7 @@ from kdedge.inputs import RATE_TOLERANCE, InputSpec
 __all__ = ["Recording", "Table", "cut", "read_csv", "recording_of", "window_starts"]
 
 EXPECTED = "expected a CSV file with a row per instant and a column per channel, and optionally a header and a time"
+_NOT_A_CHANNEL = "; remove a column that is not a channel, or name it with --groups"
 # The name of a time column, and its unit: seconds without one.
 _TIME = re.compile(r"(?:time|t|timestamp|seconds?|secs?)(?:[ _]?[(\[]?(s|sec|seconds|ms|us|µs|ns)[)\]]?)?")
 _SECONDS = {"ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
@@ -53,7 +54,9 @@ class Table:
         if not np.isfinite(values).all():
             row = int(np.flatnonzero(~np.isfinite(values))[0])
             name = self.names[column] if self.names else f"column {column + 1}"
-            raise self.problem(row, f"{name} is {cells[row] or 'empty'!r}, expected a finite number")
+            error = self.problem(row, f"{name} is {cells[row] or 'empty'!r}, expected a finite number")
+            error.hint += _NOT_A_CHANNEL
+            raise error
         return values
 
     def problem(self, row: int, what: str) -> InputError:

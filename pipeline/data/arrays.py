@@ -167,12 +167,12 @@ def list_arrays(file: Path) -> Listed:
     if "group" in keys:
         group_keys["train"] = "group"
     known = {*group_keys.values(), *(letter + suffix for suffix in suffixes.values() for letter in "xy")}
-    if unused := [key for key in keys if key not in known]:
-        log_once(f"{file}: ignoring the arrays {', '.join(unused)}")
     labels = {part: read_texts(file, f"y{suffix}") for part, suffix in suffixes.items() if f"y{suffix}" in keys}
     images = {part: _array(file, f"x{suffix}") for part, suffix in suffixes.items() if f"x{suffix}" in keys}
     if not labels.keys() & {"train", "test"} or labels.keys() != images.keys():
         raise InputError(f"{file} has the arrays {', '.join(keys) or '(none)'}", _EXPECTED)
+    if unused := [key for key in keys if key not in known]:
+        log_once(f"{file}: ignoring the arrays {', '.join(unused)}")
     groups = {part: read_texts(file, key) for part, key in group_keys.items() if part in labels}
     _check_groups(file, groups, group_keys)
     if "train" not in labels:

@@ -135,9 +135,10 @@ def list_classes(root: Path, base: Path) -> tuple[list[str], list[Item], LeftOut
         )
         if not files:
             unused = ", but " + ", ".join(f"{count} {kind}" for kind, count in others.items()) if others else ""
+            sensor = f"for recordings of a sensor, --data windows:{base}; otherwise " * any(folder.rglob("*.csv"))
             raise InputError(
                 f"the class folder {folder} is empty: it has no image ({', '.join(sorted(EXTENSIONS))}){unused}",
-                "add images or remove that folder; " + LAYOUT,
+                f"{sensor}add images or remove that folder; {LAYOUT}",
             )
         items += [Item(base, names.index(name), path.relative_to(base).as_posix()) for path in files]
         left_out.update({(name, kind): count for kind, count in others.items()})

@@ -17,21 +17,24 @@ from numpy.typing import NDArray
 from kdedge.dataset import Dataset, Split
 from kdedge.image_cache import IN_MEMORY
 from kdedge.images import Overview, UnreadableImageError, overview_pixels
+from kdedge.images import unreadable as unreadable_images
 from kdedge.pipeline.data.duplicates import COPIES, THUMBNAIL, find_copies, near_pairs, same, union
 from kdedge.pipeline.data.items import labels_of
 from kdedge.pipeline.data.user_images import UserImages
 from kdedge.thread_pool import for_each
 
-__all__ = ["Inspection", "inspect", "pixel_facts", "sample", "size_hint", "sizes_of", "training_labels"]
+__all__ = ["Inspection", "inspect", "pixel_facts", "range_hint", "sample", "size_hint", "sizes_of", "training_labels"]
 
 _MOST_SAMPLED = 2000
 _LEAST_OF_A_CLASS = 10  # in the sample, where there are that many
+_LEAST_TO_DIVIDE = 2  # images of a class, for training and validation
 _MOST_COMPARED = 60_000  # images: the time grows with the square
 # Images with a near copy in another class, above which the pictures are too much alike to find copies.
 _LOOK_ALIKE, _LOOK_ALIKE_SHARE = 20, 0.01
 _MOST_EXAMPLES = 20
 _MOST_COLOR = 8  # difference between the channels of a grey image: JPEG adds some
 _MOST_SIZE = 512  # pixels, of --image-size
+_DARK = 64  # of 255: images without a brighter pixel lose most of their grey levels
 _LEAST_SPREAD = 2.0  # standard deviation of a channel that is not constant
 
 
@@ -42,7 +45,8 @@ class Inspection:
     Attributes:
         dataset: The data set without the files that cannot be read.
         unreadable: Those files.
-        files: ``sizes``, ``modes`` and ``transparent`` of the files; empty for a data set of arrays.
+        files: ``sizes``, ``modes``, ``transparent`` and ``several_frames`` of the files; empty for
+            arrays.
         duplicates: Images with the same bytes or pixels, see `_copies`.
         near_duplicates: Other images with the same picture.
     """
@@ -77,13 +81,16 @@ def _inspect_files(folder: UserImages) -> Inspection:
     found = [seen[index] for index in sorted(seen)]
     unreadable = tuple(errors[index] for index in sorted(errors))
     folder = folder.without(errors)
+    learned = labels_of(folder.train_items + folder.val_items)
+    if errors and np.bincount(learned, minlength=len(folder.class_names)).min() < _LEAST_TO_DIVIDE:
+        raise unreadable_images(unreadable)
     files = {
         "sizes": sizes_of(found),
         "modes": dict(Counter(image.mode for image in found).most_common()),
         "transparent": sum(image.transparent for image in found),
+        "several_frames": sum(image.several_frames for image in found),
     }
-    learned = len(folder.train_items) + len(folder.val_items)
-    labels, test = labels_of(folder.items), np.arange(len(folder.items)) >= learned
+    labels, test = labels_of(folder.items), np.arange(len(folder.items)) >= len(learned)
     names = [folder.file_name(index) for index in range(len(folder.items))]
     digests = [item.digest() for item in folder.items]
     return Inspection(folder, unreadable, files, *_copies(digests, [i.thumbnail for i in found], labels, test, names))
@@ -176,12 +183,18 @@ def size_hint(median: Sequence[int], size: int) -> str:
     return ": a larger --image-size keeps more detail" if 2 * size <= min(*median, _MOST_SIZE) else ""
 
 
+def range_hint(largest: int) -> str:
+    """Return advice on images whose largest value is far from 255, such as 12 bits in a 16-bit file; empty: none."""
+    return f"no value above {largest} of 255: scale the files to the range of their format" if largest < _DARK else ""
+
+
 def pixel_facts(split: Split) -> dict[str, Any]:
     """Return statistics of decoded images.
 
     Returns:
         ``images``: their number; ``grey`` and ``blank``: the number of images without color and of images of one
-        color; ``mean`` and ``std`` of each channel, 0 to 255; ``constant_channels``: the channels that hardly vary.
+        color; ``mean`` and ``std`` of each channel, 0 to 255; ``largest``: the largest value; ``constant_channels``:
+        the channels that hardly vary.
     """
     images, grey, blank = split.images, 0, 0
     for image in images:
@@ -195,5 +208,6 @@ def pixel_facts(split: Split) -> dict[str, Any]:
         "blank": blank,
         "mean": [round(float(value), 1) for value in mean],
         "std": [round(float(value), 1) for value in std],
+        "largest": int(images.max()),
         "constant_channels": constant,
     }

@@ -1,17 +1,27 @@
 """Summary of a data set: plain data for `kdedge data`, and one line with which `run-all` begins."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdedge.benchmarks.gate import images_to_pass
+from kdedge.benchmarks.grouped import sampling_of
 from kdedge.benchmarks.options import BenchmarkConfig
 from kdedge.dataset import Dataset, Split, split_train_val
-from kdedge.images import unreadable
-from kdedge.pipeline.data.inspection import inspect, pixel_facts, sample, size_hint, sizes_of, training_labels
+from kdedge.pipeline.data.inspection import (
+    inspect,
+    pixel_facts,
+    range_hint,
+    sample,
+    size_hint,
+    sizes_of,
+    training_labels,
+)
+from kdedge.pipeline.data.items import Item, groups_of
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import find_dataset
 from kdedge.pipeline.data.user_images import UserImages
@@ -20,7 +30,6 @@ from kdedge.pipeline.data.windows.summary import short_summary_of_windows, summa
 
 __all__ = ["short_summary", "summarise"]
 
-_LEAST_OF_A_CLASS = 2  # images that can be divided into training and validation
 _FEW, _FEWER = 200, 50  # images whose color and whose size the short summary looks at
 _LIKELY_CHANGED = 0.01  # share of the images on which exactly one of FP32 and INT8 is right
 _POWER = 0.8  # probability that the gate passes a model without a loss
@@ -40,13 +49,12 @@ def summarise(config: DataConfig) -> tuple[dict[str, Any], Split]:
     if isinstance(found, Windows):
         facts = summarise_windows(found)
         counts = [row["train"] for row in facts["per_class"]]
-        return facts | _class_sizes(found.class_names, counts) | {"gate": _gate()}, found.parts["train"]
+        gate = {"gate": _gate(found.parts["test"].groups)}
+        return facts | _class_sizes(found.class_names, counts) | gate, found.parts["train"]
     inspection = inspect(found)
     dataset, errors = inspection.dataset, inspection.unreadable
     names = dataset.class_names
     whole = dataset.undecoded()
-    if errors and np.bincount(whole.labels, minlength=len(names)).min() < _LEAST_OF_A_CLASS:
-        raise unreadable(errors)
     train, val = split_train_val(whole, config.val_fraction, config.train_size)
     train_counts, val_counts = (np.bincount(part.labels, minlength=len(names)).tolist() for part in (train, val))
     test_counts = dataset.test_counts()
@@ -76,13 +84,14 @@ def summarise(config: DataConfig) -> tuple[dict[str, Any], Split]:
         "duplicates": inspection.duplicates,
         "near_duplicates": inspection.near_duplicates,
         "pixels": pixel_facts(shown),
-        "gate": _gate(),
+        "gate": _gate(groups_of(dataset.test_items) if isinstance(dataset, UserImages) else None),
         "defaults": _defaults(shown),
     }
     if inspection.files:
         files = inspection.files
-        summary |= {"source_sizes": files["sizes"], "modes": files["modes"], "transparent": files["transparent"]}
+        summary |= {"source_sizes": files["sizes"], **{key: files[key] for key in files if key != "sizes"}}
     if isinstance(dataset, UserImages):
+        summary |= _groups({"train": dataset.train_items, "val": dataset.val_items, "test": dataset.test_items})
         dataset.warn_duplicates()
     return summary, shown
 
@@ -105,6 +114,8 @@ def short_summary(dataset: Dataset) -> str:
         f"smallest class {names[counts.argmin()]} with {counts.min():,}",
         "one grey channel" if dataset.spec.grey else "grey" if few["grey"] == few["images"] else "color",
     ]
+    if hint := range_hint(few["largest"]):
+        parts.append(hint)
     if isinstance(dataset, UserImages):
         parts.append(f"{dataset.duplicates()['test_copies']:,} test images are copies of training images")
         items, size = dataset.train_items, dataset.spec.size
@@ -124,14 +135,24 @@ def _class_sizes(names: Sequence[str], counts: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _gate() -> dict[str, Any]:
-    """Return the number of independent test images or windows that the gate needs."""
+def _groups(parts: Mapping[str, Sequence[Item]]) -> dict[str, Any]:
+    """Return the number of groups of each part if an image has one; those without count as a group each."""
+    if not any(item.group for items in parts.values() for item in items):
+        return {}
+    names = {part: {item.group or index for index, item in enumerate(items)} for part, items in parts.items()}
+    return {"groups": {part: len(found) for part, found in names.items()}}
+
+
+def _gate(groups: NDArray[np.str_] | None) -> dict[str, Any]:
+    """Return the number of independent test images or windows that the gate needs, and whether groups are too few."""
     limit_pp = BenchmarkConfig().limit_pp
+    every = np.ones(0 if groups is None else len(groups), bool)
     return {
         "limit_pp": limit_pp,
         "least_test_images": images_to_pass(limit_pp, discordance=0, power=_POWER),
         "likely_changed_pct": 100 * _LIKELY_CHANGED,
         "likely_test_images": images_to_pass(limit_pp, discordance=_LIKELY_CHANGED, power=_POWER),
+        "too_few_groups": sampling_of(every, every, groups).too_few,
     }
 
 

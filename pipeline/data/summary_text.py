@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from kdedge.benchmarks.grouped import FEWEST_GROUPS
 from kdedge.dataset import Split
 from kdedge.files import disk_errors, write_atomic
 from kdedge.images import image_of
 from kdedge.ownership import holds_nothing, not_ours
 from kdedge.pipeline.data.duplicates import COPIES
-from kdedge.pipeline.data.inspection import size_hint
-from kdedge.pipeline.data.windows.summary import channel_colors, window_findings, window_sheet
+from kdedge.pipeline.data.inspection import range_hint, size_hint
+from kdedge.pipeline.data.windows.summary import channel_colors, group_counts, window_findings, window_sheet
 from kdedge.progress import printable
 from kdedge.templates import load_template, picture_url
 
@@ -44,6 +45,7 @@ def findings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("class sizes", _balance(summary)),
         ("image sizes", _sizes(summary)),
+        *([("groups", group_counts(summary["groups"]))] if "groups" in summary else []),
         *([("file modes", _modes(summary))] if "modes" in summary else []),
         ("pixels", _pixels(summary["pixels"])),
         ("exact copies", _copies(summary)),
@@ -161,8 +163,9 @@ def _balance(summary: Mapping[str, Any]) -> str:
     if small["train"] == large["train"]:
         return f"all classes have {small['train']:,} training {_unit(summary)}s"
     advice = "; if rare classes matter, try --balance sampler and --metric balanced"
+    units = f"training {_unit(summary)}" + "s" * (small["train"] != 1)
     return (
-        f"{small['class']} with {small['train']:,} training {_unit(summary)}s; the largest, {large['class']}, has "
+        f"{small['class']} with {small['train']:,} {units}; the largest, {large['class']}, has "
         f"{large['train']:,} ({summary['imbalance']:g} times as many){advice * (summary['imbalance'] >= _UNEQUAL)}"
     )
 
@@ -177,13 +180,17 @@ def _sizes(summary: Mapping[str, Any]) -> str:
 
 def _modes(summary: Mapping[str, Any]) -> str:
     modes = ", ".join(f"{count:,} {mode}" for mode, count in summary["modes"].items())
-    return f"{modes}; {summary['transparent']:,} with transparency" + (" (white)" if summary["transparent"] else "")
+    frames = f"; {n:,} with several frames, of which the first is used" if (n := summary["several_frames"]) else ""
+    white = " (white)" if summary["transparent"] else ""
+    return f"{modes}; {summary['transparent']:,} with transparency{white}{frames}"
 
 
 def _pixels(pixels: Mapping[str, Any]) -> str:
     count = pixels["images"]
     color = {0: "all in color", count: "all grey"}.get(pixels["grey"], f"{pixels['grey']:,} grey")
     parts = [color] + ([f"{pixels['blank']:,} of one color"] if pixels["blank"] else [])
+    if hint := range_hint(pixels["largest"]):
+        parts.append(hint)
     if pixels["constant_channels"]:
         parts.append(f"{', '.join(pixels['constant_channels'])} almost constant")
     return f"{', '.join(parts)} (of {count:,} training images)"
@@ -223,6 +230,8 @@ def _left_out(left_out: Mapping[str, int]) -> str:
 def _gate(summary: Mapping[str, Any]) -> str:
     gate, groups = summary["gate"], summary.get("groups", {}).get("test", summary["test"])
     grouped = ", if all are independent: those of one group are not" if groups < summary["test"] else ""
+    if gate["too_few_groups"]:
+        grouped += f"; {FEWEST_GROUPS} test groups of equal size are needed, and there are {groups:,}"
     return (
         f"{summary['test']:,} test {_unit(summary)}s; a limit of {gate['limit_pp']:g} pp needs at least "
         f"{gate['least_test_images']:,}, and about {gate['likely_test_images']:,} if INT8 changes "

@@ -77,7 +77,8 @@ def _item(file: Path, row: _Row, names: list[str]) -> Item:
 def _rows(file: Path, header: list[str], cells: _Cells) -> Iterator[_Row]:
     """Yield the rows of a table and check each by itself."""
     if any(header.count(name) != 1 for name in _COLUMNS[:2]) or any(header.count(name) > 1 for name in _COLUMNS):
-        raise InputError(f"{file} has the columns {', '.join(header) or '(none)'}", _EXPECTED)
+        sensor = "" if "path" in header else f"for recordings of a sensor, --data windows:{file}; otherwise "
+        raise InputError(f"{file} has the columns {', '.join(header) or '(none)'}", sensor + _EXPECTED)
     if unused := [name for name in header if name not in _COLUMNS]:
         log_once(f"{file}: ignoring the columns {', '.join(unused)}")
     places = [header.index(name) if name in header else None for name in _COLUMNS]

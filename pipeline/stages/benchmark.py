@@ -178,8 +178,9 @@ def _warn_few_groups(dataset: Dataset, groups: npt.NDArray[np.str_] | None) -> N
     right = np.ones(0 if groups is None else len(groups), bool)
     sampling = sampling_of(right, right, groups)
     if sampling.too_few:
+        counted = "group, which counts" if sampling.groups == 1 else "groups, which count"
         warn_once(
-            f"{dataset.name}: the test part has {sampling.groups} groups, which count as {sampling.equal_groups:.1f} "
+            f"{dataset.name}: the test part has {sampling.groups} {counted} as {sampling.equal_groups:.1f} "
             f"of equal size; the gate needs at least {FEWEST_GROUPS} to pass"
         )
 

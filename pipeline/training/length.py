@@ -77,8 +77,9 @@ def fit_to_images(settings: SettingsT, train: Split, title: str, loaded: bool, r
         flip=flip,
     )
     mirrored = "" if train.signal else f", images are {'' if flip else 'not '}mirrored"
+    epoch = "epoch" if settings.epochs == 1 else "epochs"
     log(
-        f"{title}: {settings.epochs} epochs of {images // size} steps with {size} {train.spec.unit}s, "
+        f"{title}: {settings.epochs} {epoch} of {images // size} steps with {size} {train.spec.unit}s, "
         f"peak rate {settings.lr:.4g}, {settings.augment} augmentation{mirrored}"
     )
     return settings

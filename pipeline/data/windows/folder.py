@@ -32,7 +32,9 @@ def open_recordings(config: DataConfig, root: Path) -> Source:
         for file in _recordings(folder)
     ]
     if not files:
-        raise InputError(f"{root} has no recordings", LAYOUT)
+        loose = _recordings(root)
+        found = f"no class folders, but recordings such as {loose[0].name}" if loose else "no recordings"
+        raise InputError(f"{root} has {found}", f"{LAYOUT}, or one file with the columns id and label")
     series, recordings = [], []
     with track("reading recordings", len(files)) as progress:
         for part, folder, file in files:

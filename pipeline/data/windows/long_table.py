@@ -15,7 +15,10 @@ from kdedge.recordings import Table, read_csv, recording_of
 
 __all__ = ["open_long_table"]
 
-_EXPECTED = "expected the columns id, label and one per channel, and optionally a time, split and the one of --groups"
+_EXPECTED = (
+    "expected the columns id (of the recording), label and one per channel, and optionally a time, split and the one "
+    "of --groups"
+)
 
 
 def open_long_table(config: DataConfig, file: Path) -> Source:

@@ -12,7 +12,14 @@ from kdedge.inputs import InputSpec
 from kdedge.pipeline.data.duplicates import COPIES, find_copies, same
 from kdedge.pipeline.data.windows.dataset import Windows
 
-__all__ = ["channel_colors", "short_summary_of_windows", "summarise_windows", "window_findings", "window_sheet"]
+__all__ = [
+    "channel_colors",
+    "group_counts",
+    "short_summary_of_windows",
+    "summarise_windows",
+    "window_findings",
+    "window_sheet",
+]
 
 _CONSTANT = 1e-3  # standard deviation of a channel relative to its largest value, below which it hardly varies
 _AT_LIMIT_PCT = 1.0  # of the samples at the smallest or largest value, from which a channel is called clipped
@@ -80,9 +87,14 @@ def window_findings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("windows", f"{spec['window']} samples{rate}"),
         *([("recordings", f"{summary['recordings']:,} of {lengths}")] if rows else []),
-        ("groups", f"{groups['train']:,} training, {groups['val']:,} validation and {groups['test']:,} test groups"),
+        ("groups", group_counts(groups)),
         *((f"channel {row['channel']}", _channel_text(row)) for row in summary["channels"]),
     ]
+
+
+def group_counts(groups: Mapping[str, int]) -> str:
+    """Return the numbers of groups of the parts as text."""
+    return f"{groups['train']:,} training, {groups['val']:,} validation and {groups['test']:,} test groups"
 
 
 def channel_colors(channels: Sequence[str]) -> list[tuple[str, str]]:

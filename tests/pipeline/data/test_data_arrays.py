@@ -187,10 +187,13 @@ def test_train_reads_no_array_of_test_images(tmp_path: Path) -> None:
         ({"x": PIXELS[:6], "y": [0, 0, 0, 0, 1, 1]}, "the class 1 of .*my.npz has 2 images, too few to divide"),
     ],
 )  # fmt: skip
-def test_mistakes_are_named(tmp_path: Path, arrays: dict[str, object], message: str) -> None:
+def test_mistakes_are_named(
+    tmp_path: Path, arrays: dict[str, object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(InputError, match=message) as caught:
         opened(tmp_path, **arrays)
     assert caught.value.hint
+    assert "ignoring" not in capsys.readouterr().err
 
 
 def test_files_that_are_missing_damaged_or_changed(tmp_path: Path) -> None:

@@ -165,7 +165,11 @@ def test_empty_class_folder(tmp_path: Path) -> None:
     (tmp_path / "c" / "notes.txt").write_text("still no image")
     failure(tmp_path, r"class folder .*c is empty: it has no image \([^)]*\)$")
     (tmp_path / "c" / "0.heic").write_text("not read")
-    failure(tmp_path, "class folder .*c is empty: .*, but 1 .heic")
+    assert "windows:" not in failure(tmp_path, "class folder .*c is empty: .*, but 1 .heic").hint
+    (tmp_path / "c" / "person").mkdir()
+    (tmp_path / "c" / "person" / "walk.csv").write_text("1,2")
+    hint = failure(tmp_path, "class folder .*c is empty").hint
+    assert hint.startswith(f"for recordings of a sensor, --data windows:{tmp_path}; otherwise add images")
 
 
 def test_one_level_too_deep(tmp_path: Path) -> None:

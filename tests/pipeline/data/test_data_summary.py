@@ -73,6 +73,7 @@ def test_json_line(tree: Path) -> None:
     assert facts["near_duplicates"]["in_two_classes"] == 0  # blank images are like each other
     assert facts["gate"] == {
         "limit_pp": 0.5, "least_test_images": 765, "likely_changed_pct": 1, "likely_test_images": 3468,
+        "too_few_groups": False,
     }  # fmt: skip
     shown = " ".join(done.stderr.split())
     assert "images have copies in another class" in shown
@@ -200,6 +201,48 @@ def test_a_constant_channel_is_named(split: Path) -> None:
     assert "blue almost constant" in dict(findings(facts))["pixels"]
 
 
+def test_images_without_bright_pixels_get_advice(split: Path) -> None:
+    """As files of 16 bits with values of 12 bits, of which only the high byte is used."""
+    for path in split.glob("*/*/*.png"):
+        Image.fromarray(np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16).save(path)
+    advice = "no value above 15 of 255: scale the files to the range of their format"
+    assert advice in dict(findings(facts_of(split)))["pixels"]
+    assert advice in short_summary(open_dataset(DataConfig(source=f"folder:{split}", image_size=16)))
+
+
+def test_files_with_several_frames_are_counted(split: Path) -> None:
+    scene(1).save(split / "train" / "cat" / "a.tif", save_all=True, append_images=[scene(2)])
+    scene(3).save(split / "train" / "dog" / "b.gif", save_all=True, append_images=[scene(4)])
+    scene(5).save(split / "train" / "dog" / "c.tif")
+    facts = facts_of(split)
+    assert facts["several_frames"] == 2
+    assert dict(findings(facts))["file modes"].endswith("2 with several frames, of which the first is used")
+
+
+def test_files_of_which_none_can_be_read_are_named(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for index in range(5):
+            Image.fromarray(np.full((16, 16), index, np.float32)).save(tmp_path / name / f"{index}.tif")
+    done = data(tmp_path)
+    assert done.exit_code == 2
+    assert "floating-point pixels have no known range" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(("groups", "enough"), [(40, True), (12, False)])
+def test_groups_are_counted_and_too_few_of_them_named(groups: int, enough: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (80, 16, 16, 3), np.uint8), np.arange(80) % 2
+    np.savez(tmp_path / "my.npz", x=images, y=labels, group=np.arange(80) % groups)
+    facts = summarise(DataConfig(source=str(tmp_path / "my.npz"), image_size=16))[0]
+    assert sum(facts["groups"].values()) == groups
+    shown = dict(findings(facts))
+    assert shown["groups"].endswith(f"{facts['groups']['test']} test groups")
+    needed = f"; 5 test groups of equal size are needed, and there are {facts['groups']['test']}"
+    assert shown["gate"].endswith(needed) is not enough
+    assert "those of one group are not" in shown["gate"]
+
+
 def test_without_pytorch_the_defaults_are_unknown(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summary, "find_spec", lambda _: None)
     assert dict(findings(facts_of(tree)))["defaults"] == "unknown: PyTorch is not installed"
@@ -276,3 +319,5 @@ def test_very_unequal_classes_get_advice() -> None:
     few = {"smallest_class": {"class": "rare", "train": 5}, "largest_class": {"class": "common", "train": 40}}
     assert _balance({**few, "imbalance": 8.0}).endswith("has 40 (8 times as many)")
     assert _balance({**few, "imbalance": 10.0}).endswith("try --balance sampler and --metric balanced")
+    one = {**few, "smallest_class": {"class": "rare", "train": 1}, "imbalance": 40.0}
+    assert _balance(one).startswith("rare with 1 training image; ")

@@ -94,8 +94,19 @@ def test_a_long_table_is_the_same_data(folder, tmp_path):
     with_subject = write_long(tmp_path / "b.csv", folder, subject=True)
     by_subject = opened(with_subject, window=64, groups="subject")
     assert sum(len({*split.groups.tolist()}) for split in parts_of(by_subject).values()) == 6
-    with pytest.raises(InputError, match=r"row 2 of .*b.csv: subject is 'fast0', expected a finite number"):
+    with pytest.raises(InputError, match=r"row 2 of .*b.csv: subject is 'fast0', expected a finite number") as caught:
         opened(with_subject, window=64)
+    assert caught.value.hint.endswith("remove a column that is not a channel, or name it with --groups")
+
+
+def test_recordings_outside_class_folders_and_without_the_prefix_are_named(folder, tmp_path):
+    write_long(tmp_path / "loose.csv", folder, subject=False)
+    with pytest.raises(InputError, match=r"no class folders, but recordings such as loose\.csv") as caught:
+        opened(tmp_path)
+    assert "or one file with the columns id and label" in caught.value.hint
+    with pytest.raises(InputError, match="has the columns id, time") as caught:
+        find_dataset(DataConfig(source=str(tmp_path / "loose.csv")))
+    assert caught.value.hint.startswith(f"for recordings of a sensor, --data windows:{tmp_path / 'loose.csv'}")
 
 
 def test_given_parts_and_groups_by_folder(tmp_path):
