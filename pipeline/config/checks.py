@@ -70,8 +70,6 @@ def conflicts(data: "DataConfig", distill: "DistillConfig", flags: Flags = RUN_F
         found.append(f"--color grey is for images of your own, not for --data {data.source}")
     if distill.augment == "none" and distill.flip:
         found.append("--augment none mirrors no images: leave out --flip, or use --augment light")
-    if distill.views and distill.augment in ("standard", "strong"):
-        found.append(f"--views repeats shifts and flips; --augment {distill.augment} has others: leave out one of them")
     found += _signal_conflicts(data, distill) if data.source.startswith(WINDOWS) else _image_conflicts(data, distill)
     if "," in distill.student:
         if not flags.several_students:

@@ -163,13 +163,6 @@ class DistillConfig:
         flag="--augment",
         choices=tuple(AUGMENT_LEVELS),
     )
-    views: int = option(
-        0,
-        "Augmented views of each image, which repeat after as many epochs (0 = a new one in every epoch). The teacher "
-        "computes the logits of each view once, so few views make long trainings cheaper.",
-        flag="--views",
-        least=0,
-    )
     shift: int = option(2, "Random shift in pixels or samples, with --augment light.", flag="--shift", least=0, most=16)
     flip: bool | None = option(
         None,

@@ -115,7 +115,6 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         bool(settings.flip),
         settings.augment,
         config.training.balance,
-        settings.views,
     )
     student, weights, pruned = start_student(student, config, dataset.spec, batches)
 

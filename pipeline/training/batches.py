@@ -102,7 +102,6 @@ class Batches:
         flip: Whether half of the images are flipped.
         augment: A level of `kdedge.pipeline.training.options.AUGMENT_LEVELS`. Only ``light`` has shifts.
         balance: ``sampler``: an epoch shows all classes equally often; ``loss``: the loss weighs them equally.
-        views: Augmented views of each image, which repeat after as many epochs (0: a new one in every epoch).
     """
 
     split: Split
@@ -113,7 +112,6 @@ class Batches:
     flip: bool = True
     augment: str = "light"
     balance: str = "none"
-    views: int = 0
 
     def __post_init__(self) -> None:
         """Leave out the shifts of other levels than ``light``."""
@@ -150,7 +148,6 @@ class Batches:
         """Yield the batches of one epoch, or the same part of each."""
         images, labels, spec = self.split.images, torch.from_numpy(self.split.labels), self.split.spec
         rng = np.random.default_rng([self.seed, epoch])
-        view = epoch % self.views if self.views else epoch
         if self.balance == "sampler":
             order, rounds = balanced_order(self.split.labels, rng)
         else:
@@ -164,11 +161,11 @@ class Batches:
             if self.device.type == "cuda":
                 taken = taken.pin_memory().to(self.device, non_blocking=True)  # pinned: an asynchronous copy
             if spec.kind == "signal":
-                chosen = choose_signal_augmentations(drawn_for, epoch=view, shift=self.shift)
+                chosen = choose_signal_augmentations(drawn_for, epoch=epoch, shift=self.shift)
                 chosen = chosen if self.augment == "light" else np.zeros_like(chosen)
             else:
                 flip = self.flip and self.augment == "light"
-                chosen = choose_augmentations(drawn_for, epoch=view, shift=self.shift, flip=flip)
+                chosen = choose_augmentations(drawn_for, epoch=epoch, shift=self.shift, flip=flip)
                 taken = augment(taken, chosen, shift=self.shift)
             numbers = dataset_indices * self.augmentations_per_image + chosen
             known = labels[indices].to(self.device)

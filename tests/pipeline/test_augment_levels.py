@@ -150,13 +150,6 @@ def test_teacher_and_student_see_the_same_images_and_nothing_is_cached(config, f
     assert not list(tmp_path.rglob("*.logits"))
 
 
-@pytest.mark.parametrize("level", ["standard", "strong"])
-def test_views_that_repeat_are_refused_with_levels_that_have_none(level):
-    with pytest.raises(InputError, match=f"--views repeats shifts and flips; --augment {level} has others"):
-        build_config({"distill": {"augment": level, "views": 10}})
-    assert build_config({"distill": {"augment": "none", "views": 10}}).distill.views == 10
-
-
 def test_flips_without_augmentation_are_refused_and_not_chosen(folder_data, tmp_path):
     for option in ("--flip", "--teacher-flip"):
         level = option.replace("flip", "augment")

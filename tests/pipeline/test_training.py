@@ -41,18 +41,6 @@ def test_runs_of_other_seeds_and_sizes_see_the_same_view_of_an_image():
     assert [int(v) for v in seen[0]] != [int(v) for v in seen[1]]
 
 
-def test_views_repeat_after_as_many_epochs_in_another_order():
-    split = Split(images(20), np.arange(20) % 3)
-    batches = Batches(split, 5, seed=0, shift=2, device=CPU, views=3)
-    epochs = [np.concatenate([batch.augmentations for batch in batches.epoch(epoch)]) for epoch in range(5)]
-    fresh = Batches(split, 5, seed=0, shift=2, device=CPU)
-    assert [sorted(epoch) for epoch in epochs[3:]] == [sorted(epoch) for epoch in epochs[:2]]
-    assert epochs[3].tolist() != epochs[0].tolist()
-    assert len({tuple(sorted(epoch)) for epoch in epochs}) == 3
-    assert sorted(epochs[2]) == sorted(np.concatenate([batch.augmentations for batch in fresh.epoch(2)]))
-    assert sorted(epochs[3]) != sorted(np.concatenate([batch.augmentations for batch in fresh.epoch(3)]))
-
-
 def test_pixels_become_floats_in_0_to_1_channels_last():
     out = to_network(torch.from_numpy(images(2)), image_input(8), CPU)
     assert out.shape == (2, 3, 8, 8)
