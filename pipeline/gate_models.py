@@ -19,6 +19,7 @@ from kdedge.pipeline.data.items import Item, for_all, groups_of, labels_of
 from kdedge.pipeline.data.options import NAMES, DataConfig
 from kdedge.pipeline.data.sources import find_dataset, list_images
 from kdedge.pipeline.data.user_images import PART_IS
+from kdedge.progress import warn
 
 __all__ = ["pair_models"]
 
@@ -98,6 +99,11 @@ def _open_images(source: str) -> _Images:
             f"name the images to use: --data {items[0].path.parents[1]}" if part == "folder" else f"add test {part}",
         )
     items = listed.parts.get("test", items)
+    if not listed.divided:
+        warn(
+            f"{listed.root} has no test {PART_IS[listed.kind]}: all {len(items):,} images are used, so the verdict is "
+            "only valid if none of them was used in training"
+        )
     return _Images(listed.class_names, labels_of(items), lambda index, convert: items[index].convert(convert), items)
 
 

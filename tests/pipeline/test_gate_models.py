@@ -112,6 +112,9 @@ def test_swapped_models_are_refused():
 def test_a_folder_without_parts_is_used_whole(folder, tmp_path):
     model = colour_model(tmp_path / "model.onnx", kind=UINT8)
     assert gate(model, model, f"folder:{folder / 'train'}", "--limit-pp", 50)["images"] == 9
+    warned = " ".join(invoke(model, model, "--data", folder / "train").stderr.split())
+    assert "no test folder: all 9 images are used, so the verdict is only valid if none of them was used" in warned
+    assert "no test folder" not in invoke(model, model, "--data", folder).stderr
 
 
 def test_models_of_kdedge_get_images_as_in_training(tmp_path):
