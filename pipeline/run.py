@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from kdedge.errors import GateError, InputError
+from kdedge.errors import GateError, InputError, command
 from kdedge.files import read_json, write_json
 from kdedge.manifest import check_finished, load_manifest
 from kdedge.ownership import check_owned, is_stage, not_ours
@@ -46,6 +46,7 @@ def check_stages(names: tuple[str, ...], config: Config, run_dir: Path) -> None:
         for before in stage.reads:
             if before not in names:
                 check_finished(run_dir / before)
+                _check_current(run_dir, before)
     if not TRAINING_STAGES.isdisjoint(names):
         from kdedge.pipeline.training.device import check_threads
 
@@ -60,6 +61,26 @@ def check_stages(names: tuple[str, ...], config: Config, run_dir: Path) -> None:
     for stage in stages:
         if stage.check_data:
             stage.check_data(config, run_dir, names)
+
+
+def _check_current(run_dir: Path, stage: str) -> None:
+    """Check that a finished stage was made from the present results of the stages before it.
+
+    Raises:
+        InputError: A stage before it has another result now.
+    """
+    made_from = load_manifest(run_dir / stage)["inputs"]
+    for before in STAGES[stage].reads:
+        used = {name: digest for name, digest in made_from.items() if name.startswith(f"{before}/")}
+        if not used or not is_stage(run_dir / before, before):
+            continue
+        _check_current(run_dir, before)
+        outputs = load_manifest(run_dir / before)["outputs"]
+        if used != {f"{before}/{name}": digest for name, digest in outputs.items()}:
+            raise InputError(
+                f"{run_dir / stage} is of an earlier result of {run_dir / before}",
+                f"run `{command(stage, '--out', run_dir)}` first",
+            )
 
 
 def run_stages(

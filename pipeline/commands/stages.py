@@ -195,12 +195,13 @@ def _of_model(given: dict[str, Any], fields: Fields) -> Flags:
         if given["preprocessing"]:
             data.setdefault("resize", named(given["preprocessing"]).resize_mode)
         return RUN_FLAGS
+    if given["layout"]:  # of windows
+        fields.setdefault("data", {})["layout"] = given["layout"]
     flags = {
         "preprocessing": "--preprocessing",
         "mean": "--mean",
         "std": "--std",
         "scale": "--scale",
-        "layout": "--layout",
     }
     wrong = [flag for key, flag in flags.items() if given[key] not in ("", None)]
     for section in ("benchmark", "bundle"):
@@ -225,6 +226,7 @@ def _of_model(given: dict[str, Any], fields: Fields) -> Flags:
         *_OTHER_MODEL, "out", "data__source", "data__image_size", "data__resize", "quantize__calibration_images",
         "quantize__target", "benchmark__limit_pp", "benchmark__emulate", "bundle__allow_undecided",
     ),
+    without=("data__layout",),
     prepare=_of_model,
 )  # fmt: skip
 def quantize(

@@ -145,6 +145,35 @@ def test_an_interrupted_first_stage_resumes_with_its_precision(tmp_path):
     assert stages.recorded_runtime(tmp_path) == runtime
 
 
+def finished_stage(run_dir, name, outputs=None, inputs=None):
+    folder = run_dir / name
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = {
+        "schema": 1, "stage": name, "config": {}, "facts": {}, "inputs": inputs or {}, "outputs": outputs or {}
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_stage_whose_inputs_were_made_from_an_earlier_result_does_not_run(no_work, tmp_path):
+    run_dir = tmp_path / "my run"
+    weights = run_dir / "distill" / "student.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_text("first")
+    finished_stage(run_dir, "distill", {weights.name: file_sha256(weights)})
+    model = {"distill/student.safetensors": file_sha256(weights)}
+    finished_stage(run_dir, "export", inputs=model)
+    stages._check_current(run_dir, "export")
+    weights.write_text("second")
+    finished_stage(run_dir, "distill", {weights.name: file_sha256(weights)})
+    finished_stage(run_dir, "quantize")
+    for later in ("quantize", "benchmark"):
+        result = kdedge(later, "--data", "sample", "--out", run_dir, code=2)
+        error = " ".join(result.stderr.split())
+        assert f"{run_dir / 'export'} is of an earlier result of {run_dir / 'distill'}" in error
+        assert f"-> run `kdedge export --out '{run_dir}'` first" in error
+        finished_stage(run_dir, "teacher")
+
+
 def bundle(run_dir, name, passed, report="old"):
     folder = run_dir / name
     folder.mkdir(parents=True)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 from command_line import invoke
 from other_models import CLASSES, colour_net
@@ -108,6 +109,23 @@ def test_options_that_do_not_fit(tmp_path, images, options, message):
     result = invoke("quantize", path, "--data", images, "--out", tmp_path / "out", *options)
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
+
+
+def test_the_layout_of_a_model_that_does_not_show_it(tmp_path, images, monkeypatch):
+    path = colour_net(tmp_path / "net.onnx")
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "C"
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_param = "W"
+    onnx.save(model, path)
+    taken = []
+    monkeypatch.setattr(
+        "kdedge.pipeline.quantize_other.quantize_other",
+        lambda model, *_, **again: taken.append((model.layout, model.image_size)) or sys.exit(0),
+    )
+    command = ["quantize", path, "--preprocessing", "torchvision", "--data", images, "--out", tmp_path / "out"]
+    assert "the layout is not clear -> give --layout NCHW or" in " ".join(invoke(*command).output.split())
+    assert invoke(*command, "--layout", "nchw").exit_code == 0
+    assert taken == [("NCHW", 16)]
 
 
 def test_another_model_does_not_take_the_options_of_the_default_run(tmp_path, images, monkeypatch):
