@@ -81,7 +81,7 @@ def test_run_all_leaves_every_stage_with_exactly_its_files(finished, copied):
     bundle = run_dir / "bundle"
     sha256 = file_sha256(bundle / "manifest.json")
     assert f"kdedge verify --sha256 {sha256} {bundle}" in stdout
-    assert sha256 in kdedge("bundle", "--out", copied).stderr
+    assert sha256 in kdedge("bundle", "--out", copied, "--allow-undecided").stderr
     report = json.loads((run_dir / "benchmark" / "report.json").read_text())
     assert 0 < report["c"]["constant_bytes"] < report["size"]["int8_bytes"]
     assert "INT8 as C (`kdedge export-c`)" in (run_dir / "benchmark" / "report.md").read_text()
@@ -350,7 +350,8 @@ def test_what_is_compared_with_a_run_reruns_its_benchmark_alone(finished, copied
     assert "nothing to do" in kdedge(*command, "--compare-with", other).stderr
     # The other run was measured again.
     (other / "report.json").write_text((other / "report.json").read_text().replace('"seed": 0', '"seed": 1'))
-    assert "benchmark: running (changed: config beside)" in kdedge("benchmark", "--out", run_dir).stderr
+    result = kdedge("benchmark", "--out", run_dir, "--allow-undecided")
+    assert "benchmark: running (changed: config beside)" in result.stderr
 
 
 def test_what_cannot_be_compared_with_a_run_stops_it_before_it_trains(finished, copied, folder_data, tmp_path):
