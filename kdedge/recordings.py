@@ -17,7 +17,10 @@ from kdedge.inputs import RATE_TOLERANCE, InputSpec
 __all__ = ["Recording", "Table", "cut", "read_csv", "recording_of", "window_starts"]
 
 EXPECTED = "expected a CSV file with a row per instant and a column per channel, and optionally a header and a time"
-_NOT_A_CHANNEL = "; remove a column that is not a channel, or name it with --groups"
+_NUMBERS = (
+    "; every cell is a number with a decimal point, also the time (in seconds): remove other columns, or name one with "
+    "--groups"
+)
 # The name of a time column, and its unit: seconds without one.
 _TIME = re.compile(r"(?:time|t|timestamp|seconds?|secs?)(?:[ _]?[(\[]?(s|sec|seconds|ms|us|µs|ns)[)\]]?)?")
 _SECONDS = {"ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
@@ -55,7 +58,7 @@ class Table:
             row = int(np.flatnonzero(~np.isfinite(values))[0])
             name = self.names[column] if self.names else f"column {column + 1}"
             error = self.problem(row, f"{name} is {cells[row] or 'empty'!r}, expected a finite number")
-            error.hint += _NOT_A_CHANNEL
+            error.hint += _NUMBERS
             raise error
         return values
 
@@ -139,6 +142,11 @@ def read_csv(path: Path) -> Table:
     for row, line in zip(rows, lines, strict=True):
         if len(row) != width:
             raise InputError(f"row {line} of {path} has {len(row)} cells, expected {width}", EXPECTED)
+    if "" in names:
+        raise InputError(
+            f"column {names.index('') + 1} of {path} has no name: a row number would become a channel",
+            "name it if it is a channel, else remove it (pandas: `to_csv(path, index=False)`)",
+        )
     if len({*names}) != len(names):
         raise InputError(f"{path} has two columns of one name: {', '.join(names)}", EXPECTED)
     return Table(path, names, tuple(map(list, zip(*rows, strict=True))), lines)

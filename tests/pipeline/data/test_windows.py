@@ -96,7 +96,15 @@ def test_a_long_table_is_the_same_data(folder, tmp_path):
     assert sum(len({*split.groups.tolist()}) for split in parts_of(by_subject).values()) == 6
     with pytest.raises(InputError, match=r"row 2 of .*b.csv: subject is 'fast0', expected a finite number") as caught:
         opened(with_subject, window=64)
-    assert caught.value.hint.endswith("remove a column that is not a channel, or name it with --groups")
+    assert caught.value.hint.endswith("remove other columns, or name one with --groups")
+
+
+def test_the_row_numbers_of_pandas_are_no_channel(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "0.csv").write_text(",time,ax\n0,0.0,1.5\n1,0.1,1.5\n")
+    with pytest.raises(InputError, match=r"column 1 of .*0\.csv has no name") as caught:
+        opened(tmp_path)
+    assert "index=False" in caught.value.hint
 
 
 def test_recordings_outside_class_folders_and_without_the_prefix_are_named(folder, tmp_path):
