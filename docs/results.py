@@ -6,7 +6,7 @@ Each function in ``TABLES`` returns one Markdown table. `docs/generate.py` puts 
 import csv
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,26 @@ COMPARE = REFERENCE / "compare"
 VALIDATION, INT8_TEST = "val_top1_pct", "int8_test_top1_pct"
 CLAIMED = {"kd": "74.05 %", "static": "79.50 %", "adaptive": "81.37 %", "selective": "80.88 %"}
 """Top-1 after 20 epochs as the source of the method states it."""
+INGREDIENTS = (
+    ("KD from one teacher", "lite-s one teacher", "lite-s labels"),
+    ("its last 12 epochs without label smoothing", "lite-s one teacher", "lite-s smoothed teacher"),
+    ("three teachers instead of one", "lite-s all", "lite-s one teacher"),
+    ("moving average of the weights", "lite-s all", "lite-s no moving average"),
+    ("moving average of the weights", "lite-xs all", "lite-xs no moving average"),
+)
+"""Name of an ingredient, a variant of ``studies/ingredients.csv`` with it, and its control."""
+
+EARLIER_EPOCHS = {"res": "80 + ", "res-s": "75 + ", "resnet20": "60 + "}
+"""Epochs on a GPU before the training that the report counts."""
 
 
 def headline() -> str:
     """Return the five rows of the README."""
-    report, portability = _report("benchmark"), _json(REFERENCE / "portability" / "verify.json")["emulated"]
-    accuracy, gate, size = report["accuracy"], report["gate"], report["size"]
-    flips, images = max(row["flips"] for row in portability), portability[0]["test_images"]
-    cpus = ", ".join(f"`{row['cpu']}`" for row in portability)
+    report = _report("front/lite")
+    accuracy, gate, size = (report[key] for key in ("accuracy", "gate", "size"))
+    emulated = _json(REFERENCE / "front" / "portability.json")["emulated"]
+    flips, images = max(row["flips"] for row in emulated), emulated[0]["test_images"]
+    cpus = ", ".join(f"`{row['cpu']}`" for row in emulated)
     return _table(
         ["CIFAR-10, 10,000 test images", "measured"],
         [
@@ -166,9 +178,25 @@ def ablations() -> str:
     return _table(["change", "validation", "to `base`, pp"], rows)
 
 
+def ingredients() -> str:
+    """Return what ingredients of long trainings bring to a student."""
+    tops: dict[str, dict[int, float]] = {}
+    for row in _rows(REFERENCE / "studies" / "ingredients.csv"):
+        tops.setdefault(row["variant"], {})[int(row["seed"])] = float(row[VALIDATION])
+    rows = []
+    for name, variant, control in INGREDIENTS:
+        difference = paired_difference(tops[variant], tops[control])
+        assert difference
+        assert difference.half_width
+        gain = f"{difference.mean:+.2f} ± {difference.half_width:.2f}"
+        student = variant.split()[0]
+        rows.append([name, f"`{student}`", _spread(tops[variant].values()), _spread(tops[control].values()), gain])
+    return _table(["ingredient", "student", "with it, validation", "without", "difference, pp"], rows)
+
+
 def students() -> str:
     """Return the students of the accuracy front."""
-    return _students("front", ("res", "lite", "res-s", "res-xs", "lite-s"))
+    return _students("front", ("res", "lite", "lite-s", "res-s", "resnet20", "res-xs"))
 
 
 def students_epyc() -> str:
@@ -206,8 +234,8 @@ def own_data() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__.replace("_", "-"): function
     for function in (
-        headline, reference, portability, methods, source_recipe, teachers, small_budget, ablations, students,
-        students_epyc, weak_teachers, own_data, runtimes,
+        headline, reference, portability, methods, source_recipe, teachers, small_budget, ablations, ingredients,
+        students, students_epyc, weak_teachers, own_data, runtimes,
     )
 }  # fmt: skip
 
@@ -221,7 +249,7 @@ def _students(folder: str, names: Sequence[str]) -> str:
             [
                 f"`{name}`",
                 f"{student['params'] / 1e6:.2f} M, {student['macs'] / 1e6:.0f}",
-                f"`{student['method']}`, {student['epochs']}",
+                f"`{student['method']}`, {EARLIER_EPOCHS.get(name, '')}{student['epochs']}",
                 f"{top1:.2f} % ({_interval(report, 'int8')})",
                 _loss(report["gate"]),
                 _speed(report),
@@ -258,8 +286,12 @@ def _seeds(cells: list[dict[str, str]], method: str, epochs: str, column: str = 
     """Return mean ± standard deviation over seeds, or the value of the only seed that was measured."""
     values = _by_seed(cells, method, epochs, column)
     if len(values) > 1:
-        return f"{statistics.fmean(values.values()):.2f} ± {statistics.stdev(values.values()):.2f} %"
+        return _spread(values.values())
     return "".join(f"{value:.2f} % (seed {seed})" for seed, value in values.items())
+
+
+def _spread(values: Collection[float]) -> str:
+    return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f} %"
 
 
 def _methods(cells: Iterable[dict[str, str]]) -> list[str]:

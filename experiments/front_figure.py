@@ -1,4 +1,4 @@
-"""Draw the accuracy front: INT8 accuracy of the reference students against latency and arithmetic.
+"""Draw the accuracy front: INT8 accuracy of students against latency and arithmetic.
 
     python experiments/front_figure.py
 
@@ -34,7 +34,7 @@ def main() -> None:
         low, high = report["accuracy"]["onnx_int8_ci95_pct"]
         for axes, x in ((left, _latency_ms(report)), (right, report["student"]["macs"] / 1e6)):
             axes.errorbar(x, top1, [[top1 - low], [high - top1]], fmt="o", color=_OURS, capsize=2, markersize=5)
-            _label(axes, name, (x, top1), _OURS, "right")
+            _label(axes, name, (x, top1), _OURS, "left" if axes is right and name in ("lite", "lite-s") else "right")
     for row in published:
         x, top1 = float(row["mmac"]), float(row["top1_pct"])
         right.plot(x, top1, "D", markerfacecolor="none", color=_OTHERS, markersize=5)

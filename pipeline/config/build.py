@@ -33,10 +33,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # Taken for --data windows:PATH when no preset is named.
     "windows": {"data": {"val_fraction": 0.2}, "distill": {"student": "signal", "shift": 8}},
     "reference": {"teacher": {"epochs": 30}, "distill": {"epochs": 40}},
-    # The ingredients that helped in long trainings: experiments/LOG.md, sections 43, 45 and 47.
+    # The ingredients that helped in long trainings: experiments/LOG.md, sections 43, 45, 47 and 78.
     "best": {
         "teacher": {"epochs": 60, "cutout": 12, "hard_epochs": 12},
-        "distill": {"method": "kd", "epochs": 200, "ema": 0.999},
+        "distill": {"method": "kd", "epochs": 200},
     },
 }
 
