@@ -26,7 +26,7 @@ from typing import Any
 from kdedge.pipeline.models.registry import STUDENTS, LiteSpec, ResidualSpec
 
 # Not students of kdedge: He et al. (arXiv:1512.03385), section 4.2, and five wider convolutions.
-FURTHER = {
+FURTHER: dict[str, LiteSpec | ResidualSpec] = {
     "resnet20": ResidualSpec((16, 32, 64), (3, 3, 3), "full", "0.27 M parameters, 41 MMAC"),
     "lite-w": LiteSpec((48, 96, 160, 256, 320), (1, 2, 3), (), "1.29 M parameters, 115 MMAC"),
 }
@@ -62,7 +62,7 @@ def plan(epochs: int, study_epochs: int, pruned_from: str, teachers: list[Path])
     for seed in range(3):
         for name, options in {
             "all": ensemble,
-            "no-ema": [*ensemble, "--ema", "0"],
+            "ema": [*ensemble, "--ema", "0.999"],
             "one-teacher": [],
             "smoothed": [],
             "labels": ["--method", "ce"],
@@ -88,11 +88,13 @@ def train(arguments: argparse.Namespace) -> None:
             teachers.append(_start(command, out / "logs" / f"{folder.parent.name}.log"))
     _wait(teachers)
     _report(out, start, "teachers")
-    filling = [
-        _start(["fill", str(folder), *here[:4]], out / "logs" / f"fill-{index}.log", kdedge=False)
-        for index, folder in enumerate(folders[:3])
-    ]
-    _wait(filling)
+    filled = out / "logs" / "logits-complete"
+    if not filled.exists():
+        _wait([
+            _start(["fill", str(folder), *here[:4]], out / "logs" / f"fill-{index}.log", kdedge=False)
+            for index, folder in enumerate(folders[:3])
+        ])  # fmt: skip
+        filled.touch()
     _report(out, start, "logits")
 
     long, short = plan(arguments.epochs, arguments.study_epochs, arguments.pruned_from, folders)
