@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from kdedge.benchmarks.interval import tango_interval, wilson_interval_pct
 
-__all__ = ["FEWEST_GROUPS", "INDEPENDENT", "Sampling", "sampling_of"]
+__all__ = ["FEWEST_GROUPS", "INDEPENDENT", "Sampling", "sampling_of", "sampling_of_sizes"]
 
 FEWEST_GROUPS = 5
 """Fewer groups of equal size are no evidence about other groups."""
@@ -87,6 +87,16 @@ class Sampling:
 
 
 INDEPENDENT = Sampling()
+
+
+def sampling_of_sizes(groups: npt.NDArray[np.str_] | None) -> Sampling:
+    """Return the sampling that follows from the sizes of the groups only, as if all predictions were right.
+
+    Args:
+        groups: As of `sampling_of`.
+    """
+    right = np.ones(0 if groups is None else len(groups), bool)
+    return sampling_of(right, right, groups)
 
 
 def sampling_of(

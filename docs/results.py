@@ -28,8 +28,8 @@ INGREDIENTS = (
 )
 """Name of an ingredient, a variant of ``studies/ingredients.csv`` with it, and its control."""
 
-EARLIER_EPOCHS = {"res": "80 + ", "res-s": "75 + ", "resnet20": "60 + "}
-"""Epochs on a GPU before the training that the report counts."""
+BEGUN = {"res": "res-0", "res-s": "res-s-1", "resnet20": "resnet20-0"}
+"""Run of ``studies/gpu_front.csv`` with which a student of the front began; its report counts later epochs only."""
 
 
 def headline() -> str:
@@ -242,14 +242,16 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def _students(folder: str, names: Sequence[str]) -> str:
     rows = []
+    begun = {row["run"]: row["epochs"] for row in _rows(REFERENCE / "studies" / "gpu_front.csv")}
     for name in names:
         report = _report(f"{folder}/{name}")
+        earlier = f"{begun[BEGUN[name]]} + " if name in BEGUN else ""
         student, top1 = report["student"], report["accuracy"]["onnx_int8_top1_pct"]
         rows.append(
             [
                 f"`{name}`",
                 f"{student['params'] / 1e6:.2f} M, {student['macs'] / 1e6:.0f}",
-                f"`{student['method']}`, {EARLIER_EPOCHS.get(name, '')}{student['epochs']}",
+                f"`{student['method']}`, {earlier}{student['epochs']}",
                 f"{top1:.2f} % ({_interval(report, 'int8')})",
                 _loss(report["gate"]),
                 _speed(report),

@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,6 @@ class Run:
     name: str
     arguments: list[str]
     process: "subprocess.Popen[bytes] | None" = None
-    log: list[dict[str, str]] = field(default_factory=list)
-    ended: bool = False
 
 
 def plan(epochs: int, study_epochs: int, pruned_from: str, teachers: list[Path]) -> tuple[list[Run], list[Run]]:
@@ -103,10 +101,7 @@ def train(arguments: argparse.Namespace) -> None:
     runs = list(waiting)
     begun = time.monotonic()
     while True:
-        for run in runs:
-            if run.process and not run.ended and run.process.poll() is not None:
-                run.ended = True
-        active = [run for run in runs if run.process and not run.ended]
+        active = [run for run in runs if run.process and run.process.poll() is None]
         while waiting and len(active) < arguments.slots:
             run = waiting.pop(0)
             source = folders[3] if "smoothed" in run.name else folders[0]
@@ -123,8 +118,7 @@ def train(arguments: argparse.Namespace) -> None:
     for run in active:
         assert run.process
         run.process.terminate()
-    for run in runs:
-        run.log = _rows(out / run.name)
+        run.process.wait()
     _summarise(out, runs, arguments.slots, time.monotonic() - begun)
     _report(out, start, "students")
 
@@ -138,7 +132,7 @@ def fill(arguments: argparse.Namespace) -> None:
 
     from kdedge.pipeline.config.build import build_config
     from kdedge.pipeline.data.sources import open_dataset, training_images
-    from kdedge.pipeline.stages.distill import _cached, _teacher
+    from kdedge.pipeline.stages.distill import cached_teachers, frozen_teacher
     from kdedge.pipeline.training.augmentations import augment
     from kdedge.pipeline.training.batches import Batch, Batches, to_network
     from kdedge.pipeline.training.device import prepare, resolve
@@ -150,8 +144,8 @@ def fill(arguments: argparse.Namespace) -> None:
     dataset = open_dataset(config.data)
     train, _ = training_images(dataset, config.data)
     batches = Batches(train, _BATCH_SIZE, 0, config.distill.shift, device)
-    teacher = _teacher(arguments.teacher, dataset.class_names, dataset.spec, config, device)
-    cached = _cached(config, [teacher], [arguments.teacher], dataset, train=train, batches=batches)
+    teacher = frozen_teacher(arguments.teacher, dataset.class_names, dataset.spec, config, device)
+    cached = cached_teachers(config, [teacher], [arguments.teacher], dataset, train=train, batches=batches)
     views = batches.augmentations_per_image
     labels = torch.from_numpy(train.labels).to(device)
     for first in range(0, len(train.labels), _BATCH_SIZE):
@@ -177,6 +171,7 @@ def _wait(processes: "list[subprocess.Popen[bytes]]") -> None:
 
 
 def _rows(run_dir: Path) -> list[dict[str, str]]:
+    """Return the epochs so far of a finished or unfinished training."""
     for folder in (run_dir / "distill", run_dir / ".distill.partial"):
         for path in folder.glob("training_log_*.csv"):
             return list(csv.DictReader(path.open()))
@@ -187,10 +182,10 @@ def _summarise(out: Path, runs: list[Run], slots: int, seconds: float) -> None:
     """Print and write a row per run: epochs, seconds of the median epoch, validation accuracy."""
     table, work = [], 0.0
     for run in runs:
-        ended = (out / run.name / "distill").is_dir()
-        times = sorted(float(row["seconds"]) for row in run.log[1:]) or [0.0]
-        row: dict[str, Any] = {"run": run.name, "ended": ended, "epochs": len(run.log)}
-        row |= {"median_s": times[len(times) // 2], "val_pct": run.log[-1]["val_top1_pct"] if run.log else None}
+        ended, log = (out / run.name / "distill").is_dir(), _rows(out / run.name)
+        times = sorted(float(row["seconds"]) for row in log[1:]) or [0.0]
+        row: dict[str, Any] = {"run": run.name, "ended": ended, "epochs": len(log)}
+        row |= {"median_s": times[len(times) // 2], "val_pct": log[-1]["val_top1_pct"] if log else None}
         work += row["median_s"] if not run.name.startswith("study-") else 0.0
         table.append(row)
         print(f"{run.name:22} ended {ended!s:5} {row['epochs']:4} epochs {row['median_s']:6.2f} s {row['val_pct']}")

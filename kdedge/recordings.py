@@ -18,8 +18,8 @@ __all__ = ["Recording", "Table", "cut", "read_csv", "recording_of", "window_star
 
 EXPECTED = "expected a CSV file with a row per instant and a column per channel, and optionally a header and a time"
 _NUMBERS = (
-    "; every cell is a number with a decimal point, also the time (in seconds): remove other columns, or name one with "
-    "--groups"
+    f"{EXPECTED}; every cell is a number with a decimal point, also the time (in seconds): remove other columns, or "
+    "name one with --groups"
 )
 # The name of a time column, and its unit: seconds without one.
 _TIME = re.compile(r"(?:time|t|timestamp|seconds?|secs?)(?:[ _]?[(\[]?(s|sec|seconds|ms|us|µs|ns)[)\]]?)?")
@@ -57,14 +57,14 @@ class Table:
         if not np.isfinite(values).all():
             row = int(np.flatnonzero(~np.isfinite(values))[0])
             name = self.names[column] if self.names else f"column {column + 1}"
-            error = self.problem(row, f"{name} is {cells[row] or 'empty'!r}, expected a finite number")
-            error.hint += _NUMBERS
-            raise error
+            raise self.problem(
+                row, f"{name} is {cells[row] or 'empty'!r}, expected a finite number", EXPECTED + _NUMBERS
+            )
         return values
 
-    def problem(self, row: int, what: str) -> InputError:
+    def problem(self, row: int, what: str, hint: str = EXPECTED) -> InputError:
         """Return the error for a row, from 0."""
-        return InputError(f"row {self.lines[row]} of {self.path}: {what}", EXPECTED)
+        return InputError(f"row {self.lines[row]} of {self.path}: {what}", hint)
 
 
 @dataclass(frozen=True, eq=False)

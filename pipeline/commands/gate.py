@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdedge.errors import GateError, InputError
+from kdedge.errors import GateError, InputError, command
 from kdedge.pipeline.commands.failures import reported
 from kdedge.pipeline.commands.flags import AsJson
 from kdedge.pipeline.commands.model_input import (
@@ -101,7 +101,7 @@ def gate(
     if kinds == {".onnx"}:
         models = open_models((fp32, int8), layout, image_size)
         if models[0].quantized and not models[1].quantized:
-            raise InputError(f"{fp32} is quantized and {int8} is not", f"swap them: kdedge gate {int8} {fp32}")
+            raise InputError(f"{fp32} is quantized and {int8} is not", f"swap them: {command('gate', int8, fp32)}")
         pairs = _pair(models, data, preprocessing_of(models, preprocessing, numbers, resize))
     elif kinds <= set(SUFFIXES):
         _refuse(

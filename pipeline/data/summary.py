@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdedge.benchmarks.gate import images_to_pass
-from kdedge.benchmarks.grouped import sampling_of
+from kdedge.benchmarks.grouped import sampling_of_sizes
 from kdedge.benchmarks.options import BenchmarkConfig
 from kdedge.dataset import Dataset, Split, split_train_val
 from kdedge.pipeline.data.inspection import (
@@ -146,13 +146,12 @@ def _groups(parts: Mapping[str, Sequence[Item]]) -> dict[str, Any]:
 def _gate(groups: NDArray[np.str_] | None) -> dict[str, Any]:
     """Return the number of independent test images or windows that the gate needs, and whether groups are too few."""
     limit_pp = BenchmarkConfig().limit_pp
-    every = np.ones(0 if groups is None else len(groups), bool)
     return {
         "limit_pp": limit_pp,
         "least_test_images": images_to_pass(limit_pp, discordance=0, power=_POWER),
         "likely_changed_pct": 100 * _LIKELY_CHANGED,
         "likely_test_images": images_to_pass(limit_pp, discordance=_LIKELY_CHANGED, power=_POWER),
-        "too_few_groups": sampling_of(every, every, groups).too_few,
+        "too_few_groups": sampling_of_sizes(groups).too_few,
     }
 
 

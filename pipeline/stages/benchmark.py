@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.benchmarks.candidate import Candidate
-from kdedge.benchmarks.grouped import FEWEST_GROUPS, sampling_of
+from kdedge.benchmarks.grouped import FEWEST_GROUPS, sampling_of_sizes
 from kdedge.benchmarks.host import host_record
 from kdedge.benchmarks.measure import run_benchmark
 from kdedge.benchmarks.options import parse_runtimes
@@ -175,8 +175,7 @@ def _made_with(config: Config, inputs: Mapping[str, Path]) -> bool:
 
 def _warn_few_groups(dataset: Dataset, groups: npt.NDArray[np.str_] | None) -> None:
     """Warn of test images from so few groups that no model can pass the gate."""
-    right = np.ones(0 if groups is None else len(groups), bool)
-    sampling = sampling_of(right, right, groups)
+    sampling = sampling_of_sizes(groups)
     if sampling.too_few:
         counted = "group, which counts" if sampling.groups == 1 else "groups, which count"
         warn_once(

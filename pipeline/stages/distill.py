@@ -61,7 +61,7 @@ from kdedge.pipeline.training.epoch_loop import EpochLoop
 from kdedge.pipeline.training.length import fit_to_images
 from kdedge.progress import log, warn
 
-__all__ = ["HINT_DOMINATED_PCT", "check", "run"]
+__all__ = ["HINT_DOMINATED_PCT", "cached_teachers", "check", "frozen_teacher", "run"]
 
 Shapes = tuple[dict[str, tuple[int, int]], list[tuple[int, int]]]
 HINT_DOMINATED_PCT = 90.0  # share of the gradient above which the hint loss dominates
@@ -101,7 +101,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     classes = dataset.class_names
     student = build_student(config.distill.student, len(classes), dataset.spec)
     folders = [inputs["teacher"], *(config.distill.further_teachers if method.kd else ())]
-    teachers = [_teacher(folder, classes, dataset.spec, config, device) for folder in folders]
+    teachers = [frozen_teacher(folder, classes, dataset.spec, config, device) for folder in folders]
     teacher = teachers[0]
     train, val = training_images(dataset, config.data)
     config = _fitted(config, train)
@@ -129,7 +129,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     blocks = {name: TeacherBlock(variance, shapes[0][name][1]) for name, variance in variances.items()}
     chosen = method.blocks(blocks, settings.hint_blocks, config.runtime.seed) if method.blocks else ()
     pairs = _pairs(tuple(variances) if method.dynamic else chosen, shapes)
-    cached = _cached(config, teachers, folders, dataset, train=train, batches=batches)
+    cached = cached_teachers(config, teachers, folders, dataset, train=train, batches=batches)
     evaluator = StudentEvaluator(
         config, teachers, student, judged, pairs if method.dynamic else (), train=train, val=val, device=device
     )
@@ -236,14 +236,27 @@ def _fitted(config: Config, train: Split) -> Config:
     return dataclasses.replace(config, distill=settings)
 
 
-def _teacher(folder: Path, classes: tuple[str, ...], spec: InputSpec, config: Config, device: torch.device) -> Teacher:
-    """Load a finished teacher of the same classes and kind of inputs, frozen."""
+def frozen_teacher(
+    folder: Path, classes: tuple[str, ...], spec: InputSpec, config: Config, device: torch.device
+) -> Teacher:
+    """Load a finished teacher, frozen, with its batch norms folded.
+
+    Args:
+        folder: Its stage directory.
+        classes: Class names of the data set.
+        spec: Inputs of the data set.
+        config: Decides the precision.
+        device: Device of the result.
+
+    Raises:
+        InputError: It is for other classes or another kind of inputs.
+    """
     teacher = load_teacher(folder)
     _check_fits(folder, classes, spec)
     return _frozen(fold_batch_norms(teacher, spec), config, device)
 
 
-def _cached(
+def cached_teachers(
     config: Config,
     teachers: Sequence[Teacher],
     folders: Sequence[Path],
@@ -252,7 +265,16 @@ def _cached(
     train: Split,
     batches: Batches,
 ) -> Ensemble:
-    """Return the teachers, which are in some folders, with their caches of logits."""
+    """Return some teachers with their caches of logits, which are computed for as many images as a step has.
+
+    Args:
+        config: Resolved; decides the precision and the caches.
+        teachers: From `frozen_teacher`.
+        folders: The stage directory of each.
+        dataset: The data set.
+        train: Its training images.
+        batches: The batches of the student, whose size and shift name the caches.
+    """
     count = (int(train.dataset_indices[-1]) + 1) * batches.augmentations_per_image if batches.numbered else 0
     batch_size, members = batches.size // distributed.size(), []
     for teacher, folder in zip(teachers, folders, strict=True):
