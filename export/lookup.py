@@ -35,7 +35,7 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def layers(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Return the Conv, Gemm and MatMul nodes with constant weights, in order."""
-    constants = {item.name for item in graph.initializer}
-    kinds = ("Conv", "Gemm", "MatMul")
-    return [node for node in graph.node if node.op_type in kinds and node.input[1] in constants]
+    """Return the two-dimensional convolutions and the products with one constant matrix, in order."""
+    ranks = {item.name: len(item.dims) for item in graph.initializer}
+    wanted = {"Conv": 4, "Gemm": 2, "MatMul": 2}
+    return [node for node in graph.node if (rank := wanted.get(node.op_type)) and ranks.get(node.input[1]) == rank]

@@ -19,7 +19,7 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Layer:
-    """A Conv, Gemm or MatMul with constant weights.
+    """A two-dimensional convolution or a product with one constant matrix.
 
     Attributes:
         node: The node.

@@ -77,7 +77,7 @@ class Quantizer:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the nodes that have weights (Conv, Gemm, MatMul), in the order of the graph."""
+        """Names of the `kdedge.export.lookup.layers`, in the order of the graph."""
         return tuple(node.name for node in lookup.layers(self.core.graph))
 
     @property
@@ -164,6 +164,8 @@ def _preprocess(core: onnx.ModelProto) -> onnx.ModelProto:
         quant_pre_process(source, target, skip_symbolic_shape=True)
         processed = onnx.load(target)
     _convolve_instead_of_normalise(processed.graph)
+    _one_bias_per_output(processed.graph)
+    drop_unused(processed.graph)
     return processed
 
 
@@ -184,19 +186,39 @@ def _convolve_instead_of_normalise(graph: onnx.GraphProto) -> None:
             "Conv", [node.input[0], *names], node.output[:1], name=node.name, group=len(factor)
         )
         graph.node[index].CopyFrom(convolution)
-    drop_unused(graph)
+
+
+def _one_bias_per_output(graph: onnx.GraphProto) -> None:
+    """Give each Gemm a bias ``[out]`` without a factor: onnxruntime fails on other shapes and ignores the factor."""
+    constants = lookup.arrays(graph)
+    for node in graph.node:
+        if node.op_type != "Gemm" or len(node.input) < 3 or not constants.keys() >= set(node.input[1:]):
+            continue
+        options, (weight, bias) = lookup.attributes(node), (constants[name] for name in node.input[1:])
+        outputs, factor = weight.shape[0 if options.get("transB") else 1], options.get("beta", 1.0)
+        if bias.size not in (1, outputs) or (bias.shape == (outputs,) and factor == 1):
+            continue
+        values = np.float32(factor) * np.broadcast_to(bias.ravel(), outputs)
+        node.input[2] = f"{node.name}/bias"
+        graph.initializer.append(numpy_helper.from_array(values, node.input[2]))
+        for item in node.attribute:
+            if item.name == "beta":
+                item.f = 1.0
 
 
 def _pool_instead_of_mean(core: onnx.ModelProto) -> None:
     """Replace means over height and width by GlobalAveragePool: ReduceMean has no integer kernel."""
     constants, nodes = lookup.arrays(core.graph), []
+    types = {item.name: item.type.tensor_type for item in onnx.shape_inference.infer_shapes(core).graph.value_info}
+    not_maps = {name for name, kind in types.items() if kind.HasField("shape") and len(kind.shape.dim) != 4}
     for node in core.graph.node:
         options = lookup.attributes(node)
         if len(node.input) > 1 and node.input[1] in constants:
             axes = constants[node.input[1]].tolist()
         else:
             axes = options.get("axes", [])  # up to opset 17
-        if node.op_type != "ReduceMean" or sorted(axis % 4 for axis in axes) != [2, 3]:
+        on_maps = node.op_type == "ReduceMean" and node.input[0] not in not_maps
+        if not on_maps or sorted(axis % 4 for axis in axes) != [2, 3]:
             nodes.append(node)
         elif options.get("keepdims", 1):
             nodes.append(helper.make_node("GlobalAveragePool", [node.input[0]], node.output, name=node.name))

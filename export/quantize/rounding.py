@@ -95,6 +95,7 @@ def _covariances(
         values = run(images[start : start + batch])[0]
         if kernel:
             values = _patches(values, layer, kernel, max(1, _POSITIONS // len(images)), rng)
+        values = values.reshape(-1, values.shape[-1])  # a matrix product may have more axes, such as tokens
         if origin is None:
             origin = values.mean(0)  # near the mean, so that sums of squares in float32 are exact enough
         split = (values - origin).reshape(len(values), groups, -1).transpose(1, 0, 2)

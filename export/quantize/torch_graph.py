@@ -129,7 +129,7 @@ def _average_pool(attributes: Mapping[str, Any], x: Tensor) -> Tensor:
     return functional.avg_pool2d(*_window(attributes, x, 0.0))
 
 
-def _gemm(attributes: Mapping[str, Any], x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _gemm(attributes: Mapping[str, Any], x: Tensor, weight: Tensor, bias: Tensor | float = 0.0) -> Tensor:
     return x @ (weight.T if attributes.get("transB") else weight) + bias
 
 
@@ -142,7 +142,7 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "DequantizeLinear": _dequantize,
     "Conv": convolve,
     "Gemm": _gemm,
-    "MatMul": lambda attributes, x, weight, bias: x @ weight + bias,
+    "MatMul": lambda attributes, x, weight, bias=0.0: x @ weight + bias,
     "Relu": lambda attributes, x: functional.relu(x),
     "Clip": lambda attributes, x, low=None, high=None: torch.clamp(x, low, high),
     "Add": lambda attributes, x, y: x + y,
