@@ -68,9 +68,10 @@ class EpochLoop:
     """Runs epochs with a checkpoint after each, and resumes an interrupted run.
 
     A training that diverges, or whose first epochs learn nothing, starts again with a quarter of the learning rate. It
-    ends early after a third of its epochs without a better validation accuracy and, with ``adaptive``, once the model
-    predicts 99 % of the training images correctly: its rate falls to zero over half as many epochs as that took. The
-    weights of the last epoch are kept, unless an earlier epoch is better by more than two standard errors of either.
+    ends early after a third of its epochs without a better validation accuracy than since the peak of the rate (while
+    the rate rises, trained weights become worse) and, with ``adaptive``, once the model predicts 99 % of the training
+    images correctly: its rate falls to zero over half as many epochs as that took. The weights of the last epoch are
+    kept, unless an earlier epoch is better by more than two standard errors of either.
 
     Attributes:
         title: Name of the training, for the log.
@@ -180,8 +181,9 @@ class EpochLoop:
     def _early_end(self, rows: list[dict[str, float]]) -> EarlyEnd:
         """Return the end of the training by the epochs so far."""
         best, best_pct, patience = 0, -1.0, max(10, self.epochs // 3)
+        peak = math.ceil(WARM_UP * self.epochs) if self.schedule == "one-cycle" else 0
         for epoch, row in enumerate(rows, 1):
-            if _accuracy_pct(row) > best_pct:
+            if epoch <= peak or _accuracy_pct(row) > best_pct:
                 best, best_pct = epoch, _accuracy_pct(row)
             reason = ""
             if self.adaptive and row["train_top1_pct"] >= _LEARNED_PCT:

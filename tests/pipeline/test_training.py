@@ -285,15 +285,22 @@ def test_a_training_without_a_better_accuracy_in_a_third_of_its_epochs_ends_over
         rates.append(rate)
         return {name: torch.tensor(1.0) for name in ("loss", "ce")}
 
-    _, loop = make_loop(tmp_path, epochs=36, top1=lambda epoch: 100.0 if epoch >= 3 else 50.0)
+    _, loop = make_loop(tmp_path, epochs=36, top1=lambda epoch: 100.0 if epoch >= 7 else 50.0)
     loop.step = step
-    assert len(loop.run()[0]) == 24
-    assert rates[48] == pytest.approx(learning_rate(16 / 36, 1, "one-cycle"))
-    assert rates[-1] == pytest.approx(rates[48] / 24)
-    message = "no better validation accuracy in 12 epochs: the training ends after epoch 24 instead of 36"
+    assert len(loop.run()[0]) == 30
+    assert rates[60] == pytest.approx(learning_rate(20 / 36, 1, "one-cycle"))
+    assert rates[-1] == pytest.approx(rates[60] / 30)
+    message = "no better validation accuracy in 12 epochs: the training ends after epoch 30 instead of 36"
     assert message in capsys.readouterr().err
     _, resumed = make_loop(tmp_path, epochs=36)
-    assert len(resumed.run()[0]) == 24, "an interruption after the last epoch adds none"
+    assert len(resumed.run()[0]) == 30, "an interruption after the last epoch adds none"
+
+
+def test_trained_weights_may_lose_accuracy_while_the_rate_rises(tmp_path, capsys):
+    accuracies = [92.0, 91.0, 90.0, 89.0, 88.0, 88.0, 88.0, 87.0, *(88.0 + 0.1 * step for step in range(28))]
+    _, loop = make_loop(tmp_path, epochs=36, top1=accuracies.__getitem__)
+    assert len(loop.run()[0]) == 36
+    assert "no better validation accuracy" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
