@@ -57,9 +57,7 @@ class Table:
         if not np.isfinite(values).all():
             row = int(np.flatnonzero(~np.isfinite(values))[0])
             name = self.names[column] if self.names else f"column {column + 1}"
-            raise self.problem(
-                row, f"{name} is {cells[row] or 'empty'!r}, expected a finite number", EXPECTED + _NUMBERS
-            )
+            raise self.problem(row, f"{name} is {cells[row] or 'empty'!r}, expected a finite number", _NUMBERS)
         return values
 
     def problem(self, row: int, what: str, hint: str = EXPECTED) -> InputError:

@@ -97,6 +97,7 @@ def test_a_long_table_is_the_same_data(folder, tmp_path):
     with pytest.raises(InputError, match=r"row 2 of .*b.csv: subject is 'fast0', expected a finite number") as caught:
         opened(with_subject, window=64)
     assert caught.value.hint.endswith("remove other columns, or name one with --groups")
+    assert caught.value.hint.count("expected a CSV file") == 1
 
 
 def test_the_row_numbers_of_pandas_are_no_channel(tmp_path):
