@@ -97,7 +97,7 @@ def data_path(source: str, model: Path, found: dict[str, float]) -> Iterator[str
     dataset, device = opened(config), torch.device("cpu")
     for part in ("train", "test"):
         data_sha256(config, part)
-    short_summary(dataset)  # finds duplicates
+    short_summary(config)  # finds duplicates
     yield "opened"
     train, val = training_images(dataset, config)
     yield "decoded"

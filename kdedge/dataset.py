@@ -73,7 +73,7 @@ class Dataset(Protocol):
         ...
 
     def train(self) -> Split:
-        """Decode the images for training and validation: all, or with ``--train-size`` the subset and validation."""
+        """Decode all images for training and validation."""
         ...
 
     def undecoded(self) -> Split:

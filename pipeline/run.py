@@ -111,7 +111,7 @@ def run_stages(
     if not checked:
         check_stages(names, config, run_dir)
     if names == tuple(STAGES):
-        log(short_summary(opened(config.data)))
+        log(short_summary(config.data))
     if not TRAINING_STAGES.isdisjoint(names):
         from kdedge.pipeline.training.device import resolve
 

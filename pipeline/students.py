@@ -21,7 +21,6 @@ from kdedge.files import load_json, write_json
 from kdedge.manifest import load_manifest
 from kdedge.ownership import MANIFEST, check_owned, holds_nothing, is_stage, not_ours, remove_marked
 from kdedge.pipeline.config import Config
-from kdedge.pipeline.data.sources import opened
 from kdedge.pipeline.data.summary import short_summary
 from kdedge.pipeline.run import CONFIG, check_stages, recorded_config, recorded_runtime, run_stages
 from kdedge.pipeline.run_dir import lock_run
@@ -89,7 +88,7 @@ def run_students(
     Raises:
         KdedgeError: The teacher fails, an option or file is wrong, or every student fails.
     """
-    log(short_summary(opened(config.data)))
+    log(short_summary(config.data))
     again = {"force": force, "refresh": refresh}
     any_ran = run_stages((_TEACHER,), one_student(config, names[0]), out, checked=True, **again)
     config = dataclasses.replace(config, runtime=resolve(config.runtime, recorded_runtime(out)))

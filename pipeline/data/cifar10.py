@@ -10,21 +10,31 @@ import hashlib
 import io
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdedge.dataset import Split, keep_used
+from kdedge.dataset import Split
 from kdedge.errors import InputError
 from kdedge.image_cache import resize_images
 from kdedge.inputs import InputSpec, image_input
 from kdedge.preprocessing import RESIZE_MODES
 from kdedge.resizing import size_text
 
-__all__ = ["BINARY", "CLASS_NAMES", "PICKLE", "Cifar10", "Format", "find_damage", "md5_hex", "open_cifar10"]
+__all__ = [
+    "BINARY",
+    "CLASS_NAMES",
+    "PICKLE",
+    "Cifar10",
+    "Cifar10Images",
+    "Format",
+    "find_damage",
+    "md5_hex",
+    "open_cifar10",
+]
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -116,34 +126,43 @@ PICKLE = Format(
 
 
 @dataclass(frozen=True)
-class Cifar10:
-    """CIFAR-10: 50,000 training and 10,000 test images of ten classes, 32x32 before resizing."""
+class Cifar10Images:
+    """Images of the ten classes, 32x32 before resizing: all of them, or the sample in this package."""
 
-    folder: Path
-    format: Format
     image_size: int
-    val_fraction: float = 0.1
-    train_size: int = 0
-    resize_mode: str = RESIZE_MODES[0]
-    name: str = "cifar10"
-    class_names: tuple[str, ...] = CLASS_NAMES
+    resize_mode: str
+    name: str
+    class_names: tuple[str, ...] = field(default=CLASS_NAMES, init=False)
 
     @property
     def spec(self) -> InputSpec:
         """The input of models for these images."""
         return image_input(self.image_size, self.resize_mode)
 
+    def decoded(self, some: Split) -> Split:
+        """Return 32x32 images in the size of this data set."""
+        return replace(some, images=resize_images(some.images, self.image_size, self.resize_mode))
+
+    def fingerprint(self, files: str) -> str:
+        """Return the SHA-256 of images that the hashes of their files decide, as 64 hexadecimal digits."""
+        text = f"{self.name} {size_text(self.image_size, self.resize_mode)} {files}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Cifar10(Cifar10Images):
+    """CIFAR-10: 50,000 training and 10,000 test images."""
+
+    folder: Path
+    format: Format
+
     def train(self) -> Split:
-        """Decode the five training batches and return the images that are used, see `Dataset.train`."""
-        return self.decoded(keep_used(self.undecoded(), self.val_fraction, self.train_size))
+        """Decode the five training batches."""
+        return self.decoded(self.undecoded())
 
     def undecoded(self) -> Split:
         """Return the training images before they are resized."""
         return self._read(self.format.train_md5)
-
-    def decoded(self, some: Split) -> Split:
-        """Return images of `undecoded` in the size of this data set."""
-        return replace(some, images=resize_images(some.images, self.image_size, self.resize_mode))
 
     def test(self) -> Split:
         """Decode the test batch."""
@@ -155,11 +174,11 @@ class Cifar10:
 
     def train_sha256(self) -> str:
         """Return the SHA-256 of the training images, equal for both formats: their MD5s fix the same content."""
-        return self._fingerprint(BINARY.train_md5)
+        return self.fingerprint(" ".join(BINARY.train_md5.values()))
 
     def test_sha256(self) -> str:
         """Return the SHA-256 of the test images, equal for both formats: their MD5s fix the same content."""
-        return self._fingerprint(BINARY.test_md5)
+        return self.fingerprint(" ".join(BINARY.test_md5.values()))
 
     def _read(self, md5s: dict[str, str]) -> Split:
         batches = []
@@ -177,19 +196,14 @@ class Cifar10:
         labels = np.concatenate([batch.labels for batch in batches])
         return Split(images, labels, self.class_names)
 
-    def _fingerprint(self, md5s: dict[str, str]) -> str:
-        text = f"cifar10 {size_text(self.image_size, self.resize_mode)} " + " ".join(md5s.values())
-        return hashlib.sha256(text.encode()).hexdigest()
 
-
-def open_cifar10(folder: Path, image_size: int, val_fraction: float = 0.1, train_size: int = 0) -> Cifar10:
+def open_cifar10(folder: Path, image_size: int, resize_mode: str = RESIZE_MODES[0]) -> Cifar10:
     """Open a folder with the files of CIFAR-10, or with the folder of an official archive.
 
     Args:
         folder: The folder.
         image_size: Side length in pixels to which the images are resized.
-        val_fraction: Share of the training images held out for validation.
-        train_size: Number of training images without the validation images (0: all).
+        resize_mode: As of `kdedge.resizing.resize_image`.
 
     Raises:
         InputError: The folder or a file in it is missing, truncated or altered.
@@ -202,7 +216,7 @@ def open_cifar10(folder: Path, image_size: int, val_fraction: float = 0.1, train
             if any((place / name).exists() for name in form.md5):
                 if damage := find_damage(place, form):
                     raise InputError(damage, _HINT)
-                return Cifar10(place, form, image_size, val_fraction, train_size)
+                return Cifar10(image_size, resize_mode, "cifar10", place, form)
     raise InputError(
         f"{folder} has no CIFAR-10 files: expected {next(iter(BINARY.md5))} … test_batch.bin (binary format) "
         f"or {next(iter(PICKLE.md5))} … test_batch (Python format)",

@@ -14,16 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdedge.dataset import Dataset, Split
+from kdedge.dataset import Dataset, Split, keep_used
 from kdedge.image_cache import IN_MEMORY
 from kdedge.images import Overview, UnreadableImageError, overview_pixels
 from kdedge.images import unreadable as unreadable_images
 from kdedge.pipeline.data.duplicates import COPIES, THUMBNAIL, find_copies, near_pairs, same, union
 from kdedge.pipeline.data.items import labels_of
+from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.user_images import UserImages
 from kdedge.thread_pool import for_each
 
-__all__ = ["Inspection", "inspect", "pixel_facts", "range_hint", "sample", "size_hint", "sizes_of", "training_labels"]
+__all__ = ["Inspection", "inspect", "pixel_facts", "range_hint", "sample", "size_hint", "sizes_of"]
 
 _MOST_SAMPLED = 2000
 _LEAST_OF_A_CLASS = 10  # in the sample, where there are that many
@@ -58,13 +59,16 @@ class Inspection:
     near_duplicates: dict[str, Any]
 
 
-def inspect(dataset: Dataset) -> Inspection:
-    """Look at every image of a data set.
+def inspect(dataset: Dataset, config: DataConfig) -> Inspection:
+    """Look at every image of a data set, of the known sets at those that are used.
 
     Raises:
         InputError: The data set is damaged, or a file changes meanwhile.
     """
-    return _inspect_files(dataset) if isinstance(dataset, UserImages) else _inspect_arrays(dataset)
+    if isinstance(dataset, UserImages):
+        return _inspect_files(dataset)
+    used = keep_used(dataset.undecoded(), config.val_fraction, config.train_size)
+    return _inspect_arrays(dataset, dataset.decoded(used))
 
 
 def _inspect_files(folder: UserImages) -> Inspection:
@@ -96,8 +100,8 @@ def _inspect_files(folder: UserImages) -> Inspection:
     return Inspection(folder, unreadable, files, *_copies(digests, [i.thumbnail for i in found], labels, test, names))
 
 
-def _inspect_arrays(dataset: Dataset) -> Inspection:
-    parts = (dataset.train(), dataset.test())
+def _inspect_arrays(dataset: Dataset, train: Split) -> Inspection:
+    parts = (train, dataset.test())
     digests = [hashlib.sha256(image.tobytes()).digest() for part in parts for image in part.images]
     thumbnails = [overview_pixels(image, THUMBNAIL).thumbnail for part in parts for image in part.images]
     names = [f"{title} image {index}" for title, part in zip(("training", "test"), parts, strict=True)
@@ -139,11 +143,6 @@ def _facts(copies: dict[str, list[tuple[int, int]]], names: Sequence[str]) -> di
         for kind in COPIES
     }
     return counts | examples
-
-
-def training_labels(dataset: Dataset) -> NDArray[np.int64]:
-    """Return the classes of the training and validation images; files are not opened."""
-    return dataset.undecoded().labels
 
 
 def sample(dataset: Dataset, most: int = _MOST_SAMPLED) -> Split:

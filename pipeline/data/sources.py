@@ -7,7 +7,6 @@ return pixels, and only the benchmark calls the latter. Every choice uses the tw
 """
 
 import difflib
-from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -68,13 +67,11 @@ def find_dataset(config: DataConfig) -> Dataset:
         from kdedge.pipeline.data.cifar10_fetch import fetch_cifar10
 
         folder = _user_path(config.dir) if config.dir else fetch_cifar10()
-        dataset = open_cifar10(folder, config.image_size, config.val_fraction, config.train_size)
-        return replace(dataset, resize_mode=config.resize)
+        return open_cifar10(folder, config.image_size, config.resize)
     if config.source == "sample":
         from kdedge.pipeline.data.sample import open_sample
 
-        sample = open_sample(config.image_size, config.val_fraction, config.train_size)
-        return replace(sample, resize_mode=config.resize)
+        return open_sample(config.image_size, config.resize)
     if config.source.startswith(WINDOWS):
         path = _user_path(config.source.removeprefix(WINDOWS))
         stats = [(file, file.stat()) for file in sorted([path, *path.rglob("*")]) if file.is_file()]

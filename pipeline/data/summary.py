@@ -11,19 +11,11 @@ from numpy.typing import NDArray
 from kdedge.benchmarks.gate import images_to_pass
 from kdedge.benchmarks.grouped import sampling_of_sizes
 from kdedge.benchmarks.options import BenchmarkConfig
-from kdedge.dataset import Dataset, Split, split_train_val
-from kdedge.pipeline.data.inspection import (
-    inspect,
-    pixel_facts,
-    range_hint,
-    sample,
-    size_hint,
-    sizes_of,
-    training_labels,
-)
+from kdedge.dataset import Split, split_train_val
+from kdedge.pipeline.data.inspection import inspect, pixel_facts, range_hint, sample, size_hint, sizes_of
 from kdedge.pipeline.data.items import Item, groups_of
 from kdedge.pipeline.data.options import DataConfig
-from kdedge.pipeline.data.sources import find_dataset
+from kdedge.pipeline.data.sources import find_dataset, opened
 from kdedge.pipeline.data.user_images import UserImages
 from kdedge.pipeline.data.windows.dataset import Windows
 from kdedge.pipeline.data.windows.summary import short_summary_of_windows, summarise_windows
@@ -47,11 +39,11 @@ def summarise(config: DataConfig) -> tuple[dict[str, Any], Split]:
     """
     found = find_dataset(config)
     if isinstance(found, Windows):
-        facts = summarise_windows(found)
+        facts = summarise_windows(found, config)
         counts = [row["train"] for row in facts["per_class"]]
         gate = {"gate": _gate(found.parts["test"].groups)}
         return facts | _class_sizes(found.class_names, counts) | gate, found.parts["train"]
-    inspection = inspect(found)
+    inspection = inspect(found, config)
     dataset, errors = inspection.dataset, inspection.unreadable
     names = dataset.class_names
     whole = dataset.undecoded()
@@ -96,7 +88,7 @@ def summarise(config: DataConfig) -> tuple[dict[str, Any], Split]:
     return summary, shown
 
 
-def short_summary(dataset: Dataset) -> str:
+def short_summary(config: DataConfig) -> str:
     """Return the data set in one line: classes, images, the smallest class, grey or color, copies, size.
 
     Only training images are opened, and few of them.
@@ -104,9 +96,10 @@ def short_summary(dataset: Dataset) -> str:
     Raises:
         InputError: An image cannot be read.
     """
+    dataset = opened(config)
     if isinstance(dataset, Windows):
-        return short_summary_of_windows(dataset)
-    labels, names = training_labels(dataset), dataset.class_names
+        return short_summary_of_windows(dataset, config)
+    labels, names = dataset.undecoded().labels, dataset.class_names
     counts = np.bincount(labels, minlength=len(names))
     few = pixel_facts(sample(dataset, _FEW))
     parts = [

@@ -11,16 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdedge.dataset import Dataset, Split, keep_used
+from kdedge.dataset import Dataset, Split
 from kdedge.errors import InputError
 from kdedge.image_cache import decoded_images
 from kdedge.images import UnreadableImageError
 from kdedge.inputs import InputSpec, image_input
-from kdedge.pipeline.data.class_folders import (
-    LeftOut,
-    log_once,
-    warn_missing,
-)
+from kdedge.pipeline.data.class_folders import LeftOut, log_once, warn_missing
 from kdedge.pipeline.data.duplicates import find_copies, same
 from kdedge.pipeline.data.items import Item, all_grey, for_all, groups_of, labels_of
 from kdedge.pipeline.data.options import DataConfig
@@ -50,8 +46,6 @@ class UserImages:
         test_items: Test images.
         val_items: Images that the user set aside for validation.
         left_out: Number of files that may be images and are not used, by class (empty if none) and extension or place.
-        val_fraction: Share of the training images held out for validation, if ``val_items`` is empty.
-        train_size: Number of training images that are used (0: all).
     """
 
     kind: str
@@ -64,8 +58,6 @@ class UserImages:
     test_items: tuple[Item, ...]
     val_items: tuple[Item, ...]
     left_out: LeftOut
-    val_fraction: float
-    train_size: int
 
     @property
     def name(self) -> str:
@@ -124,13 +116,13 @@ class UserImages:
         return replace(self, class_names=class_names, test_items=tuple(items))
 
     def train(self) -> Split:
-        """Decode the training and validation images that are used, without opening a test image.
+        """Decode the training and validation images, without opening a test image.
 
         Raises:
             InputError: There are none, or some cannot be read.
             StageError: The cache of decoded images cannot be written.
         """
-        return self.decoded(keep_used(self.undecoded(), self.val_fraction, self.train_size))
+        return self.decoded(self.undecoded())
 
     def undecoded(self) -> Split:
         """Return the training and validation images without their pixels.
@@ -304,9 +296,8 @@ def divided(listed: Listed, config: DataConfig) -> UserImages:
             warn_missing(f"{root}, {part}", missing)
     train, test, val = (tuple(parts.get(part, ())) for part in ("train", "test", "val"))
     return UserImages(
-        kind, root, names, config.image_size, config.resize, config.color, train, test, val, listed.left_out,
-        config.val_fraction, config.train_size,
-    )  # fmt: skip
+        kind, root, names, config.image_size, config.resize, config.color, train, test, val, listed.left_out
+    )
 
 
 def check_outside(dataset: Dataset, run_dir: Path) -> None:

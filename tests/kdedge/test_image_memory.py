@@ -11,7 +11,7 @@ from kdedge import image_memory as memory
 from kdedge.errors import InputError
 from kdedge.pipeline.data import items
 from kdedge.pipeline.data.options import DataConfig
-from kdedge.pipeline.data.sources import open_dataset
+from kdedge.pipeline.data.sources import open_dataset, training_images
 
 
 def test_too_many_images_are_refused_with_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +34,8 @@ def test_train_size_of_a_known_set_needs_memory_for_what_is_used(monkeypatch: py
     with pytest.raises(InputError, match=r"4,000 images of 48 x 48 pixels need 0\.0 GB of memory"):
         open_dataset(DataConfig(source="sample", image_size=48)).train()
     config = DataConfig(source="sample", image_size=48, train_size=50)
-    assert open_dataset(config).train().images.shape == (450, 48, 48, 3)
+    used = training_images(open_dataset(config), config)
+    assert [part.images.shape for part in used] == [(50, 48, 48, 3), (400, 48, 48, 3)]
 
 
 def test_the_least_of_all_limits_counts(tmp_path: Path) -> None:

@@ -7,20 +7,17 @@ prints the hashes.
 
 import hashlib
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kdedge.dataset import Split, keep_used
+from kdedge.dataset import Split
 from kdedge.errors import InputError
-from kdedge.image_cache import resize_images
-from kdedge.inputs import InputSpec, image_input
-from kdedge.pipeline.data.cifar10 import CLASS_NAMES
+from kdedge.pipeline.data.cifar10 import CLASS_NAMES, Cifar10Images
 from kdedge.preprocessing import RESIZE_MODES
-from kdedge.resizing import size_text
 
 __all__ = ["SHA256", "Sample", "from_sheet", "open_sample", "to_sheet"]
 
@@ -34,32 +31,16 @@ _SIZE = 32
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A small CIFAR-10: 400 training and 100 test images of each class, 32x32 before resizing."""
-
-    image_size: int
-    val_fraction: float = 0.1
-    train_size: int = 0
-    resize_mode: str = RESIZE_MODES[0]
-    name: str = "sample"
-    class_names: tuple[str, ...] = CLASS_NAMES
-
-    @property
-    def spec(self) -> InputSpec:
-        """The input of models for these images."""
-        return image_input(self.image_size, self.resize_mode)
+class Sample(Cifar10Images):
+    """A small CIFAR-10: 400 training and 100 test images of each class."""
 
     def train(self) -> Split:
-        """Decode the training sheet and return the images that are used, see `Dataset.train`."""
-        return self.decoded(keep_used(self.undecoded(), self.val_fraction, self.train_size))
+        """Decode the training sheet."""
+        return self.decoded(self.undecoded())
 
     def undecoded(self) -> Split:
         """Return the training images before they are resized."""
         return self._decode("train.webp")
-
-    def decoded(self, some: Split) -> Split:
-        """Return images of `undecoded` in the size of this data set."""
-        return replace(some, images=resize_images(some.images, self.image_size, self.resize_mode))
 
     def test(self) -> Split:
         """Decode the test sheet."""
@@ -71,11 +52,11 @@ class Sample:
 
     def train_sha256(self) -> str:
         """Return a SHA-256 of the training sheet and the image size."""
-        return self._fingerprint("train.webp")
+        return self.fingerprint(SHA256["train.webp"])
 
     def test_sha256(self) -> str:
         """Return a SHA-256 of the test sheet and the image size."""
-        return self._fingerprint("test.webp")
+        return self.fingerprint(SHA256["test.webp"])
 
     def _decode(self, name: str) -> Split:
         with Image.open(io.BytesIO(_read(name)), formats=("WEBP",)) as image:
@@ -83,25 +64,20 @@ class Sample:
         labels = np.arange(len(images), dtype=np.int64) % len(CLASS_NAMES)
         return Split(images, labels, self.class_names)
 
-    def _fingerprint(self, name: str) -> str:
-        size = size_text(self.image_size, self.resize_mode)
-        return hashlib.sha256(f"sample {size} {SHA256[name]}".encode()).hexdigest()
 
-
-def open_sample(image_size: int, val_fraction: float = 0.1, train_size: int = 0) -> Sample:
+def open_sample(image_size: int, resize_mode: str = RESIZE_MODES[0]) -> Sample:
     """Open the sample and check its files.
 
     Args:
         image_size: Side length in pixels to which the images are resized.
-        val_fraction: Share of the training images held out for validation.
-        train_size: Number of training images without the validation images (0: all).
+        resize_mode: As of `kdedge.resizing.resize_image`.
 
     Raises:
         InputError: A file of the installed package is missing or was altered.
     """
     for name in SHA256:
         _read(name)
-    return Sample(image_size, val_fraction, train_size)
+    return Sample(image_size, resize_mode, "sample")
 
 
 def to_sheet(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdedge.dataset import Split, keep_used
+from kdedge.dataset import Split
 from kdedge.errors import InputError
 from kdedge.inputs import InputSpec, signal_input
 from kdedge.pipeline.data.items import Item
@@ -32,8 +32,6 @@ class Windows:
         class_names: Names of the classes, sorted.
         spec: The input of models.
         parts: Windows, labels and groups of ``train``, ``val`` and ``test``.
-        val_fraction: Share of the training recordings held out for validation.
-        train_size: Number of training windows that are used (0: all).
         recordings: Label and number of rows of every recording; empty: the data are windows already.
     """
 
@@ -41,8 +39,6 @@ class Windows:
     class_names: tuple[str, ...]
     spec: InputSpec
     parts: dict[str, Split]
-    val_fraction: float
-    train_size: int
     recordings: tuple[tuple[int, int], ...]
 
     @property
@@ -51,8 +47,8 @@ class Windows:
         return source_name("windows", self.root)
 
     def train(self) -> Split:
-        """Return the training and validation windows that are used."""
-        return keep_used(self.undecoded(), self.val_fraction, self.train_size)
+        """Return the training and validation windows."""
+        return self.undecoded()
 
     def undecoded(self) -> Split:
         """Return all training and validation windows."""
@@ -124,7 +120,7 @@ def open_windows(config: DataConfig, path: Path) -> Windows:
         part: Split(one.images, one.labels, tuple(names), None, None, one.groups, spec) for part, one in parts.items()
     }
     recordings = tuple((names.index(one.label), len(one.values)) for one in source.series if not source.is_cut)
-    return Windows(path, tuple(names), spec, made, config.val_fraction, config.train_size, recordings)
+    return Windows(path, tuple(names), spec, made, recordings)
 
 
 def _length(source: Source, window: int) -> int:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from kdedge.dataset import split_train_val
 from kdedge.inputs import InputSpec
 from kdedge.pipeline.data.duplicates import COPIES, find_copies, same
+from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.windows.dataset import Windows
 
 __all__ = [
@@ -29,9 +30,9 @@ _HALF = 3.0  # standard deviations that a drawn window has room for
 _COLORS = ("#2f7ed8", "#e07b39", "#3a9d5d", "#c0504d", "#8e6bbf", "#8c6d4f", "#d76fae", "#7f7f7f", "#a5a52a", "#22a6b3")
 
 
-def summarise_windows(dataset: Windows) -> dict[str, Any]:
+def summarise_windows(dataset: Windows, config: DataConfig) -> dict[str, Any]:
     """Return the summary of a data set of windows, JSON-ready."""
-    train, val = split_train_val(dataset.train(), dataset.val_fraction, dataset.train_size)
+    train, val = split_train_val(dataset.undecoded(), config.val_fraction, config.train_size)
     parts, names, spec = {"train": train, "val": val, "test": dataset.test()}, dataset.class_names, dataset.spec
     counts = {part: np.bincount(split.labels, minlength=len(names)).tolist() for part, split in parts.items()}
     labels, groups = (np.concatenate([getattr(split, key) for split in parts.values()]) for key in ("labels", "groups"))
@@ -68,9 +69,9 @@ def summarise_windows(dataset: Windows) -> dict[str, Any]:
     }
 
 
-def short_summary_of_windows(dataset: Windows) -> str:
+def short_summary_of_windows(dataset: Windows, config: DataConfig) -> str:
     """Return the data set in one line."""
-    facts = summarise_windows(dataset)
+    facts = summarise_windows(dataset, config)
     groups, duration = facts["groups"], f" ({dataset.spec.window_s:.3g} s)" if dataset.spec.window_s else ""
     return (
         f"{dataset.name}: {len(dataset.class_names)} classes, {dataset.spec.words}{duration}: "

@@ -14,7 +14,7 @@ from kdedge.errors import InputError
 from kdedge.images import convert_image
 from kdedge.pipeline.data import items
 from kdedge.pipeline.data.options import DataConfig
-from kdedge.pipeline.data.sources import open_dataset
+from kdedge.pipeline.data.sources import open_dataset, training_images
 from kdedge.preprocessing import RESIZE_MODES
 
 
@@ -316,7 +316,7 @@ def test_only_what_is_used_is_decoded(tmp_path: Path, monkeypatch: pytest.Monkey
     whole = split_train_val(open_folder(tmp_path).train(), config.val_fraction, config.train_size)
     read = []
     monkeypatch.setattr(items, "convert_image", lambda path, convert: read.append(path) or convert_image(path, convert))
-    parts = split_train_val(open_dataset(config).train(), config.val_fraction, config.train_size)
+    parts = training_images(open_dataset(config), config)
     assert len(read) == 6 + 4  # 32 images are left without the test images
     for part, expected in zip(parts, whole, strict=True):
         assert np.array_equal(part.images, expected.images)

@@ -207,7 +207,7 @@ def test_images_without_bright_pixels_get_advice(split: Path) -> None:
         Image.fromarray(np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16).save(path)
     advice = "no value above 15 of 255: scale the files to the range of their format"
     assert advice in dict(findings(facts_of(split)))["pixels"]
-    assert advice in short_summary(open_dataset(DataConfig(source=f"folder:{split}", image_size=16)))
+    assert advice in short_summary(DataConfig(source=f"folder:{split}", image_size=16))
 
 
 def test_files_with_several_frames_are_counted(split: Path) -> None:
@@ -285,18 +285,18 @@ def test_a_page_inside_the_images_is_refused(tree: Path) -> None:
 
 
 def test_the_short_summary_is_one_line(tree: Path) -> None:
-    assert short_summary(open_dataset(DataConfig(source=f"folder:{tree}", image_size=16))) == (
+    assert short_summary(DataConfig(source=f"folder:{tree}", image_size=16)) == (
         "folder:images: 2 classes, 25 training and 6 test images, smallest class [ant] with 9, color, "
         "0 test images are copies of training images, 20 x 30 pixels in the median, resized to 16 x 16"
     )
-    assert short_summary(open_dataset(DataConfig(source="sample"))) == (
+    assert short_summary(DataConfig(source="sample")) == (
         "sample: 10 classes, 4,000 training and 1,000 test images, smallest class airplane with 400, color"
     )
 
 
 def test_images_that_lose_more_than_half_of_their_side_bring_advice(split: Path) -> None:
     advice = "median, resized to 16 x 16: a larger --image-size keeps more detail"
-    assert short_summary(open_dataset(DataConfig(source=f"folder:{split}", image_size=16))).endswith(advice)
+    assert short_summary(DataConfig(source=f"folder:{split}", image_size=16)).endswith(advice)
     assert dict(findings(facts_of(split)))["image sizes"].endswith("(squeeze): a larger --image-size keeps more detail")
 
 

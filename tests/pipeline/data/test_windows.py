@@ -28,7 +28,7 @@ def opened(path, **options):
 
 
 def parts_of(dataset):
-    train, val = split_train_val(dataset.train(), dataset.val_fraction)
+    train, val = split_train_val(dataset.train(), 0.1)
     return {"train": train, "val": val, "test": dataset.test()}
 
 
@@ -54,7 +54,7 @@ def test_recordings_are_cut_and_never_shared_between_parts(folder):
     assert dataset.spec.rate_hz == 50
     assert dataset.spec.window_s == 1.28
     assert dataset.class_names == ("fast", "slow")
-    assert short_summary_of_windows(dataset).startswith("windows:data: 2 classes, windows of 64 samples")
+    assert short_summary_of_windows(dataset, DataConfig()).startswith("windows:data: 2 classes, windows of 64 samples")
 
 
 def test_the_statistics_are_of_the_training_windows(npz):
