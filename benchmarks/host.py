@@ -18,6 +18,7 @@ from typing import Any
 from kdedge import __version__
 from kdedge.benchmarks.providers import CUDA, TENSORRT, install_hint, named_providers, short_names
 from kdedge.benchmarks.session import Model, import_onnxruntime, open_model
+from kdedge.benchmarks.units import short_provider
 from kdedge.errors import InputError
 from kdedge.files import cache_bytes, cache_dir
 from kdedge.install import install_command
@@ -223,7 +224,7 @@ def doctor() -> dict[str, Any]:
         add("onnxruntime", "broken", detail, mixture["fix"] if mixture else error.hint)
         host = None
     if host is not None:
-        add("onnxruntime", "ok", f"{host['onnxruntime']}, providers {', '.join(_short(p) for p in host['providers'])}")
+        add("onnxruntime", "ok", f"{host['onnxruntime']}, providers {', '.join(map(short_provider, host['providers']))}")
         problem = host["cuda_problem"]
         if problem is None:
             add("CUDA provider", "ok", f"on {host['gpu']}")
@@ -318,10 +319,6 @@ def _mixture() -> dict[str, str] | None:
 
 def _problem(kind: str, reason: str, fix: str) -> dict[str, str]:
     return {"provider": CUDA, "kind": kind, "reason": reason, "fix": fix}
-
-
-def _short(provider: str) -> str:
-    return provider.removesuffix("ExecutionProvider")
 
 
 def _version(distribution: str) -> str | None:

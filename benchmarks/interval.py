@@ -50,7 +50,7 @@ def wilson_interval_pct(right: float, n: float, confidence: float = 0.95) -> lis
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return [round(100 * (centre - half), 4), round(100 * (centre + half), 4)]
+    return [max(0.0, round(100 * (centre - half), 4)), round(100 * (centre + half), 4)]  # 0, not -0
 
 
 def _score(n: float, only_a: float, only_b: float, delta: float) -> float:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdedge.benchmarks.report.compare import host_name, is_noisy
 from kdedge.benchmarks.stability import stability_word
+from kdedge.benchmarks.units import short_provider
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -134,7 +135,7 @@ def _latency_table(comparison: Mapping[str, Any]) -> _Table:
     cells = [["p50 in ms", "model", "batch", "threads", "A", "B", "B / A", "trust A", "trust B"]]
     for row in comparison["latency"]:
         sides = [row["a"], row["b"]]
-        case = [row["provider"].removesuffix("ExecutionProvider"), row["model"], f"{row['batch']}", f"{row['threads']}"]
+        case = [short_provider(row["provider"]), row["model"], f"{row['batch']}", f"{row['threads']}"]
         times = [_text(side and side["p50_ms"], "{:.3f}") for side in sides]
         words = [stability_word(side["trust"]) if side else "–" for side in sides]
         cells.append([*case, *times, _text(row["ratio"], "{:.3f}×"), *words])

@@ -18,7 +18,7 @@ from kdedge.benchmarks.report.pareto_figure import PICTURE_SIZE, paint_picture
 from kdedge.benchmarks.report.quantization_figures import paint_candidates, paint_sensitivity
 from kdedge.benchmarks.report.signal_figure import examples_size, paint_examples
 from kdedge.benchmarks.stability import STEADY
-from kdedge.benchmarks.units import number
+from kdedge.benchmarks.units import number, short_provider
 from kdedge.errors import InputError
 from kdedge.files import disk_errors, write_atomic
 from kdedge.ownership import holds_nothing, not_ours
@@ -87,7 +87,7 @@ def draw_figures(
     wanted: list[tuple[str, str, str, str, Callable[[Any], None], tuple[float, float]]] = []
     for provider in dict.fromkeys(row["provider"] for row in report["latency"]):
         rows = [row for row in report["latency"] if row["provider"] == provider]
-        short = str(provider).removesuffix("ExecutionProvider")
+        short = short_provider(provider)
         file = "latency" if short == "CPU" else f"latency_{short.lower().replace(' ', '_')}"
         wanted.append(
             (file, "latency", f"Latency per {word}, {short}",

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from kdedge.benchmarks.interval import tango_interval
+from kdedge.benchmarks.interval import tango_interval, wilson_interval_pct
 
 
 @pytest.mark.parametrize(
@@ -89,3 +89,9 @@ def test_coverage_is_close_to_nominal() -> None:
 def test_impossible_tables_are_refused(n: int, a: int, b: int, confidence: float) -> None:
     with pytest.raises(ValueError, match=r"paired table|confidence"):
         tango_interval(n, a, b, confidence)
+
+
+def test_no_or_only_successes_end_exactly_at_the_border() -> None:
+    for n in range(1, 100):
+        assert str(wilson_interval_pct(0, n)[0]) == "0.0"  # not -0.0, which a table shows as -0.00
+        assert wilson_interval_pct(n, n)[1] == 100
