@@ -224,7 +224,8 @@ def doctor() -> dict[str, Any]:
         add("onnxruntime", "broken", detail, mixture["fix"] if mixture else error.hint)
         host = None
     if host is not None:
-        add("onnxruntime", "ok", f"{host['onnxruntime']}, providers {', '.join(map(short_provider, host['providers']))}")
+        providers = ", ".join(map(short_provider, host["providers"]))
+        add("onnxruntime", "ok", f"{host['onnxruntime']}, providers {providers}")
         problem = host["cuda_problem"]
         if problem is None:
             add("CUDA provider", "ok", f"on {host['gpu']}")

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 from kdedge.benchmarks.session import CPU, import_onnxruntime, open_model, session_options
 from kdedge.files import scratch_dir
 
-__all__ = ["int8_proof", "kernels_run"]
+__all__ = ["FLOAT_CONVS", "FLOAT_GEMMS", "INTEGER_CONVS", "INTEGER_GEMMS", "int8_proof", "kernels_run"]
 
-_INTEGER_CONVS = {"QLinearConv", "ConvInteger", "NhwcQLinearConv"}
-_FLOAT_CONVS = {"Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose"}
-_INTEGER_GEMMS = {"QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
-_FLOAT_GEMMS = {"Gemm", "FusedGemm", "MatMul", "FusedMatMul", "TransposeMatMul"}
+INTEGER_CONVS = {"QLinearConv", "ConvInteger", "NhwcQLinearConv"}
+FLOAT_CONVS = {"Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose"}
+INTEGER_GEMMS = {"QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
+FLOAT_GEMMS = {"Gemm", "FusedGemm", "MatMul", "FusedMatMul", "TransposeMatMul"}
 _BOUNDARIES = {"QuantizeLinear", "DequantizeLinear"}
 _COPIES = {"MemcpyFromHost", "MemcpyToHost"}
 _FLOAT_TYPES = {"float", "float16", "double", "bfloat16"}
@@ -40,12 +40,8 @@ class _Profile(NamedTuple):
     adopted: bool
 
 
-def int8_proof(path: Path, *, provider: str = CPU) -> dict[str, Any]:
-    """Run a model once on one image and report its kernels.
-
-    Args:
-        path: The ONNX model.
-        provider: Execution provider.
+def int8_proof(path: Path) -> dict[str, Any]:
+    """Run a model once on one image, on the CPU provider, and report its kernels.
 
     Returns:
         Counts ``integer_convs``, ``float_convs``, ``integer_gemms``, ``float_gemms``; ``ops_by_type``
@@ -56,24 +52,23 @@ def int8_proof(path: Path, *, provider: str = CPU) -> dict[str, Any]:
 
     Raises:
         InputError: The file is not a model of kdedge (see `kdedge.benchmarks.session.open_model`).
-        StageError: The execution provider could not be started.
     """
     ort = import_onnxruntime()
     levels = ort.GraphOptimizationLevel
-    kernels, _, chosen, adopted = _profile(path, provider, levels.ORT_ENABLE_ALL)
+    kernels, _, chosen, adopted = _profile(path, CPU, levels.ORT_ENABLE_ALL)
     ops = Counter(kernel["op"] for kernel in kernels)
     left = [kernel for kernel in kernels if kernel["float"]]
     if left:
         # The last optimization level changes only memory layouts, but renames float nodes. The names are those of the
         # level below, which already fuses quantized operators.
-        named = _profile(path, provider, levels.ORT_ENABLE_EXTENDED).kernels
+        named = _profile(path, CPU, levels.ORT_ENABLE_EXTENDED).kernels
         left = [kernel for kernel in named if kernel["float"]]
-    layers = [kernel["name"] for kernel in left if kernel["op"] in _FLOAT_CONVS | _FLOAT_GEMMS]
+    layers = [kernel["name"] for kernel in left if kernel["op"] in FLOAT_CONVS | FLOAT_GEMMS]
     return {
-        "integer_convs": _count(ops, _INTEGER_CONVS),
-        "float_convs": _count(ops, _FLOAT_CONVS),
-        "integer_gemms": _count(ops, _INTEGER_GEMMS),
-        "float_gemms": _count(ops, _FLOAT_GEMMS),
+        "integer_convs": _count(ops, INTEGER_CONVS),
+        "float_convs": _count(ops, FLOAT_CONVS),
+        "integer_gemms": _count(ops, INTEGER_GEMMS),
+        "float_gemms": _count(ops, FLOAT_GEMMS),
         "ops_by_type": dict(sorted(ops.items())),
         "float_operators": [kernel["name"] for kernel in left],
         "float_on_purpose": [name for name in layers if name in chosen],
@@ -115,8 +110,8 @@ def kernels_run(path: Path, provider: str) -> dict[str, Any]:
 
     tf32 = options.get("use_tf32")
     return {
-        "convs": by_arithmetic(_FLOAT_CONVS, _INTEGER_CONVS),
-        "gemms": by_arithmetic(_FLOAT_GEMMS, _INTEGER_GEMMS),
+        "convs": by_arithmetic(FLOAT_CONVS, INTEGER_CONVS),
+        "gemms": by_arithmetic(FLOAT_GEMMS, INTEGER_GEMMS),
         "subgraphs": sum(kernel["name"].startswith(f"{provider}_") for kernel in kernels),
         "nodes_by_provider": dict(sorted(Counter(kernel["provider"] for kernel in kernels).items())),
         "copies": _count(ops, _COPIES),

@@ -21,7 +21,7 @@ from kdedge.benchmarks.input_adapter import Classifier, Preprocessing
 from kdedge.benchmarks.session import CPU, first_line, import_onnxruntime, onnxruntime_errors, session_options
 from kdedge.errors import InputError
 from kdedge.export.graph import ADOPTED, IR_VERSION, count_macs, drop_unused
-from kdedge.export.lookup import arrays, attributes, readers
+from kdedge.export.lookup import arrays, attributes, dimensions, readers, rename
 from kdedge.files import write_atomic
 from kdedge.inputs import image_input
 from kdedge.machine import usable_cores
@@ -158,10 +158,10 @@ def _free_batch(model: onnx.ModelProto) -> None:
     logits, which are compared.
     """
     graph = model.graph
-    batch = _shape(graph.input[0])[0]
+    batch = dimensions(graph.input[0])[0]
     if batch:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-        shapes = {value.name: _shape(value) for value in inferred.value_info}
+        shapes = {value.name: dimensions(value) for value in inferred.value_info}
         constants, of_images = arrays(graph), {graph.input[0].name}
         for node in graph.node:
             if node.op_type == "Shape" or of_images.isdisjoint(node.input):
@@ -212,10 +212,7 @@ def _begin_with_pixels(graph: onnx.GraphProto, tensor: str, source: Classifier, 
         nodes.append(helper.make_node("Conv", inputs, ["normalise/out"], name="normalise", group=3))
     if source.layout == "NHWC":
         nodes.append(helper.make_node("Transpose", [nodes[-1].output[0]], ["nhwc"], name="nhwc", perm=[0, 2, 3, 1]))
-    for reader in readers(graph, tensor):
-        for index, name in enumerate(reader.input):
-            if name == tensor:
-                reader.input[index] = nodes[-1].output[0]
+    rename(graph, tensor, nodes[-1].output[0])
     nodes += graph.node
     del graph.node[:], graph.input[:]
     graph.node.extend(nodes)
@@ -276,8 +273,3 @@ def _without_fusions(source: Classifier) -> Classifier:
 def _remove_attribute(node: onnx.NodeProto, name: str) -> None:
     for item in [item for item in node.attribute if item.name == name]:
         node.attribute.remove(item)
-
-
-def _shape(value: onnx.ValueInfoProto) -> list[int]:
-    """Return the dimensions of a tensor; 0 for symbolic ones."""
-    return [int(dim.dim_value) for dim in value.type.tensor_type.shape.dim]

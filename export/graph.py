@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from kdedge.benchmarks.session import CPU, import_onnxruntime, session_options
 from kdedge.errors import InputError
-from kdedge.export.lookup import arrays, attributes, producers, readers
+from kdedge.export.lookup import arrays, attributes, dimensions, producers, readers, rename
 from kdedge.files import parse_json
 from kdedge.inputs import InputSpec, image_input_of
 from kdedge.manifest import versions
@@ -76,7 +76,7 @@ def read_spec(model: onnx.ModelProto) -> InputSpec | None:
     if len(model.graph.input) != 1:
         return None
     value = model.graph.input[0]
-    kind, shape = (value.name, value.type.tensor_type.elem_type), tuple(_shape(value)[1:])
+    kind, shape = (value.name, value.type.tensor_type.elem_type), tuple(dimensions(value)[1:])
     if kind == ("pixels", TensorProto.UINT8):
         return image_input_of(shape)
     metadata = {item.key: item.value for item in model.metadata_props}
@@ -99,7 +99,7 @@ def cut_input_adapter(model: onnx.ModelProto, spec: InputSpec) -> onnx.ModelProt
     front, tensor = _pixel_front(graph) if spec.kind == "image" else _signal_front(graph)
     for node in front:
         graph.node.remove(node)
-    _rename(graph, tensor, CORE_INPUT)
+    rename(graph, tensor, CORE_INPUT)
     del graph.input[:], graph.value_info[:], core.metadata_props[:]
     graph.input.append(helper.make_tensor_value_info(CORE_INPUT, TensorProto.FLOAT, ["batch", *spec.core_shape]))
     drop_unused(graph)
@@ -193,7 +193,7 @@ def _dequantize_pixels(graph: onnx.GraphProto, spec: InputSpec) -> _Front:
         if scale != np.float32(1) / np.float32(255) or zero != 0:
             raise ValueError(f"input scale {scale}, zero point {zero} {zero.dtype}; expected 1/255 and 0 uint8")
         for reader in readers(graph, node.output[0]):
-            _rename(graph, reader.output[0], CORE_INPUT)
+            rename(graph, reader.output[0], CORE_INPUT)
             graph.node.remove(reader)
         graph.node.remove(node)
     nodes = [
@@ -257,7 +257,7 @@ def count_macs(model: onnx.ModelProto) -> int:
     del observed.graph.output[:]
     observed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
     source = model.graph.input[0]
-    one = np.zeros((1, *_shape(source)[1:]), helper.tensor_dtype_to_np_dtype(source.type.tensor_type.elem_type))
+    one = np.zeros((1, *dimensions(source)[1:]), helper.tensor_dtype_to_np_dtype(source.type.tensor_type.elem_type))
     session = import_onnxruntime().InferenceSession(observed.SerializeToString(), session_options(1), providers=[CPU])
     results = session.run(names, {source.name: one})
     shapes |= {name: result.shape for name, result in zip(names, results, strict=True)}
@@ -285,19 +285,6 @@ def lowest_runtime(models: Iterable[Path]) -> dict[str, Any]:
     ir_version = max(model.ir_version for model in loaded)
     fit = (name for name, most_opset, most_ir in _RUNTIMES if opset <= most_opset and ir_version <= most_ir)
     return {"onnxruntime": next(fit, versions()["onnxruntime"]), "opset": opset, "ir_version": ir_version}
-
-
-def _shape(value: onnx.ValueInfoProto) -> list[int]:
-    """Return the dimensions of a tensor; 0 for symbolic ones."""
-    return [int(dim.dim_value) for dim in value.type.tensor_type.shape.dim]
-
-
-def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
-    """Replace ``old`` by ``new`` in the inputs of all nodes."""
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            if name == old:
-                node.input[index] = new
 
 
 def drop_unused(graph: onnx.GraphProto) -> None:

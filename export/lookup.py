@@ -6,7 +6,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-__all__ = ["arrays", "attributes", "initializers", "layers", "producers", "readers"]
+__all__ = ["arrays", "attributes", "dimensions", "initializers", "layers", "producers", "readers", "rename"]
 
 
 def initializers(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
@@ -27,6 +27,17 @@ def producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
 def readers(graph: onnx.GraphProto, tensor: str) -> list[onnx.NodeProto]:
     """Return the nodes with this tensor among their inputs."""
     return [node for node in graph.node if tensor in node.input]
+
+
+def rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    """Replace ``old`` by ``new`` in the inputs of all nodes."""
+    for node in readers(graph, old):
+        node.input[:] = [new if name == old else name for name in node.input]
+
+
+def dimensions(value: onnx.ValueInfoProto) -> list[int]:
+    """Return the dimensions of a tensor; 0 for symbolic ones."""
+    return [int(dim.dim_value) for dim in value.type.tensor_type.shape.dim]
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx
 
+from kdedge.benchmarks.kernels import FLOAT_GEMMS
 from kdedge.export.lookup import initializers, producers, readers
 
 __all__ = ["float_causes", "float_operators"]
@@ -21,7 +22,6 @@ _NORMS = {
     "LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization", "InstanceNormalization",
     "GroupNorm", "GroupNormalization", "LpNormalization", "LRN",
 }  # fmt: skip
-_PRODUCTS = {"Gemm", "MatMul", "FusedGemm", "FusedMatMul", "TransposeMatMul"}
 _WORDS = {
     "repair": "a repair step left it in float",
     "activation": "activation, which kdedge does not quantize",
@@ -61,7 +61,7 @@ def float_causes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> lis
             cause = _multiplication(node, sources)
         elif before := [sources[name].op_type for name in node.input if name in floats]:
             cause, other = "float_input", before[0]
-        elif node.op_type in _PRODUCTS and _origin(node.input[1], sources) not in constants:
+        elif node.op_type in FLOAT_GEMMS and _origin(node.input[1], sources) not in constants:
             cause = "two_inputs"
         elif node.output[0] in outputs:
             cause = "logits"
@@ -93,7 +93,8 @@ def float_operators(proof: Mapping[str, Any], quantized: Collection[str], left: 
             return "activation"
         if kind in _NORMS:
             return "normalisation"
-        if node["cause"] in ("shape", "activation", "gate") or kind in quantized or "Conv" in kind or kind in _PRODUCTS:
+        known = kind in quantized or "Conv" in kind or kind in FLOAT_GEMMS
+        if known or node["cause"] in ("shape", "activation", "gate"):
             return node["cause"]
         return "operator"
 

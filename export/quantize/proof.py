@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
+from kdedge.benchmarks.kernels import FLOAT_CONVS, FLOAT_GEMMS, INTEGER_CONVS, INTEGER_GEMMS
 from kdedge.benchmarks.session import CPU, import_onnxruntime, session_options
 from kdedge.export.lookup import attributes, producers, readers
 from kdedge.export.quantize.float_reasons import float_causes
@@ -19,10 +20,6 @@ from kdedge.files import scratch_dir
 
 __all__ = ["integer_proof", "optimise", "why_not_integer"]
 
-_INTEGER_CONVS = {"QLinearConv", "ConvInteger"}
-_FLOAT_CONVS = {"Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose"}
-_INTEGER_GEMMS = {"QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
-_FLOAT_GEMMS = {"Gemm", "MatMul", "FusedGemm", "FusedMatMul", "TransposeMatMul"}
 _SIGNAL_FRONT = {"Sub", "Mul", "Unsqueeze", "Reshape", "Transpose", "QuantizeLinear"}
 _QGEMM_OUTPUT_ZERO_POINT = 8  # without this input QGemm returns float
 
@@ -101,16 +98,16 @@ def _read_optimised(graph: onnx.GraphProto) -> dict[str, Any]:
         label = f"{node.name or node.output[0]} ({node.op_type})"
         kind = node.op_type
         gives_float, left = False, None
-        if kind in _INTEGER_CONVS:
+        if kind in INTEGER_CONVS:
             convs.append(node)
-        elif kind in _INTEGER_GEMMS:
+        elif kind in INTEGER_GEMMS:
             gemms.append(node)
             gives_float = kind in ("MatMulIntegerToFloat", "DynamicQuantizeMatMul") or (
                 kind == "QGemm" and not any(node.input[_QGEMM_OUTPUT_ZERO_POINT:])
             )
-        elif kind in _FLOAT_CONVS:
+        elif kind in FLOAT_CONVS:
             left = float_convs
-        elif kind in _FLOAT_GEMMS:
+        elif kind in FLOAT_GEMMS:
             left = float_gemms
         elif kind == "DequantizeLinear":
             gives_float = True
