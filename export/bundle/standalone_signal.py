@@ -47,8 +47,8 @@ class Classifier:
             expected = [self.length, len(self.channels)]
             raise ValueError(f"the window is {list(windows.shape)}; expected {expected}, finite")
         logits = self.session.run(None, {"signal": np.ascontiguousarray(windows[None], np.float32)})[0][0]
-        if not np.isfinite(logits).all():
-            raise ValueError("the model returned logits that are NaN or infinite")
+        if not np.isfinite(logits).all() or len(logits) != len(self.labels):
+            raise ValueError(f"the logits are NaN or infinite, or not one for each of {len(self.labels)} labels")
         exps, index = np.exp(logits - logits.max()), int(logits.argmax())
         return {"label": self.labels[index], "index": index, "probability": round(float(exps[index] / exps.sum()), 6)}
 
@@ -108,7 +108,7 @@ def main() -> None:
     try:
         classify = Classifier(model="student.onnx" if args.fp32 else "student.int8.onnx")
     except Exception as error:  # onnxruntime's errors have no base of their own
-        sys.exit(f"predict.py: {error}")
+        sys.exit(f"predict.py: {error}; copy the bundle again, or install a newer onnxruntime")
     code = 0
     for path in args.files:
         try:

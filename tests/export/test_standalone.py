@@ -161,10 +161,10 @@ def test_predict_py_answers_the_rest_after_bad_files(make_bundle: Callable[..., 
     assert done.returncode == 1
     assert [json.loads(line)["file"] for line in done.stdout.splitlines()] == [str(path) for path in good]
     fifo, escaped, long, folder = done.stderr.splitlines()
-    assert fifo == f"predict.py: {tmp_path / 'pipe'}: there is no regular file of this name"
+    assert fifo == f"predict.py: {tmp_path / 'pipe'}: no regular file has this name"
     assert escaped.startswith(f"predict.py: {tmp_path}/\\x1b[31m\\n.png: cannot identify image file")
     assert "File name too long" in long
-    assert folder == f"predict.py: {tmp_path}: there is no regular file of this name"
+    assert folder == f"predict.py: {tmp_path}: a folder; give its files: FOLDER/*"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -182,6 +182,19 @@ def test_predict_py_with_a_model_that_fails_when_it_runs(
     (bundle / "student.int8.onnx").write_bytes(b"no model")
     done = run_alone(bundle, tmp_path / "two.npy")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.endswith("; copy the bundle again, or install a newer onnxruntime\n")
+
+
+@pytest.mark.parametrize("lines", [slice(1, None), slice(0, 0)])
+def test_predict_py_refuses_labels_that_do_not_fit_the_model(
+    make_bundle: Callable[..., Path], tmp_path: Path, lines: slice
+) -> None:
+    bundle = make_bundle()
+    labels = (bundle / "labels.txt").read_text().splitlines(keepends=True)
+    (bundle / "labels.txt").write_text("".join(labels[lines]))
+    done = run_alone(bundle, bundle / "golden_inputs.npy")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith(f"or not one for each of {len(labels[lines])} labels\n")
 
 
 def test_predict_py_classifies_frames(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
