@@ -226,6 +226,8 @@ def export_c(
     from kdedge.export.c99.network import read_network
     from kdedge.export.c99.source import write_c
 
+    if out.resolve().is_relative_to(bundle.resolve()):
+        raise InputError(f"--out {out} is in the bundle, which takes no other files", "give another --out")
     verify_bundle(bundle)
     result: dict[str, Any] = {**write_c(read_network(bundle / MODELS["int8"]), out), **code_size(out)}
     pixels, logits = (np.load(bundle / name) for name in (GOLDEN_INPUTS, GOLDEN_LOGITS["int8"]))

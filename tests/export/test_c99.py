@@ -242,6 +242,15 @@ def test_a_file_of_the_user_with_a_name_of_ours_is_not_replaced(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize("folder", [".", "c"])
+def test_a_bundle_gets_no_c_files(tmp_path, folder):
+    shutil.copytree(BUNDLE, tmp_path / "bundle")
+    result = invoke("export-c", tmp_path / "bundle", "--out", tmp_path / "bundle" / folder)
+    assert result.exit_code == 2
+    assert "is in the bundle" in result.output
+    assert {path.name for path in (tmp_path / "bundle").iterdir()} == {path.name for path in BUNDLE.iterdir()}
+
+
 def test_files_of_export_c_are_replaced_next_to_others(written, tmp_path):
     folder = shutil.copytree(written[0], tmp_path / "c")
     (folder / "student").write_text("a program")
