@@ -58,7 +58,7 @@ def findings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:
-    """Print a table of the classes, the findings, and every file that cannot be read."""
+    """Print a table of the classes, the findings, and the files that cannot be read, by reason."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -88,8 +88,11 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     console.print(facts)
     for kind, one, other in _examples(summary):
         console.print(f"{kind}: {printable(one)} and {printable(other)}", soft_wrap=True)
+    unreadable: dict[str, list[str]] = {}
     for item in summary["unreadable"]:
-        console.print(f"cannot read {printable(item['file'])}: {printable(item['reason'])}", soft_wrap=True)
+        unreadable.setdefault(printable(item["reason"]), []).append(printable(item["file"]))
+    for reason, files in unreadable.items():
+        console.print("\n  ".join([f"cannot be read: {reason}", *files]), soft_wrap=True)
 
 
 def check_page(out_dir: Path) -> None:

@@ -128,6 +128,15 @@ def test_near_copies_are_not_judged_where_classes_look_alike(classes: int, judge
     assert exact["in_training"] == 0
 
 
+def test_unreadable_files_are_listed_by_reason(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [
+        {"file": name, "reason": reason} for name, reason in (("a.png", "cut"), ("b.png", "odd"), ("c.png", "cut"))
+    ]
+    print_summary(facts_of(tree) | {"unreadable": files})
+    out = capsys.readouterr().out
+    assert out.endswith("cannot be read: cut\n  a.png\n  c.png\ncannot be read: odd\n  b.png\n")
+
+
 def test_every_unreadable_file_is_listed_next_to_the_rest(split: Path, tmp_path: Path) -> None:
     good = (split / "train" / "cat" / "00.png").read_bytes()
     for number in range(12):
