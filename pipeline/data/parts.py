@@ -135,10 +135,10 @@ def check_groups(root: Path, parts: Parts) -> None:
     """
     part_of: dict[str, str] = {}
     for part, items in parts.items():
-        for group in {item.group for item in items} - {""}:
-            if part_of.setdefault(group, part) != part:
+        for group in (item.group for item in items if item.group):
+            if (other := part_of.setdefault(group, part)) != part:
                 raise InputError(
-                    f"the group {group} of {root} is in {part_of[group]} and in {part}", "put each group into one part"
+                    f"the group {group} of {root} is in {other} and in {part}", "put each group into one part"
                 )
 
 

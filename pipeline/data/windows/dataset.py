@@ -13,7 +13,7 @@ from kdedge.errors import InputError
 from kdedge.inputs import InputSpec, signal_input
 from kdedge.pipeline.data.items import Item
 from kdedge.pipeline.data.options import DataConfig
-from kdedge.pipeline.data.parts import divide
+from kdedge.pipeline.data.parts import check_groups, divide
 from kdedge.pipeline.data.user_images import source_name
 from kdedge.pipeline.data.windows.series import Series, Source
 from kdedge.recordings import cut
@@ -146,16 +146,10 @@ def _length(source: Source, window: int) -> int:
 def _divide(source: Source, names: Sequence[str], config: DataConfig) -> dict[str, list[Series]]:
     """Return the series of ``train``, ``val`` and ``test``; groups stay in one part."""
     parts: dict[str, list[Item]] = {}
-    groups: dict[str, str] = {}
     for index, one in enumerate(source.series):
-        part = one.part or "train"
-        if groups.setdefault(one.group, part) != part:
-            raise InputError(
-                f"the group {one.group} of {source.path} is in {groups[one.group]} and in {part}",
-                "put each group into one part",
-            )
         item = Item(source.path, names.index(one.label), str(index), one.name, one.group)
-        parts.setdefault(part, []).append(item)
+        parts.setdefault(one.part or "train", []).append(item)
+    check_groups(source.path, parts)
     if "train" not in parts:
         raise InputError(f"{source.path} has no training recordings", "add them")
     divided = divide(parts, names, source.path, config.val_fraction, config.test_fraction)

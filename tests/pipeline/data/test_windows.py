@@ -132,6 +132,10 @@ def test_given_parts_and_groups_by_folder(tmp_path):
     groups = {part: {*split.groups.tolist()} for part, split in parts_of(opened(tmp_path, groups="folder")).items()}
     assert groups == {"train": groups["train"], "val": groups["val"], "test": {"test-0", "test-1"}}
     assert groups["train"] | groups["val"] == {"train-0", "train-1"}
+    shared = next(tmp_path.glob("test/*/test-0"))
+    shared.rename(shared.with_name("train-0"))
+    with pytest.raises(InputError, match="the group train-0 of .* is in test and in train"):
+        opened(tmp_path, groups="folder")
 
 
 def test_a_part_is_never_a_class_and_a_session_never_a_group(tmp_path):
