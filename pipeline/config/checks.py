@@ -1,18 +1,15 @@
 """Checks the values of a configuration, each and in combination."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from kdedge.errors import InputError
 from kdedge.parsing import closest
-from kdedge.pipeline.data.options import NAMES, WINDOWS
+from kdedge.pipeline.data.options import NAMES, WINDOWS, DataConfig
 from kdedge.pipeline.distill.methods import METHODS
+from kdedge.pipeline.distill.options import DistillConfig
 from kdedge.pipeline.models.registry import STUDENTS
 from kdedge.pipeline.training.options import SIGNAL_LEVELS
-
-if TYPE_CHECKING:
-    from kdedge.pipeline.data.options import DataConfig
-    from kdedge.pipeline.distill.options import DistillConfig
 
 __all__ = ["ABLATE_FLAGS", "COMPARE_FLAGS", "RUN_ALL_FLAGS", "RUN_FLAGS", "Flags", "check_value", "conflicts"]
 
@@ -61,7 +58,7 @@ def check_value(section: str, item: "dataclasses.Field[Any]", value: Any, proble
     return value
 
 
-def conflicts(data: "DataConfig", distill: "DistillConfig", flags: Flags = RUN_FLAGS) -> list[str]:
+def conflicts(data: DataConfig, distill: DistillConfig, flags: Flags = RUN_FLAGS) -> list[str]:
     """Return the contradictions between options that are valid on their own."""
     found = []
     if data.dir and data.source != "cifar10":
@@ -85,9 +82,9 @@ def conflicts(data: "DataConfig", distill: "DistillConfig", flags: Flags = RUN_F
     return found + _hint_conflicts(distill, flags)
 
 
-def _signal_conflicts(data: "DataConfig", distill: "DistillConfig") -> list[str]:
+def _signal_conflicts(data: DataConfig, distill: DistillConfig) -> list[str]:
     """Return the options of images that are given with windows of a signal."""
-    default = type(data)()
+    default = DataConfig()
     given = {
         "--image-size": data.image_size != default.image_size,
         "--resize": data.resize != default.resize,
@@ -98,7 +95,7 @@ def _signal_conflicts(data: "DataConfig", distill: "DistillConfig") -> list[str]
     return found + _other_students(distill, "windows of a signal", signal=True)
 
 
-def _image_conflicts(data: "DataConfig", distill: "DistillConfig") -> list[str]:
+def _image_conflicts(data: DataConfig, distill: DistillConfig) -> list[str]:
     """Return the options of signals that are given with images."""
     given = {"--window": data.window, "--stride": data.stride, "--layout": data.layout, "--rate": data.rate}
     given["--groups"] = data.groups
@@ -108,14 +105,14 @@ def _image_conflicts(data: "DataConfig", distill: "DistillConfig") -> list[str]:
     return found + _other_students(distill, "images", signal=False)
 
 
-def _other_students(distill: "DistillConfig", what: str, *, signal: bool) -> list[str]:
+def _other_students(distill: DistillConfig, what: str, *, signal: bool) -> list[str]:
     """Return an error for every student that is for other inputs than the data."""
     fitting = " or ".join(name for name, spec in STUDENTS.items() if spec.signal == signal)
     wrong = [name for name in distill.student.split(",") if STUDENTS[name].signal != signal]
     return [f"--student {name} is not for {what}: use {fitting}" for name in wrong]
 
 
-def _hint_conflicts(distill: "DistillConfig", flags: Flags) -> list[str]:
+def _hint_conflicts(distill: DistillConfig, flags: Flags) -> list[str]:
     """Return the contradictions between options of hints."""
     found = []
     method, hint_only = METHODS[distill.method], distill.hint_only_epochs
