@@ -56,25 +56,10 @@ EXTENSIONS = frozenset(
 )
 
 # Files next to images that are not images; other files that are left out cause a warning.
-HARMLESS = frozenset(
-    {
-        ".txt",
-        ".md",
-        ".rst",
-        ".html",
-        ".htm",
-        ".json",
-        ".jsonl",
-        ".xml",
-        ".csv",
-        ".tsv",
-        ".yaml",
-        ".yml",
-        ".toml",
-        ".ini",
-    }
-    | {".cfg", ".log", ".db", ".lnk", ".url", ".py", ".sh"}
-)
+HARMLESS = frozenset({
+    ".txt", ".md", ".rst", ".html", ".htm", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".yaml", ".yml", ".toml", ".ini",
+    ".cfg", ".log", ".db", ".lnk", ".url", ".py", ".sh",
+})  # fmt: skip
 
 # A renamed file never reaches decoders that run other programs (EPS calls Ghostscript).
 _FORMATS = (

@@ -197,13 +197,7 @@ def _of_model(given: dict[str, Any], fields: Fields) -> Flags:
         return RUN_FLAGS
     if given["layout"]:  # of windows
         fields.setdefault("data", {})["layout"] = given["layout"]
-    flags = {
-        "preprocessing": "--preprocessing",
-        "mean": "--mean",
-        "std": "--std",
-        "scale": "--scale",
-    }
-    wrong = [flag for key, flag in flags.items() if given[key] not in ("", None)]
+    wrong = [f"--{key}" for key in ("preprocessing", "mean", "std", "scale") if given[key] not in ("", None)]
     for section in ("benchmark", "bundle"):
         known = {item.name: item.metadata["flag"] for item in dataclasses.fields(SECTIONS[section])}
         wrong += [known[name] for name in fields.get(section, {}) if name not in ("limit_pp", "metric")]

@@ -321,9 +321,7 @@ def _accuracy_pct(row: Mapping[str, float]) -> float:
 
 
 def _summary(row: Mapping[str, float]) -> str:
-    shown = [f"{k.removeprefix('train_')} {row[k]:.3f}" for k in ("train_loss",) if k in row]
-    if "val_top1_pct" in row:
-        shown.append(f"val top-1 {row['val_top1_pct']:.2f} %")
+    shown = [f"loss {row['train_loss']:.3f}", f"val top-1 {row['val_top1_pct']:.2f} %"]
     if "val_balanced_pct" in row:
         shown.append(f"mean per class {row['val_balanced_pct']:.2f} %")
     return ", ".join([*shown, format_duration(row["seconds"])])
