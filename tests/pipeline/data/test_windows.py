@@ -134,7 +134,7 @@ def test_given_parts_and_groups_by_folder(tmp_path):
     assert groups["train"] | groups["val"] == {"train-0", "train-1"}
     shared = next(tmp_path.glob("test/*/test-0"))
     shared.rename(shared.with_name("train-0"))
-    with pytest.raises(InputError, match="the group train-0 of .* is in test and in train"):
+    with pytest.raises(InputError, match=r"the group train-0 of .* is in test and in train"):
         opened(tmp_path, groups="folder")
 
 
