@@ -140,7 +140,7 @@ def session_options(threads: int, *, spinning: bool = False) -> Any:
     return options
 
 
-def open_model(path: Path, *, provider: str = CPU, threads: int = 1, options: Any = None) -> Model:
+def open_model(path: Path, *, provider: str = CPU, threads: int = 1, options: Any = None, hint: str = _EXPORT) -> Model:
     """Open an ONNX model and check that it has kdedge's format.
 
     Args:
@@ -148,13 +148,14 @@ def open_model(path: Path, *, provider: str = CPU, threads: int = 1, options: An
         provider: Execution provider to run on.
         threads: Intra-op threads, at least 1.
         options: Session options instead of `session_options`.
+        hint: How to get a model.
 
     Raises:
         InputError: The file is missing, truncated, not an ONNX model, or has other inputs or outputs.
         StageError: The execution provider is unavailable.
     """
     session, load_ms = open_session(
-        path, provider=provider, threads=threads, options=options or session_options(threads)
+        path, provider=provider, threads=threads, options=options or session_options(threads), hint=hint
     )
     spec, classes = _check_signature(path, session)
     return Model(path, session, provider, threads, spec, classes, read_class_names(path, session), load_ms)

@@ -74,7 +74,8 @@ def predict(
         raise InputError(
             f"--top {top_k} is out of range: this model has {len(labels)} classes", f"give --top 1 to {len(labels)}"
         )
-    model = open_model(bundle / ("student.onnx" if fp32 else "student.int8.onnx"))
+    name = "student.onnx" if fp32 else "student.int8.onnx"
+    model = open_model(bundle / name, hint=f"run `{command('verify', bundle)}`")
     if (model.spec.shape, model.spec.channels, model.classes) != (spec.shape, spec.channels, len(labels)):
         raise InputError(
             f"the model in {bundle} takes {model.spec.words} and has {model.classes} classes; preprocessing.json has "
@@ -128,7 +129,8 @@ def open_bundle(bundle: Path, *, fp32: bool = False) -> LoadedBundle | LoadedSig
     """
     _, spec = read_bundle(bundle)
     model = "student.onnx" if fp32 else "student.int8.onnx"
-    open_model(bundle / model)  # raises a kdedge error instead of one of onnxruntime
+    # It raises a kdedge error instead of one of onnxruntime.
+    open_model(bundle / model, hint=f"run `{command('verify', bundle)}`")
     return LoadedBundle(bundle, model) if spec.kind == "image" else LoadedSignalBundle(bundle, model)
 
 

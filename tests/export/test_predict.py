@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from kdedge.benchmarks.session import run_model
 from kdedge.errors import InputError
 from kdedge.export.bundle import predict as predicting
-from kdedge.export.bundle.predict import predict
+from kdedge.export.bundle.predict import open_bundle, predict
 from kdedge.pipeline.cli import app
 
 
@@ -257,6 +257,15 @@ def test_predict_needs_a_bundle(make_bundle: Callable[..., Path], tmp_path: Path
     (bundle / "preprocessing.json").write_text("{}")
     with pytest.raises(InputError, match="is damaged"):
         next(predict(bundle, []))
+
+
+def test_a_bundle_without_its_model_is_to_be_verified(make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle()
+    (bundle / "student.int8.onnx").unlink()
+    for use in (lambda: next(predict(bundle, [])), lambda: open_bundle(bundle)):
+        with pytest.raises(InputError, match="no model at") as caught:
+            use()
+        assert caught.value.hint == f"run `kdedge verify {bundle}`"
 
 
 # predict.py, alone ---------------------------------------------------------------------------------------------------
