@@ -1,6 +1,8 @@
 """Augmentations of training images: a flip and a shift, and blanked squares, drawn from a hash of (epoch, index).
 
 They do not depend on the seed or on a generator's state, so runs of other seeds and resumed runs see the same images.
+Flips and shifts are drawn without replacement: an image repeats one only after it had all, so that few epochs see many
+different images, and after as many epochs all logits of the teacher are in the cache.
 """
 
 import numpy as np
@@ -8,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["augment", "blank_squares", "choose_augmentations", "mixed_bits"]
+__all__ = ["augment", "blank_squares", "choose_augmentations", "draw_augmentations", "mixed_bits"]
 
 
 def choose_augmentations(
     dataset_indices: NDArray[np.int64], *, epoch: int, shift: int, flip: bool
 ) -> NDArray[np.int64]:
-    """Draw an augmentation of each image from the hash of (epoch, dataset index).
+    """Draw an augmentation of each image.
 
     Args:
         dataset_indices: int64 ``[N]``, the images' indices in the data set.
@@ -25,11 +27,24 @@ def choose_augmentations(
     Returns:
         int64 ``[N]``: (flipped * span + row) * span + column, where span is 2 * shift + 1; shifted, then flipped.
     """
-    bits = mixed_bits(epoch, dataset_indices)
-    span = 2 * shift + 1
-    flipped = (bits & np.uint64(1)).astype(np.int64) if flip else np.zeros(len(dataset_indices), np.int64)
-    rows, columns = ((bits >> np.uint64(by)) % np.uint64(span) for by in (8, 32))
-    return (flipped * span + rows.astype(np.int64)) * span + columns.astype(np.int64)
+    shifts = (2 * shift + 1) ** 2
+    return draw_augmentations(dataset_indices, epoch=epoch, count=2 * shifts if flip else shifts)
+
+
+def draw_augmentations(numbers: NDArray[np.int64], *, epoch: int, count: int) -> NDArray[np.int64]:
+    """Draw the number of an augmentation, without replacement: ``count`` epochs have all in random order.
+
+    Args:
+        numbers: int64 ``[N]``, of the images or windows. Each has an order of its own.
+        epoch: Number of the epoch, from 0.
+        count: Number of augmentations.
+
+    Returns:
+        int64 ``[N]``, 0 to ``count - 1``.
+    """
+    done, place = divmod(epoch, count)
+    keys = mixed_bits(done, numbers[:, None] * count + np.arange(count))
+    return np.argsort(keys, axis=1)[:, place]
 
 
 def augment(images: Tensor, chosen: NDArray[np.int64], *, shift: int) -> Tensor:

@@ -17,7 +17,7 @@ __all__ = ["CHECKPOINT", "CHECKPOINT_VERSION", "Stateful", "load_checkpoint", "s
 
 CHECKPOINT = ".checkpoint.pt"  # a working file, deleted when the stage is complete
 # Raised whenever the same options train otherwise: a checkpoint of another version cannot be resumed.
-CHECKPOINT_VERSION = 5
+CHECKPOINT_VERSION = 6
 _DIGEST_BYTES = 32
 
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdedge.pipeline.training.augmentations import mixed_bits
+from kdedge.pipeline.training.augmentations import draw_augmentations
 
 __all__ = ["augment_signals", "choose_signal_augmentations", "signal_augmentations"]
 
@@ -23,8 +23,8 @@ def signal_augmentations(shift: int) -> int:
 
 
 def choose_signal_augmentations(dataset_indices: NDArray[np.int64], *, epoch: int, shift: int) -> NDArray[np.int64]:
-    """Draw an augmentation of each window from the hash of (epoch, dataset index), int64 ``[N]``."""
-    return (mixed_bits(epoch, dataset_indices) % np.uint64(signal_augmentations(shift))).astype(np.int64)
+    """Draw an augmentation of each window, int64 ``[N]``."""
+    return draw_augmentations(dataset_indices, epoch=epoch, count=signal_augmentations(shift))
 
 
 def augment_signals(windows: Tensor, chosen: NDArray[np.int64], *, shift: int) -> Tensor:

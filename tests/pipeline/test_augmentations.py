@@ -18,12 +18,25 @@ def test_an_augmentation_depends_only_on_epoch_and_index():
 
 
 def test_the_augmentations_are_those_of_earlier_versions():
-    # Cached logits and checkpoints count on them: another hash needs another _VERSION and CHECKPOINT_VERSION.
+    # Checkpoints count on them: another hash needs another CHECKPOINT_VERSION.
     chosen = {
         epoch: choose_augmentations(np.array([0, 1, 2, 44999]), epoch=epoch, shift=2, flip=True).tolist()
         for epoch in (0, 1, 19)
     }
-    assert chosen == {0: [0, 28, 9, 29], 1: [7, 4, 7, 27], 19: [16, 43, 1, 34]}
+    assert chosen == {0: [0, 4, 48, 17], 1: [34, 45, 43, 31], 19: [11, 23, 11, 48]}
+
+
+@pytest.mark.parametrize(("flip", "count"), [(True, 18), (False, 9)])
+def test_an_image_repeats_an_augmentation_only_after_it_had_all(flip, count):
+    images = np.arange(100)
+    rounds = [
+        np.stack([choose_augmentations(images, epoch=first + epoch, shift=1, flip=flip) for epoch in range(count)])
+        for first in (0, count)
+    ]
+    for chosen in rounds:
+        assert (np.sort(chosen, axis=0) == np.arange(count)[:, None]).all()
+    assert (rounds[0] == rounds[1]).mean() == pytest.approx(1 / count, abs=0.05)
+    assert len({tuple(order) for order in rounds[0].T}) == 100
 
 
 def test_a_view_is_the_image_flipped_or_not_and_shifted_over_black():
