@@ -103,7 +103,7 @@ def _load(source: Path) -> onnx.ModelProto:
         opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
         if opset < _LOWEST_OPSET:
             model = version_converter.convert_version(model, _LOWEST_OPSET)
-    except (OSError, RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+    except (OSError, RuntimeError, ValueError, onnx.checker.ValidationError, version_converter.ConvertError) as error:
         raise InputError(f"cannot read {source}: {str(error).splitlines()[0]}", "export it again, opset 18") from error
     return inliner.inline_local_functions(model) if model.functions else model
 

@@ -9,7 +9,7 @@ from other_models import CLASSES, FLOAT, UINT8, adopted, colour_net
 from kdedge.benchmarks.emulate.emulator import CPUS, emulate
 from kdedge.benchmarks.input_adapter import PREPROCESSING, open_classifier
 from kdedge.errors import InputError
-from kdedge.export.adopt import adopt_model
+from kdedge.export.adopt import _load, adopt_model
 from kdedge.export.quantize.candidates import Candidate
 from kdedge.export.quantize.float_reasons import float_operators
 from kdedge.export.quantize.proof import integer_proof
@@ -56,6 +56,20 @@ def test_models_that_cannot_be_rewritten_are_refused(tmp_path):
     onnx.save(model, path)
     with pytest.raises(InputError, match=r"model\.onnx cannot be rewritten for any batch"):
         adopted(path, tmp_path / "student.onnx")
+
+
+def test_a_model_whose_opset_cannot_be_converted_is_refused(tmp_path):
+    values = {name: helper.make_tensor_value_info(name, FLOAT, [1, 3, 8, 8]) for name in ("image", "map")}
+    weights = numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float32), "w")
+    conv = helper.make_node("Conv", ["image", "w"], ["map"])
+    graph = helper.make_graph(
+        [conv], "old", [values["image"]], [values["map"]], [weights]
+    )  # its inputs lack the weights
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 7)], ir_version=3), tmp_path / "model.onnx"
+    )
+    with pytest.raises(InputError, match=r"cannot read .*model\.onnx: .* is undefined"):
+        _load(tmp_path / "model.onnx")
 
 
 def test_float16_is_refused(tmp_path):
