@@ -53,8 +53,8 @@ class Classifier:
         if frames.shape[2] > self.channels:
             frames = (frames @ [19595, 38470, 7471] + 32768 >> 16)[..., None]  # Pillow's convert("L")
         logits = self.session.run(None, {"pixels": np.ascontiguousarray(frames[None], np.uint8)})[0][0]
-        if not np.isfinite(logits).all():
-            raise ValueError("the model returned logits that are NaN or infinite")
+        if not np.isfinite(logits).all() or len(logits) != len(self.labels):
+            raise ValueError(f"the logits are NaN or infinite, or not one for each of {len(self.labels)} labels")
         exps, index = np.exp(logits - logits.max()), int(logits.argmax())
         return {"label": self.labels[index], "index": index, "probability": round(float(exps[index] / exps.sum()), 6)}
 
@@ -62,7 +62,7 @@ class Classifier:
 def load(path: Path, size: int, mode: str = "squeeze") -> Any:
     """Return the images of a file as uint8 RGB [N, size, size, 3], or a .npy file as it is."""
     if not path.is_file():
-        raise ValueError("there is no regular file of this name")
+        raise ValueError("a folder; give its files: FOLDER/*" if path.is_dir() else "no regular file has this name")
     if path.suffix.lower() == ".npy":
         with np.errstate(over="ignore"):  # mapped, so that a header that claims terabytes allocates nothing
             pixels: Any = np.lib.format.open_memmap(path, mode="r")
@@ -148,7 +148,7 @@ def main() -> None:
     try:
         classify, code = Classifier(model="student.onnx" if args.fp32 else "student.int8.onnx"), 0
     except Exception as error:  # onnxruntime's errors have no base of their own
-        sys.exit(f"predict.py: {error}")
+        sys.exit(f"predict.py: {error}; copy the bundle again, or install a newer onnxruntime")
     for path in args.files:
         try:
             answers = classify(load(path, classify.size, classify.resize_mode))
