@@ -28,9 +28,6 @@ INGREDIENTS = (
 )
 """Name of an ingredient, a variant of ``studies/ingredients.csv`` with it, and its control."""
 
-BEGUN = {"res": "res-0", "res-s": "res-s-1", "resnet20": "resnet20-0"}
-"""Run of ``studies/gpu_front.csv`` with which a student of the front began; its report counts later epochs only."""
-
 
 def headline() -> str:
     """Return the five rows of the README."""
@@ -242,16 +239,16 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def _students(folder: str, names: Sequence[str]) -> str:
     rows = []
-    begun = {row["run"]: row["epochs"] for row in _rows(REFERENCE / "studies" / "gpu_front.csv")}
+    begun = _rows(REFERENCE / "studies" / "front_begun.csv") if folder == "front" else []
     for name in names:
         report = _report(f"{folder}/{name}")
-        earlier = f"{begun[BEGUN[name]]} + " if name in BEGUN else ""
+        earlier = [row["epochs"] for row in begun if row["student"] == name]  # the report has the last training only
         student, top1 = report["student"], report["accuracy"]["onnx_int8_top1_pct"]
         rows.append(
             [
                 f"`{name}`",
                 f"{student['params'] / 1e6:.2f} M, {student['macs'] / 1e6:.0f}",
-                f"`{student['method']}`, {earlier}{student['epochs']}",
+                f"`{student['method']}`, {' + '.join([*earlier, str(student['epochs'])])}",
                 f"{top1:.2f} % ({_interval(report, 'int8')})",
                 _loss(report["gate"]),
                 _speed(report),
