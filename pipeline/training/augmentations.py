@@ -2,7 +2,7 @@
 
 They do not depend on the seed or on a generator's state, so runs of other seeds and resumed runs see the same images.
 Flips and shifts are drawn without replacement: an image repeats one only after it had all, so that few epochs see many
-different images, and after as many epochs all logits of the teacher are in the cache.
+different images, and after as many epochs nearly all logits of the teacher are in the cache.
 """
 
 import numpy as np
