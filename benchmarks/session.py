@@ -181,6 +181,9 @@ def open_session(
         StageError: The execution provider is unavailable.
     """
     ort = import_onnxruntime()
+    if path.is_dir():
+        models = sorted(path.glob("*.onnx"), key=lambda one: one.stat().st_size, reverse=True)  # FP32 first
+        raise InputError(f"{path} is a folder", f"give a file in it, such as {models[0]}" if models else hint)
     if not path.is_file():
         raise InputError(f"no model at {path}", hint)
     if provider not in ort.get_available_providers():

@@ -233,6 +233,8 @@ def read_report(path: Path) -> dict[str, Any]:
     file = find_report(path)
     try:
         report = read_json(file)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not a report of kdedge: it is not a text file", _HINT) from error
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the report {file}: {error}", _HINT) from error
     schema = report.get("schema") if isinstance(report, dict) else _SCHEMA

@@ -182,13 +182,15 @@ def _of_model(given: dict[str, Any], fields: Fields) -> Flags:
     The resize is that of its preprocessing.
 
     Raises:
-        InputError: The file is not a classifier, or an option is only for one.
+        InputError: The file is not a classifier in float, or an option is only for one.
     """
     if given["model"]:
         if given["out"] == DEFAULT_OUT:  # before the options of the run there are read
             given["out"] = Path("artifacts") / given["model"].stem
         data = fields.setdefault("data", {})
         model = open_models([given["model"]], given["layout"], data.get("image_size", 0))[0]
+        if model.quantized:
+            raise InputError(f"{given['model']} is already quantized", "give the FP32 model that it was made from")
         data["image_size"] = model.image_size
         if (color := data.setdefault("color", "rgb")) != "rgb":
             raise InputError(f"--color {color} is for a student of a run; {given['model']} takes RGB", "leave it out")

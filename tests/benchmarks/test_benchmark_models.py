@@ -61,10 +61,19 @@ def test_a_model_that_fails_when_it_runs(tmp_path: Path, kind: str, capfd: pytes
     assert capfd.readouterr() == ("", "")  # onnxruntime has its own log
 
 
-@pytest.mark.parametrize("name", ["missing.onnx", "."])
-def test_no_file(tmp_path: Path, name: str) -> None:
+def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no model at"):
-        open_model(tmp_path / name)
+        open_model(tmp_path / "missing.onnx")
+
+
+def test_a_folder_instead_of_a_model_names_its_largest_model(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder"):
+        open_model(tmp_path)
+    for name, size in (("student.int8.onnx", 10), ("student.onnx", 40)):
+        (tmp_path / name).write_bytes(bytes(size))
+    with pytest.raises(InputError, match="is a folder") as caught:
+        open_model(tmp_path)
+    assert caught.value.hint == f"give a file in it, such as {tmp_path / 'student.onnx'}"
 
 
 def test_wrong_input_name(fp32_writer: Callable[..., Path], tmp_path: Path) -> None:

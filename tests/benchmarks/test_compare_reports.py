@@ -69,7 +69,7 @@ def test_a_report_is_found_by_run_benchmark_bundle_and_file(path: str) -> None:
     ("report", "message"),
     [
         ("{", "cannot read the report"),
-        ("\x00\xff", "cannot read the report"),
+        ("\x00\xff", "is not a report of kdedge: it is not a text file"),
         ("[]", r"it is \[\], expected an object"),
         ("{}", "schema is None, expected 1"),
         (changed(schema=2), "schema is 2, expected 1"),

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from PIL import Image
 
 from kdedge.benchmarks.input_adapter import Preprocessing, open_classifier
 
+BUNDLE = Path(__file__).resolve().parents[2] / "artifacts" / "reference" / "bundle"
 SHORT = (
     "--calibration-images", 32, "--no-compare-formats", "--latency-seconds", 0.05, "--latency-batches", 1,
 )  # fmt: skip
@@ -109,6 +111,13 @@ def test_options_that_do_not_fit(tmp_path, images, options, message):
     result = invoke("quantize", path, "--data", images, "--out", tmp_path / "out", *options)
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
+
+
+def test_a_quantized_model_is_refused(tmp_path, images):
+    result = invoke("quantize", BUNDLE / "student.int8.onnx", "--data", images, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "student.int8.onnx is already quantized -> give the FP32 model" in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_layout_of_a_model_that_does_not_show_it(tmp_path, images, monkeypatch):
