@@ -1,11 +1,11 @@
 """Train the students of the accuracy front side by side on one GPU: teachers, their logits of all views, students.
 
-`train` makes every run of the plan with the commands of kdedge, a process each; a step of a small student leaves most
-of a GPU idle. Start NVIDIA's Multi-Process Service before it, without which the processes take turns. Runs that do not
-end in time are stopped, and the same command resumes them. `train` prints seconds per epoch, and what the plan takes.
+`train` makes every run with the commands of kdedge, a process each; a step of a small student leaves most of a GPU
+idle. Start NVIDIA's Multi-Process Service before it, without which the processes take turns. A run is NAME:SEED=EPOCHS.
+Runs that do not end in time are stopped, and the same command resumes them. `train` prints the epochs of each.
 
-    python experiments/front_runs.py train OUT --data cifar10 --epochs 120 --teacher-epochs 40 --seconds 550
-    python experiments/front_runs.py fill OUT/teacher-0/teacher --data cifar10
+    python experiments/front_runs.py train OUT --data cifar10 --teacher-epochs 34 --seconds 560 --runs lite:0=100
+    python experiments/front_runs.py fill OUT/teacher-0/teacher --data cifar10 --part 0
     python experiments/front_runs.py kdedge distill --student resnet20 ...
 
 `kdedge` runs one command with the further students that this file adds.
@@ -25,48 +25,47 @@ from typing import Any
 
 from kdedge.pipeline.models.registry import STUDENTS, LiteSpec, ResidualSpec
 
-# Not students of kdedge: He et al. (arXiv:1512.03385), section 4.2, and five wider convolutions.
+# Not students of kdedge: He et al. (arXiv:1512.03385), section 4.2, and two wider ones of the kind of res-xs.
 FURTHER: dict[str, LiteSpec | ResidualSpec] = {
     "resnet20": ResidualSpec((16, 32, 64), (3, 3, 3), "full", "0.27 M parameters, 41 MMAC"),
-    "lite-w": LiteSpec((48, 96, 160, 256, 320), (1, 2, 3), (), "1.29 M parameters, 115 MMAC"),
+    "res-depthwise-s": ResidualSpec((48, 112, 224), (2, 2, 2), "depthwise", "0.28 M parameters, 39 MMAC"),
+    "res-depthwise": ResidualSpec((64, 160, 320), (3, 3, 3), "depthwise", "0.83 M parameters, 111 MMAC"),
 }
 
 _SELF = Path(__file__).resolve()
 _BATCH_SIZE = 256  # of the students: the logits of the teacher are cached for it
+_FILLERS = 4  # processes that compute the logits of one teacher
+_LESS_DECAY = ("res-depthwise", "res-depthwise-s", "res-xs", "mobilenet_v2")  # --weight-decay 2e-4, as in section 79
+_RUNS = (
+    "res-depthwise:0=100,res-depthwise-s:0=120,mobilenet_v2:0=60,res-s:0=120,resnet20:0=120,"
+    "lite:0=150,lite:1=150,lite:2=150"
+)
 
 
 @dataclass
 class Run:
-    """A training of the plan, with the arguments of ``kdedge distill``."""
+    """A training, with the arguments of ``kdedge distill``."""
 
     name: str
     arguments: list[str]
     process: "subprocess.Popen[bytes] | None" = None
 
 
-def plan(epochs: int, study_epochs: int, pruned_from: str, teachers: list[Path]) -> tuple[list[Run], list[Run]]:
-    """Return the long runs and the short ones of the ablation."""
-    ensemble = ["--more-teachers", ",".join(str(folder) for folder in teachers[1:3])]
-
-    def run(name: str, student: str, seed: int, length: int, *options: str) -> Run:
-        common = ["--student", student, "--seed", str(seed), "--distill-epochs", str(length)]
-        return Run(f"{name}-{seed}", [*common, *options])
-
-    seeds = {"lite": 3, "res": 2, "res-s": 2, "res-xs": 2, "resnet20": 1, "mobilenet_v2": 1, "lite-w": 1, "lite-s": 1}
-    long = [run(name, name, seed, epochs, *ensemble) for name, count in seeds.items() for seed in range(count)]
-    if pruned_from:
-        long.append(run("pruned", "lite-s", 0, epochs, *ensemble, "--student-weights", pruned_from))
-    short = []
-    for seed in range(3):
-        for name, options in {
-            "all": ensemble,
-            "ema": [*ensemble, "--ema", "0.999"],
-            "one-teacher": [],
-            "smoothed": [],
-            "labels": ["--method", "ce"],
-        }.items():
-            short.append(run(f"study-{name}", "lite-s", seed, study_epochs, *options))
-    return long, short
+def plan(runs: str, teachers: list[Path], pruned_from: str = "") -> list[Run]:
+    """Return the trainings of a list such as ``lite:0=100,res:1=80``; those of ``lite-s`` can begin pruned."""
+    made = []
+    for item in runs.split(","):
+        name, epochs = item.split("=")
+        student, seed = name.split(":")
+        arguments = ["--student", student, "--seed", seed, "--distill-epochs", epochs]
+        if len(teachers) > 1:
+            arguments += ["--more-teachers", ",".join(map(str, teachers[1:]))]
+        if student in _LESS_DECAY:
+            arguments += ["--weight-decay", "2e-4"]
+        if student == "lite-s" and pruned_from:
+            arguments += ["--student-weights", pruned_from]
+        made.append(Run(name.replace(":", "-"), arguments))
+    return made
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -74,14 +73,12 @@ def train(arguments: argparse.Namespace) -> None:
     start, out = time.monotonic(), arguments.out.resolve()
     (out / "logs").mkdir(parents=True, exist_ok=True)
     here = ["--data", arguments.data, "--device", arguments.device, "--threads", "1", "--precision", "bf16"]
-    folders = [out / f"teacher-{name}" / "teacher" for name in ("0", "1", "2", "smoothed")]
+    folders = [out / f"teacher-{index}" / "teacher" for index in range(arguments.teachers)]
     teachers = []
     for index, folder in enumerate(folders):
-        smoothed = ["--teacher-hard-epochs", "0"] if index == 3 else []
         length = ["--teacher-epochs", str(arguments.teacher_epochs), "--teacher-batch-size", "512"]
         options = ["--preset", "best", "--teacher-weights", "none", "--teacher-stem", "cifar", "--teacher-flip"]
-        seed = str(index % 3)
-        command = ["teacher", "--out", str(folder.parent), *here, *options, *length, "--seed", seed, *smoothed]
+        command = ["teacher", "--out", str(folder.parent), *here, *options, *length, "--seed", str(index)]
         if not (folder / "manifest.json").exists():
             teachers.append(_start(command, out / "logs" / f"{folder.parent.name}.log"))
     _wait(teachers)
@@ -89,31 +86,35 @@ def train(arguments: argparse.Namespace) -> None:
     filled = out / "logs" / "logits-complete"
     if not filled.exists():
         _wait([
-            _start(["fill", str(folder), *here[:4]], out / "logs" / f"fill-{index}.log", kdedge=False)
-            for index, folder in enumerate(folders[:3])
+            _start(
+                ["fill", str(folder), *here[:4], "--part", str(part)], out / "logs" / f"fill-{index}-{part}.log",
+                kdedge=False,
+            )
+            for index, folder in enumerate(folders)
+            for part in range(_FILLERS)
         ])  # fmt: skip
         filled.touch()
     _report(out, start, "logits")
 
-    long, short = plan(arguments.epochs, arguments.study_epochs, arguments.pruned_from, folders)
-    skipped = arguments.skip.split(",")
-    waiting = [run for run in long + short if run.name not in skipped and run.name.rsplit("-", 1)[0] not in skipped]
-    runs = list(waiting)
-    begun = time.monotonic()
+    runs = plan(arguments.runs, folders, arguments.pruned_from)
+    waiting = list(runs)
+    begun = reported = time.monotonic()
     while True:
         active = [run for run in runs if run.process and run.process.poll() is None]
         while waiting and len(active) < arguments.slots:
             run = waiting.pop(0)
-            source = folders[3] if "smoothed" in run.name else folders[0]
             if not (out / run.name).exists():
-                shutil.copytree(source, out / run.name / "teacher", copy_function=os.link)
-                shutil.copy(source.parent / "config.json", out / run.name)
+                shutil.copytree(folders[0], out / run.name / "teacher", copy_function=os.link)
+                shutil.copy(folders[0].parent / "config.json", out / run.name)
             options = ["distill", "--out", str(out / run.name), *here, "--flip"]
             options += ["--distill-batch-size", str(_BATCH_SIZE), *run.arguments]
             run.process = _start(options, out / "logs" / f"{run.name}.log")
             active.append(run)
         if not active or time.monotonic() - start > arguments.seconds:
             break
+        if time.monotonic() - reported > 60:
+            reported = time.monotonic()
+            _report(out, start, ", ".join(f"{run.name} {len(_rows(out / run.name))}" for run in runs))
         time.sleep(0.2)
     for run in active:
         assert run.process
@@ -124,7 +125,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def fill(arguments: argparse.Namespace) -> None:
-    """Compute the logits of a teacher for every view of every training image, in batches of the students' size."""
+    """Compute a part of the logits of a teacher for every view of every training image, in the students' batches."""
     import dataclasses
 
     import numpy as np
@@ -148,7 +149,7 @@ def fill(arguments: argparse.Namespace) -> None:
     cached = cached_teachers(config, [teacher], [arguments.teacher], dataset, train=train, batches=batches)
     views = batches.augmentations_per_image
     labels = torch.from_numpy(train.labels).to(device)
-    for first in range(0, len(train.labels), _BATCH_SIZE):
+    for first in range(arguments.part * _BATCH_SIZE, len(train.labels), _FILLERS * _BATCH_SIZE):
         images = torch.from_numpy(np.array(train.images[first : first + _BATCH_SIZE])).to(device)
         indices = train.dataset_indices[first : first + _BATCH_SIZE]
         for view in range(views):
@@ -186,10 +187,10 @@ def _summarise(out: Path, runs: list[Run], slots: int, seconds: float) -> None:
         times = sorted(float(row["seconds"]) for row in log[1:]) or [0.0]
         row: dict[str, Any] = {"run": run.name, "ended": ended, "epochs": len(log)}
         row |= {"median_s": times[len(times) // 2], "val_pct": log[-1]["val_top1_pct"] if log else None}
-        work += row["median_s"] if not run.name.startswith("study-") else 0.0
+        work += row["median_s"]
         table.append(row)
         print(f"{run.name:22} ended {ended!s:5} {row['epochs']:4} epochs {row['median_s']:6.2f} s {row['val_pct']}")
-    print(f"students: {seconds:.1f} s; an epoch of all long runs takes {work:.2f} s in turn, {work / slots:.2f} s")
+    print(f"students: {seconds:.1f} s; an epoch of all runs takes {work:.2f} s in turn, {work / slots:.2f} s")
     (out / "summary.json").write_text(json.dumps(table, indent=1))
 
 
@@ -213,16 +214,16 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     training = commands.add_parser("train")
     training.add_argument("out", type=Path)
-    training.add_argument("--epochs", type=int, required=True)
+    training.add_argument("--runs", default=_RUNS, help="trainings as STUDENT:SEED=EPOCHS, comma-separated")
     training.add_argument("--teacher-epochs", type=int, required=True)
-    training.add_argument("--study-epochs", type=int, default=40)
+    training.add_argument("--teachers", type=int, default=3, help="the students learn from the mean of their logits")
     training.add_argument("--seconds", type=float, required=True)
     training.add_argument("--slots", type=int, default=14)
-    training.add_argument("--skip", default="", help="runs that are left out, such as lite-w-0 or lite-w")
-    training.add_argument("--pruned-from", default="", help="weights of a wider student, from which one is pruned")
+    training.add_argument("--pruned-from", default="", help="weights of a wider student, from which lite-s is pruned")
     training.set_defaults(function=train)
     filling = commands.add_parser("fill")
     filling.add_argument("teacher", type=Path)
+    filling.add_argument("--part", type=int, required=True, help=f"0 to {_FILLERS - 1}")
     filling.set_defaults(function=fill)
     for command in (training, filling):
         command.add_argument("--data", required=True)
