@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kdedge.errors import InputError
 from kdedge.inputs import RATE_TOLERANCE, InputSpec
 
-__all__ = ["Recording", "Table", "cut", "read_csv", "recording_of", "window_starts"]
+__all__ = ["Recording", "Table", "csv_files", "cut", "read_csv", "recording_of", "window_starts"]
 
 EXPECTED = "expected a CSV file with a row per instant and a column per channel, and optionally a header and a time"
 _NUMBERS = (
@@ -104,6 +104,12 @@ class Recording:
                 f"{self.path} has {len(self.values)} rows, fewer than a window of {spec.size}",
                 "leave the recording out, or give longer ones",
             )
+
+
+def csv_files(folder: Path) -> list[Path]:
+    """Return the CSV files in a folder and its folders, sorted, without hidden ones."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() == ".csv")
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def read_csv(path: Path) -> Table:

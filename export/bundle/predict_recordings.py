@@ -5,6 +5,7 @@
 Requires numpy and onnxruntime. Columns are checked by their names. The start of a window is read from the time column.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from kdedge.benchmarks.session import Model, run_model
 from kdedge.errors import InputError
 from kdedge.export.bundle.answers import answers
-from kdedge.recordings import cut, read_csv, recording_of, window_starts
+from kdedge.recordings import csv_files, cut, read_csv, recording_of, window_starts
 
 __all__ = ["predict_recordings"]
 
@@ -43,10 +44,9 @@ def predict_recordings(
     Raises:
         InputError: A file is missing or unreadable, or has other channels or another rate than the model.
     """
-    for path in paths:
+    for file in itertools.chain.from_iterable(map(_files, paths)):
         try:
-            for file in _files(path):
-                yield from _classify(model, labels, file, top_k)
+            yield from _classify(model, labels, file, top_k)
         except InputError as error:
             if failed is None:
                 raise
@@ -54,16 +54,14 @@ def predict_recordings(
 
 
 def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    found = sorted(path.rglob("*.csv"))
-    if not found:
-        raise InputError(f"{path} has no recordings", "expected files ending in .csv")
-    return found
+    """Return a file, or those of a folder; `_classify` refuses a folder without any."""
+    return (csv_files(path) or [path]) if path.is_dir() else [path]
 
 
 def _classify(model: Model, labels: list[str], file: Path, top_k: int) -> Iterator[dict[str, Any]]:
     """Yield the answers of one recording."""
+    if file.is_dir():
+        raise InputError(f"{file} has no recordings", "expected files ending in .csv")
     spec, recording = model.spec, recording_of(read_csv(file))
     recording.check(spec)
     logits = run_model(model, np.ascontiguousarray(cut(recording.values, spec.size, spec.size)))

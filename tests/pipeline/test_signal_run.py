@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from unittest.mock import Mock
@@ -102,6 +103,20 @@ def test_recordings_of_other_channels_or_rate_are_refused(run, tmp_path, header,
     assert message in " ".join(result.output.split())
     script = [sys.executable, str(run / "bundle" / "predict.py"), str(file)]
     assert subprocess.run(script, capture_output=True, check=False).returncode == 1
+
+
+def test_a_bad_recording_in_a_folder_stops_no_other(run, recording, tmp_path):
+    for name in ("a.csv", "c.CSV", "._a.csv"):
+        shutil.copy(recording, tmp_path / name)
+    (tmp_path / "b.csv").write_text("nonsense\n")
+    (tmp_path / "empty").mkdir()
+    result, answers = predicted(run, tmp_path, tmp_path / "empty", recording)
+    assert result.exit_code == 1
+    assert [answer["file"] for answer in answers[::3]] == [
+        *map(str, (tmp_path / "a.csv", tmp_path / "c.CSV", recording))
+    ]
+    for message in ("b.csv has no rows", "empty has no recordings"):
+        assert message in " ".join(result.output.split())
 
 
 def test_names_and_time_are_optional(run, recording, tmp_path):
