@@ -27,6 +27,7 @@ __all__ = [
     "LeftOut",
     "class_name",
     "find_parts",
+    "folders_in",
     "is_label",
     "list_classes",
     "list_part",
@@ -65,13 +66,13 @@ def find_parts(root: Path) -> dict[str, Path]:
     Raises:
         InputError: Images next to the parts may be a class, or there are neither training nor test images.
     """
-    folders = _folders(root)
+    folders = folders_in(root)
     in_order = tuple(PARTS.values()).index
     named = [folder for folder in folders if folder.name.casefold() in PARTS]
     named.sort(key=lambda folder: in_order(PARTS[folder.name.casefold()]))
     others = [folder for folder in folders if folder not in named]
     # A class may be called "train" or "test": a part has folders in it, or is next to other parts only.
-    if not any(_folders(folder) for folder in named) and (others or not named):
+    if not any(folders_in(folder) for folder in named) and (others or not named):
         return {}
     parts: dict[str, Path] = {}
     for folder in named:
@@ -109,7 +110,7 @@ def list_classes(root: Path, base: Path) -> tuple[list[str], list[Item], LeftOut
     Raises:
         InputError: There is no class folder, one is empty or is not a valid label, or a folder cannot be read.
     """
-    folders = sorted(_folders(root), key=lambda folder: (class_name(folder.name), folder.name))
+    folders = sorted(folders_in(root), key=lambda folder: (class_name(folder.name), folder.name))
     loose = len(_images_in(root))
     if not folders:
         raise InputError(f"{root} has no class folders" + (f", but {loose} images" if loose else ""), LAYOUT)
@@ -122,7 +123,7 @@ def list_classes(root: Path, base: Path) -> tuple[list[str], list[Item], LeftOut
                 f"the class folder {folder.name!r} in {root} has characters that a label cannot have",
                 "rename that folder",
             )
-        files, inner = _images_in(folder), [path.name for path in _folders(folder) if next(_images_below(path), None)]
+        files, inner = _images_in(folder), [path.name for path in folders_in(folder) if next(_images_below(path), None)]
         if not files and inner:
             raise InputError(
                 f"the class folder {folder} has no image of its own but folders with images: {_first_five(inner)}",
@@ -142,7 +143,7 @@ def list_classes(root: Path, base: Path) -> tuple[list[str], list[Item], LeftOut
             )
         items += [Item(base, names.index(name), path.relative_to(base).as_posix()) for path in files]
         left_out.update({(name, kind): count for kind, count in others.items()})
-        if nested := sum(1 for path in _folders(folder) for _ in _images_below(path)):
+        if nested := sum(1 for path in folders_in(folder) for _ in _images_below(path)):
             left_out[name, _NESTED] += nested
     return names, items, dict(left_out)
 
@@ -219,12 +220,13 @@ def _images_in(folder: Path) -> list[Path]:
 def _images_below(folder: Path) -> Iterator[Path]:
     """Yield the images in a folder and in the folders inside it."""
     yield from _images_in(folder)
-    for inner in _folders(folder):
+    for inner in folders_in(folder):
         if not inner.is_symlink():
             yield from _images_below(inner)
 
 
-def _folders(root: Path) -> list[Path]:
+def folders_in(root: Path) -> list[Path]:
+    """Return the folders in a folder, sorted, without hidden ones and those of operating systems."""
     return [path for path in _visible(root) if path.is_dir() and path.name not in _JUNK]
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from kdedge.dataset import Split
 from kdedge.errors import InputError
 from kdedge.inputs import InputSpec, signal_input
+from kdedge.pipeline.data.class_folders import is_label
 from kdedge.pipeline.data.items import Item
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.parts import check_groups, divide
@@ -92,7 +93,8 @@ def open_windows(config: DataConfig, path: Path) -> Windows:
     """Read a data set of windows.
 
     Raises:
-        InputError: A file is missing, damaged or not as expected, or a class has too few groups to divide.
+        InputError: A file is missing, damaged or not as expected, a label is empty or cannot be a line of text, or a
+            class has too few groups to divide.
     """
     from kdedge.pipeline.data.windows.arrays import open_window_arrays
     from kdedge.pipeline.data.windows.folder import open_recordings
@@ -103,6 +105,10 @@ def open_windows(config: DataConfig, path: Path) -> Windows:
     source = (
         open_recordings if path.is_dir() else open_window_arrays if path.suffix.lower() == ".npz" else open_long_table
     )(config, path)
+    if bad := [one for one in source.series if not one.label or not is_label(one.label)]:
+        raise InputError(
+            f"{bad[0].name} of {path} has the label {bad[0].label!r}", "give it a label, on one line, or leave it out"
+        )
     length = _length(source, config.window)
     names = sorted({one.label for one in source.series})
     if len(names) < 2:
@@ -113,9 +119,12 @@ def open_windows(config: DataConfig, path: Path) -> Windows:
         part: _windows(series, names, length, stride if part == "train" else length) for part, series in divided.items()
     }
     train = parts["train"].images
-    scale = 1 / np.maximum(train.std(axis=(0, 1), dtype=np.float64), 1e-12)
-    mean = train.mean(axis=(0, 1), dtype=np.float64)
-    spec = signal_input(length, source.channels, mean.astype(np.float32), scale.astype(np.float32), source.rate_hz)
+    mean, deviation = train.mean(axis=(0, 1), dtype=np.float64), train.std(axis=(0, 1), dtype=np.float64)
+    # A channel that is constant while training may vary later: its deviation, of rounding, would magnify that.
+    deviation[deviation <= np.finfo(np.float32).eps * np.abs(mean)] = 1.0
+    spec = signal_input(
+        length, source.channels, mean.astype(np.float32), (1 / deviation).astype(np.float32), source.rate_hz
+    )
     made = {
         part: Split(one.images, one.labels, tuple(names), None, None, one.groups, spec) for part, one in parts.items()
     }

@@ -7,11 +7,11 @@ folder``. With another ``--groups``, a column of this name has the group of the 
 from pathlib import Path
 
 from kdedge.errors import InputError
-from kdedge.pipeline.data.class_folders import PARTS, class_name
+from kdedge.pipeline.data.class_folders import PARTS, class_name, folders_in
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.windows.series import Series, Source, same_channels, same_rate
 from kdedge.progress import track
-from kdedge.recordings import Recording, Table, read_csv, recording_of
+from kdedge.recordings import Recording, Table, csv_files, read_csv, recording_of
 
 __all__ = ["open_recordings"]
 
@@ -23,18 +23,18 @@ def open_recordings(config: DataConfig, root: Path) -> Source:
     """Read all recordings of class folders.
 
     Raises:
-        InputError: There are none, or a recording cannot be read or differs from the others.
+        InputError: A class has none, or a recording cannot be read or differs from the others.
     """
-    files = [
-        (part, folder, file)
-        for part, path in _parts(root).items()
-        for folder in _folders(path)
-        for file in _recordings(folder)
-    ]
+    found = {folder: (part, csv_files(folder)) for part, path in _parts(root).items() for folder in folders_in(path)}
+    files = [(part, folder, file) for folder, (part, listed) in found.items() for file in listed]
     if not files:
-        loose = _recordings(root)
-        found = f"no class folders, but recordings such as {loose[0].name}" if loose else "no recordings"
-        raise InputError(f"{root} has {found}", f"{LAYOUT}, or one file with the columns id and label")
+        loose = csv_files(root)
+        what = f"no class folders, but recordings such as {loose[0].name}" if loose else "no recordings"
+        raise InputError(f"{root} has {what}", f"{LAYOUT}, or one file with the columns id and label")
+    if empty := [folder for folder, (_, listed) in found.items() if not listed]:
+        raise InputError(
+            f"the class folder {empty[0]} has no recording (.csv)", f"add recordings or remove that folder; {LAYOUT}"
+        )
     series, recordings = [], []
     with track("reading recordings", len(files)) as progress:
         for part, folder, file in files:
@@ -56,27 +56,17 @@ def _parts(root: Path) -> dict[str, Path]:
     Raises:
         InputError: A folder next to the parts may be a class, two are one part, or none is for training.
     """
-    folders = _folders(root)
+    folders = folders_in(root)
     named = [path for path in folders if path.name.casefold() in PARTS]
     if not named:
         return {"": root}
-    if others := [path.name for path in folders if path not in named and _recordings(path)]:
+    if others := [path.name for path in folders if path not in named and csv_files(path)]:
         what = f"recordings in {others[0]} next to {named[0].name}"
         raise InputError(f"{root} has {what}: it is not clear whether {others[0]} is a class", LAYOUT)
     parts = {PARTS[path.name.casefold()]: path for path in named}
     if "train" not in parts or len(parts) < len(named):
         raise InputError(f"{root} has {', '.join(path.name for path in named)}: one training folder is needed", LAYOUT)
     return parts
-
-
-def _recordings(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() == ".csv")
-
-
-def _folders(path: Path) -> list[Path]:
-    if not path.is_dir():
-        raise InputError(f"{path} is not a folder", LAYOUT)
-    return sorted(item for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
 
 
 def _channels(recording: Recording) -> tuple[str, ...]:

@@ -67,6 +67,17 @@ def test_the_statistics_are_of_the_training_windows(npz):
     assert abs(normalised.mean()) < 1e-3
 
 
+def test_a_channel_that_is_constant_while_training_keeps_its_scale(npz, tmp_path):
+    arrays = dict(np.load(npz))
+    constant = np.full_like(arrays["x"][..., :1], 1013.7)
+    np.savez(tmp_path / "more.npz", x=np.concatenate([arrays["x"], constant], 2), y=arrays["y"], group=arrays["group"])
+    spec = opened(tmp_path / "more.npz", layout="NLC").spec
+    assert spec.scale[2] == 1
+    assert abs(spec.normalised(np.float32([[[0, 0, 1013.9]] * 64]))).max() < 1e4, (
+        "a little later variation stays little"
+    )
+
+
 def test_the_layout_is_never_guessed(npz, tmp_path):
     with pytest.raises(InputError, match="order of the axes of x") as caught:
         opened(npz)
@@ -151,6 +162,28 @@ def test_a_part_is_never_a_class_and_a_session_never_a_group(tmp_path):
         file.rename(session / file.name)
     with pytest.raises(InputError, match="is not in a folder of a group"):
         opened(tmp_path / "test", groups="folder")
+
+
+def test_a_class_without_recordings_is_named_and_files_of_other_systems_are_no_recordings(tmp_path):
+    root = signals.make_folder(tmp_path / "data", count=6, length=64)
+    for junk in (root / "__MACOSX" / "slow" / "._0.csv", root / "slow" / "._0.csv"):
+        junk.parent.mkdir(parents=True, exist_ok=True)
+        junk.write_bytes(b"\0\5\26\7\xff")
+    assert opened(root).class_names == ("fast", "slow")
+    (root / "still").mkdir()
+    (root / "still" / "0.txt").write_text("1,2")
+    with pytest.raises(InputError, match=r"the class folder .*still has no recording \(\.csv\)") as caught:
+        opened(root)
+    assert "add recordings or remove that folder" in caught.value.hint
+
+
+@pytest.mark.parametrize("label", ["", '"very\nslow"'])
+def test_labels_are_lines_of_text(folder, tmp_path, label):
+    write_long(tmp_path / "long.csv", folder, subject=False)
+    text = (tmp_path / "long.csv").read_text()
+    (tmp_path / "long.csv").write_text(text.replace(",slow", f",{label}"))
+    with pytest.raises(InputError, match=r"has the label '"):
+        opened(tmp_path / "long.csv", window=64)
 
 
 def test_recordings_may_end_in_capitals(tmp_path):
