@@ -31,7 +31,10 @@ def files_of_parts(root: Path) -> dict[str, list[Path]]:
         return {"train": [root]}
     if (root / "dataset_dict.json").is_file():
         splits = _value(root / "dataset_dict.json", "splits")
-        return {PARTS[name.casefold()]: _saved(root / name) for name in splits if name.casefold() in PARTS}
+        named = {name: PARTS[name.casefold()] for name in splits if name.casefold() in PARTS}
+        if len({*named.values()}) < len(named):
+            raise InputError(f"{root} has the splits {', '.join(named)}, of which two are the same part", EXPECTED)
+        return {part: _saved(root / name) for name, part in named.items()}
     if (root / "state.json").is_file():
         return {"train": _saved(root)}
     files: dict[str, list[Path]] = {}

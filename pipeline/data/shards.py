@@ -209,7 +209,7 @@ def _label(file: Path, member: str, data: bytes) -> tuple[str, str]:
     if not isinstance(value, str | int) or isinstance(value, bool) or not str(value) or not is_label(str(value)):
         shown = " ".join(repr(value)[:60].split())
         raise _bad(file, member, f"it has the class {shown}" if value is not None else "it has no key label")
-    return class_name(str(value)), str(group)
+    return class_name(str(value)), "" if group is None else str(group)
 
 
 def _listed_classes(base: Path) -> tuple[str, ...]:

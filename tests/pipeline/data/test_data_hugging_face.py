@@ -135,6 +135,12 @@ def test_what_is_damaged_is_named(tmp_path):
         dataset.train()
 
 
+def test_two_splits_of_one_part_are_refused(tmp_path):
+    save_to_disk(tmp_path / "both", {"train": table(), "valid": table(3), "validation": table(3, first=50)})
+    with pytest.raises(InputError, match="has the splits train, valid, validation, of which two are the same part"):
+        opened(tmp_path / "both")
+
+
 def test_other_folders_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty has the splits \(none\)"):

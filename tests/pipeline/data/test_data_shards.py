@@ -126,6 +126,12 @@ def test_groups_of_json_stay_together(tmp_path: Path) -> None:
     assert all(parts)
 
 
+def test_a_group_that_is_null_is_none(tmp_path: Path) -> None:
+    made = members(range(10), "json")
+    made |= {name: b'{"label": 0, "group": null}' for name in made if name.endswith("0.json")}
+    assert {item.group for item in opened(write(tmp_path / "0.tar", made)).items} == {""}
+
+
 ONE = {"1.png": png(1), "1.cls": b"1"}
 MISTAKES: dict[str, tuple[Mapping[str, bytes], str]] = {
     "no label": ({"a/7.png": png(1)}, r"a/7.png in .*0\.tar: it has no \.cls, \.json or \.txt"),
