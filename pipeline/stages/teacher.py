@@ -122,7 +122,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         pixels = blank_squares(batch.pixels, batch.augmentations, epoch=epoch, side=settings.cutout)
         with autocast(config.runtime):
             logits = forward(pixels)
-        smoothing = settings.label_smoothing if epoch < settings.epochs - settings.hard_epochs else 0.0
+        smoothing = settings.label_smoothing if epoch < loop.end - settings.hard_epochs else 0.0
         loss = cross_entropy(logits.float(), batch.targets, batches.class_weights, label_smoothing=smoothing)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

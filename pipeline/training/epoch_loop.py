@@ -92,6 +92,7 @@ class EpochLoop:
         adaptive: Whether the training ends early once the training images are learned.
         tracked: Logs the row of each epoch and its images per second elsewhere.
         val_groups: Group of each validation image, str ``[V]``; None: the images are independent.
+        end: Number of epochs after which the training ends, as known so far.
     """
 
     title: str
@@ -109,8 +110,10 @@ class EpochLoop:
     adaptive: bool = False
     tracked: Tracked = lambda values, step: None
     val_groups: NDArray[np.str_] | None = None
+    end: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self.end = self.epochs
         self._restarts = 0
         self._best = _Best(-1.0, 0, {})
         self._initial: dict[str, Any] = {}
@@ -150,14 +153,15 @@ class EpochLoop:
     def _train(self, rows: list[dict[str, float]], before_s: float) -> None:
         """Add a row per epoch until the training is complete; ``before_s`` plus the clock is the time spent."""
         steps = len(self.batches)
-        end = self._early_end(rows).end
-        with track(self.title, (end - len(rows)) * steps) as tracker:
+        self.end = self._early_end(rows).end
+        with track(self.title, (self.end - len(rows)) * steps) as tracker:
             while len(rows) < (ending := self._early_end(rows)).end:
                 epoch = len(rows)
-                if ending.end < end:
-                    log(f"{self.title}: {ending.reason}: the training ends after epoch {ending.end} instead of {end}")
-                    tracker.shorten((end - ending.end) * steps)
-                    end = ending.end
+                if ending.end < self.end:
+                    change = f"ends after epoch {ending.end} instead of {self.end}"
+                    log(f"{self.title}: {ending.reason}: the training {change}")
+                    tracker.shorten((self.end - ending.end) * steps)
+                    self.end = ending.end
                 epoch_start = time.monotonic()
                 means = self._train_epoch(epoch, ending, tracker)
                 images_per_s = len(self.batches) * self.batches.size / (time.monotonic() - epoch_start)
@@ -176,7 +180,7 @@ class EpochLoop:
                 self.tracked(row | {"images_per_s": images_per_s}, epoch + 1)
                 left_s = row["seconds"] * (self._early_end(rows).end - epoch - 1)
                 left = f", {format_duration(left_s)} left" if left_s else ""
-                log(f"{self.title}: epoch {epoch + 1}/{end} {_summary(row)}{left}")
+                log(f"{self.title}: epoch {epoch + 1}/{self.end} {_summary(row)}{left}")
 
     def _early_end(self, rows: list[dict[str, float]]) -> EarlyEnd:
         """Return the end of the training by the epochs so far."""

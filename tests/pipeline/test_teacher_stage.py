@@ -69,7 +69,9 @@ def test_squares_are_blanked_in_the_images_that_the_teacher_trains_on(train, mon
     assert plain != blanked
 
 
-def test_the_last_epochs_can_be_without_label_smoothing(train, monkeypatch):
+@pytest.mark.parametrize("epochs", [2, -1])
+def test_the_last_epochs_can_be_without_label_smoothing(train, monkeypatch, epochs):
+    monkeypatch.setattr("kdedge.pipeline.training.epoch_loop._LEARNED_PCT", 0.0)  # with -1 the second is the last
     seen = []
     honest = teacher.cross_entropy
 
@@ -79,7 +81,7 @@ def test_the_last_epochs_can_be_without_label_smoothing(train, monkeypatch):
 
     monkeypatch.setattr(teacher, "cross_entropy", cross_entropy)
     monkeypatch.setattr(initial_weights, "_imagenet_state", offline)
-    train("hard", teacher={"hard_epochs": 1})
+    train("hard", teacher={"hard_epochs": 1, "epochs": epochs})
     half = len(seen) // 2
     assert seen == half * [0.1] + half * [0.0]
 
