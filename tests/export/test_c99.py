@@ -183,6 +183,15 @@ def test_without_a_compiler(written, monkeypatch):
     assert not code_size(written[0])
 
 
+@needs_cc
+def test_a_compiler_without_headers_does_not_measure_the_code(written, tmp_path, monkeypatch):
+    broken = tmp_path / "arm-none-eabi-gcc"
+    broken.write_text("#!/bin/sh\necho 'string.h: No such file or directory' >&2; exit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert code_size(written[0])["code_for"] == "this machine"
+
+
 @pytest.mark.parametrize("compiler", ["arm-none-eabi-gcc", "cc"])
 def test_sizes_are_those_of_the_compiled_object(written, tmp_path, monkeypatch, compiler):
     if (found := shutil.which(compiler)) is None:
