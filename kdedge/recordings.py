@@ -44,18 +44,19 @@ class Table:
     lines: list[int]
 
     def numbers(self, column: int) -> NDArray[np.float64]:
-        """Return a column as finite numbers.
+        """Return a column as numbers that are finite, also in float32.
 
         Raises:
-            InputError: A cell is not a finite number.
+            InputError: A cell is not one.
         """
         cells = self.columns[column]
         try:
             values = np.array(cells, dtype=np.str_).astype(np.float64)
         except ValueError:
             values = np.array([_number(cell) for cell in cells])
-        if not np.isfinite(values).all():
-            row = int(np.flatnonzero(~np.isfinite(values))[0])
+        finite = np.abs(values) <= np.finfo(np.float32).max
+        if not finite.all():
+            row = int(np.flatnonzero(~finite)[0])
             name = self.names[column] if self.names else f"column {column + 1}"
             raise self.problem(row, f"{name} is {cells[row] or 'empty'!r}, expected a finite number", _NUMBERS)
         return values

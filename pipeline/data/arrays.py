@@ -234,27 +234,27 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     return read_header(stream)
 
 
-def read_texts(file: Path, key: str) -> list[str]:
-    """Return classes or groups as texts."""
-    values = read_array(file, key)
+def read_texts(file: Path, key: str, expected: str = _EXPECTED) -> list[str]:
+    """Return classes or groups as texts; ``expected`` is the hint of errors."""
+    values = read_array(file, key, expected)
     if values.ndim != 1 or values.dtype.kind not in "iuUS":
-        raise InputError(f"{key} of {file} is {values.dtype} {list(values.shape)}", _EXPECTED)
-    with reading(file):
+        raise InputError(f"{key} of {file} is {values.dtype} {list(values.shape)}", expected)
+    with reading(file, expected):
         texts = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values.astype(str)
     classes = list(map(class_name, texts.tolist()))
     for index, name in enumerate(classes if key.startswith("y") else ()):
         if not name or not is_label(name):
-            raise InputError(f"{key}[{index}] of {file} is {name!r}, which cannot be a label", _EXPECTED)
+            raise InputError(f"{key}[{index}] of {file} is {name!r}, which cannot be a label", expected)
     return classes
 
 
-def read_array(file: Path, key: str) -> NDArray[Any]:
-    """Return an array of a NumPy file.
+def read_array(file: Path, key: str, expected: str = _EXPECTED) -> NDArray[Any]:
+    """Return an array of a NumPy file; ``expected`` is the hint of errors.
 
     Raises:
         InputError: The file cannot be read, or lacks the array.
     """
-    with reading(file), np.load(file, allow_pickle=False) as arrays:
+    with reading(file, expected), np.load(file, allow_pickle=False) as arrays:
         return np.asarray(arrays[key])
 
 
@@ -265,10 +265,10 @@ def _stamp(file: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def reading(file: Path) -> Iterator[None]:
+def reading(file: Path, expected: str = _EXPECTED) -> Iterator[None]:
     """Raise what goes wrong in reading a file as an InputError."""
     try:
         yield
     except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise InputError(f"cannot read the data file {file}: {' '.join(reason.split())}", _EXPECTED) from error
+        raise InputError(f"cannot read the data file {file}: {' '.join(reason.split())}", expected) from error

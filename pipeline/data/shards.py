@@ -145,6 +145,8 @@ def _find(path: Path) -> tuple[Path, list[Path]]:
         if not matches:
             raise InputError(f"the shard {expanded} does not exist", "check the path or the pattern")
         found += map(Path, matches)
+    if not found:
+        raise InputError(f"{path} names no shard", "numbers count upwards, as in {000..146}")
     plain = itertools.takewhile(lambda part: not re.search(r"[{*?\[]", part), path.parts[:-1])
     return Path(*plain), list(dict.fromkeys(found))
 

@@ -25,8 +25,10 @@ def _user_path(text: str) -> Path:
     """Return a path with ``~`` expanded.
 
     Raises:
-        InputError: The user in it is unknown, or the operating system refuses the path.
+        InputError: It is empty, the user in it is unknown, or the operating system refuses the path.
     """
+    if not text:
+        raise InputError("--data has no path", "give one, as in `--data my_images` or `--data windows:my_recordings`")
     try:
         path = Path(text).expanduser()
         path.exists()
@@ -101,8 +103,6 @@ def list_images(source: str) -> Listed:
     if source.startswith(WINDOWS):
         raise InputError(f"--data {source} has windows of a signal, not images", "give the path of images")
     if kind in PATH_KINDS and colon:
-        if not path:
-            raise InputError(f"--data {kind}: has no path", "give its path, as in `--data my_images`")
         listers = {
             "folder": list_folder,
             "table": list_table,

@@ -91,6 +91,7 @@ def test_train_size_that_leaves_a_class_empty() -> None:
         ("mnist", "unknown data set --data mnist$"),
         ("folder", "unknown data set --data folder"),
         ("folder:", "has no path"),
+        ("windows:", "has no path"),
     ],
 )
 def test_unknown_source(source: str, message: str) -> None:

@@ -28,7 +28,7 @@ def open_window_arrays(config: DataConfig, file: Path) -> Source:
     Raises:
         InputError: The file cannot be read, an array is missing or not as expected, or ``--layout`` is missing.
     """
-    with reading(file), zipfile.ZipFile(file) as archive:
+    with reading(file, _EXPECTED), zipfile.ZipFile(file) as archive:
         keys = [name.removesuffix(".npy") for name in archive.namelist()]
     if not config.layout:
         raise InputError(f"the order of the axes of x in {file} is not known", "give --layout NLC or --layout NCL")
@@ -41,9 +41,9 @@ def open_window_arrays(config: DataConfig, file: Path) -> Source:
             continue
         windows = _windows(file, f"x{suffix}", config.layout)
         shapes.add(windows.shape[1:])
-        labels = read_texts(file, f"y{suffix}")
+        labels = read_texts(file, f"y{suffix}", _EXPECTED)
         names = [f"x{suffix}[{index}]" for index in range(len(windows))]
-        groups = read_texts(file, f"group{suffix}") if f"group{suffix}" in keys else names
+        groups = read_texts(file, f"group{suffix}", _EXPECTED) if f"group{suffix}" in keys else names
         for key, values in ((f"y{suffix}", labels), (f"group{suffix}", groups)):
             if len(values) != len(windows):
                 raise InputError(f"{key} of {file} has {len(values):,} values for {len(windows):,} windows", _EXPECTED)
@@ -61,7 +61,8 @@ def open_window_arrays(config: DataConfig, file: Path) -> Source:
         raise InputError(
             f"the windows of {file} have {length} samples, and --window is {config.window}", "leave it out"
         )
-    channels = read_texts(file, "channels") if "channels" in keys else [f"channel {i + 1}" for i in range(count)]
+    unnamed = [f"channel {i + 1}" for i in range(count)]
+    channels = read_texts(file, "channels", _EXPECTED) if "channels" in keys else unnamed
     if len(channels) != count:
         raise InputError(f"channels of {file} has {len(channels)} names for {count} channels", _EXPECTED)
     return Source(file, series, tuple(channels), config.rate, is_cut=True)
@@ -69,7 +70,7 @@ def open_window_arrays(config: DataConfig, file: Path) -> Source:
 
 def _windows(file: Path, key: str, layout: str) -> NDArray[np.float32]:
     """Return windows, float32 ``[N, L, C]``."""
-    values = read_array(file, key)
+    values = read_array(file, key, _EXPECTED)
     if values.ndim != 3 or values.dtype.kind not in "iuf" or 0 in values.shape:
         raise InputError(f"{key} of {file} is {values.dtype} {list(values.shape)}", _EXPECTED)
     windows = np.ascontiguousarray(values if layout == "NLC" else values.transpose(0, 2, 1), np.float32)

@@ -168,6 +168,7 @@ def test_unusable_shards(tmp_path: Path) -> None:
     for address in ("https://example.org/{0..9}.tar.gz", "http://example.org/*.tar", "http://a/../../b.tar"):
         refused(address, "is not the address of .tar files")
     refused(tmp_path / "none", "none does not exist")
+    refused(tmp_path / "train-{1..0}.tar", "names no shard")
     whole = write(tmp_path / "set" / "train-0.tar", members(range(20)))
     refused(tmp_path / "set" / "train-{0..1}.tar", r"train-1\.tar does not exist")
     other = write(tmp_path / "set" / "more.tar", members(range(20, 40)))

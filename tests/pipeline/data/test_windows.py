@@ -83,6 +83,10 @@ def test_the_layout_is_never_guessed(npz, tmp_path):
         opened(npz)
     assert "--layout NLC or --layout NCL" in caught.value.hint
     arrays = dict(np.load(npz))
+    np.savez(tmp_path / "bad.npz", x=arrays["x"], y=np.zeros(len(arrays["y"])))
+    with pytest.raises(InputError, match=r"y of .* is float64") as caught:
+        opened(tmp_path / "bad.npz", layout="NLC")
+    assert "--layout NLC for [windows, samples, channels]" in caught.value.hint
     np.savez(tmp_path / "other.npz", **{**arrays, "x": arrays["x"].transpose(0, 2, 1)})
     assert opened(tmp_path / "other.npz", layout="NCL").train_sha256() == opened(npz, layout="NLC").train_sha256()
 
@@ -197,6 +201,7 @@ def test_recordings_may_end_in_capitals(tmp_path):
     ("line", "text", "message"),
     [
         (5, "0.06,nan,2", "row 5 of .*0.csv: ax is 'nan', expected a finite number"),
+        (5, "0.06,1e39,2", "row 5 of .*0.csv: ax is '1e39', expected a finite number"),
         (5, "0.06,,2", "row 5 of .*0.csv: ax is 'empty', expected a finite number"),
         (5, "0.06,1", "row 5 of .*0.csv has 2 cells, expected 3"),
         (5, "0.26,1,2", "row 5 of .*0.csv: 0.22 s after the row before, where the usual step is 0.02 s"),
