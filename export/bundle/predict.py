@@ -224,7 +224,7 @@ def _images_of(folder: Path) -> Iterator[Path]:
         if suffix in _SUFFIXES:
             found = True
             yield file
-        elif suffix not in HARMLESS and not any(part.startswith(".") for part in file.relative_to(folder).parts):
+        elif suffix not in HARMLESS:
             left_out[suffix or "without an extension"] += 1
     if left_out:
         warn(f"{folder}: not classified: {', '.join(f'{count} {kind}' for kind, count in left_out.items())}")
@@ -233,9 +233,12 @@ def _images_of(folder: Path) -> Iterator[Path]:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield the files in a folder and its folders, sorted by name. A list of all would take a kB each."""
+    """Yield the files in a folder and its folders, sorted by name, without hidden ones, which training ignores too.
+
+    A list of all would take a kB each.
+    """
     try:
-        names = sorted(os.listdir(folder))
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except PermissionError:
         return
     for path in (folder / name for name in names):

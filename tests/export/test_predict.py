@@ -41,7 +41,7 @@ def test_predict_counts_the_files_of_a_folder_that_it_leaves_out(
     make_bundle: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures(tmp_path / "pictures")
-    for name in ("a.HEIC", "b.heic", "raw", "notes.txt", ".hidden"):
+    for name in ("a.HEIC", "b.heic", "raw", "notes.txt", ".hidden", "._00.png"):
         (tmp_path / "pictures" / name).touch()
     assert len(list(predict(make_bundle(), [tmp_path / "pictures"]))) == 6
     assert "pictures: not classified: 2 .heic, 1 without an extension\n" in capsys.readouterr().err
