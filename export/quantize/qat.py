@@ -1,6 +1,5 @@
 """Quantization-aware fine-tuning: a short training of the quantized model towards the logits of the float model."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +22,7 @@ BATCH = 64
 _LEARNING_RATE = 2e-4
 
 
-def fine_tune(
-    quantizer: Quantizer,
-    candidate: Candidate,
-    images: npt.NDArray[Any],
-    float_layers: Sequence[str] = (),
-) -> Quantizer:
+def fine_tune(quantizer: Quantizer, candidate: Candidate, images: npt.NDArray[Any]) -> Quantizer:
     """Train the weights of a core through its quantization towards the logits of the original core.
 
     The loss is the squared error of the logits, relative to the mean square of the original's (matching logits: L. J.
@@ -39,13 +33,12 @@ def fine_tune(
         quantizer: Quantizer of the core to train.
         candidate: How the core is quantized.
         images: Training images or windows.
-        float_layers: Names of layers left in float.
 
     Raises:
         StageError: The graph has an operator that `TorchGraph` does not support.
     """
     weights = Weights(quantizer.core)
-    model = onnx.load_model_from_string(quantizer.build(candidate, exclude=float_layers))
+    model = onnx.load_model_from_string(quantizer.build(candidate))
     graph = TorchGraph(model, weights, reduce_range=candidate.reduce_range)
     answers = tensor_runner(quantizer.original, ["logits"], quantizer.spec)
     optimizer = torch.optim.Adam(graph.parameters(), lr=_LEARNING_RATE)
