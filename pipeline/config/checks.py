@@ -67,6 +67,8 @@ def conflicts(data: DataConfig, distill: DistillConfig, flags: Flags = RUN_FLAGS
         found.append(f"--color grey is for images of your own, not for --data {data.source}")
     if distill.augment == "none" and distill.flip:
         found.append("--augment none mirrors no images: leave out --flip, or use --augment light")
+    if distill.augment == "strong" and distill.mix:
+        found.append("--augment strong mixes images: leave out --mix, or use --augment light")
     found += _signal_conflicts(data, distill) if data.source.startswith(WINDOWS) else _image_conflicts(data, distill)
     if "," in distill.student:
         if not flags.several_students:
@@ -90,6 +92,7 @@ def _signal_conflicts(data: DataConfig, distill: DistillConfig) -> list[str]:
         "--resize": data.resize != default.resize,
         "--flip": distill.flip,
         f"--augment {distill.augment}": distill.augment not in SIGNAL_LEVELS,
+        "--mix": distill.mix,
     }
     found = [f"{flag} is for images; --data {data.source} has windows of a signal" for flag in given if given[flag]]
     return found + _other_students(distill, "windows of a signal", signal=True)

@@ -163,6 +163,14 @@ class DistillConfig:
         flag="--augment",
         choices=tuple(AUGMENT_LEVELS),
     )
+    mix: float = option(
+        0.0,
+        "Share of the batches whose images are mixed, each with its neighbour, by mixup or CutMix (0 = none; 0.5 suits "
+        "few photographs).",
+        flag="--mix",
+        least=0,
+        most=1,
+    )
     shift: int = option(2, "Random shift in pixels or samples, with --augment light.", flag="--shift", least=0, most=16)
     flip: bool | None = option(
         None,

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from kdedge.dataset import Split
 from kdedge.inputs import InputSpec, inputs_at_once
@@ -185,7 +186,8 @@ class Batches:
         pixels = to_network(transformed, self.split.spec, self.device)
         if self.augment != "strong":
             return Batch(pixels, labels, numbers)
-        pixels, shares = mix_images(pixels, labels, classes=int(self.split.labels.max()) + 1, key=key)
+        pixels, of_images = mix_images(pixels, key)
+        shares = of_images @ one_hot(labels, int(self.split.labels.max()) + 1).float()
         return Batch(pixels, shares.argmax(1), numbers, shares)
 
 

@@ -37,18 +37,18 @@ class _StepMeans:
     """Running means of named losses over an epoch, kept on the device until they are read."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
-    steps: int = 0
+    steps: dict[str, int] = field(default_factory=dict)
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Add the losses of one step (scalars)."""
+        """Add the losses of one step (scalars). A step may lack some of them."""
         for name, loss in losses.items():
             value = loss.detach().float()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.steps += 1
+            self.steps[name] = self.steps.get(name, 0) + 1
 
     def means(self) -> dict[str, float]:
-        """Return the mean of each loss over the steps so far, of all processes."""
-        return {name: distributed.mean(total / self.steps).item() for name, total in self.sums.items()}
+        """Return the mean of each loss over the steps so far that had it, of all processes."""
+        return {name: distributed.mean(total / self.steps[name]).item() for name, total in self.sums.items()}
 
 
 class _NothingLearnedError(Exception):

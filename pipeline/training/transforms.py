@@ -37,20 +37,19 @@ def transform_images(images: Tensor, level: str, *, flip: bool, key: tuple[int, 
     return torch.cat(changed).permute(0, 2, 3, 1).contiguous()
 
 
-def mix_images(pixels: Tensor, labels: Tensor, *, classes: int, key: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def mix_images(pixels: Tensor, key: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Mix each image with its neighbour in the batch, by mixup (arXiv:1710.09412) or CutMix (arXiv:1905.04899).
 
     Args:
         pixels: float32 ``[N, C, S, S]``.
-        labels: int64 ``[N]``.
-        classes: Number of classes C.
         key: Decides the draws.
 
     Returns:
-        (pixels, float32 ``[N, C]`` shares of the classes).
+        (pixels, float32 ``[N, N]``: the share of each image of the batch in each mixed one).
     """
-    mix = v2.RandomChoice([v2.MixUp(alpha=0.2, num_classes=classes), v2.CutMix(alpha=1.0, num_classes=classes)])
-    mixed, shares = _drawn(partial(mix, pixels, labels), key)
+    count = len(pixels)
+    mix = v2.RandomChoice([v2.MixUp(alpha=0.2, num_classes=count), v2.CutMix(alpha=1.0, num_classes=count)])
+    mixed, shares = _drawn(partial(mix, pixels, torch.arange(count, device=pixels.device)), key)
     return mixed, shares
 
 
