@@ -133,6 +133,17 @@ def test_recordings_outside_class_folders_and_without_the_prefix_are_named(folde
     assert caught.value.hint.startswith(f"for recordings of a sensor, --data windows:{tmp_path / 'loose.csv'}")
 
 
+def test_a_copied_recording_in_the_test_part_is_named(tmp_path, capsys):
+    for part in ("train", "test"):
+        signals.make_folder(tmp_path / part, count=4, length=128)
+    dataset = opened(tmp_path, window=64, val_fraction=0.2)
+    dataset.warn_duplicates()
+    message = "16 of 16 test windows are copies of training or validation windows: the measured accuracy is too high"
+    assert message in " ".join(capsys.readouterr().err.split())
+    opened(signals.make_folder(tmp_path / "other"), window=64).warn_duplicates()
+    assert "copies" not in capsys.readouterr().err
+
+
 def test_given_parts_and_groups_by_folder(tmp_path):
     for part in ("train", "test"):
         signals.make_folder(tmp_path / part, count=4, length=64)
