@@ -201,6 +201,13 @@ def test_labels_are_lines_of_text(folder, tmp_path, label):
         opened(tmp_path / "long.csv", window=64)
 
 
+def test_a_link_to_a_folder_of_recordings_is_left_out_aloud(tmp_path, capsys):
+    root = signals.make_folder(tmp_path / "data", count=6, length=64)
+    (root / "fast" / "subject").symlink_to(signals.make_folder(tmp_path / "more", count=1, length=64) / "fast")
+    assert sum(map(len, opened(root).parts.values())) == 12
+    assert "subject links to a folder, whose recordings are left out" in " ".join(capsys.readouterr().err.split())
+
+
 def test_recordings_may_end_in_capitals(tmp_path):
     root = signals.make_folder(tmp_path / "data", count=6, length=64)
     for file in list(root.rglob("*.csv")):
