@@ -74,12 +74,12 @@ class Windows:
         return list(map(int, np.bincount(self.parts["test"].labels, minlength=len(self.class_names))))
 
     def train_sha256(self) -> str:
-        """Hash the windows, labels and groups of training and validation."""
-        return self._hash("train", "val")
+        """Hash the windows, labels and groups of training and validation, and their rate, which the model records."""
+        return self._hash(("train", "val"), *([self.spec.rate_hz] if self.spec.rate_hz else []))
 
     def test_sha256(self) -> str:
         """Hash the windows, labels and groups of the test."""
-        return self._hash("test")
+        return self._hash(("test",))
 
     def warn_duplicates(self) -> None:
         """Warn of test windows that are also training or validation windows, such as those of a copied recording."""
@@ -89,8 +89,8 @@ class Windows:
                 "validation windows: the measured accuracy is too high"
             )
 
-    def _hash(self, *names: str) -> str:
-        total = hashlib.sha256(repr((self.spec.shape, self.spec.channels, self.class_names)).encode())
+    def _hash(self, names: Sequence[str], *more: float) -> str:
+        total = hashlib.sha256(repr((self.spec.shape, self.spec.channels, self.class_names, *more)).encode())
         for name in names:
             part = self.parts[name]
             for array in (part.images, part.labels):

@@ -251,6 +251,17 @@ def test_unequal_lengths_and_rates_are_refused(tmp_path):
         opened(root, window=64)
 
 
+def test_another_rate_of_the_same_samples_is_another_training(tmp_path):
+    root = signals.make_folder(tmp_path / "data", count=4, length=64)
+    before = opened(root)
+    for file in root.rglob("*.csv"):
+        file.write_text(file.read_text().replace("time,", "time_ms,"))
+    after = opened(root)
+    assert (before.spec.rate_hz, after.spec.rate_hz) == (50, 50_000)
+    assert before.train_sha256() != after.train_sha256()
+    assert before.test_sha256() == after.test_sha256()
+
+
 def test_options_of_signals_need_a_signal(npz):
     with pytest.raises(InputError, match="--window is for --data windows:PATH"):
         build_config({"data": {"source": "sample", "window": 64}})
