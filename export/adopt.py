@@ -27,7 +27,7 @@ from kdedge.inputs import image_input
 from kdedge.machine import usable_cores
 from kdedge.progress import warn
 
-__all__ = ["adopt_model"]
+__all__ = ["adopt_model", "weight_files"]
 
 _LOWEST_OPSET = 13  # the first with a scale per channel
 _TOLERANCE = 1e-3  # of the largest logit; CPUs add float numbers in different orders
@@ -94,6 +94,13 @@ def adopt_model(
         "bytes": len(data),
         "max_abs_diff": difference,
     }
+
+
+def weight_files(source: Path) -> list[Path]:
+    """Return the files next to a model that have its weights; none if it has them itself."""
+    tensors = onnx.load(source, load_external_data=False).graph.initializer
+    names = {item.value for tensor in tensors for item in tensor.external_data if item.key == "location"}
+    return [source.parent / name for name in sorted(names)]
 
 
 def _load(source: Path) -> onnx.ModelProto:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kdedge.errors import InputError
 from kdedge.inputs import RATE_TOLERANCE, InputSpec
+from kdedge.progress import warn_once
 
 __all__ = ["Recording", "Table", "csv_files", "cut", "read_csv", "recording_of", "window_starts"]
 
@@ -108,9 +109,12 @@ class Recording:
 
 
 def csv_files(folder: Path) -> list[Path]:
-    """Return the CSV files in a folder and its folders, sorted, without hidden ones."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() == ".csv")
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    """Return the CSV files in a folder and its folders, sorted, without hidden ones; warn of links to folders."""
+    paths = sorted(folder.rglob("*"))
+    seen = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    if links := [path for path in seen if path.is_symlink() and path.is_dir()]:
+        warn_once(f"{links[0]} links to a folder, whose recordings are left out: links are not followed")
+    return [path for path in seen if path.suffix.lower() == ".csv"]
 
 
 def read_csv(path: Path) -> Table:

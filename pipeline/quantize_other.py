@@ -48,6 +48,8 @@ def quantize_other(
         InputError: The model and the images differ, the model cannot be rewritten, or the directory has a training.
         StageError: No layer of the INT8 model would run as integers.
     """
+    from kdedge.export.adopt import adopt_model, weight_files
+
     dataset = opened(config.data)
 
     def check() -> None:
@@ -57,8 +59,6 @@ def quantize_other(
             raise InputError(f"{run_dir} has a student that kdedge trained", "give another --out")
 
     def adopt(config: Config, inputs: Any, out_dir: Path) -> dict[str, Any]:
-        from kdedge.export.adopt import adopt_model
-
         target, mode = out_dir / "student.onnx", config.data.resize
         metrics = adopt_model(model, preprocessing, dataset.class_names, target, resize_mode=mode)
         difference = f"largest logit difference {metrics['max_abs_diff']:.1e}"
@@ -70,8 +70,10 @@ def quantize_other(
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),
     }
+    weights = [file_sha256(path) for path in weight_files(model.path)]
     fingerprint = {
         "model": file_sha256(model.path),
+        **({"weights": weights} if weights else {}),
         "layout": model.layout,
         "classes": list(dataset.class_names),
         "resize": config.data.resize,

@@ -66,7 +66,8 @@ def open_tracking(config: TrackingConfig, run_dir: Path, stage: str) -> Tracked:
         return _Mlflow(f"{run_dir} {stage}")
     if config.to == _TENSORBOARD:
         return _TensorBoard(run_dir / _TENSORBOARD / stage)
-    return _TensorBoard(Path(config.to, *run_dir.parts[run_dir.is_absolute() :], stage))
+    inside = [part for part in run_dir.parts[run_dir.is_absolute() :] if part != ".."]
+    return _TensorBoard(Path(config.to, *inside, stage))
 
 
 def result_values(metrics: Mapping[str, Any], prefix: str = "result") -> Iterator[tuple[str, float]]:

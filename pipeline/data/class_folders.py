@@ -27,6 +27,7 @@ __all__ = [
     "LeftOut",
     "class_name",
     "find_parts",
+    "first_five",
     "folders_in",
     "is_label",
     "list_classes",
@@ -87,7 +88,7 @@ def find_parts(root: Path) -> dict[str, Path]:
     strays += [path.name for path in _images_in(root)]
     if strays:
         raise InputError(
-            f"{root} has images in {_first_five(strays)} next to {listed}: it is not clear whether these are classes",
+            f"{root} has images in {first_five(strays)} next to {listed}: it is not clear whether these are classes",
             f"move them into {listed} or out of {root}; {LAYOUT}",
         )
     if "train" not in parts and "test" not in parts:
@@ -126,7 +127,7 @@ def list_classes(root: Path, base: Path) -> tuple[list[str], list[Item], LeftOut
         files, inner = _images_in(folder), [path.name for path in folders_in(folder) if next(_images_below(path), None)]
         if not files and inner:
             raise InputError(
-                f"the class folder {folder} has no image of its own but folders with images: {_first_five(inner)}",
+                f"the class folder {folder} has no image of its own but folders with images: {first_five(inner)}",
                 "move the class folders up, or all images of a class into one folder; " + LAYOUT,
             )
         others = Counter(
@@ -195,7 +196,8 @@ def log_once(message: str) -> None:
     log(message)
 
 
-def _first_five(names: Sequence[str]) -> str:
+def first_five(names: Sequence[str]) -> str:
+    """Return up to five names and the number of the others as text."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.errors import InputError, StageError
-from kdedge.pipeline.data.class_folders import PARTS, part_in
+from kdedge.pipeline.data.class_folders import PARTS, first_five, log_once, part_in
 from kdedge.progress import log
 
 __all__ = ["EXPECTED", "fetch", "files_of_parts", "reading"]
@@ -34,6 +34,7 @@ def files_of_parts(root: Path) -> dict[str, list[Path]]:
         named = {name: PARTS[name.casefold()] for name in splits if name.casefold() in PARTS}
         if len({*named.values()}) < len(named):
             raise InputError(f"{root} has the splits {', '.join(named)}, of which two are the same part", EXPECTED)
+        _log_ignored(root, [name for name in splits if name not in named])
         return {part: _saved(root / name) for name, part in named.items()}
     if (root / "state.json").is_file():
         return {"train": _saved(root)}
@@ -46,7 +47,16 @@ def files_of_parts(root: Path) -> dict[str, list[Path]]:
         if len(folders := sorted({file.parent for file in listed})) > 1:
             names = ", ".join(folder.relative_to(root).as_posix() for folder in folders)
             raise InputError(f"{root} has {part} images in several folders: {names}", "give the path of one of them")
-    return files or ({"train": found} if found else {})
+    if not files:
+        return {"train": found} if found else {}
+    used = {file for listed in files.values() for file in listed}
+    _log_ignored(root, [file.relative_to(root).as_posix() for file in found if file not in used])
+    return files
+
+
+def _log_ignored(root: Path, names: list[str]) -> None:
+    if names:
+        log_once(f"{root}: ignoring {first_five(names)}: neither train, val nor test")
 
 
 def _saved(folder: Path) -> list[Path]:

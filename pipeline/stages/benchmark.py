@@ -64,6 +64,7 @@ def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
         dataset.warn_duplicates()  # the hashes of all files are known
         _warn_few_groups(dataset, groups_of(dataset.test_items))
     if isinstance(dataset, Windows):
+        dataset.warn_duplicates()
         _warn_few_groups(dataset, dataset.parts["test"].groups)
     if config.benchmark.compare_with:
         _check_others(config, run_dir)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from kdedge.dataset import Split
+from kdedge.errors import InputError
 from kdedge.pipeline.data.mirroring import mirrored_keep_class
 from kdedge.pipeline.distill.options import DistillConfig
 from kdedge.pipeline.training import distributed
@@ -61,12 +62,17 @@ def fit_to_images(settings: SettingsT, train: Split, title: str, loaded: bool, r
         resized: Side length in pixels to which the network resizes the images (0: it does not).
 
     Raises:
-        InputError: Several processes cannot share the images of a step equally.
+        InputError: A step has one image, or several processes cannot share its images equally.
     """
     images = len(train)
     shape = (resized, resized, 3) if resized else train.spec.shape
     size = min(settings.batch_size or batch_size(images, shape), images)
-    distributed.share(size)
+    part = distributed.share(size)
+    if part.stop - part.start == 1:
+        raise InputError(
+            f"{title}: a step with 1 {train.spec.unit} per process has no variance for batch norms",
+            "set --teacher-batch-size and --distill-batch-size to 2 or more per process",
+        )
     flip = settings.augment != "none" and not train.signal
     flip = flip and (mirrored_keep_class(train) if settings.flip is None else settings.flip)
     settings = dataclasses.replace(

@@ -55,6 +55,20 @@ def test_the_command_quantizes_and_decides_the_gate(tmp_path, images):
 
 
 @pytest.mark.usefixtures("brief_search", "plain_figures")
+def test_other_weights_next_to_the_same_file_are_another_model(tmp_path, images):
+    path = colour_net(tmp_path / "net.onnx", save_as_external_data=True, size_threshold=100, location="net.data")
+    command = ["quantize", path, "--preprocessing", "torchvision", "--data", images, "--out", tmp_path / "out",
+               "--calibration-images", 32, "--no-compare-formats"]  # fmt: skip
+    invoke(*command)
+    model, before = tmp_path / "out" / "quantize" / "student.int8.onnx", path.read_bytes()
+    quantized, weights = model.read_bytes(), np.fromfile(tmp_path / "net.data", np.float32)
+    (weights * np.float32(0.5)).tofile(tmp_path / "net.data")  # the same graph, trained again
+    assert "export: running (changed: config weights)" in invoke(*command).output
+    assert path.read_bytes() == before
+    assert model.read_bytes() != quantized
+
+
+@pytest.mark.usefixtures("brief_search", "plain_figures")
 def test_the_bundle_has_the_preprocessing_of_the_model(tmp_path, images):
     path, out = colour_net(tmp_path / "net.onnx", batch=1, layout="NHWC"), tmp_path / "out"
     options = ["--mean", "0.5", "--std", "0.25,0.5,0.5", "--resize", "crop-0.8-bicubic"]

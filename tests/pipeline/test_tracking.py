@@ -41,6 +41,13 @@ def test_steps_that_begin_again_replace_the_earlier_ones(tmp_path):
     assert scalars(tmp_path / "all" / "artifacts" / "run" / "distill") == {"train_loss": [(1, 3.0)]}
 
 
+def test_a_run_elsewhere_is_logged_in_the_folder(tmp_path):
+    pytest.importorskip("tensorboard")
+    open_tracking(TrackingConfig(f"{tmp_path}/all"), Path("../runs/a"), "distill")({"train_loss": 1.0}, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["all"]
+    assert scalars(tmp_path / "all" / "runs" / "a" / "distill") == {"train_loss": [(1, 1.0)]}
+
+
 def test_a_resumed_training_continues_its_mlflow_run(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "store"))

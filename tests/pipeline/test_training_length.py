@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from kdedge.dataset import Split
+from kdedge.errors import InputError
 from kdedge.pipeline.data.mirroring import mirrored_keep_class
 from kdedge.pipeline.distill.options import DistillConfig
 from kdedge.pipeline.training.length import batch_size, epochs, fit_to_images
@@ -54,6 +55,12 @@ def test_frames_of_a_scene_do_not_make_its_mirror_image_look_like_another_class(
     scenes[labels == 1, :8] += 40
     frames = scenes.repeat(5, 0) + rng.integers(0, 4, (400, 16, 16, 3))
     assert mirrored_keep_class(Split(frames.astype(np.uint8), labels.repeat(5)))
+
+
+@pytest.mark.parametrize("settings", [TeacherConfig(batch_size=1), DistillConfig(batch_size=1)])
+def test_a_step_of_one_image_is_refused(settings):
+    with pytest.raises(InputError, match="a step with 1 image per process has no variance for batch norms"):
+        fit_to_images(settings, strokes(30, mirrored=False), "training", False)
 
 
 def test_what_is_given_stays_and_the_rest_follows_from_the_images():

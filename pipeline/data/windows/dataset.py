@@ -12,14 +12,16 @@ from kdedge.dataset import Split
 from kdedge.errors import InputError
 from kdedge.inputs import InputSpec, signal_input
 from kdedge.pipeline.data.class_folders import is_label
+from kdedge.pipeline.data.duplicates import find_copies, same
 from kdedge.pipeline.data.items import Item
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.parts import check_groups, divide
 from kdedge.pipeline.data.user_images import source_name
 from kdedge.pipeline.data.windows.series import Series, Source
+from kdedge.progress import warn_once
 from kdedge.recordings import cut
 
-__all__ = ["Windows", "open_windows"]
+__all__ = ["Windows", "open_windows", "window_copies"]
 
 LEAST_WINDOW = 16
 
@@ -72,15 +74,23 @@ class Windows:
         return list(map(int, np.bincount(self.parts["test"].labels, minlength=len(self.class_names))))
 
     def train_sha256(self) -> str:
-        """Hash the windows, labels and groups of training and validation."""
-        return self._hash("train", "val")
+        """Hash the windows, labels and groups of training and validation, and their rate, which the model records."""
+        return self._hash(("train", "val"), *([self.spec.rate_hz] if self.spec.rate_hz else []))
 
     def test_sha256(self) -> str:
         """Hash the windows, labels and groups of the test."""
-        return self._hash("test")
+        return self._hash(("test",))
 
-    def _hash(self, *names: str) -> str:
-        total = hashlib.sha256(repr((self.spec.shape, self.spec.channels, self.class_names)).encode())
+    def warn_duplicates(self) -> None:
+        """Warn of test windows that are also training or validation windows, such as those of a copied recording."""
+        if copies := window_copies(*(self.parts[name] for name in ("train", "val", "test")))["test_copies"]:
+            warn_once(
+                f"{self.root}: {len(copies)} of {len(self.parts['test'])} test windows are copies of training or "
+                "validation windows: the measured accuracy is too high"
+            )
+
+    def _hash(self, names: Sequence[str], *more: float) -> str:
+        total = hashlib.sha256(repr((self.spec.shape, self.spec.channels, self.class_names, *more)).encode())
         for name in names:
             part = self.parts[name]
             for array in (part.images, part.labels):
@@ -130,6 +140,14 @@ def open_windows(config: DataConfig, path: Path) -> Windows:
     }
     recordings = tuple((names.index(one.label), len(one.values)) for one in source.series if not source.is_cut)
     return Windows(path, tuple(names), spec, made, recordings)
+
+
+def window_copies(train: Split, val: Split, test: Split) -> dict[str, list[tuple[int, int]]]:
+    """Return the copies of each kind among these windows in this order, see `find_copies`."""
+    parts = (train, val, test)
+    digests = [hashlib.sha256(window.tobytes()).digest() for part in parts for window in part.images]
+    labels = np.concatenate([part.labels for part in parts])
+    return find_copies(same(digests), labels, np.arange(len(labels)) >= len(train) + len(val))
 
 
 def _length(source: Source, window: int) -> int:

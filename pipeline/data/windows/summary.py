@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from kdedge.dataset import split_train_val
 from kdedge.inputs import InputSpec
-from kdedge.pipeline.data.duplicates import COPIES, find_copies, same
+from kdedge.pipeline.data.duplicates import COPIES
 from kdedge.pipeline.data.options import DataConfig
-from kdedge.pipeline.data.windows.dataset import Windows
+from kdedge.pipeline.data.windows.dataset import Windows, window_copies
 
 __all__ = [
     "channel_colors",
@@ -36,9 +36,7 @@ def summarise_windows(dataset: Windows, config: DataConfig) -> dict[str, Any]:
     parts, names, spec = {"train": train, "val": val, "test": dataset.test()}, dataset.class_names, dataset.spec
     counts = {part: np.bincount(split.labels, minlength=len(names)).tolist() for part, split in parts.items()}
     labels, groups = (np.concatenate([getattr(split, key) for split in parts.values()]) for key in ("labels", "groups"))
-    tested = np.arange(len(labels)) >= len(train) + len(val)
-    digests = [window.tobytes() for split in parts.values() for window in split.images]
-    copies = find_copies(same(digests), labels, tested)
+    copies = window_copies(**parts)
     recordings = np.bincount([label for label, _ in dataset.recordings], minlength=len(names)).tolist()
     rows = sorted(length for _, length in dataset.recordings)
     return {

@@ -135,6 +135,14 @@ def test_what_is_damaged_is_named(tmp_path):
         dataset.train()
 
 
+def test_splits_that_are_no_part_are_ignored_aloud(tmp_path, capsys):
+    opened(save_to_disk(tmp_path / "saved", {"train": table(12), "unsupervised": table(3)}))
+    opened(write_parquet(tmp_path / "files", {"train-0.parquet": table(12), "more-0.parquet": table(3)}))
+    log = capsys.readouterr().err
+    assert "saved: ignoring unsupervised: neither train, val nor test" in log
+    assert "files: ignoring more-0.parquet: neither train, val nor test" in log
+
+
 def test_two_splits_of_one_part_are_refused(tmp_path):
     save_to_disk(tmp_path / "both", {"train": table(), "valid": table(3), "validation": table(3, first=50)})
     with pytest.raises(InputError, match="has the splits train, valid, validation, of which two are the same part"):

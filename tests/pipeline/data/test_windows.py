@@ -133,6 +133,17 @@ def test_recordings_outside_class_folders_and_without_the_prefix_are_named(folde
     assert caught.value.hint.startswith(f"for recordings of a sensor, --data windows:{tmp_path / 'loose.csv'}")
 
 
+def test_a_copied_recording_in_the_test_part_is_named(tmp_path, capsys):
+    for part in ("train", "test"):
+        signals.make_folder(tmp_path / part, count=4, length=128)
+    dataset = opened(tmp_path, window=64, val_fraction=0.2)
+    dataset.warn_duplicates()
+    message = "16 of 16 test windows are copies of training or validation windows: the measured accuracy is too high"
+    assert message in " ".join(capsys.readouterr().err.split())
+    opened(signals.make_folder(tmp_path / "other"), window=64).warn_duplicates()
+    assert "copies" not in capsys.readouterr().err
+
+
 def test_given_parts_and_groups_by_folder(tmp_path):
     for part in ("train", "test"):
         signals.make_folder(tmp_path / part, count=4, length=64)
@@ -190,6 +201,13 @@ def test_labels_are_lines_of_text(folder, tmp_path, label):
         opened(tmp_path / "long.csv", window=64)
 
 
+def test_a_link_to_a_folder_of_recordings_is_left_out_aloud(tmp_path, capsys):
+    root = signals.make_folder(tmp_path / "data", count=6, length=64)
+    (root / "fast" / "subject").symlink_to(signals.make_folder(tmp_path / "more", count=1, length=64) / "fast")
+    assert sum(map(len, opened(root).parts.values())) == 12
+    assert "subject links to a folder, whose recordings are left out" in " ".join(capsys.readouterr().err.split())
+
+
 def test_recordings_may_end_in_capitals(tmp_path):
     root = signals.make_folder(tmp_path / "data", count=6, length=64)
     for file in list(root.rglob("*.csv")):
@@ -231,6 +249,17 @@ def test_unequal_lengths_and_rates_are_refused(tmp_path):
     file.write_text("\n".join(",".join([str(i / 20) if i else "time", *row[1:]]) for i, row in enumerate(rows)))
     with pytest.raises(InputError, match=re.escape("has 50 rows per second") + r"; .*0.csv has 20"):
         opened(root, window=64)
+
+
+def test_another_rate_of_the_same_samples_is_another_training(tmp_path):
+    root = signals.make_folder(tmp_path / "data", count=4, length=64)
+    before = opened(root)
+    for file in root.rglob("*.csv"):
+        file.write_text(file.read_text().replace("time,", "time_ms,"))
+    after = opened(root)
+    assert (before.spec.rate_hz, after.spec.rate_hz) == (50, 50_000)
+    assert before.train_sha256() != after.train_sha256()
+    assert before.test_sha256() == after.test_sha256()
 
 
 def test_options_of_signals_need_a_signal(npz):
