@@ -157,6 +157,8 @@ def test_flips_without_augmentation_are_refused_and_not_chosen(folder_data, tmp_
         result = invoke("run-all", "--data", folder_data, "--out", tmp_path / "run", level, "none", option)
         assert result.exit_code == 2
         assert f"{level} none mirrors no images" in " ".join(result.stderr.split())
+    with pytest.raises(InputError, match="--augment strong mixes images: leave out --mix"):
+        build_config({"distill": {"augment": "strong", "mix": 0.5}})
     with pytest.raises(InputError, match="--augment none mirrors no images"):
         build_config({"distill": {"augment": "none", "flip": True}})
     split = batches("none").split

@@ -276,6 +276,7 @@ def test_options_of_signals_need_a_signal(npz):
         ("data", "image_size", 64, "--image-size"),
         ("distill", "flip", True, "--flip"),
         ("distill", "augment", "strong", "--augment strong"),
+        ("distill", "mix", 0.5, "--mix"),
     ],
 )
 def test_options_of_images_are_refused_before_anything_is_read(section, key, value, flag):
