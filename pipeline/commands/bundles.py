@@ -250,11 +250,13 @@ def _model_of(artifact: Path) -> Path:
     """Return the INT8 model of a bundle, or the given model file.
 
     Raises:
-        InputError: The folder is not a bundle.
+        InputError: There is no such file, or the folder is not a bundle.
         StageError: A bundle with a damaged manifest.
     """
     from kdedge.export.bundle.verify import read_manifest
 
+    if not artifact.exists():
+        raise InputError(f"no model at {artifact}", "check the path")
     if not artifact.is_dir():
         return artifact
     read_manifest(artifact)

@@ -20,6 +20,7 @@ from kdedge.pipeline.commands.flags import (
     Options,
     cli_option,
     configured,
+    out_option,
 )
 from kdedge.pipeline.commands.gate import check_passed
 from kdedge.pipeline.commands.model_input import (
@@ -50,6 +51,9 @@ _BUNDLE: Options = {
         None,
     ),
 } | JSON
+_OUT_OF_BUNDLE = out_option(
+    DEFAULT_OUT, "Run directory. Of a BUNDLE: folder for its report, if not given artifacts/benchmark."
+)
 _SIGN: Options = {
     "sign": cli_option(
         "--sign", "Private Ed25519 key (PEM) that signs manifest.json of the bundle.", Path | None, None, metavar="KEY"
@@ -71,6 +75,7 @@ _OTHER_MODEL: Options = {
     "scale": (Scale, None),
     "layout": (Layout, ""),
 }
+_OUT_OF_MODEL = out_option(DEFAULT_OUT, "Run directory. Of a MODEL.onnx, if not given: artifacts/MODEL.")
 # The options in the README.
 _FIRST = (
     "out", "data__source", "data__image_size", "teacher__weights", "distill__student", "distill__method",
@@ -217,7 +222,7 @@ def _of_model(given: dict[str, Any], fields: Fields) -> Flags:
 )
 @configured(
     ("data", "quantize", "benchmark", "bundle"),
-    _OTHER_MODEL | STAGE,
+    _OTHER_MODEL | STAGE | _OUT_OF_MODEL,
     first=(
         *_OTHER_MODEL, "out", "data__source", "data__image_size", "data__resize", "quantize__calibration_images",
         "quantize__target", "benchmark__limit_pp", "benchmark__emulate", "bundle__allow_undecided",
@@ -266,7 +271,7 @@ def quantize(
 )
 @configured(
     ("data", "benchmark", "bundle"),
-    _BUNDLE | STAGE,
+    _BUNDLE | STAGE | _OUT_OF_BUNDLE,
     short=_BENCHMARK_SHORT,
     first=(*_BUNDLE, "out", "data__source", "benchmark__limit_pp", "benchmark__emulate", *_BENCHMARK_SHORT),
 )
