@@ -112,7 +112,9 @@ def predict(
     ],
     top: Annotated[int, typer.Option("--top", help="Number of classes per image or window, best first.")] = 1,
     fp32: Annotated[bool, typer.Option("--fp32", help="Use the FP32 model instead of INT8.")] = False,
-    as_json: AsJson = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, one line per image or window.", metavar="")
+    ] = False,
 ) -> None:
     """Print the label and its probability for each image."""
     from kdedge.export.bundle.predict import predict as predict_images
