@@ -118,11 +118,8 @@ def run_all(config: Config, out: Path, tolerance: float, sign: Path | None, **ag
     except GateError as error:
         raise _without_reason(_print_report(out / "benchmark"), error) from None
     _print_report(out / "benchmark")
-    made = out / "bundle"
-    signer(made)
-    example = "RECORDING.csv" if config.data.source.startswith(WINDOWS) else "IMAGE"
-    verify = command("verify", "--sha256", _manifest_sha256(made), made)
-    print(f"bundle: {made}\n  {verify}\n  {command('predict', made, example)}")
+    signer(out / "bundle")
+    _print_bundle(out / "bundle", "RECORDING.csv" if config.data.source.startswith(WINDOWS) else "IMAGE")
 
 
 @app.command(help="Fetch the data set, check it and show its contents. Exit code 2: training cannot use it.")
@@ -258,9 +255,8 @@ def quantize(
     if not (gate["gate"]["verdict"] == "undecided" and config.bundle.allow_undecided):
         check_passed(gate, otherwise="; or ship it as not passed with --allow-undecided")
     measure_other(config, out, **again)
-    made = out / "bundle"
-    print(f"{out / 'benchmark' / 'report.html'}\nbundle: {made}")
-    print(f"  {command('verify', made)}\n  {command('predict', made, 'IMAGE')}")
+    print(out / "benchmark" / "report.html")
+    _print_bundle(out / "bundle", "IMAGE")
 
 
 @app.command(
@@ -323,6 +319,12 @@ def _signer(path: Path | None) -> Callable[[Path], None]:
 
     key = load_private_key(path)
     return lambda bundle: log(f"{bundle}: signed by {sign_bundle(bundle, key)}")
+
+
+def _print_bundle(bundle: Path, example: str) -> None:
+    """Print the path of a bundle and the next commands."""
+    print(f"bundle: {bundle}\n  {command('verify', '--sha256', _manifest_sha256(bundle), bundle)}")
+    print(f"  {command('predict', bundle, example)}")
 
 
 def _manifest_sha256(stage_dir: Path) -> str:
