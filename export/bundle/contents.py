@@ -1,6 +1,19 @@
 """The files of a bundle."""
 
-__all__ = ["BUNDLE_FILES", "COPIED", "GOLDEN_INPUTS", "GOLDEN_LOGITS", "MODELS", "RUNTIMES_FOLDER", "SBOM"]
+from pathlib import Path
+
+from kdedge.ownership import MANIFEST
+
+__all__ = [
+    "BUNDLE_FILES",
+    "COPIED",
+    "GOLDEN_INPUTS",
+    "GOLDEN_LOGITS",
+    "MODELS",
+    "RUNTIMES_FOLDER",
+    "SBOM",
+    "bundle_hint",
+]
 
 MODELS = {"fp32": "student.onnx", "int8": "student.int8.onnx"}
 # The stage that each copied file comes from.
@@ -22,3 +35,11 @@ BUNDLE_FILES = frozenset(
         "predict.py",
     }
 )
+
+
+def bundle_hint(path: Path) -> str:
+    """Return the next step if ``path`` is not a bundle: of a run directory, the bundle in it."""
+    bundle = path / "bundle"
+    return (
+        f"give its bundle: {bundle}" if (bundle / MANIFEST).is_file() else "give the folder that `kdedge bundle` wrote"
+    )

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from kdedge.benchmarks.session import open_model, run_model
 from kdedge.errors import InputError, command
 from kdedge.export.bundle.answers import answers
+from kdedge.export.bundle.contents import bundle_hint
 from kdedge.export.bundle.predict_recordings import predict_recordings
 from kdedge.export.bundle.standalone import Classifier
 from kdedge.export.bundle.standalone_signal import Classifier as SignalClassifier
@@ -146,7 +147,7 @@ def read_bundle(bundle: Path) -> tuple[list[str], InputSpec]:
     except OSError as error:
         raise InputError(
             f"{bundle} is not a bundle: cannot read {error.filename}: {error.strerror}",
-            "give the folder that `kdedge bundle` wrote",
+            bundle_hint(bundle),
         ) from error
     except (AttributeError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(

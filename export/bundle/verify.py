@@ -25,7 +25,7 @@ from kdedge.benchmarks.host import wrong_host
 from kdedge.benchmarks.report.file import read_report
 from kdedge.benchmarks.session import Model, open_model, run_model
 from kdedge.errors import InputError, StageError
-from kdedge.export.bundle.contents import BUNDLE_FILES, COPIED, GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS
+from kdedge.export.bundle.contents import BUNDLE_FILES, COPIED, GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS, bundle_hint
 from kdedge.files import file_sha256, json_bytes, read_json
 from kdedge.manifest import MANIFEST_SCHEMA, SEAL, sealed
 from kdedge.ownership import MANIFEST, SIGNATURE
@@ -174,7 +174,7 @@ def check_flips(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
     if problems:
         raise StageError(
             f"the INT8 model is not portable: {'; '.join(problems)}",
-            "do not ship it for these CPUs: quantize with 7-bit weights (reduce_range)",
+            "do not ship it for these CPUs, or quantize again with --target portable (the default)",
         )
 
 
@@ -186,7 +186,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         StageError: The manifest is damaged.
     """
     file = path / MANIFEST
-    hint = "give the folder that `kdedge bundle` wrote"
+    hint = bundle_hint(path)
     if not path.is_dir():
         raise InputError(f"{path} is not a folder; expected a bundle", hint)
     if not file.is_file():

@@ -112,7 +112,9 @@ def predict(
     ],
     top: Annotated[int, typer.Option("--top", help="Number of classes per image or window, best first.")] = 1,
     fp32: Annotated[bool, typer.Option("--fp32", help="Use the FP32 model instead of INT8.")] = False,
-    as_json: AsJson = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, one line per image or window.", metavar="")
+    ] = False,
 ) -> None:
     """Print the label and its probability for each image."""
     from kdedge.export.bundle.predict import predict as predict_images
@@ -250,11 +252,13 @@ def _model_of(artifact: Path) -> Path:
     """Return the INT8 model of a bundle, or the given model file.
 
     Raises:
-        InputError: The folder is not a bundle.
+        InputError: There is no such file, or the folder is not a bundle.
         StageError: A bundle with a damaged manifest.
     """
     from kdedge.export.bundle.verify import read_manifest
 
+    if not artifact.exists():
+        raise InputError(f"no model at {artifact}", "check the path")
     if not artifact.is_dir():
         return artifact
     read_manifest(artifact)

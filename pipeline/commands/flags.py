@@ -57,10 +57,10 @@ def cli_option(
     return Annotated[kind, typer.Option(*names.split(), help=text, metavar=shown, **limits)], default
 
 
-def out_option(default: Path) -> Options:
+def out_option(default: Path, text: str = "Run directory.") -> Options:
     """Return the option ``--out`` with its default."""
     # Text, because an empty path is the current directory.
-    return {"out": cli_option("--out", "Run directory.", str, str(default), metavar="path")}
+    return {"out": cli_option("--out", text, str, str(default), metavar="path")}
 
 
 # A command that starts a run may name its preset; later stages keep it.

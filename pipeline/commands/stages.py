@@ -20,6 +20,7 @@ from kdedge.pipeline.commands.flags import (
     Options,
     cli_option,
     configured,
+    out_option,
 )
 from kdedge.pipeline.commands.gate import check_passed
 from kdedge.pipeline.commands.model_input import (
@@ -50,6 +51,9 @@ _BUNDLE: Options = {
         None,
     ),
 } | JSON
+_OUT_OF_BUNDLE = out_option(
+    DEFAULT_OUT, "Run directory. Of a BUNDLE: folder for its report, if not given artifacts/benchmark."
+)
 _SIGN: Options = {
     "sign": cli_option(
         "--sign", "Private Ed25519 key (PEM) that signs manifest.json of the bundle.", Path | None, None, metavar="KEY"
@@ -71,6 +75,7 @@ _OTHER_MODEL: Options = {
     "scale": (Scale, None),
     "layout": (Layout, ""),
 }
+_OUT_OF_MODEL = out_option(DEFAULT_OUT, "Run directory. Of a MODEL.onnx, if not given: artifacts/MODEL.")
 # The options in the README.
 _FIRST = (
     "out", "data__source", "data__image_size", "teacher__weights", "distill__student", "distill__method",
@@ -113,11 +118,8 @@ def run_all(config: Config, out: Path, tolerance: float, sign: Path | None, **ag
     except GateError as error:
         raise _without_reason(_print_report(out / "benchmark"), error) from None
     _print_report(out / "benchmark")
-    made = out / "bundle"
-    signer(made)
-    example = "RECORDING.csv" if config.data.source.startswith(WINDOWS) else "IMAGE"
-    verify = command("verify", "--sha256", _manifest_sha256(made), made)
-    print(f"bundle: {made}\n  {verify}\n  {command('predict', made, example)}")
+    signer(out / "bundle")
+    _print_bundle(out / "bundle", "RECORDING.csv" if config.data.source.startswith(WINDOWS) else "IMAGE")
 
 
 @app.command(help="Fetch the data set, check it and show its contents. Exit code 2: training cannot use it.")
@@ -217,7 +219,7 @@ def _of_model(given: dict[str, Any], fields: Fields) -> Flags:
 )
 @configured(
     ("data", "quantize", "benchmark", "bundle"),
-    _OTHER_MODEL | STAGE,
+    _OTHER_MODEL | STAGE | _OUT_OF_MODEL,
     first=(
         *_OTHER_MODEL, "out", "data__source", "data__image_size", "data__resize", "quantize__calibration_images",
         "quantize__target", "benchmark__limit_pp", "benchmark__emulate", "bundle__allow_undecided",
@@ -253,9 +255,8 @@ def quantize(
     if not (gate["gate"]["verdict"] == "undecided" and config.bundle.allow_undecided):
         check_passed(gate, otherwise="; or ship it as not passed with --allow-undecided")
     measure_other(config, out, **again)
-    made = out / "bundle"
-    print(f"{out / 'benchmark' / 'report.html'}\nbundle: {made}")
-    print(f"  {command('verify', made)}\n  {command('predict', made, 'IMAGE')}")
+    print(out / "benchmark" / "report.html")
+    _print_bundle(out / "bundle", "IMAGE")
 
 
 @app.command(
@@ -266,7 +267,7 @@ def quantize(
 )
 @configured(
     ("data", "benchmark", "bundle"),
-    _BUNDLE | STAGE,
+    _BUNDLE | STAGE | _OUT_OF_BUNDLE,
     short=_BENCHMARK_SHORT,
     first=(*_BUNDLE, "out", "data__source", "benchmark__limit_pp", "benchmark__emulate", *_BENCHMARK_SHORT),
 )
@@ -318,6 +319,12 @@ def _signer(path: Path | None) -> Callable[[Path], None]:
 
     key = load_private_key(path)
     return lambda bundle: log(f"{bundle}: signed by {sign_bundle(bundle, key)}")
+
+
+def _print_bundle(bundle: Path, example: str) -> None:
+    """Print the path of a bundle and the next commands."""
+    print(f"bundle: {bundle}\n  {command('verify', '--sha256', _manifest_sha256(bundle), bundle)}")
+    print(f"  {command('predict', bundle, example)}")
 
 
 def _manifest_sha256(stage_dir: Path) -> str:

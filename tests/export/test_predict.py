@@ -20,6 +20,7 @@ from kdedge.benchmarks.session import run_model
 from kdedge.errors import InputError
 from kdedge.export.bundle import predict as predicting
 from kdedge.export.bundle.predict import open_bundle, predict
+from kdedge.export.bundle.verify import verify_bundle
 from kdedge.pipeline.cli import app
 
 
@@ -257,6 +258,19 @@ def test_predict_needs_a_bundle(make_bundle: Callable[..., Path], tmp_path: Path
     (bundle / "preprocessing.json").write_text("{}")
     with pytest.raises(InputError, match="is damaged"):
         next(predict(bundle, []))
+
+
+def test_of_a_run_directory_the_error_names_its_bundle(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = make_bundle()
+    (tmp_path / "empty").mkdir()
+    for folder, hint in (
+        (tmp_path / "empty", "give the folder that `kdedge bundle` wrote"),
+        (bundle.parent, f"give its bundle: {bundle}"),
+    ):
+        for use in (lambda folder: next(predict(folder, [])), verify_bundle):
+            with pytest.raises(InputError, match="is not a bundle") as caught:
+                use(folder)
+            assert caught.value.hint == hint
 
 
 def test_a_bundle_without_its_model_is_to_be_verified(make_bundle: Callable[..., Path]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from command_line import invoke
 from PIL import Image
 from typer.testing import CliRunner
@@ -315,6 +316,14 @@ def test_doctor_refuses_what_is_neither_bundle_nor_model(tmp_path):
         assert result.exit_code == 2, artifact
         assert message in " ".join(result.stderr.split())
         assert result.stdout == ""
+    assert "check the path" in invoke("doctor", tmp_path / "none").stderr
+
+
+@pytest.mark.parametrize(("name", "folder"), [("quantize", "artifacts/MODEL"), ("benchmark", "artifacts/benchmark")])
+def test_the_help_names_the_folder_of_a_model_or_bundle(name, folder):
+    commands = typer.main.get_command(app).commands
+    (out,) = (item for item in commands[name].params if item.name == "out")
+    assert (out.default, folder in out.help) == ("artifacts/run", True)
 
 
 def test_emulators_are_checked_before_anything_is_trained(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from other_models import CLASSES, colour_net
 from PIL import Image
 
 from kdedge.benchmarks.input_adapter import Preprocessing, open_classifier
+from kdedge.files import file_sha256
 
 BUNDLE = Path(__file__).resolve().parents[2] / "artifacts" / "reference" / "bundle"
 SHORT = (
@@ -75,7 +76,8 @@ def test_the_bundle_has_the_preprocessing_of_the_model(tmp_path, images):
     preprocessing = Preprocessing(mean=(0.5,) * 3, std=(0.25, 0.5, 0.5), resize_mode="crop-0.8-bicubic")
     done = invoke("quantize", path, *options, "--data", images, "--out", out, "--limit-pp", 30, *SHORT)
     assert done.exit_code == 0, done.output
-    assert f"kdedge verify {out / 'bundle'}" in done.stdout
+    sha256 = file_sha256(out / "bundle" / "manifest.json")
+    assert f"kdedge verify --sha256 {sha256} {out / 'bundle'}\n" in done.stdout
     report = json.loads((out / "benchmark" / "report.json").read_text())
     assert (report["student"]["arch"], report["student"]["adopted"]) == ("net", "net.onnx")
     assert report["student"]["macs"] > 6 * 27 * 16**2
