@@ -1,6 +1,7 @@
 """Collect the pages of the site in ``build/docs``, with the files of the repository that they link to.
 
-A link such as ``../CHANGELOG.md`` works on a code host. In the site it becomes ``repository/CHANGELOG.md``.
+A link such as ``../CHANGELOG.md`` works on a code host. In the site it becomes ``repository/CHANGELOG.md``, whose links
+to ``docs/`` lead back to the pages.
 
     python docs/collect.py && zensical build        # or: make docs
 """
@@ -21,7 +22,9 @@ def main() -> None:
         text = page.read_text(encoding="utf-8")
         for name in re.findall(r"\]\(\.\./([^)#]+)", text):
             (SITE / "repository" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, SITE / "repository" / name)
+            copied = Path(shutil.copy(ROOT / name, SITE / "repository" / name))
+            if copied.suffix == ".md":
+                copied.write_text(copied.read_text(encoding="utf-8").replace("](docs/", "](../"), encoding="utf-8")
         page.write_text(text.replace("](../", "](repository/"), encoding="utf-8")
 
 
