@@ -40,6 +40,6 @@ BUNDLE_FILES = frozenset(
 def bundle_hint(path: Path) -> str:
     """Return the next step if ``path`` is not a bundle: of a run directory, the bundle in it."""
     bundle = path / "bundle"
-    return (
-        f"give its bundle: {bundle}" if (bundle / MANIFEST).is_file() else "give the folder that `kdedge bundle` wrote"
-    )
+    if (bundle / MANIFEST).is_file():
+        return f"give its bundle: {bundle}"
+    return "give the folder that `kdedge bundle` wrote"

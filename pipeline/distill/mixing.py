@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot, softmax
+from torch.nn.functional import softmax
 
 from kdedge.pipeline.training.batches import Batch
 
-__all__ = ["Mixed", "draw_mixed", "mix_logits", "mix_targets"]
+__all__ = ["Mixed", "draw_mixed", "mix_logits"]
 
 
 class Mixed(NamedTuple):
@@ -53,22 +53,12 @@ def mix_logits(logits: Tensor, shares: Tensor, temperature: float) -> Tensor:
 
     Args:
         logits: float ``[B, C]`` of the unmixed images.
-        shares: float ``[B, B]``, see `Mixed`.
+        shares: float32 ``[B, B]``, see `Mixed`.
         temperature: T > 0.
 
     Returns:
         float32 ``[B, C]``.
     """
-    mixed = shares @ softmax(logits.float() / temperature, 1)
+    with torch.autocast(logits.device.type, enabled=False):  # which would multiply matrices in bf16
+        mixed = shares @ softmax(logits.float() / temperature, 1)
     return temperature * torch.log(mixed.clamp_min(torch.finfo(torch.float32).tiny))
-
-
-def mix_targets(labels: Tensor, shares: Tensor, classes: int) -> Tensor:
-    """Return the shares of the classes in mixed images, float32 ``[B, C]``.
-
-    Args:
-        labels: int64 ``[B]`` of the unmixed images.
-        shares: float ``[B, B]``, see `Mixed`.
-        classes: Number of classes C.
-    """
-    return shares @ one_hot(labels, classes).float()

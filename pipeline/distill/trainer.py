@@ -15,13 +15,13 @@ from kdedge.pipeline.distill.gradients import gradient_shares
 from kdedge.pipeline.distill.hints import HintAdapters, HintPair
 from kdedge.pipeline.distill.losses import kd_loss
 from kdedge.pipeline.distill.methods import METHODS
-from kdedge.pipeline.distill.mixing import Mixed, draw_mixed, mix_logits, mix_targets
+from kdedge.pipeline.distill.mixing import Mixed, draw_mixed, mix_logits
 from kdedge.pipeline.distill.optimizer import build_optimizer, set_learning_rate
 from kdedge.pipeline.models.student import Student
 from kdedge.pipeline.training import distributed
 from kdedge.pipeline.training.balance import cross_entropy
 from kdedge.pipeline.training.batch_norms import refresh_batch_norms
-from kdedge.pipeline.training.batches import Batch, Batches, place, top1_pct
+from kdedge.pipeline.training.batches import Batch, Batches, class_shares, place, top1_pct
 from kdedge.pipeline.training.device import autocast
 from kdedge.progress import log
 
@@ -180,13 +180,13 @@ class Trainer:
             logits = student.classify(maps[-1]).float()
             if terms.hint or terms.kd:
                 teacher_logits, teacher_maps = self._teacher(batch, adapters.chosen if terms.hint else ())
+            temperature = self._settings.temperature
             if mixed:
-                targets = mix_targets(labels, mixed.shares, logits.shape[1])
+                targets = class_shares(labels, mixed.shares, logits.shape[1])
                 labels = targets.argmax(1)
-            if terms.kd:
-                temperature = self._settings.temperature
-                if mixed:
+                if terms.kd:
                     teacher_logits = mix_logits(teacher_logits, mixed.shares, temperature)
+            if terms.kd:
                 losses["kd"] = kd_loss(logits, teacher_logits, temperature, targets, self._batches.class_weights)
             if terms.hint:
                 losses["hint"] = adapters(maps, teacher_maps)

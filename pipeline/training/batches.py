@@ -26,7 +26,7 @@ from kdedge.pipeline.training.signal_augmentations import (
     signal_augmentations,
 )
 
-__all__ = ["Batch", "Batches", "place", "predict_logits", "to_network", "top1_pct"]
+__all__ = ["Batch", "Batches", "class_shares", "place", "predict_logits", "to_network", "top1_pct"]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -187,8 +187,20 @@ class Batches:
         if self.augment != "strong":
             return Batch(pixels, labels, numbers)
         pixels, of_images = mix_images(pixels, key)
-        shares = of_images @ one_hot(labels, int(self.split.labels.max()) + 1).float()
+        shares = class_shares(labels, of_images, int(self.split.labels.max()) + 1)
         return Batch(pixels, shares.argmax(1), numbers, shares)
+
+
+def class_shares(labels: Tensor, of_images: Tensor, classes: int) -> Tensor:
+    """Return the shares of the classes in mixed images, float32 ``[B, C]``; rows sum to 1.
+
+    Args:
+        labels: int64 ``[B]`` of the unmixed images.
+        of_images: float32 ``[B, B]``, see `kdedge.pipeline.training.transforms.mix_images`.
+        classes: Number of classes C.
+    """
+    with torch.autocast(labels.device.type, enabled=False):  # which would multiply matrices in bf16
+        return of_images @ one_hot(labels, classes).float()
 
 
 def top1_pct(logits: Tensor, labels: Tensor) -> Tensor:

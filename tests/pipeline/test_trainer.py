@@ -14,12 +14,12 @@ from kdedge.inputs import image_input
 from kdedge.pipeline.config.build import build_config
 from kdedge.pipeline.distill.hints import HintPair
 from kdedge.pipeline.distill.losses import kd_loss
-from kdedge.pipeline.distill.mixing import draw_mixed
+from kdedge.pipeline.distill.mixing import draw_mixed, mix_logits
 from kdedge.pipeline.distill.teacher_logits import CachedTeacher, LogitsFile
 from kdedge.pipeline.distill.trainer import Trainer
 from kdedge.pipeline.models.student import build_student
 from kdedge.pipeline.models.teacher import build_teacher
-from kdedge.pipeline.training.batches import Batches, top1_pct
+from kdedge.pipeline.training.batches import Batches, class_shares, top1_pct
 
 PAIRS = (HintPair("layer1.1", 1, 64, 32),)
 
@@ -84,6 +84,15 @@ def test_mixed_images_learn_the_mixed_probabilities_of_the_teacher():
     assert losses["kd"].item() == pytest.approx(kd.item(), rel=1e-4, abs=1e-6)
     assert losses["ce"].item() == pytest.approx(functional.cross_entropy(logits, classes).item(), rel=1e-5)
     assert losses["top1_pct"].item() == top1_pct(logits, classes.argmax(1)).item()
+
+
+def test_mixed_targets_are_in_float32_under_autocast():
+    shares = torch.tensor([[0.7, 0.3], [0.3, 0.7]])
+    with torch.autocast("cpu", torch.bfloat16):
+        classes = class_shares(torch.tensor([0, 1]), shares, 2)
+        logits = mix_logits(torch.tensor([[20.0, 0.0], [0.0, 20.0]]), shares, 1.0)
+    assert torch.equal(classes, shares)
+    torch.testing.assert_close(functional.softmax(logits, 1), shares, rtol=1e-6, atol=1e-7)
 
 
 def test_mixed_batches_have_no_hints_and_hint_only_epochs_are_not_mixed():
