@@ -158,13 +158,13 @@ def track(title: str, total: int) -> Iterator[Tracker]:
         )
 
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=_BAR_WIDTH),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=_log_console, transient=True) as progress:
             # Width of the columns before the note: both times, "left", the counts and a blank after each.

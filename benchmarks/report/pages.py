@@ -90,8 +90,8 @@ def print_summary(report: Mapping[str, Any], console: "Console | None" = None) -
         console.print(Text(warning, style="bold yellow"))
     console.print()
     metrics = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    for label, value in shown["key_metrics"]:
-        metrics.add_row(label, value)
+    for row in shown["key_metrics"]:
+        metrics.add_row(*map(Text, row))
     console.print(metrics)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for title in (

@@ -103,6 +103,17 @@ def test_accuracy_stands_beside_the_constant_answer(finished: tuple[dict[str, An
     assert text.index("| INT8 top-1 |") < text.index("| always `") < text.index("| FP32 top-1 |")
 
 
+def test_the_name_of_the_most_frequent_class_is_shown_as_it_is(
+    finished: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = finished[0]
+    for name in ("[unknown]", "[/x]", ":cat: | dog"):
+        named = {**report, "accuracy": {**report["accuracy"], "majority_class": name}}
+        print_summary(named)
+        assert f"always `{name}` " in capsys.readouterr().out
+        assert f"\n| always `{name.replace('|', chr(92) + '|')}` | " in render_markdown(named, [])
+
+
 def test_a_class_that_is_hardly_ever_recognised_is_named_on_top(
     finished: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
