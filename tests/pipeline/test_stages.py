@@ -1,14 +1,18 @@
 """What decides whether a stage has to run again."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
 from kdedge.benchmarks.host import host_record
+from kdedge.manifest import load_manifest
 from kdedge.pipeline.config.build import build_config
 from kdedge.pipeline.distill.methods import METHODS
 from kdedge.pipeline.stages.registry import STAGES
 from tests.tiny import make_folder
+
+REFERENCE = Path(__file__).parents[2] / "artifacts" / "reference"
 
 
 @pytest.mark.parametrize("stage", ["teacher", "distill"])
@@ -109,6 +113,8 @@ def test_manifests_record_renamed_options_by_their_old_names():
 def test_options_of_later_versions_are_recorded_only_when_used():
     recorded = [STAGES["distill"].fingerprint(build_config({"distill": {"ema": ema}})) for ema in (0.0, 0.999)]
     assert [one["distill"].get("ema") for one in recorded] == [None, 0.999]
+    published = load_manifest(REFERENCE / "distill")["config"]
+    assert recorded[0]["distill"].keys() == published["distill"].keys(), "a later version would train it again"
 
 
 @pytest.mark.parametrize(
