@@ -65,7 +65,9 @@ RECIPES["kdedge"] = {
 }
 
 
-def build_config(*layers: Mapping[str, Any], preset: str = "", flags: Flags = RUN_FLAGS) -> Config:
+def build_config(
+    *layers: Mapping[str, Any], preset: str = "", flags: Flags = RUN_FLAGS, consistent: bool = True
+) -> Config:
     """Merge configuration layers over the preset, later layers winning.
 
     A layer with another recipe than the layers below it also has the values of that recipe, below its own values.
@@ -75,6 +77,7 @@ def build_config(*layers: Mapping[str, Any], preset: str = "", flags: Flags = RU
         preset: Name of the preset; empty: the last layer that names one, else ``sample`` for the shipped sample,
             ``windows`` for signals and ``default`` for everything else.
         flags: The command's names of options.
+        consistent: Whether contradictions between options are errors.
 
     Raises:
         InputError: Unknown sections, keys or choices, wrong types, values out of range: all in one message.
@@ -102,9 +105,8 @@ def build_config(*layers: Mapping[str, Any], preset: str = "", flags: Flags = RU
                     into.update(RECIPES.get(str(values["recipe"]), {}))
                 into.update(_renamed(section, values))
     sections = {section: _build_section(section, values, problems) for section, values in merged.items()}
-    problems = problems or conflicts(
-        sections.get("data", DataConfig()), sections.get("distill", DistillConfig()), flags
-    )
+    if consistent and not problems:
+        problems = conflicts(sections.get("data", DataConfig()), sections.get("distill", DistillConfig()), flags)
     if problems:
         text = problems[0] if len(problems) == 1 else "\n".join(["several problems:", *(f"  - {p}" for p in problems)])
         raise InputError(text, "see `kdedge run-all --help-all` for every option and its range")
@@ -132,7 +134,7 @@ def _renamed(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _build_section(section: str, values: Mapping[str, Any], problems: list[str]) -> Any:
-    """Build the dataclass of a section; append errors in its values to ``problems``."""
+    """Build the dataclass of a section, unless there are problems; append errors in its values to ``problems``."""
     known = {item.name: item for item in dataclasses.fields(SECTIONS[section])}
     clean = {}
     for key, value in values.items():
@@ -142,4 +144,4 @@ def _build_section(section: str, values: Mapping[str, Any], problems: list[str])
             problems.append(
                 f"unknown key {key!r} in [{section}]{closest(key, known)}: expected one of {', '.join(known)}"
             )
-    return SECTIONS[section](**clean)
+    return None if problems else SECTIONS[section](**clean)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdedge.pipeline.config import SECTIONS, Config
 from kdedge.pipeline.config.build import build_config, preset_for
-from kdedge.pipeline.data.options import PATH_KINDS, DataConfig, without_query
+from kdedge.pipeline.data.options import PATH_KINDS, without_query
 from kdedge.pipeline.distill.options import DistillConfig
 
 __all__ = ["as_flags", "cuts_paths", "shareable"]
@@ -33,9 +33,8 @@ def cuts_paths(config: Config) -> bool:
 def _flags(config: Config) -> list[str]:
     """Return the options that differ from the preset and recipe of a configuration, without --track."""
     recipe = config.distill.recipe
-    # With the data set, because students are for images or for signals; --data is compared with its default.
-    base = build_config({"data": {"source": config.data.source}, "distill": {"recipe": recipe}}, preset=config.preset)
-    base = dataclasses.replace(base, data=dataclasses.replace(base.data, source=DataConfig().source))
+    # The student of a preset need not be for this data.
+    base = build_config({"distill": {"recipe": recipe}}, preset=config.preset, consistent=False)
     words = [] if config.preset == preset_for(config.data.source) else ["--preset", config.preset]
     words += [] if recipe == DistillConfig().recipe else ["--recipe", recipe]
     for section, kind in SECTIONS.items():

@@ -41,6 +41,8 @@ def test_integers_are_taken_for_floats_but_not_the_reverse():
         ({"distill": {"method": "select"}}, r"did you mean 'selective'\?\): expected one of ce, kd"),
         ({"distill": 3}, r"distill = 3: expected a table \[distill\]"),
         ({"teacher": {"epochs": True}}, "expected int"),
+        ({"data": {"source": 5}}, r"--data \(\[data\] source\) = 5: expected str"),
+        ({"data": {"source": ["a", "b"]}}, "expected str"),
     ],
 )
 def test_a_wrong_configuration_is_refused(layer, message):
