@@ -101,8 +101,9 @@ def run_students(
             link_stage(out / _TEACHER, directory / _TEACHER)
             try:
                 any_ran |= run_stages(tuple(_LATER), one_student(config, name), directory, **again)
-            except GateError:
-                pass  # the report has the verdict
+            except GateError:  # the report has the verdict
+                if not (out / "bundle").exists():  # a link to the bundle that is not accepted any more
+                    (out / "bundle").unlink(missing_ok=True)
             except StageError as failure:
                 error = str(failure)
                 warn(f"student {name}: {error}")

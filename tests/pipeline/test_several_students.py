@@ -123,6 +123,15 @@ def test_another_choice_replaces_the_links_and_a_refused_model_leaves_no_bundle(
     assert (out / "students" / "lite-s" / "bundle" / "manifest.json").exists()
 
 
+def test_a_refused_model_of_the_chosen_student_leaves_no_link_to_its_bundle(run, tmp_path):
+    out = tmp_path / "run"
+    assert run(out, 1.0, a=90.0, b=50.0, c=50.0)["chosen"] == "lite"
+    assert run(out, 1.0, a=-90.0, b=50.0, c=50.0)["chosen"] == "lite"
+    assert not (out / "bundle").is_symlink()
+    assert run(out, 1.0, a=90.0, b=50.0, c=50.0)["chosen"] == "lite", "the next command is not refused"
+    assert verify_bundle(out / "bundle")["files"]
+
+
 def test_nothing_of_others_is_replaced(run, finished, tmp_path):
     config = build_config(load_json(finished / "config.json", ("distill",)))
     copied = shutil.copytree(finished, tmp_path / "one", symlinks=True)
