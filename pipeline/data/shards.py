@@ -84,7 +84,7 @@ def _digest(shard: _Shard, offset: int, size: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """One image and its class as the shard names it."""
+    """One image and its class as the shard names it: by its name, or ``numbered``."""
 
     shard: _Shard
     offset: int
@@ -92,6 +92,7 @@ class _Sample:
     name: str
     label: str
     group: str
+    numbered: bool
 
 
 def list_shards(path: Path) -> Listed:
@@ -190,13 +191,13 @@ def _samples(base: Path, file: Path) -> Iterator[_Sample]:
             if not described:
                 raise _bad(file, images[0].name, "it has no .cls, .json or .txt next to it")
             stream = archive.extractfile(described)
-            label, group = _label(file, described.name, stream.read(_MOST_BYTES) if stream else b"")
+            known = _label(file, described.name, stream.read(_MOST_BYTES) if stream else b"")
             name = f"{file.relative_to(base).as_posix()}/{images[0].name}"
-            yield _Sample(shard, images[0].offset_data, images[0].size, name, label, group)
+            yield _Sample(shard, images[0].offset_data, images[0].size, name, *known)
 
 
-def _label(file: Path, member: str, data: bytes) -> tuple[str, str]:
-    """Return the class and the group that a member names; without a group, it is empty."""
+def _label(file: Path, member: str, data: bytes) -> tuple[str, str, bool]:
+    """Return class and group (empty: none) that a member names, and whether the class is a number for certain."""
     value: Any = None
     group: Any = ""
     try:
@@ -211,7 +212,9 @@ def _label(file: Path, member: str, data: bytes) -> tuple[str, str]:
     if not isinstance(value, str | int) or isinstance(value, bool) or not str(value) or not is_label(str(value)):
         shown = " ".join(repr(value)[:60].split())
         raise _bad(file, member, f"it has the class {shown}" if value is not None else "it has no key label")
-    return class_name(str(value)), "" if group is None else str(group)
+    label = class_name(str(value))
+    numbered = _is_number(label) and (isinstance(value, int) or member.lower().endswith(".cls"))
+    return label, "" if group is None else str(group), numbered
 
 
 def _listed_classes(base: Path) -> tuple[str, ...]:
@@ -236,7 +239,7 @@ def _class_names(samples: Sequence[_Sample], listed: Sequence[str]) -> tuple[str
 
 def _name(sample: _Sample, listed: Sequence[str]) -> str:
     """Return the name of a class, of which the sample may have the number."""
-    if not listed or sample.label in listed:
+    if not listed or (sample.label in listed and not sample.numbered):
         return sample.label
     if _is_number(sample.label) and int(sample.label) < len(listed):
         return listed[int(sample.label)]

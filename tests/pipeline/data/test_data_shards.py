@@ -66,6 +66,22 @@ def blues(dataset: UserImages) -> list[list[int]]:
     return [split.images[:, 0, 0, 2].tolist() for split in (dataset.train(), dataset.test())]
 
 
+@pytest.mark.parametrize("kind", ["cls", "txt", "json", "text.json"])
+def test_names_of_classes_may_be_numbers_of_others(tmp_path: Path, kind: str) -> None:
+    made = {}
+    for number in range(12):
+        grade = str(number % 3 + 1)  # of "1", "2" and "3"
+        label = {"cls": str(number % 3), "txt": grade, "json": json.dumps({"label": number % 3})}
+        label["text.json"] = json.dumps({"label": grade})
+        made |= {f"{number}.png": png(number), f"{number}.{kind.removeprefix('text.')}": label[kind].encode()}
+    write(tmp_path / "0.tar", made)
+    (tmp_path / "classes.txt").write_text("1\n2\n3\n")
+    dataset = opened(tmp_path)
+    assert dataset.class_names == ("1", "2", "3")
+    parts = dataset.train(), dataset.test()
+    assert all((part.images[:, 0, 0, 2] % 3 == part.labels).all() for part in parts)
+
+
 @pytest.mark.parametrize("kind", ["cls", "txt", "json"])
 def test_labels_are_numbers_or_names(tmp_path: Path, kind: str) -> None:
     for part, start in (("train", 0), ("test", 20)):
