@@ -152,14 +152,15 @@ def _divide(split: Split, val_fraction: float, train_size: int) -> tuple[NDArray
 
 
 def hold_out(
-    labels: NDArray[np.int64], fraction: float, rng: np.random.Generator
+    labels: NDArray[np.int64], fraction: float, rng: np.random.Generator, least_kept: int = 1
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Hold out a share of every class.
 
     Args:
         labels: Class of each image, [N] int64.
-        fraction: Share to hold out, rounded per class: at least one image, never all.
+        fraction: Share to hold out, rounded per class: at least one image.
         rng: Source of the permutations, one per class in ascending order.
+        least_kept: Number of images of each class that are never held out.
 
     Returns:
         The kept and the held-out indices, both ascending int64.
@@ -174,7 +175,7 @@ def hold_out(
             raise InputError(
                 f"class number {label} has 1 image, expected at least 2 to divide", "add images of that class"
             )
-        count = min(max(round(len(members) * fraction), 1), len(members) - 1)
+        count = min(max(round(len(members) * fraction), 1), len(members) - least_kept)
         held.append(members[:count])
         kept.append(members[count:])
     return np.sort(np.concatenate(kept)), np.sort(np.concatenate(held))

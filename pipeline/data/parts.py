@@ -74,11 +74,11 @@ def divide(parts: Parts, names: Sequence[str], root: object, val_fraction: float
         train, rng = parts["train"], np.random.default_rng(seed)
         if part in parts or (part == "val" and not grouped):
             continue
+        still = 2 if part == "test" and "val" not in parts else 1
         if grouped:
-            still = 2 if part == "test" and "val" not in parts else 1
             kept, taken = hold_out_groups(labels_of(train), _groups_of(train), fraction, rng, still)
         else:
-            kept, taken = hold_out(labels_of(train), fraction, rng)
+            kept, taken = hold_out(labels_of(train), fraction, rng, still)
         parts["train"], parts[part] = [train[index] for index in kept], [train[index] for index in taken]
     return parts
 

@@ -354,6 +354,12 @@ def test_a_class_that_a_small_training_set_leaves_out_is_named(tmp_path: Path) -
         split_train_val(dataset.train(), 0.1, train_size=4)
 
 
+def test_a_half_of_three_images_leaves_one_for_each_part(tmp_path: Path) -> None:
+    train = open_folder(make_tree(tmp_path, {"a": 10, "b": 3}), test_fraction=0.5).train()
+    assert np.bincount(train.labels).tolist() == [5, 2]
+    assert [np.bincount(part.labels).tolist() for part in split_train_val(train, 0.5)] == [[3, 1], [2, 1]]
+
+
 def test_too_few_images_to_divide(tmp_path: Path) -> None:
     failure(make_tree(tmp_path / "one", {"a": 5, "b": 2}), "one.b has 2 images, .*expected at least 3")
     make_tree(tmp_path / "two" / "train", {"a": 5, "b": 1})
