@@ -23,7 +23,7 @@ from kdedge.pipeline.training.balance import cross_entropy
 from kdedge.pipeline.training.batch_norms import refresh_batch_norms
 from kdedge.pipeline.training.batches import Batch, Batches, class_shares, place, top1_pct
 from kdedge.pipeline.training.device import autocast
-from kdedge.progress import log
+from kdedge.progress import log, warn
 
 __all__ = ["Trainer", "first_batches"]
 
@@ -95,6 +95,8 @@ class Trainer:
             self.average = AveragedModel(student, multi_avg_fn=mean)
         self.shares: dict[str, float] = {}
         self._shares_epoch = -1
+        if settings.mix and len(batches) == 1:
+            warn("--mix has no effect: an epoch has one step, and the first is never mixed; lower --distill-batch-size")
         self._hint_scale = distributed.from_first(self._calibrate) if pairs else 0.0
         self._losses_of_all = distributed.parallel(self._losses, student, self.adapters, unused=bool(pairs))
 

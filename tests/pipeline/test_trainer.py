@@ -24,7 +24,7 @@ from kdedge.pipeline.training.batches import Batches, class_shares, top1_pct
 PAIRS = (HintPair("layer1.1", 1, 64, 32),)
 
 
-def make(method="static", kd_share=1.0, **settings):
+def make(method="static", kd_share=1.0, images=16, **settings):
     """Return a trainer of tiny networks, its student and the first batch, of which alone hints are calibrated."""
     torch.manual_seed(0)
     defaults = {"method": method, "scan_batches": 1, "hint_epochs": 0, "lr": 0.01, "schedule": "constant"}
@@ -35,7 +35,7 @@ def make(method="static", kd_share=1.0, **settings):
         }
     )
     rng = np.random.default_rng(0)
-    split = Split(rng.integers(0, 256, (16, 16, 16, 3), dtype=np.uint8), np.arange(16) % 3)
+    split = Split(rng.integers(0, 256, (images, 16, 16, 3), dtype=np.uint8), np.arange(images) % 3)
     batches = Batches(split, 16, seed=0, shift=1, device=torch.device("cpu"))
     teacher, student = build_teacher("resnet18", 3, "cifar-pool").eval(), build_student("lite-xs", 3, image_input(16))
     pairs = PAIRS if method == "static" else ()
@@ -102,6 +102,12 @@ def test_mixed_batches_have_no_hints_and_hint_only_epochs_are_not_mixed():
     trainer, _, _, batch = make(mix=1.0, hint_epochs=1)
     assert "hint" in trainer.step(batch, 0, 1.0)
     assert "hint" in trainer.step(batch, 0, 1.0)
+
+
+@pytest.mark.parametrize(("steps", "mix", "warned"), [(1, 0.5, True), (1, 0.0, False), (2, 0.5, False)])
+def test_mixing_without_a_second_step_in_an_epoch_is_warned_of(steps, mix, warned, capsys):
+    make("ce", images=16 * steps, mix=mix)
+    assert ("--mix has no effect: an epoch has one step" in capsys.readouterr().err) == warned
 
 
 def test_the_share_of_mixed_batches():
