@@ -125,7 +125,8 @@ def choose(rows: Sequence[Mapping[str, Any]], tolerance_pp: float) -> str:
     if not done:
         raise StageError(f"every student failed; {rows[0]['student']}: {rows[0]['error']}")
     best = max(row["int8_val_pct"] for row in done)
-    enough = [row for row in done if row["int8_val_pct"] >= best - tolerance_pp]
+    # Rounded, or a difference of exactly the tolerance might be larger in its last bits.
+    enough = [row for row in done if round(best - row["int8_val_pct"], 9) <= tolerance_pp]
     return str(min(enough, key=lambda row: (row["macs"], -row["int8_val_pct"]))["student"])
 
 

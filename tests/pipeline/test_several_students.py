@@ -40,6 +40,11 @@ def test_the_cheapest_within_the_tolerance_is_chosen(tolerance, chosen):
     assert choose(rows, tolerance) == chosen
 
 
+def test_the_tolerance_is_included():
+    assert choose([done("big", 64.4, 50), done("small", 63.4, 1)], 1.0) == "small"
+    assert choose([done("big", 64.4, 50), done("small", 63.39, 1)], 1.0) == "big"
+
+
 def test_there_is_no_choice_if_every_student_failed():
     with pytest.raises(StageError, match="every student failed; lite: no space"):
         choose([{"student": "lite", "status": "failed", "error": "no space"}], 0.5)
