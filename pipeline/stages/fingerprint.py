@@ -7,6 +7,7 @@ from typing import Any
 
 from kdedge.files import file_sha256
 from kdedge.manifest import load_manifest
+from kdedge.ownership import is_stage
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.build import RENAMED
 from kdedge.pipeline.data.options import PATH_KINDS, DataConfig, without_query
@@ -77,9 +78,8 @@ def of_training(section: str) -> Callable[[Config], dict[str, Any]]:
         if section == "teacher":
             known[section]["lr"] = _recorded_lr(config.teacher)
         elif "more_teachers" in known[section]:
-            known[section]["more_teachers"] = [
-                load_manifest(folder)["outputs"] for folder in config.distill.further_teachers
-            ]
+            folders = [folder for folder in config.distill.further_teachers if is_stage(folder, "teacher")]
+            known[section]["more_teachers"] = [load_manifest(folder)["outputs"] for folder in folders]
         hashes = [file_sha256(path) for path in getattr(config, section).weight_files if path.is_file()]
         if not hashes:
             return known

@@ -134,7 +134,7 @@ def check_study(config: Config, out: Path, options: StudyOptions) -> None:
 
     Raises:
         InputError: An option of the study is wrong, a file or folder in the way is not kdedge's, the data set is bad or
-            contains ``out``, or there are too many threads.
+            contains ``out``, weights or a further teacher of the students are missing, or there are too many threads.
     """
     options.check()
     check_owned(out, ("teacher",))
@@ -144,7 +144,10 @@ def check_study(config: Config, out: Path, options: StudyOptions) -> None:
         if not holds_nothing(path):
             raise not_ours(path, f"there is no {RESULTS} of a study next to it")
     check_threads(config.runtime.threads, recorded_runtime(out))
-    STAGES["distill"].data(config)
+    distill = STAGES["distill"]
+    if distill.check:
+        distill.check(config, out)
+    distill.data(config)
     check_outside(opened(config.data), out)
 
 

@@ -44,6 +44,8 @@ def no_work(monkeypatch):
         (["run-all", "--data", "sample", "--threads", "1024"], "--threads 1024 is far above the"),
         (["compare", "--data", "sample", "--threads", "1024"], "--threads 1024 is far above the"),
         (["compare", "--data", "folder:/no/such"], "/no/such does not exist"),
+        (["compare", "--data", "sample", "--student-weights", "no.pth"], "weights no.pth do not exist"),
+        (["compare", "--data", "sample", "--more-teachers", "no/teacher"], "expected the folder of a finished teacher"),
         (["compare", "--data", "sample", "--seeds", "x"], "'x' is not a whole number"),
         (["benchmark", "no/bundle", "--data", "sample"], "expected a bundle"),
     ],

@@ -30,6 +30,12 @@ def test_initial_weights_count_by_what_their_files_hold(stage, tmp_path):
     assert STAGES[stage].fingerprint(build_config({stage: {"weights": str(moved)}})) == keys[0]
 
 
+def test_a_further_teacher_that_is_gone_is_no_error_of_later_stages(tmp_path):
+    """The benchmark compares the fingerprint of the distillation, and needs no teacher for it."""
+    gone = build_config({"distill": {"more_teachers": str(tmp_path / "gone")}})
+    assert STAGES["distill"].fingerprint(gone)["distill"]["more_teachers"] == []
+
+
 def test_files_called_like_a_kind_of_start_and_commas_in_paths_change_nothing(tmp_path, monkeypatch):
     def key(weights):
         return STAGES["teacher"].fingerprint(build_config({"teacher": {"weights": weights}}))
