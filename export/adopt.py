@@ -104,7 +104,7 @@ def weight_files(source: Path) -> list[Path]:
 
 
 def _load(source: Path) -> onnx.ModelProto:
-    """Load a model with its external data, in an opset that the quantization can use."""
+    """Load a model with its external data and without functions, in an opset that the quantization can use."""
     try:
         model = onnx.load(source)
         opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
@@ -112,7 +112,15 @@ def _load(source: Path) -> onnx.ModelProto:
             model = version_converter.convert_version(model, _LOWEST_OPSET)
     except (OSError, RuntimeError, ValueError, onnx.checker.ValidationError, version_converter.ConvertError) as error:
         raise InputError(f"cannot read {source}: {str(error).splitlines()[0]}", "export it again, opset 18") from error
-    return inliner.inline_local_functions(model) if model.functions else model
+    model = inliner.inline_local_functions(model) if model.functions else model
+    for item in (*model.opset_import, *model.graph.node):
+        item.domain = "" if item.domain == "ai.onnx" else item.domain  # two names of the same operators
+    if other := next((node for node in model.graph.node if node.domain), None):
+        raise InputError(
+            f"{source} has the operator {other.op_type} of {other.domain}; expected operators of ONNX",
+            "give the model as it was before onnxruntime optimized it, or export it again, opset 18",
+        )
+    return model
 
 
 def _constants_as_initializers(graph: onnx.GraphProto) -> None:

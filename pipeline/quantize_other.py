@@ -57,6 +57,12 @@ def quantize_other(
         check_measurable(config.benchmark, to_convert=True)
         if any((run_dir / stage).exists() for stage in _TRAINED):
             raise InputError(f"{run_dir} has a student that kdedge trained", "give another --out")
+        for index, (ours, theirs) in enumerate(zip(model.class_names or (), dataset.class_names, strict=False)):
+            if ours != theirs:
+                raise InputError(
+                    f"{model.path} calls class {index} {ours!r}, the data set {theirs!r}",
+                    "use images of the classes that the model was trained on",
+                )
 
     def adopt(config: Config, inputs: Any, out_dir: Path) -> dict[str, Any]:
         target, mode = out_dir / "student.onnx", config.data.resize
@@ -75,6 +81,7 @@ def quantize_other(
         "model": file_sha256(model.path),
         **({"weights": weights} if weights else {}),
         "layout": model.layout,
+        "image_size": model.image_size,
         "classes": list(dataset.class_names),
         "resize": config.data.resize,
         **(numbers if model.takes_floats else {}),

@@ -181,7 +181,7 @@ def export(config: Config, out: Path, **again: bool) -> None:
 def _of_model(given: dict[str, Any], fields: Fields) -> Flags:
     """Take the image size and the default of ``--out`` from the model that is quantized.
 
-    The resize is that of its preprocessing.
+    The resize is that of its preprocessing, or of a model of kdedge its own.
 
     Raises:
         InputError: The file is not a classifier in float, or an option is only for one.
@@ -198,6 +198,8 @@ def _of_model(given: dict[str, Any], fields: Fields) -> Flags:
             raise InputError(f"--color {color} is for a student of a run; {given['model']} takes RGB", "leave it out")
         if given["preprocessing"]:
             data.setdefault("resize", named(given["preprocessing"]).resize_mode)
+        elif model.class_names and model.resize_mode:
+            data.setdefault("resize", model.resize_mode)
         return RUN_FLAGS
     if given["layout"]:  # of windows
         fields.setdefault("data", {})["layout"] = given["layout"]

@@ -8,6 +8,7 @@ from other_models import CLASSES, FLOAT, UINT8, adopted, colour_net
 
 from kdedge.benchmarks.emulate.emulator import CPUS, emulate
 from kdedge.benchmarks.input_adapter import PREPROCESSING, open_classifier
+from kdedge.benchmarks.session import import_onnxruntime, open_session, session_options
 from kdedge.errors import InputError
 from kdedge.export.adopt import _load, adopt_model
 from kdedge.export.quantize.candidates import Candidate
@@ -70,6 +71,24 @@ def test_a_model_whose_opset_cannot_be_converted_is_refused(tmp_path):
     )
     with pytest.raises(InputError, match=r"cannot read .*model\.onnx: .* is undefined"):
         _load(tmp_path / "model.onnx")
+
+
+def test_the_long_name_of_the_operators_of_onnx_is_known(tmp_path):
+    path = colour_net(tmp_path / "model.onnx", activation="Relu")
+    model = onnx.load(path)
+    model.opset_import[0].domain = model.graph.node[0].domain = "ai.onnx"
+    onnx.save(model, path)
+    pixels = np.zeros((2, 16, 16, 3), np.uint8)
+    Quantizer.from_model(adopted(path, tmp_path / "student.onnx"), pixels).build(Candidate(calibration_images=2))
+
+
+def test_operators_of_onnxruntime_are_refused(tmp_path):
+    options = session_options(1)
+    options.graph_optimization_level = import_onnxruntime().GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "fused.onnx")
+    open_session(colour_net(tmp_path / "model.onnx", activation="Relu"), options=options)
+    with pytest.raises(InputError, match=r"fused\.onnx has the operator FusedConv of com\.microsoft; expected"):
+        adopted(tmp_path / "fused.onnx", tmp_path / "student.onnx")
 
 
 def test_float16_is_refused(tmp_path):

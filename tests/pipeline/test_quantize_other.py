@@ -10,11 +10,13 @@ import numpy as np
 import onnx
 import pytest
 from command_line import invoke
-from other_models import CLASSES, colour_net
+from other_models import CLASSES, UINT8, colour_net
 from PIL import Image
 
 from kdedge.benchmarks.input_adapter import Preprocessing, open_classifier
+from kdedge.benchmarks.session import open_model
 from kdedge.files import file_sha256
+from kdedge.inputs import image_input
 
 BUNDLE = Path(__file__).resolve().parents[2] / "artifacts" / "reference" / "bundle"
 SHORT = (
@@ -67,6 +69,50 @@ def test_other_weights_next_to_the_same_file_are_another_model(tmp_path, images)
     assert "export: running (changed: config weights)" in invoke(*command).output
     assert path.read_bytes() == before
     assert model.read_bytes() != quantized
+
+
+@pytest.mark.usefixtures("brief_search", "plain_figures")
+def test_another_image_size_of_a_model_that_takes_any_is_another_model(tmp_path, images):
+    path = colour_net(tmp_path / "net.onnx", activation="Relu")
+    model = onnx.load(path)
+    for axis in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        axis.dim_param = "side"
+    onnx.save(model, path)
+    command = ["quantize", path, "--preprocessing", "torchvision", "--data", images, "--out", tmp_path / "out"]
+    for size in (16, 24):
+        done = invoke(*command, "--image-size", size, "--calibration-images", 32, "--no-compare-formats")
+        assert done.exit_code == 3, done.output
+        assert open_model(tmp_path / "out" / "quantize" / "student.int8.onnx").spec.size == size
+
+
+def kdedge_model(path, classes):
+    """Write a model with the metadata of kdedge."""
+    model = onnx.load(colour_net(path, activation="Relu", kind=UINT8, layout="NHWC"))
+    known = {"classes": classes, "preprocessing": image_input(16, "pad").as_json()}
+    onnx.helper.set_model_props(model, {f"kdedge.{key}": json.dumps(value) for key, value in known.items()})
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(("options", "resize"), [([], "pad"), (["--resize", "crop"], "crop")])
+def test_a_model_of_kdedge_has_its_own_resize(tmp_path, images, monkeypatch, options, resize):
+    taken = []
+    monkeypatch.setattr(
+        "kdedge.pipeline.quantize_other.quantize_other",
+        lambda model, floats, config, out, **again: taken.append(config.data.resize) or sys.exit(0),
+    )
+    invoke("quantize", kdedge_model(tmp_path / "net.onnx", CLASSES), "--data", images, *options)
+    assert taken == [resize]
+
+
+def test_the_class_names_of_a_model_of_kdedge_are_those_of_the_images(tmp_path, images):
+    path = kdedge_model(tmp_path / "net.onnx", ("blue", "red", "green"))
+    result = invoke("quantize", path, "--data", images, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "net.onnx calls class 1 'red', the data set 'green' -> use images of the classes" in " ".join(
+        result.output.split()
+    )
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("brief_search", "plain_figures")
