@@ -1,7 +1,8 @@
 """Quantizes an ONNX classifier that kdedge did not train, and decides the gate on the test images.
 
 ``RUN/export`` gets the model rewritten for pixels and any batch, ``RUN/quantize`` the INT8 model with its search, and
-``RUN/gate.json`` the verdict. `measure_other` then runs the later stages, which are the same as for a student.
+``RUN/gate.json`` the verdict. If it is not accepted, the bundle of an earlier command moves to ``RUN/bundle.previous``.
+`measure_other` then runs the later stages, which are the same as for a student.
 """
 
 from pathlib import Path
@@ -11,7 +12,8 @@ from kdedge.benchmarks.input_adapter import Classifier, Preprocessing
 from kdedge.benchmarks.paired_gate import gate_pairs
 from kdedge.benchmarks.prediction_files import Pairs
 from kdedge.benchmarks.session import open_model, run_model
-from kdedge.errors import InputError
+from kdedge.errors import GateError, InputError
+from kdedge.export.bundle.build import check_gate
 from kdedge.files import file_sha256, write_json
 from kdedge.machine import usable_cores
 from kdedge.pipeline.config import Config
@@ -19,6 +21,7 @@ from kdedge.pipeline.data.sources import opened
 from kdedge.pipeline.data.user_images import check_outside
 from kdedge.pipeline.run import run_stages
 from kdedge.pipeline.run_dir import StageSpec, lock_run, run_stage
+from kdedge.pipeline.stages import bundle
 from kdedge.pipeline.stages.benchmark_setup import check_measurable
 from kdedge.progress import log
 
@@ -106,6 +109,10 @@ def quantize_other(
         pairs = Pairs(tuple(dataset.class_names), test.labels, fp32, int8, test.groups)
         result = gate_pairs(pairs, config.benchmark.limit_pp, balanced=config.benchmark.metric == "balanced")
         write_json(run_dir / GATE_NAME, result)
+        try:
+            check_gate(result, allow_undecided=config.bundle.allow_undecided)
+        except GateError:
+            bundle.set_aside(run_dir)
     return result
 
 

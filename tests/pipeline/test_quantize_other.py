@@ -231,3 +231,7 @@ def test_an_undecided_gate_writes_a_bundle_only_if_allowed(tmp_path, images):
     done = invoke(*command, "--allow-undecided")
     assert done.exit_code == 0, done.output
     assert (out / "bundle" / "manifest.json").is_file()
+    done = invoke(*command, "--no-allow-undecided")
+    assert done.exit_code == 3
+    assert f"moved to {out / 'bundle.previous'}" in done.output.replace("\n", " ")
+    assert not (out / "bundle").exists()
