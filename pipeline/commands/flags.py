@@ -261,10 +261,12 @@ def _recorded(given: dict[str, Any]) -> dict[str, Any]:
         from kdedge.export.bundle.predict import read_bundle
         from kdedge.export.bundle.verify import read_manifest
 
-        made_with = read_manifest(given["bundle"])["config"]
+        manifest = read_manifest(given["bundle"])
+        made_with, gate = manifest["config"], manifest["facts"].get("history", {}).get("gate", {})
         color = "grey" if read_bundle(given["bundle"])[1].grey else "rgb"
         data = {**made_with.get("all data", {}), "color": color}
-        return {"data": data, "runtime": made_with.get("seed", {})}
+        judged = {key: gate[key] for key in ("limit_pp", "metric") if key in gate}
+        return {"data": data, "runtime": made_with.get("seed", {}), "benchmark": judged}
     if "out" not in given:
         return {}
     from kdedge.pipeline.run import recorded_config

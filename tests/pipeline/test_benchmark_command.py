@@ -1,12 +1,16 @@
 """How `kdedge benchmark BUNDLE` ends: what it prints, and with which exit code."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
+from kdedge.errors import InputError
+from kdedge.files import write_json
+from kdedge.manifest import sealed
 from kdedge.pipeline.cli import app
 
 BUNDLE = Path(__file__).parents[2] / "artifacts" / "reference" / "bundle"
@@ -45,6 +49,23 @@ FAILED = {"verdict": "failed", "passed": False, "cause": "loss", "reason": "INT8
 )
 def test_only_a_gate_that_fails_on_the_images_of_the_bundle_ends_with_3(measure, same, gate, code):
     assert measure(same=same, **gate).exit_code == code
+
+
+@pytest.mark.parametrize(("options", "expected"), [((), (2.0, "balanced")), (("--limit-pp", "1"), (1.0, "balanced"))])
+def test_a_bundle_is_judged_by_its_own_limit_and_metric(tmp_path, monkeypatch, options, expected):
+    bundle, judged = tmp_path / "bundle", []
+    shutil.copytree(BUNDLE, bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["facts"]["history"]["gate"] |= {"limit_pp": 2.0, "metric": "balanced"}
+    write_json(bundle / "manifest.json", sealed(manifest))
+
+    def check(config, *_):
+        judged.append((config.benchmark.limit_pp, config.benchmark.metric))
+        raise InputError("checked")
+
+    monkeypatch.setattr("kdedge.pipeline.measure_bundle.check_benchmark", check)
+    CliRunner().invoke(app, ["benchmark", str(bundle), "--out", str(tmp_path / "out"), *options])
+    assert judged == [expected]
 
 
 def test_the_reason_of_the_gate_is_given_once(measure):
