@@ -1,7 +1,7 @@
 """Reads and writes the weights of a core, layer by layer, for the repair steps."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from kdedge.export import lookup
 
-__all__ = ["Layer", "Weights", "quantized_layer", "set_quantized_bias", "set_quantized_weight"]
+__all__ = ["Layer", "Weights", "pads_of", "quantized_layer", "set_quantized_bias", "set_quantized_weight"]
 
 Array = npt.NDArray[np.float32]
 
@@ -97,6 +97,24 @@ class Weights:
             self._constants[name] = item
         self._constants[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name))
         layer.node.input[index] = name
+
+
+def pads_of(attributes: Mapping[str, Any], sides: Sequence[int], kernel: Sequence[int]) -> list[int]:
+    """Return the padding of a convolution or pool: before the map by axis, then after it by axis.
+
+    Args:
+        attributes: Of the node.
+        sides: Height and width of the map.
+        kernel: Height and width of the kernel.
+    """
+    mode = attributes.get("auto_pad", b"NOTSET")
+    if not mode.startswith(b"SAME"):
+        return list(attributes.get("pads", [0] * 2 * len(kernel)))
+    steps = zip(sides, kernel, attributes.get("strides", [1] * len(kernel)), strict=True)
+    # onnxruntime takes no dilations together with this mode.
+    totals = [max((-(-side // stride) - 1) * stride + size - side, 0) for side, size, stride in steps]
+    before = [total // 2 if mode == b"SAME_UPPER" else total - total // 2 for total in totals]
+    return before + [total - first for total, first in zip(totals, before, strict=True)]
 
 
 def quantized_layer(model: onnx.ModelProto, name: str) -> tuple[onnx.NodeProto, Array | None]:

@@ -17,7 +17,7 @@ from kdedge.benchmarks.session import batch_size
 from kdedge.export.quantize.biases import correct_biases
 from kdedge.export.quantize.calibrate import tensor_runner
 from kdedge.export.quantize.candidates import Candidate
-from kdedge.export.quantize.layers import Layer, Weights, quantized_layer, set_quantized_weight
+from kdedge.export.quantize.layers import Layer, Weights, pads_of, quantized_layer, set_quantized_weight
 from kdedge.export.quantize.quantizer import Quantizer
 from kdedge.progress import track
 
@@ -112,7 +112,7 @@ def _patches(
 ) -> npt.NDArray[np.float32]:
     """Return the inputs of a convolution at random positions of each image, ``[N * positions, C * kh * kw]``."""
     attributes = layer.attributes
-    top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
+    top, left, bottom, right = pads_of(attributes, values.shape[2:], kernel)
     (dy, dx), (sy, sx) = attributes.get("dilations", (1, 1)), attributes.get("strides", (1, 1))
     padded = np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)))
     window = ((kernel[0] - 1) * dy + 1, (kernel[1] - 1) * dx + 1)

@@ -5,7 +5,7 @@ QuantizeLinear rounds and clips to its fixed range, DequantizeLinear scales back
 kept in float and quantized in every step with the scale of the quantizer.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from kdedge.errors import StageError
 from kdedge.export import lookup
-from kdedge.export.quantize.layers import Weights, quantized_layer
+from kdedge.export.quantize.layers import Weights, pads_of, quantized_layer
 
 __all__ = ["OPERATORS", "TorchGraph", "convolve"]
 
@@ -87,9 +87,8 @@ class TorchGraph(nn.Module):
 
 def convolve(attributes: Mapping[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute an ONNX Conv."""
-    pads = list(attributes.get("pads", [0, 0, 0, 0]))
     strides, dilations = list(attributes.get("strides", [1, 1])), list(attributes.get("dilations", [1, 1]))
-    x = functional.pad(x, (pads[1], pads[3], pads[0], pads[2]))
+    x = _padded(attributes, x, weight.shape[2:], 0.0)
     return functional.conv2d(x, weight, bias, strides, 0, dilations, int(attributes.get("group", 1)))
 
 
@@ -114,19 +113,35 @@ def _dequantize(attributes: Mapping[str, Any], q: Tensor, scale: Tensor, zero: T
     return (q.float() - offset) * scale.reshape(shape)
 
 
-def _window(attributes: Mapping[str, Any], x: Tensor, fill: float) -> tuple[Tensor, list[int], list[int]]:
-    """Return the padded input, kernel and strides of a pool."""
-    pads, kernel = list(attributes.get("pads", [0, 0, 0, 0])), list(attributes["kernel_shape"])
-    padded = functional.pad(x, (pads[1], pads[3], pads[0], pads[2]), value=fill) if any(pads) else x
-    return padded, kernel, list(attributes.get("strides", [1, 1]))
+def _padded(attributes: Mapping[str, Any], x: Tensor, kernel: Sequence[int], fill: float) -> Tensor:
+    """Return the padded input of a convolution or pool."""
+    top, left, bottom, right = pads_of(attributes, x.shape[2:], kernel)
+    return functional.pad(x, (left, right, top, bottom), value=fill) if top + left + bottom + right else x
+
+
+def _window(attributes: Mapping[str, Any], x: Tensor, fill: float) -> dict[str, Any]:
+    """Return the padded input, kernel, strides and rounding of a pool."""
+    kernel = list(attributes["kernel_shape"])
+    return {
+        "input": _padded(attributes, x, kernel, fill),
+        "kernel_size": kernel,
+        "stride": list(attributes.get("strides", [1, 1])),
+        "ceil_mode": bool(attributes.get("ceil_mode", 0)),
+    }
 
 
 def _max_pool(attributes: Mapping[str, Any], x: Tensor) -> Tensor:
-    return functional.max_pool2d(*_window(attributes, x, -torch.inf))
+    dilations = list(attributes.get("dilations", [1, 1]))
+    result: Tensor = functional.max_pool2d(**_window(attributes, x, -torch.inf), dilation=dilations)
+    return result
 
 
 def _average_pool(attributes: Mapping[str, Any], x: Tensor) -> Tensor:
-    return functional.avg_pool2d(*_window(attributes, x, 0.0))
+    pooled: Tensor = functional.avg_pool2d(**_window(attributes, x, 0.0))
+    if attributes.get("count_include_pad", 0):
+        return pooled
+    share: Tensor = functional.avg_pool2d(**_window(attributes, torch.ones_like(x[:1, :1]), 0.0))
+    return pooled / share
 
 
 def _gemm(attributes: Mapping[str, Any], x: Tensor, weight: Tensor, bias: Tensor | float = 0.0) -> Tensor:

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 from quantized import trainable_graph_sqnr_db
 from small_networks import PER_TENSOR, core, images, quantizer_of, sqnr
 
+from kdedge.benchmarks.session import import_onnxruntime, session_options
 from kdedge.export import lookup
 from kdedge.export.quantize import rounding
 from kdedge.export.quantize.biases import correct_biases
@@ -20,7 +21,7 @@ from kdedge.export.quantize.layers import Layer, Weights, quantized_layer
 from kdedge.export.quantize.qat import fine_tune
 from kdedge.export.quantize.quantizer import Quantizer
 from kdedge.export.quantize.rounding import round_with_compensation
-from kdedge.export.quantize.torch_graph import convolve
+from kdedge.export.quantize.torch_graph import OPERATORS, convolve
 
 
 def test_equalisation_changes_nothing_in_float() -> None:
@@ -159,7 +160,12 @@ def test_rounding_in_blocks_equals_rounding_column_by_column(monkeypatch: pytest
 
 @pytest.mark.parametrize(
     ("groups", "options"),
-    [(1, {}), (2, {"pads": [1, 0, 2, 1], "strides": [2, 1]}), (4, {"pads": [2, 2, 2, 2], "dilations": [2, 2]})],
+    [
+        (1, {}),
+        (2, {"pads": [1, 0, 2, 1], "strides": [2, 1]}),
+        (4, {"pads": [2, 2, 2, 2], "dilations": [2, 2]}),
+        (1, {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+    ],
 )
 def test_covariances_are_those_of_the_inputs_of_a_convolution(
     groups: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -177,6 +183,39 @@ def test_covariances_are_those_of_the_inputs_of_a_convolution(
     by_group = weight.reshape(groups, 8 // groups, -1)
     predicted = (by_group @ found * by_group).sum(2).ravel()
     np.testing.assert_allclose(predicted, outputs.transpose(1, 0, 2, 3).reshape(8, -1).var(1), rtol=1e-3)
+
+
+@pytest.mark.parametrize("sides", [(7, 9), (2, 1)])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("Conv", {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+        ("Conv", {"auto_pad": "SAME_LOWER", "strides": [1, 2]}),
+        ("MaxPool", {"auto_pad": "SAME_UPPER", "strides": [2, 3]}),
+        ("MaxPool", {"pads": [1, 1, 1, 1], "strides": [2, 2], "ceil_mode": 1}),
+        ("AveragePool", {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
+        ("AveragePool", {"pads": [1, 1, 1, 1], "count_include_pad": 1}),
+        ("AveragePool", {"auto_pad": "SAME_LOWER", "strides": [2, 2]}),
+    ],
+)
+def test_the_trainable_graph_pads_as_onnxruntime_does(
+    kind: str, options: dict[str, Any], sides: tuple[int, int]
+) -> None:
+    import torch
+
+    rng = np.random.default_rng(0)
+    given = {"x": rng.normal(size=(2, 4, *sides)).astype(np.float32)}
+    if kind == "Conv":
+        given["w"] = rng.normal(size=(4, 4, 3, 3)).astype(np.float32)
+    node = helper.make_node(kind, list(given), ["y"], kernel_shape=[3, 3], **options)
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape) for name, array in given.items()]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    model = helper.make_model(
+        helper.make_graph([node], "node", values, [output]), opset_imports=[helper.make_opsetid("", 18)], ir_version=8
+    )
+    session = import_onnxruntime().InferenceSession(model.SerializeToString(), session_options(1))
+    found = OPERATORS[kind](lookup.attributes(node), *map(torch.from_numpy, given.values()))
+    np.testing.assert_allclose(found.numpy(), session.run(None, given)[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("constant", [0, 255])
