@@ -163,10 +163,10 @@ def _sheet(sample: Split, label: int) -> str:
 
 def _balance(summary: Mapping[str, Any]) -> str:
     small, large = summary["smallest_class"], summary["largest_class"]
-    if small["train"] == large["train"]:
-        return f"all classes have {small['train']:,} training {_unit(summary)}s"
-    advice = "; if rare classes matter, try --balance sampler and --metric balanced"
     units = f"training {_unit(summary)}" + "s" * (small["train"] != 1)
+    if small["train"] == large["train"]:
+        return f"all classes have {small['train']:,} {units}"
+    advice = "; if rare classes matter, try --balance sampler and --metric balanced"
     return (
         f"{small['class']} with {small['train']:,} {units}; the largest, {large['class']}, has "
         f"{large['train']:,} ({summary['imbalance']:g} times as many){advice * (summary['imbalance'] >= _UNEQUAL)}"

@@ -327,6 +327,8 @@ def interrupt(*_: object, **__: object) -> None:
 def test_very_unequal_classes_get_advice() -> None:
     few = {"smallest_class": {"class": "rare", "train": 5}, "largest_class": {"class": "common", "train": 40}}
     assert _balance({**few, "imbalance": 8.0}).endswith("has 40 (8 times as many)")
+    one = {"class": "a", "train": 1}
+    assert _balance({"smallest_class": one, "largest_class": one}) == "all classes have 1 training image"
     assert _balance({**few, "imbalance": 10.0}).endswith("try --balance sampler and --metric balanced")
     one = {**few, "smallest_class": {"class": "rare", "train": 1}, "imbalance": 40.0}
     assert _balance(one).startswith("rare with 1 training image; ")
