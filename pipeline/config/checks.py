@@ -8,7 +8,7 @@ from kdedge.parsing import closest
 from kdedge.pipeline.data.options import NAMES, WINDOWS, DataConfig
 from kdedge.pipeline.distill.methods import METHODS
 from kdedge.pipeline.distill.options import DistillConfig
-from kdedge.pipeline.models.registry import STUDENTS
+from kdedge.pipeline.models.registry import STUDENTS, prunable_widths
 from kdedge.pipeline.training.options import SIGNAL_LEVELS
 
 __all__ = ["ABLATE_FLAGS", "COMPARE_FLAGS", "RUN_ALL_FLAGS", "RUN_FLAGS", "Flags", "check_value", "conflicts"]
@@ -77,6 +77,8 @@ def conflicts(data: DataConfig, distill: DistillConfig, flags: Flags = RUN_FLAGS
             found.append(f"--student-weights are weights of one student: name one of --student {distill.student}")
     if distill.prune and not distill.weights:
         found.append("--prune takes channels of a trained student: name its weights with --student-weights")
+    if distill.prune and (whole := [name for name in distill.student.split(",") if not prunable_widths(name)]):
+        found.append(f"--student {whole[0]} cannot be pruned (--prune): only students of five convolutions can")
     if not distill.epochs:
         if not distill.weights:
             found.append(f"{flags.epochs} 0 uses trained weights unchanged: name them with --student-weights")

@@ -18,7 +18,7 @@ from kdedge.pipeline.distill.pruning import (
 from kdedge.pipeline.distill.trainer import first_batches
 from kdedge.pipeline.models.initial import initialise
 from kdedge.pipeline.models.load import STUDENT_DESCRIPTION
-from kdedge.pipeline.models.registry import STUDENTS, LiteSpec
+from kdedge.pipeline.models.registry import STUDENTS, LiteSpec, prunable_widths
 from kdedge.pipeline.models.student import Student, build_student
 from kdedge.pipeline.models.weights import load_mean, load_weights
 from kdedge.pipeline.training.batch_norms import refresh_batch_norms
@@ -62,13 +62,13 @@ def start_student(student: Student, config: Config, inputs: InputSpec, batches: 
         return StudentStart(_untrained(student, config, batches), [], {})
     hashes = [file_sha256(path) for path in paths]
     classes = student.classifier.out_features
-    own, found = _own_widths(settings.student), _widths_in(paths[0], settings.student)
+    own, found = prunable_widths(settings.student), _widths_in(paths[0], settings.student)
     wider = len(found) == len(own) and found != own and all(a >= b for a, b in zip(found, own, strict=True))
     prunes = bool(settings.prune) or wider
     if prunes and not found:
         raise InputError(
-            f"--student {settings.student} cannot be pruned: only students of five convolutions can",
-            f"use --student {' or '.join(name for name in STUDENTS if _own_widths(name))}",
+            f"--student-weights {paths[0]} has no student of five convolutions to prune",
+            f"give student.safetensors of a run with --student {settings.student} or a wider one",
         )
     if prunes:
         _check_wiring(paths[0], settings.student)
@@ -112,16 +112,10 @@ def _refresh(student: Student, config: Config, batches: Batches) -> None:
         refresh_batch_norms(student, [batch.pixels for batch in early])
 
 
-def _own_widths(name: str) -> Widths:
-    """Return the widths of a registered student of five convolutions; empty for any other."""
-    spec = STUDENTS[name]
-    return spec.widths if isinstance(spec, LiteSpec) and not spec.residual else ()
-
-
 def _widths_in(path: Path, name: str) -> Widths:
     """Return the widths of the student in a weight file for a student of five convolutions; empty for any other."""
     weights = load_weights(path)
-    convs = [weights.get(f"blocks.{index}.conv.weight") for index in range(len(_own_widths(name)))]
+    convs = [weights.get(f"blocks.{index}.conv.weight") for index in range(len(prunable_widths(name)))]
     return tuple(conv.shape[0] for conv in convs if conv is not None and conv.ndim == 4)
 
 

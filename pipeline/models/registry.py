@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-__all__ = ["STUDENTS", "LiteSpec", "ResidualSpec", "TorchvisionSpec"]
+__all__ = ["STUDENTS", "LiteSpec", "ResidualSpec", "TorchvisionSpec", "prunable_widths"]
 
 
 @dataclass(frozen=True)
@@ -72,3 +72,9 @@ STUDENTS: dict[str, LiteSpec | ResidualSpec | TorchvisionSpec] = {
     "signal-s": LiteSpec((16, 32, 48, 64, 64), (0, 1, 2), (), "for signals, 0.05 M parameters, 1 MMAC", signal=True),
     "resnet18": TorchvisionSpec("resnet18", "cifar-pool", "11.17 M parameters, 140 MMAC"),
 }
+
+
+def prunable_widths(name: str) -> tuple[int, ...]:
+    """Return the widths of a registered student of five convolutions, which can be pruned; empty for any other."""
+    spec = STUDENTS[name]
+    return spec.widths if isinstance(spec, LiteSpec) and not spec.residual else ()

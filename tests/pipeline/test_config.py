@@ -87,6 +87,7 @@ def test_a_recipe_names_every_option_in_which_the_two_differ(recipe):
         ({"recipe": "sourse"}, "did you mean 'source'"),
         ({"method": "dynamic", "epochs": 5}, "--method dynamic would never choose again: --rechoose-epochs 5 is not"),
         ({"method": "static", "epochs": 5}, "5 hint-only epochs .* leave none of 5"),
+        ({"student": "res", "prune": 0.5, "weights": "w.safetensors"}, "--student res cannot be pruned"),
         ({"method": "last3", "beta": 0.0}, "--method last3 uses hints, and --beta 0 disables them"),
     ],
 )

@@ -5,9 +5,13 @@ import pytest
 import torch
 
 from kdedge.dataset import Split
+from kdedge.errors import InputError
 from kdedge.inputs import image_input
+from kdedge.pipeline.config.build import build_config
 from kdedge.pipeline.distill.pruning import best_channels, channel_scores, cost_of, narrower, slice_channels
+from kdedge.pipeline.distill.start import start_student
 from kdedge.pipeline.models.student import build_student
+from kdedge.pipeline.models.weights import save_module
 from kdedge.pipeline.training.batches import Batches
 
 INPUTS = image_input(16)
@@ -96,3 +100,12 @@ def test_a_share_of_the_cost_is_left_in_multiples_of_16():
 
 def test_odd_widths_lose_their_remainder_first():
     assert narrower((24, 48), [torch.rand(24), torch.full((48,), 9.0)], lambda w: w[0] + w[1], 0.95) == (16, 48)
+
+
+def test_weights_of_another_kind_of_student_have_no_channels_to_take(tmp_path):
+    file = tmp_path / "student.safetensors"
+    save_module(build_student("res-xs", 3, INPUTS), file)
+    config = build_config({"distill": {"student": "lite-xs", "prune": 0.5, "weights": str(file)}})
+    split = Split(np.zeros((4, 16, 16, 3), np.uint8), np.arange(4) % 3)
+    with pytest.raises(InputError, match="has no student of five convolutions to prune"):
+        start_student(build_student("lite-xs", 3, INPUTS), config, INPUTS, Batches(split, 4, 0, 1, torch.device("cpu")))
