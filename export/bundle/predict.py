@@ -218,13 +218,18 @@ def _files(paths: Iterable[Path]) -> Iterator[Path | None]:
 
 
 def _images_of(folder: Path) -> Iterator[Path]:
-    """Yield the images of a folder, or the folder if it has none; warn of files that may be images and are not used."""
+    """Yield the images of a folder, or the folder if it has none; warn of what may be images and is not used.
+
+    `_load` refuses the folders among them, which cannot be read.
+    """
     left_out, found = Counter[str](), False
     for file in _files_below(folder):
         suffix = file.suffix.lower()
-        if suffix in _SUFFIXES:
+        if suffix in _SUFFIXES or (file.is_dir() and not file.is_symlink()):
             found = True
             yield file
+        elif file.is_dir():
+            left_out["link to a folder"] += 1
         elif suffix not in HARMLESS:
             left_out[suffix or "without an extension"] += 1
     if left_out:
@@ -236,16 +241,17 @@ def _images_of(folder: Path) -> Iterator[Path]:
 def _files_below(folder: Path) -> Iterator[Path]:
     """Yield the files in a folder and its folders, sorted by name, without hidden ones, which training ignores too.
 
-    A list of all would take a kB each.
+    Links to folders and folders that cannot be read are yielded as they are. A list of all would take a kB each.
     """
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except PermissionError:
+        yield folder
         return
     for path in (folder / name for name in names):
         if path.is_dir() and not path.is_symlink():
             yield from _files_below(path)
-        elif path.is_file():
+        elif path.is_file() or path.is_dir():
             yield path
 
 
@@ -272,6 +278,10 @@ def _load(path: Path, spec: InputSpec) -> npt.NDArray[np.uint8]:
     if path == _STDIN:
         raise InputError("standard input has no paths", "give one path per line, or the paths as arguments")
     if os.path.isdir(path):
+        try:
+            os.listdir(path)
+        except PermissionError as error:
+            raise InputError(f"cannot read the folder {path}: {error.strerror}", "check its permissions") from error
         raise InputError(f"{path} has no images", f"expected files ending in {' '.join(sorted(_SUFFIXES))}")
     try:
         kind = os.stat(path).st_mode

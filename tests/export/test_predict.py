@@ -48,6 +48,30 @@ def test_predict_counts_the_files_of_a_folder_that_it_leaves_out(
     assert "pictures: not classified: 2 .heic, 1 without an extension\n" in capsys.readouterr().err
 
 
+def test_predict_names_the_folders_in_a_folder_that_it_cannot_or_does_not_read(
+    make_bundle: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "pictures"
+    pictures(folder)
+    (folder / "b.d").mkdir()
+    (folder / "link").symlink_to(tmp_path, target_is_directory=True)
+    listdir = os.listdir
+
+    def denied(path: Any) -> list[str]:
+        if Path(path).name == "b.d":
+            raise PermissionError(13, "Permission denied")
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", denied)
+    failed: list[InputError] = []
+    assert len(list(predict(make_bundle(), [folder], failed=failed.append))) == 6
+    assert [str(error) for error in failed] == [f"cannot read the folder {folder / 'b.d'}: Permission denied"]
+    assert "pictures: not classified: 1 link to a folder\n" in capsys.readouterr().err
+
+
 def test_predict_reads_paths_from_standard_input(
     make_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
