@@ -104,6 +104,12 @@ def read_predictions(path: Path) -> Predictions:
                     f"{', '.join(found.classes[:8])}{' …' if len(found.classes) > 8 else ''}",
                     "labels and logits need the same class names or numbers",
                 )
+    elif len({*found.labels}) > 1 and {*found.labels}.isdisjoint(found.answers):
+        raise InputError(
+            f"{path}: no prediction is one of the labels; the first label is {found.labels[0]!r}, the first prediction "
+            f"{found.answers[0]!r}",
+            "labels and predictions need the same class names or numbers",
+        )
     return found
 
 

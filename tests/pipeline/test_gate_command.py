@@ -183,6 +183,7 @@ def test_classes_without_images_are_named(tmp_path):
         ("image,label,prediction\n1.png,0,0\n0.png,0,0\n", "for the same image"),
         ("label,prediction\n0,0\n", "good.csv has 2 images"),
         ('label,prediction\n"0,0\n', "is not a CSV file"),
+        ("label,prediction\n0,0.0\n1,1.0\n", "first label is '0', the first prediction '0.0'"),
     ],
 )
 def test_a_bad_csv_file_is_refused_with_the_line(text, message, tmp_path):
