@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-__all__ = ["format_bytes", "format_count", "format_ms", "format_pct", "number", "short_provider"]
+__all__ = ["format_bytes", "format_count", "format_ms", "format_pct", "format_ratio", "number", "short_provider"]
 
 
 def number(value: Any) -> float | None:
@@ -41,3 +41,8 @@ def format_count(value: Any) -> str | None:
 def format_bytes(value: float) -> str:
     """Format a number of bytes in MB or kB (powers of ten)."""
     return f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.1f} kB"
+
+
+def format_ratio(ratio: float) -> str:
+    """Format the size of FP32 relative to that of INT8: tiny models become larger."""
+    return f"{ratio:.2f}× smaller" if ratio >= 1 else f"{1 / ratio:.2f}× larger"

@@ -208,9 +208,11 @@ def check_same_host(reports: Sequence[Report], names: Sequence[str]) -> None:
 
 def same_test_images(a: Report, b: Report) -> bool:
     """Return whether the accuracies of two reports are of the same test images, as far as the reports record it."""
-    hashes, sizes = ([report["accuracy"].get(key) for report in (a, b)] for key in ("images_sha256", "image_size"))
-    # The hash is of the resized images; older reports have none.
-    if all(hashes) and sizes[0] == sizes[1]:
+    hashes, sizes, colors = (
+        [report["accuracy"].get(key) for report in (a, b)] for key in ("images_sha256", "image_size", "color")
+    )
+    # The hash is of the resized images in the color of the run; older reports have none.
+    if all(hashes) and sizes[0] == sizes[1] and colors[0] == colors[1]:
         same = hashes[0] == hashes[1]
     else:
         same = all(a[part][key] == b[part][key] for part, key in (("run", "data"), ("accuracy", "n")))

@@ -8,7 +8,7 @@ from kdedge.benchmarks.accuracy import hardly_recognised
 from kdedge.benchmarks.grouped import INDEPENDENT, Sampling
 from kdedge.benchmarks.report.details import detail_rows, model_word, quantization_sentence, real_time, unit
 from kdedge.benchmarks.stability import STEADY, stability_word, worst_doubts
-from kdedge.benchmarks.units import format_bytes, format_ms, format_pct, short_provider
+from kdedge.benchmarks.units import format_bytes, format_ms, format_pct, format_ratio, short_provider
 
 __all__ = ["context", "warnings"]
 
@@ -149,7 +149,7 @@ def _key_metrics(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         metrics.append(("INT8 mean per class", _mean_per_class(accuracy)))
     metrics += [
         ("FP32 top-1", format_pct(accuracy["onnx_fp32_top1_pct"])),
-        ("INT8 size", f"{format_bytes(size['int8_bytes'])}, {size['ratio']:.2f}× smaller than FP32"),
+        ("INT8 size", f"{format_bytes(size['int8_bytes'])}, {format_ratio(size['ratio'])} than FP32"),
     ]
     for speedup in _speedups(report["latency"])[:1]:
         metrics.append(("INT8 latency", speedup))
@@ -267,9 +267,8 @@ def _changes(rows: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:
 
 
 def _size(size: Mapping[str, Any]) -> str:
-    return (
-        f"INT8: {size['int8_bytes']:,} bytes, {size['ratio']:.2f}× smaller than FP32 with {size['fp32_bytes']:,} bytes."
-    )
+    fp32, int8 = (f"{size[f'{model}_bytes']:,} bytes" for model in ("fp32", "int8"))
+    return f"INT8: {int8}, {format_ratio(size['ratio'])} than FP32 with {fp32}."
 
 
 def _memory(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -116,7 +116,7 @@ _REPORT: _Contract = {
         **dict.fromkeys(("groups?", "independent_images?"), _SOME),
         **dict.fromkeys(("equal_groups?", "design_effect?"), _POSITIVE),
     },
-    "size": {**dict.fromkeys(("fp32_bytes", "int8_bytes"), _COUNT), "ratio": _AMOUNT},
+    "size": {**dict.fromkeys(("fp32_bytes", "int8_bytes"), _COUNT), "ratio": _POSITIVE},
     "int8_proof": {
         **dict.fromkeys(("integer_convs", "float_convs", "integer_gemms", "float_gemms"), _COUNT),
         "ops_by_type": {"*": _COUNT},

@@ -18,6 +18,7 @@ from kdedge.benchmarks.interval import wilson_interval_pct
 from kdedge.benchmarks.report.content import warnings
 from kdedge.benchmarks.report.details import c_memory, real_time, starts_from, unit
 from kdedge.benchmarks.session import check_fits, open_model, run_model
+from kdedge.benchmarks.units import format_ratio
 from kdedge.errors import GateError
 from kdedge.export.bundle.contents import COPIED, GOLDEN_INPUTS, GOLDEN_LOGITS, MODELS, RUNTIMES_FOLDER, SBOM
 from kdedge.export.bundle.sbom import bill_of_materials
@@ -211,7 +212,7 @@ and quantized to INT8 for the target `{candidates["target"]}` (`{candidates["cho
 |---|---|---|
 | top-1 on {accuracy["n"]:,} test {spec.unit}s | {fp32:.2f} % | {int8:.2f} % |
 | 95 % interval | {fp32_ci[0]:.2f} to {fp32_ci[1]:.2f} | {int8_ci[0]:.2f} to {int8_ci[1]:.2f} |
-{balanced}| file | {sizes["fp32_bytes"]:,} bytes | {sizes["int8_bytes"]:,} bytes ({sizes["ratio"]:.2f} times smaller) |
+{balanced}| file | {sizes["fp32_bytes"]:,} bytes | {sizes["int8_bytes"]:,} bytes ({format_ratio(sizes["ratio"])}) |
 
 Gate: {status}; passed: {str(gate["verdict"] == "passed").lower()}. INT8 loses {loss}, at most
 {gate["loss_upper95_pp"]:.2f} pp with 95 % confidence; the limit is {gate["limit_pp"]:g} pp.

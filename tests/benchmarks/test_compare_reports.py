@@ -234,6 +234,9 @@ def test_test_images_are_told_apart_by_their_hash_where_both_reports_have_it() -
         changed(**{**here, "accuracy__image_size": 32}), changed(**{**larger, "run__data": "folder:a"})
     )
     assert same_test_images(changed(**{**here, "run__data": REPORT["run"]["data"]}), changed())
+    # And so does another color.
+    grey = {**other, "accuracy__image_size": 32, "accuracy__color": "grey", "run__data": "folder:a"}
+    assert same_test_images(changed(**{**here, "accuracy__image_size": 32}), changed(**grey))
 
 
 def strange() -> dict[str, Any]:

@@ -223,6 +223,12 @@ def test_other_test_images_are_said_in_front_and_in_the_summary(capsys: pytest.C
             assert said not in text or text.index(said) < text.index("INT8 top-1")
 
 
+def test_a_larger_int8_file_is_not_called_smaller() -> None:
+    for text in texts(size={"fp32_bytes": 2784, "int8_bytes": 7152, "ratio": 0.3893}):
+        assert "7.2 kB, 2.57× larger than FP32" in text
+        assert "7,152 bytes, 2.57× larger than FP32 with 2,784 bytes." in text
+
+
 def test_every_accuracy_has_its_interval() -> None:
     accuracy = {**REPORT["accuracy"], "n": 100, "torch_fp32_top1_pct": 90.0}
     _, markdown = texts(teacher={**REPORT["teacher"], "test_top1_pct": 80.0}, accuracy=accuracy)
