@@ -8,6 +8,8 @@ and its batch norms see the same distribution when it is trained. Prints the lar
 """
 
 import argparse
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +17,13 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdedge.benchmarks.report.file import load_report
 from kdedge.inputs import InputSpec
 from kdedge.pipeline.config.build import build_config
 from kdedge.pipeline.data.sources import open_dataset
-from kdedge.pipeline.models.student import Block, Student, build_student
+from kdedge.pipeline.models.student import Student, build_student
 from kdedge.pipeline.models.weights import save_module
 
 BUNDLE = Path(__file__).resolve().parents[1] / "artifacts" / "reference" / "bundle"
@@ -42,7 +44,7 @@ def main() -> None:
 
 @torch.no_grad()
 def rebuilt(bundle: Path, images: NDArray[np.uint8], spec: InputSpec) -> Student:
-    """Return the student of a bundle, of five convolutions, in evaluation mode.
+    """Return the student of a bundle in evaluation mode.
 
     Args:
         bundle: The bundle.
@@ -53,26 +55,19 @@ def rebuilt(bundle: Path, images: NDArray[np.uint8], spec: InputSpec) -> Student
     student = build_student(load_report(bundle)["student"]["arch"], len(classes), spec).eval()
     constants = onnx.load(bundle / "student.onnx").graph.initializer
     tensors = {item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in constants}
-    x = _pixels(images)
-    for index, block in enumerate(student.blocks):
-        assert isinstance(block, Block)
-        name = f"student.blocks.{index}.conv.weight"
-        block.conv.weight.copy_(tensors[name])
-        mean, deviation = _statistics(block.conv(x))
-        # Divided by its deviation, a channel has a variance of one; the deviation is the scale of its batch norm.
-        block.conv.weight.div_(deviation[:, None, None, None])
-        block.norm.load_state_dict(
-            {
-                "running_mean": mean / deviation,
-                "running_var": torch.full_like(mean, 1 - block.norm.eps),
-                "weight": deviation,
-                "bias": mean + tensors[f"{name}_bias"],
-                "num_batches_tracked": torch.tensor(1),
-            }
-        )
-        x = block(x)
+    hooks = []
+    leaves = [(name, module) for name, module in student.named_modules() if not list(module.children())]
+    for (name, conv), (_, norm) in pairwise(leaves):
+        if isinstance(conv, nn.Conv2d):
+            conv.weight.copy_(tensors[f"student.{name}.weight"])
+        if isinstance(norm, nn.BatchNorm2d):
+            unfold = partial(_unfold, norm, tensors[f"student.{name}.weight_bias"])
+            hooks.append(conv.register_forward_hook(unfold))
     student.classifier.weight.copy_(tensors["student.classifier.weight"])
     student.classifier.bias.copy_(tensors["student.classifier.bias"])
+    student(_pixels(images))
+    for hook in hooks:
+        hook.remove()
     return student
 
 
@@ -83,9 +78,23 @@ def largest_difference(student: Student, bundle: Path) -> float:
     return float(np.abs(logits - np.load(bundle / "golden_fp32_logits.npy")).max())
 
 
-def _statistics(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation per channel."""
-    return maps.mean((0, 2, 3)), maps.std((0, 2, 3), correction=0).clamp_min(1e-6)
+def _unfold(norm: nn.BatchNorm2d, bias: Tensor, conv: nn.Conv2d, _: tuple[Tensor, ...], maps: Tensor) -> Tensor:
+    """Give a convolution its batch norm back, as a hook that sees its maps ``[N, C, H, W]``; return the new ones.
+
+    Divided by its standard deviation, a channel has a variance of one, and the deviation is the scale of its norm.
+    """
+    mean, deviation = maps.mean((0, 2, 3)), maps.std((0, 2, 3), correction=0).clamp_min(1e-6)
+    conv.weight.div_(deviation[:, None, None, None])
+    norm.load_state_dict(
+        {
+            "running_mean": mean / deviation,
+            "running_var": torch.full_like(mean, 1 - norm.eps),
+            "weight": deviation,
+            "bias": mean + bias,
+            "num_batches_tracked": torch.tensor(1),
+        }
+    )
+    return maps / deviation[:, None, None]
 
 
 def _pixels(images: NDArray[np.uint8]) -> Tensor:

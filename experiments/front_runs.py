@@ -107,7 +107,7 @@ def train(arguments: argparse.Namespace) -> None:
                 shutil.copytree(folders[0], out / run.name / "teacher", copy_function=os.link)
                 shutil.copy(folders[0].parent / "config.json", out / run.name)
             options = ["distill", "--out", str(out / run.name), *here, "--flip"]
-            options += ["--distill-batch-size", str(_BATCH_SIZE), *run.arguments]
+            options += ["--distill-batch-size", str(_BATCH_SIZE), "--mix", str(arguments.mix), *run.arguments]
             run.process = _start(options, out / "logs" / f"{run.name}.log")
             active.append(run)
         if not active or time.monotonic() - start > arguments.seconds:
@@ -217,6 +217,7 @@ def main() -> None:
     training.add_argument("--runs", default=_RUNS, help="trainings as STUDENT:SEED=EPOCHS, comma-separated")
     training.add_argument("--teacher-epochs", type=int, required=True)
     training.add_argument("--teachers", type=int, default=3, help="the students learn from the mean of their logits")
+    training.add_argument("--mix", type=float, default=0.5, help="of the students (section 80)")
     training.add_argument("--seconds", type=float, required=True)
     training.add_argument("--slots", type=int, default=14)
     training.add_argument("--pruned-from", default="", help="weights of a wider student, from which lite-s is pruned")

@@ -19,6 +19,8 @@ from kdedge.export.graph import count_macs, read_model
 from kdedge.export.quantize.proof import integer_proof
 from kdedge.inputs import image_input
 
+FRONT = BUNDLE.parent / "front"
+
 
 @pytest.mark.parametrize(
     ("n", "share_a", "share_b"), [(10, 0.3, 0.2), (200, 0.005, 0.0), (200, 0.0005, 0.0005), (10_000, 0.0275, 0.0225)]
@@ -97,10 +99,11 @@ def test_a_front_cannot_be_exchanged_before_a_first_layer_in_float() -> None:
         with_front(deployed, "front in numpy")
 
 
-def test_a_student_is_rebuilt_from_its_bundle() -> None:
-    images = np.load(BUNDLE / "golden_inputs.npy")
-    student = rebuilt(BUNDLE, images, image_input(32))
-    assert largest_difference(student, BUNDLE) < 1e-4
+@pytest.mark.parametrize("bundle", [BUNDLE, FRONT / "res"], ids=["lite", "res"])
+def test_a_student_is_rebuilt_from_its_bundle(bundle: Path) -> None:
+    images = np.load(bundle / "golden_inputs.npy")
+    student = rebuilt(bundle, images, image_input(32))
+    assert largest_difference(student, bundle) < 1e-4
     # In training mode batch norms use the statistics of the batch, so it computes the same on these images.
     x = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
     with torch.no_grad():
