@@ -133,7 +133,7 @@ def fill(arguments: argparse.Namespace) -> None:
 
     from kdedge.pipeline.config.build import build_config
     from kdedge.pipeline.data.sources import open_dataset, training_images
-    from kdedge.pipeline.stages.distill import cached_teachers, frozen_teacher
+    from kdedge.pipeline.distill.frozen_teacher import cached_teachers, frozen_teacher
     from kdedge.pipeline.training.augmentations import augment
     from kdedge.pipeline.training.batches import Batch, Batches, to_network
     from kdedge.pipeline.training.device import prepare, resolve

@@ -1,12 +1,14 @@
 """Single files: SHA-256, reading within limits and with clear errors, atomic writing."""
 
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,10 @@ from kdedge.errors import InputError, StageError
 __all__ = [
     "cache_bytes",
     "cache_dir",
+    "csv_bytes",
     "disk_errors",
     "file_sha256",
+    "file_stamp",
     "json_bytes",
     "load_json",
     "parse_json",
@@ -43,6 +47,12 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_stamp(path: Path) -> tuple[int, int]:
+    """Return the time of the last change of a file in ns and its size in bytes, which tell whether it has changed."""
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -73,6 +83,15 @@ def write_json(path: Path, value: Any) -> None:
 def json_bytes(value: Any) -> bytes:
     """Return the bytes that `write_json` writes."""
     return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def csv_bytes(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return a CSV table in UTF-8 with a heading; a cell without a value is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode(errors="replace")
 
 
 def parse_json(text: str) -> Any:

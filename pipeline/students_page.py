@@ -1,12 +1,10 @@
 """The comparison of several students as CSV, as a page and in a terminal."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdedge.files import write_atomic
+from kdedge.files import csv_bytes, write_atomic
 from kdedge.templates import load_template, picture_url
 
 __all__ = ["CSV", "FIGURE", "HTML", "JSON", "begins_csv", "print_students", "write_csv", "write_page"]
@@ -32,11 +30,7 @@ def begins_csv(path: Path) -> bool:
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write one line per student."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(path, text.getvalue().encode(errors="replace"))
+    write_atomic(path, csv_bytes(_COLUMNS, rows))
 
 
 def write_page(result: Mapping[str, Any], out: Path) -> None:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdedge.errors import InputError
-from kdedge.files import cache_dir, disk_errors
+from kdedge.files import cache_dir, disk_errors, file_stamp
 from kdedge.image_cache import IN_MEMORY, PLACE, locked, require_space
 from kdedge.images import Overview, image_of, overview_pixels
 from kdedge.pipeline.data.class_folders import class_name, is_label, log_once
@@ -71,7 +71,9 @@ class _Array:
 @lru_cache(maxsize=1)
 def _load(array: _Array) -> NDArray[np.uint8]:
     """Read an array into memory, or map it if it is large: a compressed one is unpacked into the cache for it."""
-    if _stamp(array.file) != array.stamp:
+    with reading(array.file):
+        changed = file_stamp(array.file) != array.stamp
+    if changed:
         raise InputError(f"{array.file} has changed", "leave the file as it is while kdedge runs")
     if math.prod(array.shape) <= IN_MEMORY:
         return read_array(array.file, array.key)
@@ -222,9 +224,10 @@ def _array(file: Path, key: str) -> _Array:
     """Return an array of images; reads its header only."""
     with reading(file), zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as stream:
         shape, _, dtype = _header(stream)
+        stamp = file_stamp(file)
     if dtype != np.uint8 or len(shape) not in {3, 4} or shape[3:] not in {(), (1,), (3,)} or 0 in shape:
         raise InputError(f"{key} of {file} is {dtype} {list(shape)}", _EXPECTED)
-    return _Array(file, key, shape, _stamp(file))
+    return _Array(file, key, shape, stamp)
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -256,12 +259,6 @@ def read_array(file: Path, key: str, expected: str = _EXPECTED) -> NDArray[Any]:
     """
     with reading(file, expected), np.load(file, allow_pickle=False) as arrays:
         return np.asarray(arrays[key])
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    with reading(file):
-        status = file.stat()
-    return status.st_mtime_ns, status.st_size
 
 
 @contextmanager

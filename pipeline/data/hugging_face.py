@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdedge.errors import InputError
+from kdedge.files import file_stamp
 from kdedge.pipeline.data.class_folders import class_name, is_label, log_once
 from kdedge.pipeline.data.hugging_face_files import EXPECTED, fetch, files_of_parts, reading
 from kdedge.pipeline.data.items import Item
@@ -48,7 +49,9 @@ class _Block:
 
 @lru_cache(maxsize=4)
 def _cells(block: _Block, column: str) -> Any:
-    if _stamp(block.file) != block.stamp:
+    with reading(block.file):
+        changed = file_stamp(block.file) != block.stamp
+    if changed:
         raise InputError(f"{block.file} has changed", "leave the file as it is while kdedge runs")
     with reading(block.file):
         if block.group < 0:
@@ -136,7 +139,8 @@ def _rows(root: Path, part: str, files: list[Path]) -> list[_Row]:
             image, label, names = _columns(file, table.schema)
             labels = table.values(label)
             groups = table.values("group") if "group" in table.schema.names else [None] * len(labels)
-        blocks = [(_Block(file, group, _stamp(file)), count) for group, count in table.counts]
+            stamp = file_stamp(file)
+        blocks = [(_Block(file, group, stamp), count) for group, count in table.counts]
         places = ((block, row) for block, count in blocks for row in range(count))
         for (block, row), value, member in zip(places, labels, groups, strict=True):
             place = f"{part}[{len(rows)}]"
@@ -222,9 +226,3 @@ def _arrow(file: Path) -> Any:
     import pyarrow as pa
 
     return pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    with reading(file):
-        status = file.stat()
-    return status.st_mtime_ns, status.st_size

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kdedge.errors import InputError
-from kdedge.files import parse_json
+from kdedge.files import file_stamp, parse_json
 from kdedge.images import EXTENSIONS
 from kdedge.pipeline.data.class_folders import class_name, is_label, part_in
 from kdedge.pipeline.data.items import Item
@@ -51,7 +51,7 @@ class _Shard:
         Raises:
             ValueError: The file has changed.
         """
-        if _stamp(self.file) != self.stamp:
+        if file_stamp(self.file) != self.stamp:
             raise ValueError("the shard has changed; leave it as it is while kdedge runs")
         with self.file.open("rb") as file:
             file.seek(offset)
@@ -170,7 +170,7 @@ def _samples(base: Path, file: Path) -> Iterator[_Sample]:
     """Yield the samples of a shard."""
     members: dict[str, dict[str, tarfile.TarInfo]] = {}
     with _reading(file), tarfile.open(file, "r:") as archive:
-        shard = _Shard(file, _stamp(file))
+        shard = _Shard(file, file_stamp(file))
         for member in archive:
             folder, slash, name = member.name.rpartition("/")
             key, dot, kind = name.partition(".")
@@ -258,11 +258,6 @@ def _item(sample: _Sample, indices: dict[str, int], listed: Sequence[str]) -> _S
         sample.shard.file, indices[name], sample.name, sample.name, sample.group,
         shard=sample.shard, offset=sample.offset, size=sample.size,
     )  # fmt: skip
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_mtime_ns, status.st_size
 
 
 def _bad(file: Path, member: str, what: str) -> InputError:

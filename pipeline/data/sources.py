@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kdedge.dataset import Dataset, Split, split_train_val
 from kdedge.errors import InputError
+from kdedge.files import file_stamp
 from kdedge.pipeline.data.options import NAMES, PATH_KINDS, WINDOWS, DataConfig
 from kdedge.pipeline.data.parts import Listed
 
@@ -76,8 +77,8 @@ def find_dataset(config: DataConfig) -> Dataset:
         return open_sample(config.image_size, config.resize)
     if config.source.startswith(WINDOWS):
         path = _user_path(config.source.removeprefix(WINDOWS))
-        stats = [(file, file.stat()) for file in sorted([path, *path.rglob("*")]) if file.is_file()]
-        return _windows(config, path, tuple((file, stat.st_mtime_ns, stat.st_size) for file, stat in stats))
+        files = [file for file in sorted([path, *path.rglob("*")]) if file.is_file()]
+        return _windows(config, path, tuple((file, *file_stamp(file)) for file in files))
     from kdedge.pipeline.data.user_images import divided
 
     return divided(list_images(config.source), config)

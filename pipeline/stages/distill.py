@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from kdedge.benchmarks.accuracy import balanced_pct
 from kdedge.benchmarks.chance import check_learned, majority_baseline
-from kdedge.dataset import Dataset, Split
+from kdedge.dataset import Split
 from kdedge.errors import InputError
-from kdedge.files import cache_dir, file_sha256, load_json, write_json
+from kdedge.files import write_json
 from kdedge.inputs import InputSpec
 from kdedge.machine import cpu_info
 from kdedge.manifest import check_finished
@@ -34,24 +33,16 @@ from kdedge.pipeline.data.sources import open_dataset, training_images
 from kdedge.pipeline.distill.beta import hint_share, kd_share, skill
 from kdedge.pipeline.distill.blocks import COMPARED_BLOCKS, TeacherBlock, highest
 from kdedge.pipeline.distill.dynamic import DynamicChoice
-from kdedge.pipeline.distill.ensemble import Ensemble
 from kdedge.pipeline.distill.evaluator import StudentEvaluator
+from kdedge.pipeline.distill.frozen_teacher import cached_teachers, frozen_teacher
 from kdedge.pipeline.distill.hints import HintPair, pair_blocks, probe_shapes, scan_variance
 from kdedge.pipeline.distill.methods import METHODS
 from kdedge.pipeline.distill.options import DistillConfig
 from kdedge.pipeline.distill.start import start_student
-from kdedge.pipeline.distill.teacher_logits import CachedTeacher, LogitsFile, cache_name
 from kdedge.pipeline.distill.trainer import Trainer, first_batches
-from kdedge.pipeline.models.load import (
-    STUDENT_DESCRIPTION,
-    STUDENT_WEIGHTS,
-    TEACHER_DESCRIPTION,
-    TEACHER_WEIGHTS,
-    load_student,
-    load_teacher,
-)
+from kdedge.pipeline.models.load import STUDENT_DESCRIPTION, STUDENT_WEIGHTS, load_student
 from kdedge.pipeline.models.student import Student, build_student
-from kdedge.pipeline.models.teacher import Teacher, fold_batch_norms
+from kdedge.pipeline.models.teacher import Teacher
 from kdedge.pipeline.models.weights import load_weights, save_module
 from kdedge.pipeline.tracking import open_tracking
 from kdedge.pipeline.training import distributed
@@ -61,7 +52,7 @@ from kdedge.pipeline.training.epoch_loop import EpochLoop
 from kdedge.pipeline.training.length import fit_to_images
 from kdedge.progress import log, warn
 
-__all__ = ["HINT_DOMINATED_PCT", "cached_teachers", "check", "frozen_teacher", "run"]
+__all__ = ["HINT_DOMINATED_PCT", "check", "run"]
 
 Shapes = tuple[dict[str, tuple[int, int]], list[tuple[int, int]]]
 HINT_DOMINATED_PCT = 90.0  # share of the gradient above which the hint loss dominates
@@ -236,87 +227,12 @@ def _fitted(config: Config, train: Split) -> Config:
     return dataclasses.replace(config, distill=settings)
 
 
-def frozen_teacher(
-    folder: Path, classes: tuple[str, ...], spec: InputSpec, config: Config, device: torch.device
-) -> Teacher:
-    """Load a finished teacher, frozen, with its batch norms folded.
-
-    Args:
-        folder: Its stage directory.
-        classes: Class names of the data set.
-        spec: Inputs of the data set.
-        config: Decides the precision.
-        device: Device of the result.
-
-    Raises:
-        InputError: It is for other classes or another kind of inputs.
-    """
-    teacher = load_teacher(folder)
-    _check_fits(folder, classes, spec)
-    return _frozen(fold_batch_norms(teacher, spec), config, device)
-
-
-def cached_teachers(
-    config: Config,
-    teachers: Sequence[Teacher],
-    folders: Sequence[Path],
-    dataset: Dataset,
-    *,
-    train: Split,
-    batches: Batches,
-) -> Ensemble:
-    """Return some teachers with their caches of logits, which are computed for as many images as a step has.
-
-    Args:
-        config: Resolved; decides the precision and the caches.
-        teachers: From `frozen_teacher`.
-        folders: The stage directory of each.
-        dataset: The data set.
-        train: Its training images.
-        batches: The batches of the student, whose size and shift name the caches.
-    """
-    count = (int(train.dataset_indices[-1]) + 1) * batches.augmentations_per_image if batches.numbered else 0
-    batch_size, members = batches.size // distributed.size(), []
-    for teacher, folder in zip(teachers, folders, strict=True):
-        path = _logits_path(folder, dataset.train_sha256(), batches.shift, batch_size, config)
-        file = LogitsFile(path, classes=len(dataset.class_names), augmentations=count)
-        members.append(CachedTeacher(teacher, config.runtime, file, batch_size))
-    return Ensemble(members)
-
-
-def _check_fits(teacher_dir: Path, classes: tuple[str, ...], spec: InputSpec) -> None:
-    """Refuse a teacher of other inputs or classes: by their names, or by their number if it has no names."""
-    description = load_json(teacher_dir / TEACHER_DESCRIPTION, ("num_classes",))
-    hint = "train the teacher on the same --data"
-    if description.get("channels") != (None if spec.kind == "image" else len(spec.channels)):
-        raise InputError(f"the teacher in {teacher_dir} cannot take {spec.words}", hint)
-    if description["num_classes"] != len(classes):
-        found = f"has {description['num_classes']} classes, the data set has {len(classes)}"
-        raise InputError(f"the teacher in {teacher_dir} {found}", hint)
-    for index, (known, name) in enumerate(zip(description.get("classes", classes), classes, strict=True)):
-        if known != name:
-            raise InputError(f"the teacher in {teacher_dir} calls class {index} {known!r}, the data set {name!r}", hint)
-
-
 def _scan(config: Config, teacher: Teacher, batches: Batches) -> tuple[dict[str, float], float]:
     """Return the activation variance of the teacher's blocks in epoch 0, and the time in seconds."""
     start, early = time.monotonic(), first_batches(batches, config.distill.scan_batches)
     with autocast(config.runtime):
         variances = scan_variance(teacher, (batch.pixels for batch in early))
     return variances, time.monotonic() - start
-
-
-def _frozen(teacher: Teacher, config: Config, device: torch.device) -> Teacher:
-    """Put a teacher on its device.
-
-    On a GPU the weights of its convolutions and linear layers are converted to bf16 once, instead of by autocast on
-    every batch. On a CPU that saves nothing, so the weights and the bits of earlier runs stay.
-    """
-    if device.type == "cuda" and config.runtime.precision == "bf16":
-        for module in teacher.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                module.to(torch.bfloat16)
-    return place(teacher, device).requires_grad_(False)
 
 
 def _shapes(config: Config, teacher: Teacher, student: Student, train: Split, device: torch.device) -> Shapes:
@@ -374,9 +290,3 @@ def _logits_computed(rows: list[dict[str, float]]) -> int:
     if counts:
         log(f"teacher logits: {sum(counts):,} computed, the others were in the cache")
     return sum(counts)
-
-
-def _logits_path(teacher_dir: Path, data_sha256: str, shift: int, batch_size: int, config: Config) -> Path:
-    weights, description = (file_sha256(teacher_dir / name) for name in (TEACHER_WEIGHTS, TEACHER_DESCRIPTION))
-    name = cache_name((weights, description), data_sha256, shift, batch_size, config.runtime)
-    return cache_dir() / "teacher-logits" / name

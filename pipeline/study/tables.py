@@ -3,14 +3,12 @@
 ``evaluation_results.csv`` (a row per cell), ``block_variances.csv`` (the scan) and ``comparison.md``.
 """
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdedge.files import write_atomic
+from kdedge.files import csv_bytes, write_atomic
 from kdedge.manifest import load_manifest
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.data.sources import open_dataset
@@ -105,8 +103,8 @@ class Tables:
             train_sha256=STAGES["distill"].data(self.config)["train"],
         )
         page = render(self.study.title, summary, warnings, remarks, target_accuracy=self.target_accuracy)
-        write_atomic(self.out / RESULTS, _csv(COLUMNS, rows))
-        write_atomic(self.out / _SCAN, _csv(_SCAN_COLUMNS, _scan_rows(rows, students)))
+        write_atomic(self.out / RESULTS, csv_bytes(COLUMNS, rows))
+        write_atomic(self.out / _SCAN, csv_bytes(_SCAN_COLUMNS, _scan_rows(rows, students)))
         write_atomic(self.out / _PAGE, page.encode())
         self.result |= {"rows": rows, "summary": summary, "alarms": warnings, "page": str(self.out / _PAGE)}
 
@@ -123,11 +121,3 @@ def _scan_rows(rows: Sequence[Row], students: Sequence[Mapping[str, Any]]) -> li
             for block, variance in metrics["block_variances"].items()
         ]
     return scans
-
-
-def _csv(columns: Sequence[str], rows: Sequence[Row]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()

@@ -1,8 +1,6 @@
 """The epoch loop of every training: checkpoints, restarts, early end."""
 
 import copy
-import csv
-import io
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdedge.errors import DivergenceError
-from kdedge.files import write_atomic
+from kdedge.files import csv_bytes, write_atomic
 from kdedge.pipeline.tracking import Tracked
 from kdedge.pipeline.training import distributed
 from kdedge.pipeline.training.balance import class_shares
@@ -309,14 +307,10 @@ class EpochLoop:
         self._write_csv(rows)
 
     def _write_csv(self, rows: list[dict[str, float]]) -> None:
-        text = io.StringIO()
         # Hint-only epochs have fewer terms than later ones.
         columns = max(rows, key=len, default={})
-        if columns:
-            writer = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-        write_atomic(self.out_dir / self.csv_name, text.getvalue().encode())
+        shown = [{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+        write_atomic(self.out_dir / self.csv_name, csv_bytes(list(columns), shown))
 
 
 def _accuracy_pct(row: Mapping[str, float]) -> float:

@@ -12,6 +12,8 @@ from interruption import interrupted_at
 from kdedge.errors import InputError
 from kdedge.pipeline.distill import trainer
 from kdedge.pipeline.distill.dynamic import DynamicChoice
+from kdedge.pipeline.distill.frozen_teacher import _logits_path
+from kdedge.pipeline.distill.teacher_logits import LogitsFile
 from kdedge.pipeline.stages import distill as stage
 from kdedge.pipeline.stages import teacher
 from kdedge.pipeline.training.log import read_log
@@ -142,15 +144,15 @@ def test_the_student_is_described_with_its_images(distill, tmp_path):
 def test_two_stems_of_the_same_weights_have_two_files_of_logits(config, teacher_dir, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(teacher_dir, other)
-    assert stage._logits_path(other, "data", 2, 32, config) == stage._logits_path(teacher_dir, "data", 2, 32, config)
+    assert _logits_path(other, "data", 2, 32, config) == _logits_path(teacher_dir, "data", 2, 32, config)
     description = (other / "teacher.json").read_text()
     (other / "teacher.json").write_text(re.sub(r'"stem": "[^"]+"', '"stem": "other"', description))
-    assert stage._logits_path(other, "data", 2, 32, config) != stage._logits_path(teacher_dir, "data", 2, 32, config)
+    assert _logits_path(other, "data", 2, 32, config) != _logits_path(teacher_dir, "data", 2, 32, config)
 
 
 def test_the_cache_is_closed_at_the_end_and_after_an_error(distill, monkeypatch):
     handles = []
-    honest = stage.LogitsFile.read
+    honest = LogitsFile.read
 
     def read(file, views):
         handles.append(file._file)
@@ -159,7 +161,7 @@ def test_the_cache_is_closed_at_the_end_and_after_an_error(distill, monkeypatch)
     def interrupted(evaluator):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage.LogitsFile, "read", read)
+    monkeypatch.setattr(LogitsFile, "read", read)
     distill("whole", method="kd", epochs=1)
     assert {handle.closed for handle in handles} == {True}
     monkeypatch.setattr(stage.StudentEvaluator, "measure", interrupted)
