@@ -171,6 +171,17 @@ class Trainer:
             with autocast(self._config.runtime):
                 refresh_batch_norms(self.result, [batch.pixels for batch in early])
 
+    def cache_rest(self, epoch: int) -> None:
+        """Compute the teacher's logits of the images that an epoch left out, to complete the cache.
+
+        Runs of other seeds show these images in the same epoch, and later epochs show them with the same augmentation.
+        Each of them would make the teacher compute a whole batch.
+        """
+        if self.method.kd and self.kd.active and epoch >= self._hint_epochs and self._batches.numbered:
+            rest = None if distributed.rank() else self._batches.rest(epoch)
+            if rest:
+                self._teacher(rest)
+
     def _losses(
         self, student: Student, adapters: HintAdapters, batch: Batch, terms: _Terms, mixed: Mixed | None = None
     ) -> dict[str, Tensor]:

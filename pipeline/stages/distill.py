@@ -137,6 +137,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
 
     def finish_epoch(epoch: int) -> dict[str, float]:
         trainer.refresh_norms(epoch)
+        trainer.cache_rest(epoch)
         row = {"lr": trainer.optimizer.param_groups[0]["lr"], **evaluator.measure()}
         row |= {"beta": trainer.beta.beta} if pairs else {}
         row |= {f"grad_{name}_pct": share for name, share in trainer.shares.items()}

@@ -147,36 +147,47 @@ class Batches:
 
     def epoch(self, epoch: int, part: slice = slice(None)) -> Iterator[Batch]:
         """Yield the batches of one epoch, or the same part of each."""
-        images, labels, spec = self.split.images, torch.from_numpy(self.split.labels), self.split.spec
+        order, rounds = self._order(epoch)
+        for start in range(0, len(self) * self.size, self.size):
+            chosen = slice(start, start + self.size)
+            yield self._batch(order[chosen][part], rounds[chosen][part], epoch, start + (part.start or 0))
+
+    def rest(self, epoch: int) -> Batch | None:
+        """Return the images that an epoch leaves out, fewer than a batch, augmented for it; None if there are none."""
+        order, rounds = self._order(epoch)
+        shown = len(self) * self.size
+        return self._batch(order[shown:], rounds[shown:], epoch, shown) if shown < len(order) else None
+
+    def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the images of an epoch in their order, and how often each was shown before in it."""
         rng = np.random.default_rng([self.seed, epoch])
         if self.balance == "sampler":
-            order, rounds = balanced_order(self.split.labels, rng)
+            return balanced_order(self.split.labels, rng)
+        return rng.permutation(len(self.split.labels)), np.zeros(len(self.split.labels), np.int64)
+
+    def _batch(self, indices: NDArray[np.int64], rounds: NDArray[np.int64], epoch: int, place: int) -> Batch:
+        """Return some images of an epoch, the first of which is at a place in its order."""
+        spec, dataset_indices = self.split.spec, self.split.dataset_indices[indices]
+        # An image that is shown again has another augmentation, as if it had another index.
+        drawn_for = dataset_indices + (rounds << 40)
+        taken = torch.from_numpy(self.split.images[indices])
+        if self.device.type == "cuda":
+            taken = taken.pin_memory().to(self.device, non_blocking=True)  # pinned: an asynchronous copy
+        if spec.kind == "signal":
+            chosen = choose_signal_augmentations(drawn_for, epoch=epoch, shift=self.shift)
+            chosen = chosen if self.augment == "light" else np.zeros_like(chosen)
         else:
-            order, rounds = rng.permutation(len(labels)), np.zeros(len(labels), np.int64)
-        for start in range(0, len(self) * self.size, self.size):
-            indices = order[start : start + self.size][part]
-            dataset_indices = self.split.dataset_indices[indices]
-            # An image that is shown again has another augmentation, as if it had another index.
-            drawn_for = dataset_indices + (rounds[start : start + self.size][part] << 40)
-            taken = torch.from_numpy(images[indices])
-            if self.device.type == "cuda":
-                taken = taken.pin_memory().to(self.device, non_blocking=True)  # pinned: an asynchronous copy
-            if spec.kind == "signal":
-                chosen = choose_signal_augmentations(drawn_for, epoch=epoch, shift=self.shift)
-                chosen = chosen if self.augment == "light" else np.zeros_like(chosen)
-            else:
-                flip = self.flip and self.augment == "light"
-                chosen = choose_augmentations(drawn_for, epoch=epoch, shift=self.shift, flip=flip)
-                taken = augment(taken, chosen, shift=self.shift)
-            numbers = dataset_indices * self.augmentations_per_image + chosen
-            known = labels[indices].to(self.device)
-            if not self.numbered:
-                yield self._transformed(taken, known, numbers, (self.seed, epoch, start + (part.start or 0)))
-                continue
-            pixels = to_network(taken, spec, self.device)
-            if spec.kind == "signal":
-                pixels = augment_signals(pixels, chosen, shift=self.shift)
-            yield Batch(pixels, known, numbers)
+            flip = self.flip and self.augment == "light"
+            chosen = choose_augmentations(drawn_for, epoch=epoch, shift=self.shift, flip=flip)
+            taken = augment(taken, chosen, shift=self.shift)
+        numbers = dataset_indices * self.augmentations_per_image + chosen
+        known = torch.from_numpy(self.split.labels[indices]).to(self.device)
+        if not self.numbered:
+            return self._transformed(taken, known, numbers, (self.seed, epoch, place))
+        pixels = to_network(taken, spec, self.device)
+        if spec.kind == "signal":
+            pixels = augment_signals(pixels, chosen, shift=self.shift)
+        return Batch(pixels, known, numbers)
 
     def _transformed(self, images: Tensor, labels: Tensor, numbers: NDArray[np.int64], key: tuple[int, ...]) -> Batch:
         """Return a batch of the levels ``standard`` and ``strong``."""

@@ -121,6 +121,20 @@ def test_a_second_run_takes_every_logit_from_the_cache_and_gives_the_same_weight
     assert without == first
 
 
+def test_another_seed_takes_every_logit_from_the_cache(config, teacher_dir, monkeypatch, tmp_path):
+    monkeypatch.setenv("KDEDGE_CACHE", str(tmp_path / "cache"))
+    settings = dataclasses.replace(config.distill, method="kd", epochs=2, batch_size=20)
+    computed = []
+    for seed in (3, 4):
+        changed = dataclasses.replace(config.runtime, seed=seed)
+        out = tmp_path / str(seed)
+        out.mkdir()
+        facts = stage.run(dataclasses.replace(config, distill=settings, runtime=changed), {"teacher": teacher_dir}, out)
+        computed.append(facts["logits_computed"])
+    # Each epoch leaves out 16 of the 96 images, of each seed others.
+    assert computed == [2 * 96, 0]
+
+
 def test_logits_that_were_computed_before_an_interruption_count(distill, monkeypatch, tmp_path):
     monkeypatch.setenv("KDEDGE_CACHE", str(tmp_path / "cache"))
     honest = stage.StudentEvaluator.measure
