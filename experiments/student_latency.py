@@ -1,11 +1,11 @@
 """Measure the INT8 latency of student candidates with random weights, before any of them is trained.
 
-    python experiments/student_latency.py [--rounds 40] [NAME ...]
+    python experiments/student_latency.py [--rounds 40] [--save FOLDER] [NAME ...]
 
 Exports and quantizes every candidate as kdedge does (speed does not depend on the values of weights), counts the
 convolutions that onnxruntime runs as integers, then times all candidates in turn, one thread, batch 1. The least time
 of all calls is robust to other load on the machine, which only adds time; the first quartile is given, too. Prints the
-load of the machine and a Markdown table.
+load of the machine and a Markdown table. With --save, a folder of each has both models for `kdedge benchmark`.
 """
 
 import argparse
@@ -78,13 +78,14 @@ def build(name: str) -> Student:
     return build_lite(spec, len(CLASSES), image_input(SIZE))
 
 
-def quantize(model: Student, images: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[bytes, float]:
-    """Return the INT8 model and its million multiply-accumulates."""
+def quantize(model: Student, images: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[bytes, bytes, float]:
+    """Return the FP32 and the INT8 model and their million multiply-accumulates."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_student(model.eval(), image_input(SIZE), CLASSES, path)
         fp32 = read_model(path)
-    return Quantizer.from_model(fp32, images).build(Candidate()), count_macs(fp32) / 1e6
+        exported = path.read_bytes()
+    return exported, Quantizer.from_model(fp32, images).build(Candidate()), count_macs(fp32) / 1e6
 
 
 def main() -> None:
@@ -93,6 +94,7 @@ def main() -> None:
     names = [*(name for name, spec in STUDENTS.items() if not spec.signal), *CANDIDATES]
     parser.add_argument("names", nargs="*", help="registered students and candidates (default: all)")
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--save", type=Path)
     options = parser.parse_args()
 
     rng = np.random.default_rng(0)
@@ -100,7 +102,12 @@ def main() -> None:
     rows: dict[str, tuple[int, float, str, Any]] = {}
     for name in options.names or names:
         model = build(name)
-        data, macs = quantize(model, images)
+        exported, data, macs = quantize(model, images)
+        if options.save:
+            folder = options.save / name.replace(" ", "-")
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "student.onnx").write_bytes(exported)
+            (folder / "student.int8.onnx").write_bytes(data)
         proof = integer_proof(data)
         convs = sum(node.op_type == "Conv" for node in onnx.load_from_string(data).graph.node)
         integer = f"{proof['integer_convs']} of {convs}" + (" *" if why_not_integer(proof) else "")
