@@ -89,6 +89,7 @@ def benchmark_bundle(config: Config, bundle: Path, out_dir: Path) -> dict[str, A
         run["same_test_images"] = judged_on == images_sha256
         if not run["same_test_images"]:
             warn(f"these are not the test data ({dataset.name}) of the bundle: its accuracies are not comparable")
+            _warn_unmeasured(dataset)
     if not run.get("same_test_images"):
         facts["teacher"] = {**known["teacher"], "test_top1_pct": None}
     with disk_errors(out_dir):
@@ -132,3 +133,11 @@ def _open_for(bundle: Path, config: Config) -> Dataset:
     if not isinstance(dataset, UserImages):
         return dataset
     return dataset.labelled_as(tuple((bundle / "labels.txt").read_text(encoding="utf-8").splitlines()))
+
+
+def _warn_unmeasured(dataset: Dataset) -> None:
+    """Warn of new images that are not measured: without a test part most are training images."""
+    if isinstance(dataset, UserImages) and (others := len(dataset.items) - len(dataset.test_items)):
+        where = " (PATH/test/CLASS/IMAGE)" if dataset.kind == "folder" else ""
+        unmeasured = f"{others:,} of {len(dataset.items):,} images of {dataset.name} are not measured"
+        warn(f"{unmeasured}: only test images{where} are")

@@ -6,12 +6,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from image_folders import make_tree
 from typer.testing import CliRunner
 
 from kdedge.errors import InputError
 from kdedge.files import write_json
 from kdedge.manifest import sealed
+from kdedge.pipeline import measure_bundle
 from kdedge.pipeline.cli import app
+from kdedge.pipeline.config.build import build_config
 
 BUNDLE = Path(__file__).parents[2] / "artifacts" / "reference" / "bundle"
 
@@ -90,3 +93,15 @@ def test_a_runtime_that_the_bundle_lacks_or_the_host_is_named(measure, monkeypat
     assert result.exit_code == 2
     assert "OpenVINO IR needs openvino" in result.stderr
     assert "[runtimes]" in result.stderr
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_images_that_are_no_test_images_are_counted(divided, tmp_path, monkeypatch, capsys):
+    classes = (BUNDLE / "labels.txt").read_text().splitlines()
+    make_tree(tmp_path / "new" / ("test" if divided else ""), dict.fromkeys(classes, 5))
+    monkeypatch.setattr(measure_bundle, "verify_bundle", lambda bundle: None)
+    monkeypatch.setattr(measure_bundle, "run_benchmark", lambda *_, **__: {})
+    config = build_config({"data": {"source": f"folder:{tmp_path / 'new'}"}})
+    measure_bundle.benchmark_bundle(config, BUNDLE, tmp_path)
+    warned = "warning: 40 of 50 images of folder:new are not measured: only test images" in capsys.readouterr().err
+    assert warned != divided
