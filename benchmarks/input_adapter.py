@@ -204,7 +204,7 @@ def open_classifier(path: Path, *, layout: str = "", image_size: int = 0) -> Cla
         raise InputError(f"--image-size {image_size} differs from the {size} pixels that {path} takes", "leave it out")
     # The ranges of dynamically quantized layers are those of the whole batch.
     dynamic = b"DynamicQuantizeLinear" in path.read_bytes()
-    classes = outputs[0].shape[-1]
+    classes = outputs[0].shape[-1] if outputs[0].shape else None  # an unknown shape has no axes
     described = "float" not in inputs[0].type or "kdedge.preprocessing" in session.get_modelmeta().custom_metadata_map
     return Classifier(
         path, session, inputs[0].name, layout, _TYPES[inputs[0].type], shape[0] or (1 if dynamic else None), size,

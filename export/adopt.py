@@ -105,6 +105,8 @@ def weight_files(source: Path) -> list[Path]:
 
 def _load(source: Path) -> onnx.ModelProto:
     """Load a model with its external data and without functions, in an opset that the quantization can use."""
+    if links := [path for path in weight_files(source) if path.is_symlink()]:
+        raise InputError(f"{source} has its weights in {links[0].name}, which is a link", "copy the files: cp -rL")
     try:
         model = onnx.load(source)
         opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
@@ -262,7 +264,13 @@ def _check_logits(source: Classifier, preprocessing: Preprocessing, data: bytes,
         parts = [[session.run(None, {"pixels": part})[0] for part in np.split(pixels, count)] for count in (6, 2)]
     except onnxruntime_errors() as error:
         raise InputError(f"{source.path} cannot be rewritten for any batch: {first_line(error)}", hint) from error
-    difference = max(float(np.abs(np.concatenate(part) - expected).max()) for part in parts)
+    found = [np.concatenate(part) for part in parts]
+    if any(logits.shape != expected.shape for logits in found):
+        raise InputError(
+            f"{source.path} returns logits of another shape for one image than for several",
+            "export it so that the output is [N, C] for any N: squeeze only the axes of height and width",
+        )
+    difference = max(float(np.abs(logits - expected).max()) for logits in found)
     largest = float(np.abs(expected).max())
     if difference <= _TOLERANCE * largest:
         return difference

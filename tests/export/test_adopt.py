@@ -91,6 +91,34 @@ def test_operators_of_onnxruntime_are_refused(tmp_path):
         adopted(tmp_path / "fused.onnx", tmp_path / "student.onnx")
 
 
+def test_weights_behind_a_link_are_to_be_copied(tmp_path):
+    """As in the cache of Hugging Face."""
+    path = colour_net(tmp_path / "net.onnx", save_as_external_data=True, size_threshold=100, location="net.data")
+    (tmp_path / "net.data").rename(tmp_path / "blob")
+    (tmp_path / "net.data").symlink_to("blob")
+    with pytest.raises(InputError, match=r"net\.onnx has its weights in net\.data, which is a link"):
+        adopted(path, tmp_path / "student.onnx")
+
+
+@pytest.mark.parametrize("declared", [["N", 3], None])
+def test_a_model_that_squeezes_the_batch_is_refused(tmp_path, declared):
+    weight = np.zeros((3, 3, 1, 1), np.float32)
+    nodes = [
+        helper.make_node("Conv", ["image", "w"], ["maps"]),
+        helper.make_node("GlobalAveragePool", ["maps"], ["means"]),
+        helper.make_node("Squeeze", ["means"], ["scores"]),  # all axes of length 1
+    ]
+    graph = helper.make_graph(
+        nodes, "net",
+        [helper.make_tensor_value_info("image", FLOAT, ["N", 3, 16, 16])],
+        [helper.make_tensor_value_info("scores", FLOAT, declared)],
+        [numpy_helper.from_array(weight, "w")],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "n.onnx")
+    with pytest.raises(InputError, match=r"n\.onnx returns logits of another shape for one image than for several"):
+        adopted(tmp_path / "n.onnx", tmp_path / "student.onnx")
+
+
 def test_float16_is_refused(tmp_path):
     model = onnx.load(colour_net(tmp_path / "model.onnx"))
     model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
