@@ -23,6 +23,7 @@ from kdedge.errors import InputError
 from kdedge.files import cache_bytes, cache_dir
 from kdedge.install import install_command
 from kdedge.machine import cpu_info, cpu_quota, usable_cores
+from kdedge.manifest import ONNXRUNTIMES
 from kdedge.progress import printable
 
 __all__ = [
@@ -61,8 +62,6 @@ _PACKAGES = (
     ("PIL", "images other than .npy"),
 )
 _TRAINING = ("torch", "torchvision", "onnx")
-# Distributions of onnxruntime, which overwrite each other.
-_BUILDS = ("onnxruntime", *(f"onnxruntime-{kind}" for kind in ("gpu", "openvino", "qnn", "directml")))
 _MIXTURE = "mixture"
 _ONLY_GPU = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
 _ANYWHERE = "`kdedge quantize --target portable` makes one with the same predictions on every CPU"
@@ -307,7 +306,7 @@ def _int8_check(isa: list[str]) -> tuple[str, str, str]:
 
 def _mixture() -> dict[str, str] | None:
     """Return the problem of several builds of onnxruntime being installed; None: they are not."""
-    builds = [name for name in _BUILDS if _version(name)]
+    builds = [name for name in ONNXRUNTIMES if _version(name)]
     if len(builds) < 2:
         return None
     wanted = next((name for name in reversed(builds) if name != "onnxruntime-gpu" or _gpu()), "onnxruntime")

@@ -19,6 +19,7 @@ from kdedge.ownership import MANIFEST
 
 __all__ = [
     "MANIFEST_SCHEMA",
+    "ONNXRUNTIMES",
     "SEAL",
     "check_finished",
     "git_commit",
@@ -31,6 +32,8 @@ __all__ = [
 
 SEAL = "content_sha256"
 MANIFEST_SCHEMA = 1
+ONNXRUNTIMES = ("onnxruntime", *(f"onnxruntime-{kind}" for kind in ("gpu", "openvino", "qnn", "directml")))
+"""Distributions of onnxruntime, which overwrite each other."""
 
 
 def load_manifest(stage_dir: Path) -> dict[str, Any]:
@@ -96,9 +99,9 @@ def versions() -> dict[str, str | None]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = None
-    if found["onnxruntime"] is None:
+    for build in ONNXRUNTIMES:
         with suppress(metadata.PackageNotFoundError):
-            found["onnxruntime"] = metadata.version("onnxruntime-gpu")
+            found["onnxruntime"] = found["onnxruntime"] or metadata.version(build)
     return found
 
 
