@@ -218,24 +218,26 @@ class _TorchScores:
 
         key = (*load_manifest(self._inputs["teacher"])["outputs"].values(), self._images_sha256)
         if key not in self._teachers:
-            self._teachers[key] = _top1_pct(load_teacher(self._inputs["teacher"]), split)
+            teacher = load_teacher(self._inputs["teacher"])
+            self._teachers[key] = _top1_pct(teacher, split, teacher.image_size)
         return {
             "teacher_test_top1_pct": self._teachers[key],
             "torch_fp32_top1_pct": _top1_pct(load_student(self._inputs["distill"]), split),
         }
 
 
-def _top1_pct(model: "torch.nn.Module", split: Split) -> float:
+def _top1_pct(model: "torch.nn.Module", split: Split, resized: int = 0) -> float:
     """Return the top-1 accuracy of a model on a split, in percent.
 
     Args:
         model: In eval mode; maps normalised inputs to logits.
         split: The images and their labels.
+        resized: Side length in pixels to which the model resizes the images (0: it does not).
     """
     import torch
 
     from kdedge.pipeline.training.batches import place, predict_logits
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    right = predict_logits(place(model, device), split, device).argmax(1).numpy() == split.labels
+    right = predict_logits(place(model, device), split, device, resized).argmax(1).numpy() == split.labels
     return round(100 * float(right.mean()), 4)

@@ -5,12 +5,15 @@ import types
 
 import numpy as np
 import pytest
+import torch
 from image_folders import make_tree
 
 from kdedge.benchmarks.sampling import stratified_sample
+from kdedge.dataset import Split
 from kdedge.files import write_json
 from kdedge.pipeline import measure_bundle
 from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.models import load
 from kdedge.pipeline.stages import benchmark as evaluate
 from kdedge.pipeline.stages.registry import STAGES
 
@@ -162,3 +165,25 @@ def test_runtimes_get_the_calibration_images_of_the_int8_model(tmp_path, monkeyp
     assert given["calibration"].tolist() == stratified_sample(labels, 6, config.runtime.seed).tolist()
     none = dataclasses.replace(config, benchmark=dataclasses.replace(config.benchmark, runtime=""))
     assert evaluate._converted(none, inputs, tmp_path / "none") == {}
+
+
+def test_a_teacher_that_enlarges_its_images_sees_few_at_a_time(tmp_path, monkeypatch):
+    seen = {}
+
+    class Network(torch.nn.Module):
+        def __init__(self, name, image_size=0):
+            super().__init__()
+            self.name, self.image_size = name, image_size
+
+        def forward(self, pixels):
+            seen[self.name] = max(seen.get(self.name, 0), len(pixels))
+            return torch.zeros(len(pixels), 2)
+
+    monkeypatch.setattr(load, "load_teacher", lambda folder: Network("teacher", 640))
+    monkeypatch.setattr(load, "load_student", lambda folder: Network("student"))
+    manifest = {"schema": 1, "config": {}, "inputs": {}, "outputs": {"teacher.safetensors": "of 640"}, "facts": {}}
+    write_json(tmp_path / "manifest.json", manifest)
+    split = Split(np.zeros((20, 16, 16, 3), np.uint8), np.zeros(20, np.int64))
+    scores = evaluate._TorchScores({"teacher": tmp_path, "distill": tmp_path}, "images")(split)
+    assert scores == {"teacher_test_top1_pct": 100.0, "torch_fp32_top1_pct": 100.0}
+    assert seen == {"teacher": 2, "student": 20}, "memory of 250 images of 64 pixels"
