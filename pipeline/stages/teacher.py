@@ -65,6 +65,7 @@ def check(config: Config, run_dir: Path) -> None:
             "--teacher-flip": settings.flip,
             f"--teacher-augment {settings.augment}": settings.augment not in SIGNAL_LEVELS,
             "--teacher-cutout": settings.cutout,
+            "--teacher-image-size": settings.image_size,
         }
         if wrong := [flag for flag, value in given.items() if value]:
             raise InputError(

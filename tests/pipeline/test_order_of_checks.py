@@ -39,6 +39,10 @@ def no_work(monkeypatch):
         (["distill", "--data", "sample"], "holds no finished stage"),
         (["run-all", "--data", "sample", "--affinity", "77"], "CPU 77 is not available"),
         (["run-all", "--data", "sample", "--teacher-cutout", "512"], "--teacher-cutout 512 is larger than the images"),
+        (
+            ["run-all", "--data", "windows:w", "--teacher-image-size", "64"],
+            "--teacher-image-size is for images; --data",
+        ),
         (["run-all", "--data", "sample", "--teacher", "resnet19"], "unknown teacher 'resnet19' (did you mean"),
         (["run-all", "--data", "sample", "--teacher-weights", "no.pth"], "weights no.pth do not exist"),
         (["run-all", "--data", "sample", "--threads", "1024"], "--threads 1024 is far above the"),
