@@ -16,7 +16,7 @@ _COLUMNS = 6
 _ROW = 1.4  # height of an image and its texts in widths of a column
 _STRONG = 0.65  # strength of a cell from which its number is white
 _LONGEST_NAME = 14
-_OTHERS = "others"
+_OTHERS = ""  # instead of the name of a class that is not shown; a class may be called "others"
 
 
 def matrix_size(classes: int) -> tuple[float, float]:
@@ -69,7 +69,7 @@ def paint_confusions(
         axes.text(x, y, text, ha="center", va="center", fontsize=small, color=color)
     turned: dict[str, Any] = {} if len(columns) <= 5 else {"rotation": 45, "ha": "right"}
     labels = [_short(names[name]) for name in columns]
-    axes.set_xticks(range(shares.shape[1]), labels + [_OTHERS] * cut, fontsize=small, **turned)
+    axes.set_xticks(range(shares.shape[1]), labels + ["(others)"] * cut, fontsize=small, **turned)
     axes.set_yticks(
         range(len(shown)),
         [f"{name} ({row['n']:,})" for name, row in zip(labels, shown, strict=True)],

@@ -61,6 +61,20 @@ def test_the_confusion_matrix_shows_the_share_of_each_class(classes: int, column
         assert (texts[1, 1], columns - 1) == ("50", 20)
 
 
+def test_a_class_called_others_has_one_column() -> None:
+    names, labels = ("cat", "others"), np.array([0] * 10 + [1] * 10)
+    answers = np.array([1] * 3 + [0] * 7 + [1] * 10)
+    rows = per_class_table(labels, answers, answers, names)
+    shown: list[str] = []
+
+    def paint(axes: Any) -> None:
+        paint_confusions(axes, rows, confusions(labels, answers, names), dict(zip(names, names, strict=True)))
+        shown.extend(label.get_text() for label in axes.get_xticklabels())
+
+    render(paint, matrix_size(2))
+    assert shown == ["cat", "others"]
+
+
 def test_the_grid_of_mistakes_has_prediction_probability_and_class() -> None:
     rows = [{"image": 0, "label": "cat", "predicted": "dog", "probability": 0.987}] * 8
     texts: list[str] = []
