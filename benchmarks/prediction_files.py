@@ -252,6 +252,8 @@ def _read_npz(path: Path) -> Predictions:
         raise InputError(f"{path}: logits[{bad[0]}] is not finite", "the model returned NaN or infinity")
     width = logits.shape[1]
     classes = _names(path, "classes", arrays.get("classes", np.arange(width)), width)
+    if len({*classes}) < width:
+        raise InputError(f"{path}: classes has {Counter(classes).most_common(1)[0][0]!r} twice", _KEYS)
     answers = [classes[index] for index in logits.argmax(axis=1)]
     return Predictions(path, labels, answers, places, tuple(classes), *named)
 

@@ -205,6 +205,7 @@ def test_a_bad_csv_file_is_refused_with_the_line(text, message, tmp_path):
         ({"labels": [0.5, 1], "predictions": [0, 1]}, "labels is float64"),
         ({"labels": [0, 1], "logits": np.eye(3)}, "logits is float64 [3, 3]"),
         ({"labels": [0, 1], "logits": np.full((2, 2), np.nan)}, "logits[0] is not finite"),
+        ({"labels": ["a", "b"], "logits": np.eye(2), "classes": ["a", "a"]}, "classes has 'a' twice"),
         ({"labels": np.array([{}, 1], object), "predictions": [0, 1]}, "not a readable .npz file"),
     ],
 )
