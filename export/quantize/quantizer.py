@@ -112,7 +112,12 @@ class Quantizer:
             types[candidate.activations],
             TensorsData(CalibrationMethod.MinMax, ranges),
             list(only),
-            [*exclude, *_after_the_last_layer(core.graph), *_without_range(core.graph, ranges)],
+            [
+                *exclude,
+                *_after_the_last_layer(core.graph),
+                *_without_range(core.graph, ranges),
+                *_clips_without_zero(core.graph),
+            ],
             OP_TYPES,
             # The last matrix product returns float logits from its 32-bit sums: rounding them to 8 bits would lose
             # accuracy and add two operators.
@@ -149,6 +154,20 @@ def _without_range(graph: onnx.GraphProto, ranges: Mapping[str, Any]) -> list[st
         for node in graph.node
         if not known.issuperset([*node.input[: 1 if node.op_type == "Reshape" else None], *node.output])
     ]
+
+
+def _clips_without_zero(graph: onnx.GraphProto) -> list[str]:
+    """Return the names of the Clips between bounds without 0.
+
+    onnxruntime removes a Clip behind a layer, because the range of its result does the same. Every range includes 0.
+    """
+    constants = {name: array for name, array in lookup.arrays(graph).items() if array.size == 1}
+    found = []
+    for node in graph.node:
+        if node.op_type == "Clip":
+            low, high, *_ = (constants.get(name, np.zeros(1)).item() for name in [*node.input[1:], "", ""])
+            found += [node.name] * (low > 0 or high < 0)
+    return found
 
 
 def _preprocess(core: onnx.ModelProto) -> onnx.ModelProto:

@@ -8,10 +8,10 @@ from other_models import CLASSES, FLOAT, UINT8, adopted, colour_net
 
 from kdedge.benchmarks.emulate.emulator import CPUS, emulate
 from kdedge.benchmarks.input_adapter import PREPROCESSING, open_classifier
-from kdedge.benchmarks.session import import_onnxruntime, open_session, session_options
+from kdedge.benchmarks.session import import_onnxruntime, open_model, open_session, run_model, session_options
 from kdedge.errors import InputError
 from kdedge.export.adopt import _load, adopt_model
-from kdedge.export.quantize.candidates import Candidate
+from kdedge.export.quantize.candidates import Candidate, score
 from kdedge.export.quantize.float_reasons import float_operators
 from kdedge.export.quantize.proof import integer_proof
 from kdedge.export.quantize.quantizer import OP_TYPES, Quantizer, _without_range
@@ -208,6 +208,25 @@ def test_operators_on_computed_shapes_are_not_quantized():
     one = numpy_helper.from_array(np.int64([1]), "one")
     graph = helper.make_graph(nodes, "graph", [], [], [one])
     assert _without_range(graph, dict.fromkeys(("features", "logits"), (0.0, 1.0))) == ["of integers"]
+
+
+@pytest.mark.parametrize("bounds", [(0.1, 0.3), (-0.3, -0.1), (-0.2, 0.2)])
+def test_clips_keep_their_bounds(tmp_path, bounds):
+    path = tmp_path / "net.onnx"
+    model = onnx.load(colour_net(path, activation="Relu"))
+    node = next(node for node in model.graph.node if node.op_type == "Relu")
+    node.op_type = "Clip"
+    node.input.extend(("low", "high"))
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.float32(bound), name) for bound, name in zip(bounds, ("low", "high"), strict=True)
+    )
+    onnx.save(model, path)
+    model = adopted(path, tmp_path / "student.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
+    quantized = Quantizer.from_model(model, pixels).build(Candidate(calibration_images=32))
+    (tmp_path / "int8.onnx").write_bytes(quantized)
+    fp32, int8 = (run_model(open_model(tmp_path / name), pixels) for name in ("student.onnx", "int8.onnx"))
+    assert score(fp32, int8, np.zeros(32, np.int64)).sqnr_db > 25
 
 
 def amplifying_net(path, factor=1e5):
