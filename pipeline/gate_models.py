@@ -4,6 +4,7 @@ The images are those of a folder, a table or a NumPy file: all of them, or the t
 classes are in the order of the data set; the class names in the metadata of kdedge's own models come first.
 """
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -96,7 +97,9 @@ def _open_images(source: str) -> _Images:
         part = PART_IS[listed.kind]
         raise InputError(
             f"{listed.root} has {' and '.join(listed.parts)} but no test {part}",
-            f"name the images to use: --data {items[0].path.parents[1]}" if part == "folder" else f"add test {part}",
+            f"name the images to use: --data {shlex.quote(str(items[0].path.parents[1]))}"
+            if part == "folder"
+            else f"add test {part}",
         )
     items = listed.parts.get("test", items)
     if not listed.divided:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -71,6 +72,6 @@ def load_checkpoint(path: Path, state: Mapping[str, Stateful], title: str) -> di
     except DAMAGED as error:
         raise InputError(
             f"the checkpoint {path} does not fit this training: {error}",
-            f"delete it to start the stage over: rm {path}",
+            f"delete it to start the stage over: {shlex.join(['rm', str(path)])}",
         ) from error
     return saved

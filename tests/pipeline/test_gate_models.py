@@ -196,7 +196,7 @@ def options_for(tmp_path, folder):
         "no preprocessing": ((model, model, *data), "takes floats, and the file does not describe the preprocessing"),
         "no data": ((pixels, pixels), "two models need test images"),
         "no folder": ((pixels, pixels, "--data", tmp_path / "none"), "does not exist"),
-        "no test folder": ((pixels, pixels, "--data", tmp_path / "parts"), "but no test folder"),
+        "no test folder": ((pixels, pixels, "--data", tmp_path / "my parts"), f"--data '{tmp_path}/my parts/val'"),
         "unknown name": ((model, model, *data, "--preprocessing", "keers"), "did you mean 'keras'?"),
         "bad mean": ((model, model, *data, "--mean", "1,2"), "--mean '1,2' is not one number or three"),
         "zero std": ((model, model, *data, "--std", "0"), "--std '0' is not one number above 0"),
@@ -220,7 +220,7 @@ def options_for(tmp_path, folder):
 
 def test_what_does_not_fit_is_refused(folder, tmp_path):
     for part in ("train", "val"):
-        shutil.copytree(folder / "train", tmp_path / "parts" / part)
+        shutil.copytree(folder / "train", tmp_path / "my parts" / part)
     for name, (arguments, message) in options_for(tmp_path, folder).items():
         result = invoke(*arguments)
         assert result.exit_code == 2, (name, result.output, result.exception)

@@ -144,11 +144,14 @@ def test_a_training_with_a_checkpoint_of_another_version_starts_over(checkpoint,
 
 
 def test_a_checkpoint_of_another_training_is_refused(checkpoint):
-    _, loop = make_loop(checkpoint.parent)
+    folder = checkpoint.parent / "my run"
+    folder.mkdir()
+    moved = checkpoint.rename(folder / checkpoint.name)
+    _, loop = make_loop(folder)
     loop.state = {**loop.state, "more": nn.Linear(1, 1)}
     with pytest.raises(InputError, match="does not fit this training") as caught:
         loop.run()
-    assert f"rm {checkpoint}" in caught.value.hint
+    assert f"rm '{moved}'" in caught.value.hint
 
 
 def test_a_training_that_diverges_starts_again_at_a_quarter_of_the_rate(tmp_path, capsys):
