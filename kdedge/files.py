@@ -50,7 +50,7 @@ def file_sha256(path: Path) -> str:
 
 
 def file_stamp(path: Path) -> tuple[int, int]:
-    """Return the time of the last change of a file in ns and its size in bytes, which tell whether it has changed."""
+    """Return the time of the last change of a file in ns and its size in bytes; a changed file has others."""
     status = path.stat()
     return status.st_mtime_ns, status.st_size
 

@@ -197,7 +197,7 @@ def _samples(base: Path, file: Path) -> Iterator[_Sample]:
 
 
 def _label(file: Path, member: str, data: bytes) -> tuple[str, str, bool]:
-    """Return class and group (empty: none) that a member names, and whether the class is a number for certain."""
+    """Return the class and the group that a member names, or no group, and whether the class is surely a number."""
     value: Any = None
     group: Any = ""
     try:
