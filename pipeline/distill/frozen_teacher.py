@@ -18,7 +18,7 @@ from kdedge.pipeline.models.teacher import Teacher, fold_batch_norms
 from kdedge.pipeline.training import distributed
 from kdedge.pipeline.training.batches import Batches, place
 
-__all__ = ["cached_teachers", "frozen_teacher"]
+__all__ = ["cached_teachers", "check_fits", "frozen_teacher"]
 
 
 def frozen_teacher(
@@ -40,7 +40,7 @@ def frozen_teacher(
         InputError: It is for other classes or another kind of inputs.
     """
     teacher = load_teacher(folder)
-    _check_fits(folder, classes, spec)
+    check_fits(folder, classes, spec)
     teacher = fold_batch_norms(teacher, spec)
     if device.type == "cuda" and config.runtime.precision == "bf16":
         for module in teacher.modules():
@@ -77,8 +77,12 @@ def cached_teachers(
     return Ensemble(members)
 
 
-def _check_fits(teacher_dir: Path, classes: tuple[str, ...], spec: InputSpec) -> None:
-    """Refuse a teacher of other inputs or classes: by their names, or by their number if it has no names."""
+def check_fits(teacher_dir: Path, classes: tuple[str, ...], spec: InputSpec) -> None:
+    """Refuse a teacher of other inputs or classes: by their names, or by their number if it has no names.
+
+    Raises:
+        InputError: It does not fit a data set with these classes and inputs.
+    """
     description = load_json(teacher_dir / TEACHER_DESCRIPTION, ("num_classes",))
     hint = "train the teacher on the same --data"
     if description.get("channels") != (None if spec.kind == "image" else len(spec.channels)):

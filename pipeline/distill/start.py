@@ -61,6 +61,41 @@ def start_student(student: Student, config: Config, inputs: InputSpec, batches: 
     if not paths:
         return StudentStart(_untrained(student, config, batches), [], {})
     hashes = [file_sha256(path) for path in paths]
+    wide, found = load_given(student, config, inputs)
+    place(wide, batches.device)
+    if not found:
+        if len(paths) > 1:
+            # The mean of several networks needs new statistics (Izmailov et al., arXiv:1803.05407, sec. 3.2).
+            _refresh(wide, config, batches)
+        return StudentStart(wide, hashes, {})
+    scratch = settings.prune_by == "scratch"
+    with autocast(config.runtime):
+        score = "taylor" if scratch else settings.prune_by
+        scores = channel_scores(wide.eval(), first_batches(batches, _BATCHES), score)
+    own, classes = prunable_widths(settings.student), student.classifier.out_features
+    widths = narrower(found, scores, cost_of(wide, inputs), settings.prune) if settings.prune else own
+    narrow = build_student(settings.student, classes, inputs, widths)
+    if scratch:
+        _untrained(narrow, config, batches)
+    else:
+        slice_channels(wide, place(narrow, batches.device), best_channels(scores, widths))
+        _refresh(narrow, config, batches)
+    log(f"student: {_text(widths)} of {_text(found)} channels, by {settings.prune_by}")
+    return StudentStart(narrow, hashes, {"from": list(found), "widths": list(widths), "by": settings.prune_by})
+
+
+def load_given(student: Student, config: Config, inputs: InputSpec) -> tuple[Student, Widths]:
+    """Return a student with the weights of ``--student-weights``, and its widths if it will be pruned.
+
+    Args:
+        student: The registered student. It gets the weights, unless they are of one that will be pruned.
+        config: The configuration, with such weights.
+        inputs: The inputs of the student.
+
+    Raises:
+        InputError: The weights do not fit.
+    """
+    settings, paths = config.distill, config.distill.weight_files
     classes = student.classifier.out_features
     own, found = prunable_widths(settings.student), _widths_in(paths[0], settings.student)
     wider = len(found) == len(own) and found != own and all(a >= b for a, b in zip(found, own, strict=True))
@@ -72,27 +107,9 @@ def start_student(student: Student, config: Config, inputs: InputSpec, batches: 
         )
     if prunes:
         _check_wiring(paths[0], settings.student)
-    wide = build_student(settings.student, classes, inputs, found) if prunes else student
-    load_mean(wide, paths, f"a {settings.student!r} student with {classes} classes")
-    place(wide, batches.device)
-    if not prunes:
-        if len(paths) > 1:
-            # The mean of several networks needs new statistics (Izmailov et al., arXiv:1803.05407, sec. 3.2).
-            _refresh(wide, config, batches)
-        return StudentStart(wide, hashes, {})
-    scratch = settings.prune_by == "scratch"
-    with autocast(config.runtime):
-        score = "taylor" if scratch else settings.prune_by
-        scores = channel_scores(wide.eval(), first_batches(batches, _BATCHES), score)
-    widths = narrower(found, scores, cost_of(wide, inputs), settings.prune) if settings.prune else own
-    narrow = build_student(settings.student, classes, inputs, widths)
-    if scratch:
-        _untrained(narrow, config, batches)
-    else:
-        slice_channels(wide, place(narrow, batches.device), best_channels(scores, widths))
-        _refresh(narrow, config, batches)
-    log(f"student: {_text(widths)} of {_text(found)} channels, by {settings.prune_by}")
-    return StudentStart(narrow, hashes, {"from": list(found), "widths": list(widths), "by": settings.prune_by})
+        student = build_student(settings.student, classes, inputs, found)
+    load_mean(student, paths, f"a {settings.student!r} student with {classes} classes")
+    return student, found if prunes else ()
 
 
 def _untrained(student: Student, config: Config, batches: Batches) -> Student:

@@ -10,7 +10,7 @@ Reads the training images (not the test images) and the teacher; writes ``studen
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,16 @@ from kdedge.manifest import check_finished
 from kdedge.ownership import is_stage
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.checks import conflicts
-from kdedge.pipeline.data.sources import open_dataset, training_images
+from kdedge.pipeline.data.sources import open_dataset, opened, training_images
 from kdedge.pipeline.distill.beta import hint_share, kd_share, skill
 from kdedge.pipeline.distill.blocks import COMPARED_BLOCKS, TeacherBlock, highest
 from kdedge.pipeline.distill.dynamic import DynamicChoice
 from kdedge.pipeline.distill.evaluator import StudentEvaluator
-from kdedge.pipeline.distill.frozen_teacher import cached_teachers, frozen_teacher
+from kdedge.pipeline.distill.frozen_teacher import cached_teachers, check_fits, frozen_teacher
 from kdedge.pipeline.distill.hints import HintPair, pair_blocks, probe_shapes, scan_variance
 from kdedge.pipeline.distill.methods import METHODS
 from kdedge.pipeline.distill.options import DistillConfig
-from kdedge.pipeline.distill.start import start_student
+from kdedge.pipeline.distill.start import load_given, start_student
 from kdedge.pipeline.distill.trainer import Trainer, first_batches
 from kdedge.pipeline.models.load import STUDENT_DESCRIPTION, STUDENT_WEIGHTS, load_student
 from kdedge.pipeline.models.student import Student, build_student
@@ -52,7 +52,7 @@ from kdedge.pipeline.training.epoch_loop import EpochLoop
 from kdedge.pipeline.training.length import fit_to_images
 from kdedge.progress import log, warn
 
-__all__ = ["HINT_DOMINATED_PCT", "check", "run"]
+__all__ = ["HINT_DOMINATED_PCT", "check", "check_data", "run"]
 
 Shapes = tuple[dict[str, tuple[int, int]], list[tuple[int, int]]]
 HINT_DOMINATED_PCT = 90.0  # share of the gradient above which the hint loss dominates
@@ -77,6 +77,19 @@ def check(config: Config, run_dir: Path) -> None:
                 "give the folder teacher/ of a run, or train one: kdedge teacher --out RUN",
             )
         check_finished(folder)
+
+
+def check_data(config: Config, run_dir: Path, names: Collection[str]) -> None:
+    """Refuse further teachers and initial weights that do not fit the data set.
+
+    Raises:
+        InputError: Teachers of other classes or inputs, or weights of another student.
+    """
+    dataset = opened(config.data)
+    for folder in config.distill.further_teachers:
+        check_fits(folder, dataset.class_names, dataset.spec)
+    if config.distill.weight_files:
+        load_given(build_student(config.distill.student, len(dataset.class_names), dataset.spec), config, dataset.spec)
 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:

@@ -64,6 +64,7 @@ STAGES = {
             options=("data", "distill", "training", "runtime"),
             reads=("teacher",),
             check=_lazy("distill.check"),
+            check_data=_lazy("distill.check_data"),
             run=_lazy("distill.run"),
             fingerprint=of_training("distill"),
             data=_data("train"),

@@ -134,7 +134,8 @@ def check_study(config: Config, out: Path, options: StudyOptions) -> None:
 
     Raises:
         InputError: An option of the study is wrong, a file or folder in the way is not kdedge's, the data set is bad or
-            contains ``out``, weights or a further teacher of the students are missing, or there are too many threads.
+            contains ``out``, weights or a further teacher of the students are missing or do not fit, or there are too
+            many threads.
     """
     options.check()
     check_owned(out, ("teacher",))
@@ -149,6 +150,8 @@ def check_study(config: Config, out: Path, options: StudyOptions) -> None:
         distill.check(config, out)
     distill.data(config)
     check_outside(opened(config.data), out)
+    if distill.check_data:
+        distill.check_data(config, out, ())
 
 
 def compare(config: Config, out: Path, methods: str, options: StudyOptions) -> dict[str, Any]:

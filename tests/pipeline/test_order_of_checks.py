@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from kdedge.errors import DivergenceError, GateError, StageError
 from kdedge.files import file_sha256
+from kdedge.inputs import image_input
 from kdedge.manifest import load_manifest
 from kdedge.pipeline import run as stages
 from kdedge.pipeline.cli import app
@@ -16,6 +17,8 @@ from kdedge.pipeline.config.build import build_config
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import open_dataset
 from kdedge.pipeline.data.user_images import check_outside
+from kdedge.pipeline.models.student import build_student
+from kdedge.pipeline.models.weights import save_module
 
 
 def kdedge(*arguments, code=0):
@@ -158,6 +161,25 @@ def finished_stage(run_dir, name, outputs=None, inputs=None):
         "schema": 1, "stage": name, "config": {}, "facts": {}, "inputs": inputs or {}, "outputs": outputs or {}
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("command", ["run-all", "compare"])
+def test_weights_and_teachers_that_do_not_fit_are_refused_before_the_teacher_trains(
+    command, folder_data, no_work, tmp_path
+):
+    common = ("--data", f"folder:{folder_data}", "--image-size", 16, "--student", "lite-xs")
+    other, classes = tmp_path / "other" / "teacher", ["cat", "dog", "cow"]
+    finished_stage(other.parent, "teacher")
+    (other / "teacher.json").write_text(json.dumps({"num_classes": 3, "channels": None, "classes": classes}))
+    weights = tmp_path / "student.safetensors"
+    save_module(build_student("lite-xs", 7, image_input(16)), weights)
+    for option, path, message in (
+        ("--more-teachers", other, "calls class 0 'cat', the data set 'blue'"),
+        ("--student-weights", weights, "does not fit a 'lite-xs' student with 3 classes: classifier.bias is (7,)"),
+    ):
+        result = kdedge(command, *common, option, path, "--out", tmp_path / "new" / "run", code=2)
+        assert message in " ".join(result.stderr.split())
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_stage_whose_inputs_were_made_from_an_earlier_result_does_not_run(no_work, tmp_path):
