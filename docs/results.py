@@ -43,7 +43,7 @@ def headline() -> str:
         [
             ["INT8 top-1 (95 % interval)", f"**{accuracy['onnx_int8_top1_pct']:.2f} %** ({_interval(report, 'int8')})"],
             ["INT8 loss against FP32, limit 0.5", f"{_loss(gate)} percentage points: {gate['verdict']}"],
-            ["latency FP32 / INT8, batch 1, 1 thread", _speed(report)],
+            ["latency FP32 / INT8, batch 1, 1 thread", _report_speed(report)],
             ["size FP32 / INT8", _size(size)],
             [f"changed predictions, emulated {cpus}", f"{flips} of {images:,} images"],
         ],
@@ -63,10 +63,10 @@ def reference() -> str:
         ["teacher top-1, test / validation", f"{teacher['test_top1_pct']:.2f} % / {teacher['val_top1_pct']:.2f} %"],
         ["student validation top-1, 5,000 images", f"{report['student']['val_top1_pct']:.2f} %"],
         ["size FP32 / INT8", _size(report["size"])],
-        ["latency FP32 / INT8, batch 1, 1 thread, Xeon with VNNI", _speed(report)],
+        ["latency FP32 / INT8, batch 1, 1 thread, Xeon with VNNI", _report_speed(report)],
         [
             "the same on an EPYC without VNNI (a student of the same shape)",
-            f"{steady['fp32']:.3f} / {steady['int8']:.3f} ms: {steady['fp32'] / steady['int8']:.2f}×",
+            _speed(steady["fp32"], steady["int8"]),
         ],
         ["integer convolutions", f"{proof['integer_convs']} of {convs}"],
         ["peak memory of a process that only runs the INT8 model", f"{memory['int8'] / 1e6:.1f} MB"],
@@ -194,13 +194,25 @@ def ingredients() -> str:
 
 
 def students() -> str:
-    """Return the students of the accuracy front."""
-    return _students("front", ("res", "lite", "lite-s", "res-s", "resnet20", "res-xs"))
+    """Return the students of the accuracy front, with their latency on several CPUs."""
+    begun = _rows(REFERENCE / "studies" / "front_begun.csv")
+    latency = _rows(REFERENCE / "front" / "latency.csv")
+    cpus, rows = list(dict.fromkeys(row["cpu"] for row in latency)), []
+    for name in ("res", "lite", "lite-s", "res-s", "resnet20", "res-xs"):
+        report = _report(f"front/{name}")
+        epochs = [row["epochs"] for row in begun if row["student"] == name]  # the report has the last training only
+        times = {row["cpu"]: row for row in latency if row["student"] == name}
+        found = [times.get(cpu) for cpu in cpus]
+        speeds = [_speed(float(row["fp32_p50_ms"]), float(row["int8_p50_ms"])) if row else "" for row in found]
+        rows.append([*_student(report, epochs), *speeds, _megabytes(report)])
+    return _table([*_STUDENT, *(f"FP32 / INT8, {cpu}" for cpu in cpus), "INT8 MB"], rows)
 
 
 def students_epyc() -> str:
     """Return three students on a CPU without VNNI."""
-    return _students("sizes-epyc", ("lite", "lite-s", "lite-xs"))
+    reports = [_report(f"sizes-epyc/{name}") for name in ("lite", "lite-s", "lite-xs")]
+    rows = [[*_student(report, []), _report_speed(report), _megabytes(report)] for report in reports]
+    return _table([*_STUDENT, "FP32 / INT8, p50", "INT8 MB"], rows)
 
 
 def weak_teachers() -> str:
@@ -239,29 +251,23 @@ TABLES: dict[str, Callable[[], str]] = {
 }  # fmt: skip
 
 
-def _students(folder: str, names: Sequence[str]) -> str:
-    rows = []
-    begun = _rows(REFERENCE / "studies" / "front_begun.csv") if folder == "front" else []
-    for name in names:
-        report = _report(f"{folder}/{name}")
-        earlier = [row["epochs"] for row in begun if row["student"] == name]  # the report has the last training only
-        student, top1 = report["student"], report["accuracy"]["onnx_int8_top1_pct"]
-        rows.append(
-            [
-                f"`{name}`",
-                f"{student['params'] / 1e6:.2f} M, {student['macs'] / 1e6:.0f}",
-                f"`{student['method']}`, {' + '.join([*earlier, str(student['epochs'])])}",
-                f"{top1:.2f} % ({_interval(report, 'int8')})",
-                _loss(report["gate"]),
-                _speed(report),
-                f"{report['size']['int8_bytes'] / 1e6:.2f}",
-            ]
-        )
-    header = [
-        "student", "parameters, MMAC", "method, epochs", "INT8 top-1 (95 %)", "loss, pp (95 %)", "FP32 / INT8, p50",
-        "INT8 MB",
-    ]  # fmt: skip
-    return _table(header, rows)
+_STUDENT = ("student", "parameters, MMAC", "method, epochs", "INT8 top-1 (95 %)", "loss, pp (95 %)")
+
+
+def _student(report: dict[str, Any], earlier_epochs: Sequence[str]) -> list[str]:
+    """Return the cells of a student that do not depend on the host."""
+    student, top1 = report["student"], report["accuracy"]["onnx_int8_top1_pct"]
+    return [
+        f"`{student['arch']}`",
+        f"{student['params'] / 1e6:.2f} M, {student['macs'] / 1e6:.0f}",
+        f"`{student['method']}`, {' + '.join([*earlier_epochs, str(student['epochs'])])}",
+        f"{top1:.2f} % ({_interval(report, 'int8')})",
+        _loss(report["gate"]),
+    ]
+
+
+def _megabytes(report: dict[str, Any]) -> str:
+    return f"{report['size']['int8_bytes'] / 1e6:.2f}"
 
 
 def _teacher(cells: list[dict[str, str]]) -> list[str]:
@@ -320,9 +326,13 @@ def _p50(report: dict[str, Any]) -> dict[str, float]:
     return {row["model"]: row["p50_ms"] for row in report["latency"] if (row["batch"], row["threads"]) == (1, 1)}
 
 
-def _speed(report: dict[str, Any]) -> str:
+def _report_speed(report: dict[str, Any]) -> str:
     p50 = _p50(report)
-    return f"{p50['fp32']:.3f} / {p50['int8']:.3f} ms: {p50['fp32'] / p50['int8']:.2f}×"
+    return _speed(p50["fp32"], p50["int8"])
+
+
+def _speed(fp32_ms: float, int8_ms: float) -> str:
+    return f"{fp32_ms:.3f} / {int8_ms:.3f} ms: {fp32_ms / int8_ms:.2f}×"
 
 
 def _report(folder: str) -> dict[str, Any]:

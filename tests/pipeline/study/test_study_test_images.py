@@ -88,7 +88,7 @@ def test_test_images_are_read_only_when_asked_for_and_after_the_last_training(st
     honest_test, honest_run, honest_top1 = UserImages.test, stage.run, evaluate._top1_pct
     monkeypatch.setattr(evaluate._TorchScores, "_teachers", {})
     monkeypatch.setattr(
-        evaluate, "_top1_pct", lambda model, split: scored.append(type(model)) or honest_top1(model, split)
+        evaluate, "_top1_pct", lambda model, *rest: scored.append(type(model)) or honest_top1(model, *rest)
     )
     monkeypatch.setattr(UserImages, "test", lambda self: events.append("test images") or honest_test(self))
     monkeypatch.setattr(stage, "run", lambda *arguments: events.append("training") or honest_run(*arguments))
