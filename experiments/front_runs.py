@@ -217,7 +217,7 @@ def main() -> None:
     training.add_argument("--runs", default=_RUNS, help="trainings as STUDENT:SEED=EPOCHS, comma-separated")
     training.add_argument("--teacher-epochs", type=int, required=True)
     training.add_argument("--teachers", type=int, default=3, help="the students learn from the mean of their logits")
-    training.add_argument("--mix", type=float, default=0.5, help="of the students (section 80)")
+    training.add_argument("--mix", type=float, default=0.0, help="of the students (sections 80 and 81)")
     training.add_argument("--seconds", type=float, required=True)
     training.add_argument("--slots", type=int, default=14)
     training.add_argument("--pruned-from", default="", help="weights of a wider student, from which lite-s is pruned")

@@ -86,11 +86,12 @@ def json_bytes(value: Any) -> bytes:
 
 
 def csv_bytes(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Return a CSV table in UTF-8 with a heading; a cell without a value is empty."""
+    """Return a CSV table in UTF-8 with a heading; a cell without a value is empty, as is a table without columns."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    if columns:
+        writer.writeheader()
+        writer.writerows(rows)
     return text.getvalue().encode(errors="replace")
 
 

@@ -159,14 +159,21 @@ class Batches:
         return self._batch(order[shown:], rounds[shown:], epoch, shown) if shown < len(order) else None
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the images of an epoch in their order, and how often each was shown before in it."""
+        """Return the images of an epoch in order, and how often it showed each before, both int64 ``[N]``."""
         rng = np.random.default_rng([self.seed, epoch])
         if self.balance == "sampler":
             return balanced_order(self.split.labels, rng)
         return rng.permutation(len(self.split.labels)), np.zeros(len(self.split.labels), np.int64)
 
     def _batch(self, indices: NDArray[np.int64], rounds: NDArray[np.int64], epoch: int, place: int) -> Batch:
-        """Return some images of an epoch, the first of which is at a place in its order."""
+        """Return the batch of some images of an epoch; the first stands at ``place`` in the order of `_order`.
+
+        Args:
+            indices: Of the images in the split, int64 ``[B]``.
+            rounds: How often each was shown before in the epoch, int64 ``[B]``.
+            epoch: Number of the epoch, from 0.
+            place: With seed and epoch, it decides random draws that have no number.
+        """
         spec, dataset_indices = self.split.spec, self.split.dataset_indices[indices]
         # An image that is shown again has another augmentation, as if it had another index.
         drawn_for = dataset_indices + (rounds << 40)

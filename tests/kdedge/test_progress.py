@@ -26,26 +26,27 @@ def test_a_line_never_breaks_inside_a_word(monkeypatch, show, terminal):
     assert all(len(line) <= 80 or " " not in line.strip() for line in lines) == terminal
 
 
-def test_a_long_note_leaves_the_counts_of_a_bar_whole(monkeypatch):
+@pytest.fixture
+def terminal_stream(monkeypatch):
+    """Return what progress writes to a terminal of 80 columns."""
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=80, highlight=False, color_system=None)
     monkeypatch.setattr(progress, "_log_console", console)
     monkeypatch.setattr(progress, "console", console)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    return stream
+
+
+def test_a_long_note_leaves_the_counts_of_a_bar_whole(terminal_stream):
     with progress.track("latency (CPU)", 150) as tracker:
         tracker.advance(150, "batch 1, 1 thread, disturbed: measuring on")
-    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).replace("\r", "\n").splitlines()
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal_stream.getvalue()).replace("\r", "\n").splitlines()
     assert re.search(r"150/150 \d:\d\d:\d\d left \d:\d\d:\d\d batch 1, 1 thread, …", "\n".join(lines))
     assert max(map(len, lines)) <= 80
 
 
-def test_a_note_in_brackets_is_shown_as_it_is(monkeypatch):
-    stream = io.StringIO()
-    console = Console(file=stream, force_terminal=True, width=80, highlight=False, color_system=None)
-    monkeypatch.setattr(progress, "_log_console", console)
-    monkeypatch.setattr(progress, "console", console)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+def test_a_note_in_brackets_is_shown_as_it_is(terminal_stream):
     with progress.track("rounding [b]", 2) as tracker:
         tracker.advance(2, "[/features/0]")
-    assert "rounding [b] " in stream.getvalue()
-    assert "[/features/0]" in stream.getvalue()
+    assert "rounding [b] " in terminal_stream.getvalue()
+    assert "[/features/0]" in terminal_stream.getvalue()
