@@ -29,7 +29,7 @@ from kdedge.benchmarks.chance import learned, majority_baseline
 from kdedge.benchmarks.grouped import FEWEST_GROUPS, Sampling, sampling_of
 from kdedge.benchmarks.interval import tango_interval, wilson_interval_pct
 
-__all__ = ["images_to_pass", "judge", "tango_interval"]
+__all__ = ["images_to_pass", "judge", "paired_loss", "tango_interval"]
 
 # More test images than this are unrealistic.
 _MOST_IMAGES = 10**12
@@ -90,11 +90,7 @@ def judge(
     only_int8 = int(np.count_nonzero(int8_right & ~fp32_right))
     changed = only_fp32 + only_int8 if changed is None else changed
     sampling = sampling_of(fp32_right, int8_right, groups)
-    if balanced and labels is not None:
-        loss, lower, upper = balanced_loss(fp32_right, int8_right, labels)
-        lower, upper = (loss + sampling.stretch * (end - loss) for end in (lower, upper))
-    else:
-        loss, (lower, upper) = (only_fp32 - only_int8) / n, sampling.tango(n, only_fp32, only_int8)
+    loss, lower, upper = paired_loss(fp32_right, int8_right, sampling, labels if balanced else None)
     compared = labels if len(class_names) else None
     known = True if compared is None else _known(learned(right, compared) for right in (fp32_right, int8_right))
     verdict, cause = _verdict((lower, upper), limit_pp / 100, sampling.wilson_pct(changed, n), known)
@@ -123,6 +119,29 @@ def judge(
     }
     constant = "" if compared is None else class_names[majority_baseline(compared).label]
     return {**gate, "reason": _reason(gate, n, constant, unit)}
+
+
+def paired_loss(
+    fp32_right: npt.NDArray[np.bool_],
+    int8_right: npt.NDArray[np.bool_],
+    sampling: Sampling,
+    balanced_over: npt.NDArray[np.int64] | None = None,
+) -> tuple[float, float, float]:
+    """Return the loss of accuracy of INT8 against FP32 and the ends of its 95 % interval, as fractions.
+
+    Args:
+        fp32_right: As of `judge`.
+        int8_right: As of `judge`.
+        sampling: How the images were drawn.
+        balanced_over: ``[N]`` int64, the classes of the images, if each class counts the same; None: each image does.
+    """
+    if balanced_over is not None:
+        loss, lower, upper = balanced_loss(fp32_right, int8_right, balanced_over)
+        return loss, loss + sampling.stretch * (lower - loss), loss + sampling.stretch * (upper - loss)
+    n = len(fp32_right)
+    only_fp32 = int(np.count_nonzero(fp32_right & ~int8_right))
+    only_int8 = int(np.count_nonzero(int8_right & ~fp32_right))
+    return (only_fp32 - only_int8) / n, *sampling.tango(n, only_fp32, only_int8)
 
 
 def images_to_pass(limit_pp: float, discordance: float, power: float) -> int | None:

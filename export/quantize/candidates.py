@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdedge.benchmarks.accuracy import balanced_pct, top1_pct
-from kdedge.benchmarks.balanced import balanced_loss
-from kdedge.benchmarks.interval import tango_interval
+from kdedge.benchmarks.gate import paired_loss
+from kdedge.benchmarks.grouped import sampling_of
 from kdedge.export.quantize.calibrate import CALIBRATORS
 
 __all__ = ["RULE", "Candidate", "Score", "calibrators", "choose", "formats", "keeps_more", "score", "sizes"]
@@ -23,7 +23,7 @@ RULE = (
     "1.15 times as long as the fastest of all. A candidate keeps the validation inputs that both FP32 and the "
     "candidate predict correctly; inputs that only INT8 predicts correctly are chance and do not count. It "
     "rejects candidates that are shown to keep fewer inputs than the best (95 % interval of the paired difference; "
-    "with the metric `balanced`, of the mean share of the classes). "
+    "with the metric `balanced`, of the mean share of the classes; it respects groups as the gate does). "
     f"Of the others the search takes the first whose logit SQNR is within {SIMPLER_COSTS_DB:g} dB of their highest."
 )
 
@@ -101,6 +101,7 @@ class Score:
         right: Whether it predicts each image correctly, ``[N] bool``.
         kept: Whether both it and the FP32 model predict each image correctly, ``[N] bool``.
         balanced_over: Classes of the images, ``[N] int64``, if each class counts the same; None: each image does.
+        groups: Groups of the images, ``[N] str``, see `kdedge.benchmarks.grouped.sampling_of`; None: no groups.
     """
 
     top1_pct: float
@@ -113,6 +114,7 @@ class Score:
     right: npt.NDArray[np.bool_]
     kept: npt.NDArray[np.bool_]
     balanced_over: npt.NDArray[np.int64] | None = None
+    groups: npt.NDArray[np.str_] | None = None
 
     @property
     def kept_pct(self) -> float:
@@ -140,6 +142,7 @@ def score(
     labels: npt.NDArray[np.int64],
     *,
     balanced: bool = False,
+    groups: npt.NDArray[np.str_] | None = None,
 ) -> Score:
     """Compare INT8 with FP32 logits (both ``[N, C] float32``) of images with these labels (``[N] int64``)."""
     fp32_right, int8_right = fp32.argmax(1) == labels, int8.argmax(1) == labels
@@ -157,15 +160,14 @@ def score(
         right=int8_right,
         kept=fp32_right & int8_right,
         balanced_over=labels if balanced else None,
+        groups=groups,
     )
 
 
 def keeps_more(one: Score, other: Score) -> bool:
     """Return whether one model is shown to keep more of FP32's correct predictions than another on the same images."""
-    if one.balanced_over is not None:
-        return balanced_loss(one.kept, other.kept, one.balanced_over)[1] > 0
-    only_one, only_other = int((one.kept & ~other.kept).sum()), int((other.kept & ~one.kept).sum())
-    return tango_interval(len(one.kept), only_one, only_other)[0] > 0
+    sampling = sampling_of(one.kept, other.kept, one.groups)
+    return paired_loss(one.kept, other.kept, sampling, one.balanced_over)[1] > 0
 
 
 def choose(scores: Sequence[Score]) -> int:

@@ -73,7 +73,8 @@ def quantize_model(
         log(f"quantize: calibrating on all {len(train)} training {train.spec.unit}s, fewer than the requested {wanted}")
     picked = stratified_sample(train.labels, _LARGER * wanted if settings.compare_formats else wanted, seed)
     scored = stratified_sample(val.labels, SCORED_IMAGES, seed)
-    validation = Validation(path, val.images[scored], val.labels[scored], limit_pp, balanced=balanced)
+    groups = None if val.groups is None else val.groups[scored]
+    validation = Validation(path, val.images[scored], val.labels[scored], limit_pp, balanced=balanced, groups=groups)
     quantizer = Quantizer.from_model(model, train.images[picked])
 
     chosen, trials, fp32_ms = search(

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.benchmarks.interval import tango_interval
 from kdedge.export.quantize.calibrate import tensor_runner
 from kdedge.export.quantize.candidates import SIMPLER_COSTS_DB, choose, keeps_more
 from kdedge.export.quantize.equalise import equalise
@@ -64,14 +63,13 @@ class RepairStep:
         }
 
 
-def settled(gate: Mapping[str, Any], images: int, sqnr_db: float) -> bool:
+def settled(verdict: str, sqnr_db: float, *, can_pass: bool) -> bool:
     """Return whether no repair is needed.
 
-    That is the case if the gate passes. If this number of images could not pass it even without a single difference,
-    the logits decide: the gate has not failed and their SQNR is at least `FAITHFUL_DB`.
+    That is the case if the gate passes. If no model can pass it on these images, the logits decide: the gate has not
+    failed and their SQNR is at least `FAITHFUL_DB`.
     """
-    too_few = 100 * tango_interval(images, 0, 0)[1] >= float(gate["limit_pp"])
-    return bool(gate["verdict"] == "passed" or (too_few and gate["verdict"] != "failed" and sqnr_db >= FAITHFUL_DB))
+    return verdict == "passed" or (not can_pass and verdict != "failed" and sqnr_db >= FAITHFUL_DB)
 
 
 def repair(
@@ -95,7 +93,7 @@ def repair(
         layers that are unexpectedly in float is never shipped.
     """
     candidate = start.candidate
-    images = validation.counted_images
+    can_pass = validation.can_pass
     steps = [RepairStep("search", start, validation.gate(start.score), quantizer)]
     best, plain = steps[0], quantizer
 
@@ -109,7 +107,7 @@ def repair(
 
     def done(step: RepairStep) -> bool:
         # Who asks for fine-tuning gets it unless the gate passes: too few images do not settle the matter.
-        enough = train_images is None and settled(step.gate, images, step.trial.score.sqnr_db)
+        enough = train_images is None and settled(step.gate["verdict"], step.trial.score.sqnr_db, can_pass=can_pass)
         return not step.trial.rejection_reason and (step.gate["verdict"] == "passed" or enough) and follows(step)
 
     def follows(step: RepairStep) -> bool:
@@ -126,7 +124,7 @@ def repair(
     if better(step):
         best = step
     if done(best):
-        _log_too_few(best.gate, images, quantizer.spec.unit)
+        _log_too_few(best.gate, len(validation.labels), quantizer.spec.unit)
         return steps if best is steps[-1] else [*steps, best]
 
     log("quantize: the gate does not pass on the validation data; trying repair steps")
@@ -177,7 +175,8 @@ def why_not_fine_tuned(steps: Sequence[RepairStep]) -> str:
 def _log_too_few(gate: Mapping[str, Any], count: int, unit: str) -> None:
     """Log the reason why no repair follows a gate that is undecided."""
     if gate["verdict"] != "passed":
-        log(f"quantize: {count:,} validation {unit}s are too few to show whether a repair helps; none is tried")
+        inputs = f"{count:,} validation {unit}s" + (f" of {gate['groups']:,} groups" if gate["groups"] else "")
+        log(f"quantize: {inputs} are too few to show whether a repair helps; none is tried")
 
 
 def _duration(quantizer: Quantizer, steps: int, batch: int) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdedge.benchmarks.balanced import counted_images
 from kdedge.benchmarks.candidate import onnx_candidates
 from kdedge.benchmarks.gate import judge
 from kdedge.benchmarks.host import host_kind
@@ -72,6 +71,7 @@ class Validation:
         labels: ``[N] int64``.
         limit_pp: The limit of the gate in percentage points.
         balanced: Whether gate and choice are about balanced accuracy, not top-1.
+        groups: Group of each image, ``[N] str``, see `kdedge.benchmarks.gate.judge`; None: no groups.
     """
 
     def __init__(
@@ -82,8 +82,9 @@ class Validation:
         limit_pp: float,
         *,
         balanced: bool = False,
+        groups: npt.NDArray[np.str_] | None = None,
     ) -> None:
-        self.fp32_path, self.images, self.labels = fp32_path, images, labels
+        self.fp32_path, self.images, self.labels, self.groups = fp32_path, images, labels, groups
         self.limit_pp, self.balanced = limit_pp, balanced
         self.fp32 = run_model(open_model(fp32_path, threads=usable_cores()), images)
 
@@ -93,9 +94,9 @@ class Validation:
         return float((self.fp32.argmax(1) == self.labels).mean() * 100)
 
     @property
-    def counted_images(self) -> int:
-        """Number of images that decide the gate; see `kdedge.benchmarks.balanced.counted_images`."""
-        return counted_images(self.labels) if self.balanced else len(self.labels)
+    def can_pass(self) -> bool:
+        """Whether the FP32 model passes the gate against itself; otherwise the images are too few for any model."""
+        return bool(self.gate(self._scored(self.fp32))["passed"])
 
     def score(self, model: bytes, count: int | None = None) -> Score:
         """Score a model on the first ``count`` images (None: all)."""
@@ -103,14 +104,26 @@ class Validation:
             path = Path(folder) / "model.onnx"
             path.write_bytes(model)
             logits = run_model(open_model(path, threads=usable_cores()), self.images[:count])
-        return score(self.fp32[:count], logits, self.labels[:count], balanced=self.balanced)
+        return self._scored(logits)
 
     def gate(self, result: Score) -> dict[str, Any]:
         """Return the result of the gate on these images (see `kdedge.benchmarks.gate.judge`)."""
         right = self.fp32.argmax(1) == self.labels
         return judge(
-            right, result.right, self.limit_pp, changed=result.flips, labels=self.labels, balanced=self.balanced
+            right,
+            result.right,
+            self.limit_pp,
+            changed=result.flips,
+            labels=self.labels,
+            balanced=self.balanced,
+            groups=self.groups,
         )
+
+    def _scored(self, logits: npt.NDArray[np.float32]) -> Score:
+        """Score logits of the first images."""
+        count = len(logits)
+        groups = None if self.groups is None else self.groups[:count]
+        return score(self.fp32[:count], logits, self.labels[:count], balanced=self.balanced, groups=groups)
 
     def try_out(self, quantizer: Quantizer, candidate: Candidate, float_layers: Sequence[str] = ()) -> Trial:
         """Build a candidate, check its kernels and score it."""

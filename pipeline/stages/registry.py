@@ -91,7 +91,7 @@ STAGES = {
             fingerprint=of_quantization,
             data=_data("train"),
             packages=_ONNX,
-            version=2,
+            version=3,
         ),
         StageSpec(
             "benchmark",

@@ -273,6 +273,14 @@ def test_with_the_balanced_metric_a_loss_of_the_rare_class_refuses() -> None:
         assert choose(scores) == chosen
 
 
+def test_a_loss_of_few_groups_is_no_evidence() -> None:
+    kept = [1] * 180 + [0] * 20
+    groups = np.repeat(np.arange(10), 20).astype(str)  # all 20 losses are of one of 10 groups
+    for of, chosen in ((None, 1), (groups, 0)):
+        scores = [dataclasses.replace(made(right, db), groups=of) for right, db in ((kept, 40.0), ([1] * 200, 30.0))]
+        assert choose(scores) == chosen
+
+
 def test_a_gain_on_few_images_does_not_outweigh_the_sqnr() -> None:
     """FP32 gets 5 of 20 images of noise right; a poor candidate keeps 4 of them and gains 7 others by chance."""
     fp32 = np.zeros((20, 2), np.float32)

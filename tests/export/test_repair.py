@@ -37,7 +37,7 @@ class FakeValidation(Validation):
     def __init__(
         self, reference: onnx.ModelProto, count: int = 2000, limit_pp: float = 0.5, *, blue: bool = True
     ) -> None:
-        self.images, self.limit_pp, self.balanced = images(count, seed=9), limit_pp, False
+        self.images, self.limit_pp, self.balanced, self.groups = images(count, seed=9), limit_pp, False, None
         self.images[..., 2] *= blue
         self.fp32 = tensor_runner(reference, ["logits"])(self.images)[0]
         self.labels = self.fp32.argmax(1)
@@ -116,7 +116,7 @@ def test_the_best_is_taken_when_nothing_passes(monkeypatch: pytest.MonkeyPatch) 
     model = core(spread=3, balanced=True)
     quantizer = quantizer_of(model)
     validation = FakeValidation(model, count=200)
-    monkeypatch.setattr(repair_module, "settled", lambda *_: False)
+    monkeypatch.setattr(repair_module, "settled", lambda *_, **__: False)
     monkeypatch.setattr(qat, "STEPS", 20)
     steps = repair(quantizer, start(quantizer, validation), validation, train_images=images(64))
     names = [step.name for step in steps[:-1]]
@@ -174,8 +174,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
     model = core(spread=1)
     quantizer = quantizer_of(model)
 
-    def run(count: int, *scores: tuple[int, int, float], **options: Any) -> list[Any]:
+    def run(count: int, *scores: tuple[int, int, float], groups: int = 0, **options: Any) -> list[Any]:
         validation = Scripted(model, count, list(scores))
+        validation.groups = (np.arange(count) % groups).astype(str) if groups else None
         validation.labels[::2] = (validation.labels[::2] + 1) % 4  # FP32 is wrong there
         return repair(quantizer, start(quantizer, validation), validation, **options)
 
@@ -236,13 +237,27 @@ def test_a_gate_that_passes_needs_no_fine_tuning(scripted: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("verdict", "count", "sqnr_db", "expected"),
-    [("passed", 5000, 20.0, True), ("undecided", 5000, 40.0, False), ("failed", 5000, 40.0, False),
-     ("undecided", 400, 30.0, True), ("undecided", 400, 29.9, False), ("failed", 400, 40.0, False)],
+    ("verdict", "can_pass", "sqnr_db", "expected"),
+    [("passed", True, 20.0, True), ("undecided", True, 40.0, False), ("failed", True, 40.0, False),
+     ("undecided", False, 30.0, True), ("undecided", False, 29.9, False), ("failed", False, 40.0, False)],
 )  # fmt: skip
-def test_when_no_repair_is_needed(verdict: str, count: int, sqnr_db: float, expected: bool) -> None:
-    # 400 images cannot pass a limit of 0.5 pp: without one difference the upper end is 0.95 pp.
-    assert settled({"verdict": verdict, "limit_pp": 0.5}, count, sqnr_db) is expected
+def test_when_no_repair_is_needed(verdict: str, can_pass: bool, sqnr_db: float, expected: bool) -> None:
+    assert settled(verdict, sqnr_db, can_pass=can_pass) is expected
+
+
+def test_the_gate_on_validation_images_respects_groups(scripted: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    # 400 images cannot pass a limit of 0.5 pp, nor can 2,000 of 8 groups: without one difference the upper ends are
+    # 0.95 and above 20 pp.
+    validation = FakeValidation(core(spread=1))
+    assert validation.can_pass
+    validation.groups = (np.arange(2000) % 8).astype(str)
+    assert not validation.can_pass
+    unchanged = score(validation.fp32, validation.fp32, validation.labels)
+    assert validation.gate(unchanged)["groups"] == 8
+    steps = scripted(2000, (1, 0, 26.0), (1, 0, 31.0), groups=8)
+    assert [step.name for step in steps] == ["search", "error-compensated rounding"]
+    assert "2,000 validation images of 8 groups are too few to show whether a repair" in capsys.readouterr().err
+    assert not FakeValidation(core(spread=1), count=400).can_pass
 
 
 def test_with_the_balanced_metric_gate_and_repair_follow_the_rare_class() -> None:
@@ -256,5 +271,5 @@ def test_with_the_balanced_metric_gate_and_repair_follow_the_rare_class() -> Non
     for balanced in (False, True):
         validation.balanced = balanced
         result = score(validation.fp32, int8, validation.labels, balanced=balanced)
-        verdicts.append((validation.gate(result)["verdict"], validation.counted_images))
-    assert verdicts == [("undecided", 2000), ("failed", 200)]
+        verdicts.append((validation.gate(result)["verdict"], validation.can_pass))
+    assert verdicts == [("undecided", True), ("failed", False)]

@@ -141,7 +141,7 @@ def test_every_repair_step_is_built_and_proven(exported: Exported, monkeypatch: 
     """No step can pass here: 96 images are too few."""
     monkeypatch.setattr(rounding, "IMAGES", 16)
     monkeypatch.setattr(Quantizer, "layers", SOME_LAYERS[exported.arch])
-    monkeypatch.setattr(repair_module, "settled", lambda *_: False)
+    monkeypatch.setattr(repair_module, "settled", lambda *_, **__: False)
     validation = validation_of(exported)
     honest = validation.gate
     # Layers go to float only for a shown fault.
