@@ -57,10 +57,10 @@ def cli_option(
     return Annotated[kind, typer.Option(*names.split(), help=text, metavar=shown, **limits)], default
 
 
-def out_option(default: Path, text: str = "Run directory.") -> Options:
-    """Return the option ``--out`` with its default."""
+def out_option(default: Path | None, text: str = "Run directory.") -> Options:
+    """Return the option ``--out`` with its default (None: the command chooses it)."""
     # Text, because an empty path is the current directory.
-    return {"out": cli_option("--out", text, str, str(default), metavar="path")}
+    return {"out": cli_option("--out", text, str | None, default and str(default), metavar="path")}
 
 
 # A command that starts a run may name its preset; later stages keep it.
@@ -134,7 +134,7 @@ def configured(
                 if given.get(key) == "":
                     name = function.__name__.replace("_", "-")
                     raise InputError(f"--{key} is empty", f"leave it out for the default; see `kdedge {name} --help`")
-            if "out" in given:
+            if given.get("out"):
                 given["out"] = Path(given["out"])
             fields = _fields(arguments)
             flags = prepare(given, fields)

@@ -52,7 +52,7 @@ _BUNDLE: Options = {
     ),
 } | JSON
 _OUT_OF_BUNDLE = out_option(
-    DEFAULT_OUT, "Run directory. Of a BUNDLE: folder for its report, if not given artifacts/benchmark."
+    None, f"Run directory, or folder for the report of a BUNDLE. Default: {DEFAULT_OUT}, or artifacts/benchmark."
 )
 _SIGN: Options = {
     "sign": cli_option(
@@ -75,7 +75,7 @@ _OTHER_MODEL: Options = {
     "scale": (Scale, None),
     "layout": (Layout, ""),
 }
-_OUT_OF_MODEL = out_option(DEFAULT_OUT, "Run directory. Of a MODEL.onnx, if not given: artifacts/MODEL.")
+_OUT_OF_MODEL = out_option(None, f"Run directory. Default: {DEFAULT_OUT}, or artifacts/MODEL of a MODEL.onnx.")
 # The options in the README.
 _FIRST = (
     "out", "data__source", "data__image_size", "teacher__weights", "distill__student", "distill__method",
@@ -178,6 +178,12 @@ def export(config: Config, out: Path, **again: bool) -> None:
     print(out / "export" / "student.onnx")
 
 
+def _of_bundle(given: dict[str, Any], fields: Fields) -> Flags:
+    """Set the default of ``--out``, which differs for a bundle."""
+    given["out"] = given["out"] or (Path("artifacts/benchmark") if given["bundle"] else DEFAULT_OUT)
+    return RUN_FLAGS
+
+
 def _of_model(given: dict[str, Any], fields: Fields) -> Flags:
     """Take the image size and the default of ``--out`` from the model that is quantized.
 
@@ -186,9 +192,8 @@ def _of_model(given: dict[str, Any], fields: Fields) -> Flags:
     Raises:
         InputError: The file is not a classifier in float, or an option is only for one.
     """
+    given["out"] = given["out"] or (Path("artifacts") / given["model"].stem if given["model"] else DEFAULT_OUT)
     if given["model"]:
-        if given["out"] == DEFAULT_OUT:  # before the options of the run there are read
-            given["out"] = Path("artifacts") / given["model"].stem
         data = fields.setdefault("data", {})
         model = open_models([given["model"]], given["layout"], data.get("image_size", 0))[0]
         if model.quantized:
@@ -272,21 +277,22 @@ def quantize(
     _BUNDLE | STAGE | _OUT_OF_BUNDLE,
     short=_BENCHMARK_SHORT,
     first=(*_BUNDLE, "out", "data__source", "benchmark__limit_pp", "benchmark__emulate", *_BENCHMARK_SHORT),
+    prepare=_of_bundle,
 )
 def benchmark(config: Config, out: Path, bundle: Path | None, as_json: bool, **again: bool) -> None:
     """Measure and print the summary, which one JSON line follows without a terminal; ``--json`` prints only this."""
     from kdedge.benchmarks.report.file import load_report
     from kdedge.pipeline.run_dir import lock_run
 
+    report_dir = out
     if bundle is None:
         _run(("benchmark",), config, out, again)
         report_dir = out / "benchmark"
     else:
         from kdedge.pipeline.measure_bundle import benchmark_bundle, check_benchmark
 
-        report_dir = out if out != DEFAULT_OUT else Path("artifacts/benchmark")
-        with lock_run(report_dir, lambda: check_benchmark(config, bundle, report_dir)):
-            benchmark_bundle(config, bundle, report_dir)
+        with lock_run(out, lambda: check_benchmark(config, bundle, out)):
+            benchmark_bundle(config, bundle, out)
     report = load_report(report_dir / "report.json") if as_json else _print_report(report_dir)
     keys = ("accuracy", "gate", "size", "latency", "runtimes", "memory", "portability")
     if as_json or not sys.stdout.isatty():

@@ -71,6 +71,16 @@ def test_a_bundle_is_judged_by_its_own_limit_and_metric(tmp_path, monkeypatch, o
     assert judged == [expected]
 
 
+@pytest.mark.parametrize(("options", "folder"), [((), "benchmark"), (("--out", "artifacts/run"), "run")])
+def test_the_report_of_a_bundle_is_where_out_says(options, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    written = []
+    monkeypatch.setattr("kdedge.pipeline.measure_bundle.check_benchmark", lambda *_: None)
+    monkeypatch.setattr("kdedge.pipeline.measure_bundle.benchmark_bundle", lambda *given: written.append(given[2]))
+    CliRunner().invoke(app, ["benchmark", str(BUNDLE), *options])
+    assert written == [Path("artifacts") / folder]
+
+
 def test_the_reason_of_the_gate_is_given_once(measure):
     result = measure(**FAILED)
     assert " ".join(result.output.split()).count("INT8 loses 3.00 pp") == 2  # the summary, and the JSON line

@@ -208,8 +208,10 @@ def test_another_model_does_not_take_the_options_of_the_default_run(tmp_path, im
         "kdedge.pipeline.quantize_other.quantize_other",
         lambda model, floats, config, out, **again: taken.append((config.data.source, str(out))) or sys.exit(0),
     )
-    invoke("quantize", colour_net(tmp_path / "net.onnx"), "--preprocessing", "torchvision")
-    assert taken == [("cifar10", "artifacts/net")]
+    command = ["quantize", colour_net(tmp_path / "net.onnx"), "--preprocessing", "torchvision"]
+    invoke(*command)
+    invoke(*command, "--out", "artifacts/run")
+    assert taken == [("cifar10", "artifacts/net"), ("folder:missing", "artifacts/run")]
 
 
 @pytest.mark.parametrize("option", [("--mean", "0.5"), ("--emulate", "haswell"), ("--allow-undecided",)])
