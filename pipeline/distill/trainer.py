@@ -211,7 +211,10 @@ class Trainer:
 
     @torch.no_grad()
     def _calibrate(self) -> float:
-        """Set the adapters' units and return the factor that makes the first hint loss as large as the CE loss."""
+        """Set the adapters' units and return the factor that makes the first hint loss as large as the CE loss.
+
+        The factor is 0 if there is no hint loss: the maps of both networks are constant.
+        """
         early = first_batches(self._batches, self._settings.scan_batches)
         self._student.eval()
         blocks = tuple(pair.teacher_block for pair in self.adapters.pairs)
@@ -222,7 +225,7 @@ class Trainer:
         terms = _Terms(kd=False, hint=True, ce=True)
         losses = [self._losses(student, adapters, batch, terms) for batch in early]
         ce, hint = (sum(loss[name].item() for loss in losses) for name in ("ce", "hint"))
-        return ce / hint
+        return ce / hint if hint else 0.0
 
 
 def first_batches(batches: Batches, count: int, epoch: int = 0, part: slice = slice(None)) -> list[Batch]:

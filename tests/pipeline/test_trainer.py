@@ -12,7 +12,7 @@ from torch.nn import functional
 from kdedge.dataset import Split
 from kdedge.inputs import image_input
 from kdedge.pipeline.config.build import build_config
-from kdedge.pipeline.distill.hints import HintPair
+from kdedge.pipeline.distill.hints import HintAdapters, HintPair
 from kdedge.pipeline.distill.losses import kd_loss
 from kdedge.pipeline.distill.mixing import draw_mixed, mix_logits
 from kdedge.pipeline.distill.teacher_logits import CachedTeacher, LogitsFile
@@ -146,6 +146,11 @@ def test_normalised_hints_start_as_large_as_the_cross_entropy_at_beta_250_and_by
     weighted = trainer.hint_weight(250.0) * losses["hint"].item()
     assert weighted == pytest.approx(losses["ce"].item(), rel=1e-4)
     assert losses["loss"].item() == pytest.approx(losses["kd"].item() + (10 + 1) * weighted, rel=1e-4)
+
+
+def test_hints_without_anything_to_learn_have_no_weight(monkeypatch):
+    monkeypatch.setattr(HintAdapters, "forward", lambda *_: torch.zeros(()))  # maps that are 0 in both networks
+    assert make()[0].hint_weight(250.0) == 0.0
 
 
 def test_beta_counts_in_both_kinds_of_hints():
