@@ -42,7 +42,10 @@ class StudentEvaluator:
     Attributes:
         teacher_top1_pct: Validation accuracy of the teacher (the mean of the logits) in percent.
         teacher_right: Whether it predicts each validation image correctly, ``[N] bool``.
+        right: Whether the student did in the last `measure`, ``[N] bool``.
     """
+
+    right: npt.NDArray[np.bool_]
 
     def __init__(
         self,
@@ -82,14 +85,14 @@ class StudentEvaluator:
         self.student.eval()
         with autocast(self._config.runtime):
             logits = predict_logits(self.student, self._val, self._device)
+        self.right = (logits.argmax(1) == self._labels).numpy()
         return distributed.from_first(lambda: self._measured(logits))
 
     def _measured(self, logits: Tensor) -> dict[str, float]:
         # A teacher without blocks for hints has no pairs.
         similarities = self._similarities(self._pairs) or [(math.nan, math.nan)]
         unexplained, cosine = (sum(values) / len(values) for values in zip(*similarities, strict=True))
-        right = (logits.argmax(1) == self._labels).numpy()
-        balanced = {"val_balanced_pct": balanced_pct(right, self._val.labels)}
+        balanced = {"val_balanced_pct": balanced_pct(self.right, self._val.labels)}
         return {
             "val_top1_pct": self._top1_pct(logits),
             **(balanced if self._config.training.balance != "none" else {}),
@@ -98,15 +101,6 @@ class StudentEvaluator:
             "val_hint": unexplained,
             "cosine_similarity": cosine,
         }
-
-    @torch.no_grad()
-    def right(self) -> npt.NDArray[np.bool_]:
-        """Return whether the student predicts each validation image correctly, ``[N] bool``."""
-        self.student.eval()
-        with autocast(self._config.runtime):
-            logits = predict_logits(self.student, self._val, self._device)
-        right: npt.NDArray[np.bool_] = (logits.argmax(1) == self._labels).numpy()
-        return right
 
     @torch.no_grad()
     def unexplained(self) -> dict[str, float]:

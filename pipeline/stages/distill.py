@@ -191,8 +191,8 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     description = _description(config, dataset.spec, classes) | ({"widths": pruned["widths"]} if pruned else {})
     write_json(out_dir / STUDENT_DESCRIPTION, description)
     evaluator.student = place(load_student(out_dir), device)
-    check_learned("the student", evaluator.right(), val.labels, classes, _HINT, unit=val.spec.unit)
     measured = evaluator.measure()
+    check_learned("the student", evaluator.right, val.labels, classes, _HINT, unit=val.spec.unit)
     hinted = [pair for pair in pairs if pair.teacher_block in trainer.adapters.chosen]
     return {
         **description,

@@ -8,6 +8,7 @@ from PIL import Image
 
 from kdedge.errors import StageError
 from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.distill import evaluator
 from kdedge.pipeline.stages import distill as stage
 from kdedge.pipeline.stages import teacher
 from kdedge.pipeline.training.device import resolve
@@ -39,12 +40,16 @@ def test_a_teacher_of_noise_stops_the_run(config, tmp_path):
         teacher.run(config, {}, tmp_path)
 
 
-def test_a_student_of_noise_stops_the_run(config, tmp_path):
+def test_a_student_of_noise_stops_the_run(config, tmp_path, monkeypatch):
+    predicted = []
+    predict = evaluator.predict_logits
+    monkeypatch.setattr(evaluator, "predict_logits", lambda *given: predicted.append(given[0]) or predict(*given))
     untrained = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, epochs=0))
     (tmp_path / "teacher").mkdir()
     teacher.run(untrained, {}, tmp_path / "teacher")
     (tmp_path / "distill").mkdir()
     with pytest.raises(StageError, match=r"^the student has learned nothing: .* 60 validation images") as caught:
         stage.run(untrained, {"teacher": tmp_path / "teacher"}, tmp_path / "distill")
+    assert len(predicted) == 3  # the teacher, the student after its epoch, and the loaded student once
     assert "--method ce" in caught.value.hint
     assert caught.value.exit_code == 1
