@@ -175,11 +175,12 @@ class InputSpec:
     def record(self) -> dict[str, Any]:
         """The specification in ``student.json`` and ``report.json``.
 
-        ``image_size``, with ``color`` of grey images; or ``input`` of a signal.
+        ``image_size`` and ``resize_mode``, with ``color`` of grey images; or ``input`` of a signal.
         """
         if self.kind == "signal":
             return {"input": self.as_json()}
-        return {"image_size": self.size} | ({"color": self.color} if self.grey else {})
+        color = {"color": self.color} if self.grey else {}
+        return {"image_size": self.size, **color, "resize_mode": self.resize_mode}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "InputSpec":

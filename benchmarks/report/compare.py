@@ -21,6 +21,7 @@ from kdedge.benchmarks.stability import STEADY
 from kdedge.errors import InputError
 from kdedge.files import file_sha256
 from kdedge.parsing import parse_paths
+from kdedge.preprocessing import RESIZE_MODES
 
 __all__ = [
     "check_comparable",
@@ -44,6 +45,7 @@ _OTHER_HOSTS = "other hosts: the latencies compare the hosts and the models toge
 _LEFT_OUT = "other hosts: latencies and domination are left out"
 _CASE = ("provider", "model", "batch", "threads")
 _TABLE_CASE = {"provider": "CPUExecutionProvider", "batch": 1, "threads": 1}
+_IMAGE_FORM = {"image_size": None, "resize_mode": RESIZE_MODES[0], "color": None}
 _TIMES = ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "throughput_ips")
 _VALUES = (
     ("INT8 top-1", "%", "accuracy", "onnx_int8_top1_pct"),
@@ -157,7 +159,7 @@ def check_comparable(others: Mapping[str, Report], host: Report, data: str, imag
         others: From `load_others`.
         host: From `kdedge.benchmarks.host.host_record`.
         data: Name of the data set.
-        images: ``images_sha256`` of its test inputs, ``image_size`` of images, and ``n`` once it is known.
+        images: ``images_sha256`` of its test inputs, the record of their input, and ``n`` once it is known.
 
     Raises:
         InputError: A report is of another host or of other test images.
@@ -208,11 +210,10 @@ def check_same_host(reports: Sequence[Report], names: Sequence[str]) -> None:
 
 def same_test_images(a: Report, b: Report) -> bool:
     """Return whether the accuracies of two reports are of the same test images, as far as the reports record it."""
-    hashes, sizes, colors = (
-        [report["accuracy"].get(key) for report in (a, b)] for key in ("images_sha256", "image_size", "color")
-    )
-    # The hash is of the resized images in the color of the run; older reports have none.
-    if all(hashes) and sizes[0] == sizes[1] and colors[0] == colors[1]:
+    hashes = [report["accuracy"].get("images_sha256") for report in (a, b)]
+    # The hash is of the resized images in the color of the run. Older reports have none, or no resize mode.
+    forms = [[report["accuracy"].get(key, default) for key, default in _IMAGE_FORM.items()] for report in (a, b)]
+    if all(hashes) and forms[0] == forms[1]:
         same = hashes[0] == hashes[1]
     else:
         same = all(a[part][key] == b[part][key] for part, key in (("run", "data"), ("accuracy", "n")))

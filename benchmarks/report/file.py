@@ -99,7 +99,7 @@ _REPORT: _Contract = {
         "torch_fp32_top1_pct": _PERCENT.or_null(),
         **dict.fromkeys(("onnx_fp32_top1_pct", "onnx_int8_top1_pct"), _PERCENT),
         **dict.fromkeys(("onnx_fp32_ci95_pct", "onnx_int8_ci95_pct"), _INTERVAL),
-        **dict.fromkeys(("images_sha256?", "majority_class?", "color?"), _TEXT),
+        **dict.fromkeys(("images_sha256?", "majority_class?", "color?", "resize_mode?"), _TEXT),
         "image_size?": _COUNT,
         "input?": {"window": _SOME, "channels": [_TEXT], "rate_hz": _AMOUNT},
         **dict.fromkeys(

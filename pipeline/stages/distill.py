@@ -229,8 +229,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
 
 def _description(config: Config, spec: InputSpec, classes: tuple[str, ...]) -> dict[str, Any]:
     """Return the content of ``student.json``."""
-    resize = {"resize_mode": config.data.resize} if spec.kind == "image" else {}
-    return {"arch": config.distill.student, **spec.record, **resize, "classes": list(classes)}
+    return {"arch": config.distill.student, **spec.record, "classes": list(classes)}
 
 
 def _fitted(config: Config, train: Split) -> Config:

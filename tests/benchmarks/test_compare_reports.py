@@ -234,6 +234,11 @@ def test_test_images_are_told_apart_by_their_hash_where_both_reports_have_it() -
         changed(**{**here, "accuracy__image_size": 32}), changed(**{**larger, "run__data": "folder:a"})
     )
     assert same_test_images(changed(**{**here, "run__data": REPORT["run"]["data"]}), changed())
+    # So does another resize mode. Older reports do not have it.
+    padded = {**other, "accuracy__resize_mode": "pad", "run__data": "folder:a"}
+    for mode in ({"accuracy__resize_mode": "squeeze"}, {}):
+        assert same_test_images(changed(**here, **mode), changed(**padded))
+        assert not same_test_images(changed(**here, **mode), changed(**other))
     # And so does another color.
     grey = {**other, "accuracy__image_size": 32, "accuracy__color": "grey", "run__data": "folder:a"}
     assert same_test_images(changed(**{**here, "accuracy__image_size": 32}), changed(**grey))

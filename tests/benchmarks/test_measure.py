@@ -50,6 +50,7 @@ def test_report_keeps_the_contract(finished: tuple[dict[str, Any], Path]) -> Non
     for section, keys in CONTRACT.items():
         assert keys <= report[section].keys(), section
     assert (report["accuracy"]["images_sha256"], report["accuracy"]["image_size"]) == ("1" * 64, 16)
+    assert report["accuracy"]["resize_mode"] == "squeeze"
     assert len(report["latency"]) == 4
     for row in report["latency"]:
         assert row.keys() >= LATENCY
