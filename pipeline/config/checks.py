@@ -95,6 +95,7 @@ def _signal_conflicts(data: DataConfig, distill: DistillConfig) -> list[str]:
         "--flip": distill.flip,
         f"--augment {distill.augment}": distill.augment not in SIGNAL_LEVELS,
         "--mix": distill.mix,
+        "--mean-of-flips": distill.mean_of_flips,
     }
     found = [f"{flag} is for images; --data {data.source} has windows of a signal" for flag in given if given[flag]]
     return found + _other_students(distill, "windows of a signal", signal=True)

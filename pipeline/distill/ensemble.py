@@ -1,10 +1,11 @@
-"""Several frozen teachers as one: the mean of their logits, each from its own cache."""
+"""Several frozen teachers as one: the mean of their logits, each from its own cache, also of mirror images."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from kdedge.pipeline.distill.teacher_logits import CachedTeacher
+from kdedge.pipeline.training.augmentations import mirrored
 from kdedge.pipeline.training.batches import Batch
 
 __all__ = ["Ensemble"]
@@ -15,17 +16,26 @@ class Ensemble:
 
     Args:
         members: At least one teacher. The mean of one has the bits of its own logits.
+        mirror_shift: Largest shift in pixels of the images, of whose logits and those of their mirror images the mean
+            is taken; None: their own logits.
     """
 
-    def __init__(self, members: Sequence[CachedTeacher]) -> None:
-        self._members = members
+    def __init__(self, members: Sequence[CachedTeacher], mirror_shift: int | None = None) -> None:
+        self._members, self._mirror_shift = members, mirror_shift
 
     def __call__(self, batch: Batch, blocks: tuple[str, ...] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         """Return logits and maps; see `CachedTeacher`."""
         total, maps = self._members[0](batch, blocks)
         for member in self._members[1:]:
             total = total + member(batch)[0]
-        return total / len(self._members), maps
+        if self._mirror_shift is None:
+            return total / len(self._members), maps
+        mirror = batch._replace(
+            pixels=batch.pixels.flip(-1), augmentations=mirrored(batch.augmentations, self._mirror_shift)
+        )
+        for member in self._members:
+            total = total + member(mirror)[0]
+        return total / (2 * len(self._members)), maps
 
     def take_computed(self) -> int:
         """Return the number of logits computed since the last call."""

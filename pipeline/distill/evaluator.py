@@ -1,7 +1,7 @@
 """Measures a student on the validation images, and compares it with the teacher."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,8 @@ class StudentEvaluator:
 
     Args:
         config: As of `kdedge.pipeline.distill.trainer.Trainer`.
-        teachers: In eval mode. The student is compared with the mean of their logits and the maps of the first.
+        teachers: In eval mode. The student is compared with the mean of their logits, with ``--mean-of-flips`` also
+            of mirror images, and the maps of the first.
         student: The attribute of this name can be replaced by another student of the same architecture.
         pairs: Pairs for the reported feature similarity, the same for every method.
         candidates: Further pairs for `unexplained`.
@@ -71,6 +72,8 @@ class StudentEvaluator:
         tap = FeatureTap(teacher, tuple({pair.teacher_block: None for pair in (*pairs, *candidates)}))
         with torch.no_grad(), autocast(config.runtime):
             logits = [predict_logits(one, val, device, one.image_size) for one in teachers]
+            if config.distill.mirrors_teacher:
+                logits += [predict_logits(_of_mirrored(one), val, device, one.image_size) for one in teachers]
             self._teacher_logits = torch.stack(logits).mean(0)
             self.teacher_top1_pct = self._top1_pct(self._teacher_logits)
             self.teacher_right = (self._teacher_logits.argmax(1) == self._labels).numpy()
@@ -119,3 +122,8 @@ class StudentEvaluator:
             student_maps = [self.student.features(pixels) for pixels in self._pixels]
         fit, score = zip(student_maps, self._teacher_maps, strict=True)
         return [measure_similarity(pair, fit, score) for pair in pairs]
+
+
+def _of_mirrored(teacher: Teacher) -> Callable[[Tensor], Tensor]:
+    """Return a function that takes the logits of the mirror images of ``[N, C, H, W]``."""
+    return lambda pixels: teacher(pixels.flip(-1))

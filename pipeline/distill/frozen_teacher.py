@@ -74,7 +74,7 @@ def cached_teachers(
         path = _logits_path(folder, dataset.train_sha256(), batches.shift, batch_size, config)
         file = LogitsFile(path, classes=len(dataset.class_names), augmentations=count)
         members.append(CachedTeacher(teacher, config.runtime, file, batch_size))
-    return Ensemble(members)
+    return Ensemble(members, batches.shift if config.distill.mirrors_teacher else None)
 
 
 def check_fits(teacher_dir: Path, classes: tuple[str, ...], spec: InputSpec) -> None:

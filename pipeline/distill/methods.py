@@ -62,7 +62,7 @@ class Method:
         if not self.adaptive_beta:
             names.add("beta_patience")
         if not self.kd:
-            names |= {"adapt_to_teacher", "more_teachers"}
+            names |= {"adapt_to_teacher", "more_teachers", "mean_of_flips"}
         if not self.dynamic:
             names.add("rechoose_epochs")
         return frozenset(names)

@@ -115,6 +115,12 @@ class DistillConfig:
         flag="--more-teachers",
         parse=parse_paths,
     )
+    mean_of_flips: bool = option(
+        False,
+        "The KD term learns from the mean of the teacher's logits of an image and of its mirror image, if the "
+        "student's images are mirrored.",
+        flag="--mean-of-flips",
+    )
     temperature: float = option(4.0, "Softmax temperature T of the KD term.", flag="--temperature", least=0.1, most=100)
     alpha: float = option(1.0, "Weight of the KD term.", flag="--alpha", least=0, most=1000)
     beta: float = option(
@@ -166,7 +172,7 @@ class DistillConfig:
     mix: float = option(
         0.0,
         "Share of the batches whose images are mixed, each with its neighbour, by mixup or CutMix (0 = none; 0.5 suits "
-        "few photographs).",
+        "few photographs). The teacher sees the mixed images, too.",
         flag="--mix",
         least=0,
         most=1,
@@ -192,6 +198,11 @@ class DistillConfig:
     def further_teachers(self) -> list[Path]:
         """The folders of further teachers."""
         return parse_paths(self.more_teachers, "--more-teachers")
+
+    @property
+    def mirrors_teacher(self) -> bool:
+        """Whether the teacher sees mirror images, too, once ``flip`` is known."""
+        return self.mean_of_flips and bool(self.flip)
 
     @property
     def hint_only_epochs(self) -> int:

@@ -74,12 +74,14 @@ class LogitsFile:
         self._entry = 2 * classes + _CRC_BYTES
 
     def read(self, augmentations: NDArray[np.int64]) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
-        """Return logits float16 ``[N, C]`` and whether each is in the file, bool ``[N]``."""
+        """Return logits float16 ``[N, C]`` and whether each is in the file, bool ``[N]``; none has the number -1."""
         logits = np.zeros((len(augmentations), self._classes), np.float16)
         found = np.zeros(len(augmentations), bool)
         for row, number in enumerate(augmentations.tolist()):
             if self._file is None:
                 break
+            if number < 0:
+                continue
             try:
                 self._file.seek(number * self._entry)
                 entry = self._file.read(self._entry)
@@ -96,6 +98,8 @@ class LogitsFile:
         for number, row in zip(augmentations.tolist(), logits, strict=True):
             if self._file is None:
                 return
+            if number < 0:
+                continue
             entry = row.tobytes() + bytes(_CRC_BYTES)
             try:
                 self._file.seek(number * self._entry)

@@ -15,15 +15,15 @@ from kdedge.pipeline.distill.gradients import gradient_shares
 from kdedge.pipeline.distill.hints import HintAdapters, HintPair
 from kdedge.pipeline.distill.losses import kd_loss
 from kdedge.pipeline.distill.methods import METHODS
-from kdedge.pipeline.distill.mixing import Mixed, draw_mixed, mix_logits
+from kdedge.pipeline.distill.mixing import mix_batch
 from kdedge.pipeline.distill.optimizer import build_optimizer, set_learning_rate
 from kdedge.pipeline.models.student import Student
 from kdedge.pipeline.training import distributed
 from kdedge.pipeline.training.balance import cross_entropy
 from kdedge.pipeline.training.batch_norms import refresh_batch_norms
-from kdedge.pipeline.training.batches import Batch, Batches, class_shares, place, top1_pct
+from kdedge.pipeline.training.batches import Batch, Batches, place, top1_pct
 from kdedge.pipeline.training.device import autocast
-from kdedge.progress import log, warn
+from kdedge.progress import log
 
 __all__ = ["Trainer", "first_batches"]
 
@@ -95,8 +95,6 @@ class Trainer:
             self.average = AveragedModel(student, multi_avg_fn=mean)
         self.shares: dict[str, float] = {}
         self._shares_epoch = -1
-        if settings.mix and len(batches) == 1:
-            warn("--mix has no effect: an epoch has one step, and the first is never mixed; lower --distill-batch-size")
         self._hint_scale = distributed.from_first(self._calibrate) if pairs else 0.0
         self._losses_of_all = distributed.parallel(self._losses, student, self.adapters, unused=bool(pairs))
 
@@ -112,23 +110,17 @@ class Trainer:
         return self._hint_scale * beta / BETA_UNIT
 
     def step(self, batch: Batch, epoch: int, rate: float) -> dict[str, Tensor]:
-        """Train on one batch at a share of the peak learning rate and return the named losses.
-
-        A mixed batch has no hints: the teacher sees the images before they are mixed. The first batch of an epoch is
-        not mixed, so that the gradient shares have all terms.
-        """
+        """Train on one batch at a share of the peak learning rate and return the named losses."""
         set_learning_rate(self.optimizer, rate * self._settings.lr)
         self._student.train()
         self.adapters.train()
         uses_hints = self.method.blocks is not None and self.beta.beta > 0
         hint_only = uses_hints and epoch < self._hint_epochs
-        mixed = None
-        if self._settings.mix and not hint_only and epoch == self._shares_epoch:
-            mixed = draw_mixed(batch, self._settings.mix, (self._config.runtime.seed, epoch))
-        terms = _Terms(
-            kd=self.method.kd and self.kd.active and not hint_only, hint=uses_hints and not mixed, ce=not hint_only
-        )
-        losses = self._losses_of_all(self._student, self.adapters, batch, terms, mixed)
+        terms = _Terms(kd=self.method.kd and self.kd.active and not hint_only, hint=uses_hints, ce=not hint_only)
+        if self._settings.mix:
+            classes, key = self._student.classifier.out_features, (self._config.runtime.seed, epoch)
+            batch = mix_batch(batch, self._settings.mix, classes, key)
+        losses = self._losses_of_all(self._student, self.adapters, batch, terms)
         weights = {
             "kd": self._settings.alpha * self._kd_share,
             "hint": self.hint_weight(self.beta.beta),
@@ -182,31 +174,23 @@ class Trainer:
             if rest:
                 self._teacher(rest)
 
-    def _losses(
-        self, student: Student, adapters: HintAdapters, batch: Batch, terms: _Terms, mixed: Mixed | None = None
-    ) -> dict[str, Tensor]:
+    def _losses(self, student: Student, adapters: HintAdapters, batch: Batch, terms: _Terms) -> dict[str, Tensor]:
         """Return the losses of a batch, the teacher's terms where they are trained, and its correct predictions."""
-        losses = {}
-        targets, labels = batch.targets, batch.labels
+        losses, targets = {}, batch.targets
         with autocast(self._config.runtime):
-            maps = student.features(mixed.pixels if mixed else batch.pixels)
+            maps = student.features(batch.pixels)
             logits = student.classify(maps[-1]).float()
             if terms.hint or terms.kd:
                 teacher_logits, teacher_maps = self._teacher(batch, adapters.chosen if terms.hint else ())
-            temperature = self._settings.temperature
-            if mixed:
-                targets = class_shares(labels, mixed.shares, logits.shape[1])
-                labels = targets.argmax(1)
-                if terms.kd:
-                    teacher_logits = mix_logits(teacher_logits, mixed.shares, temperature)
             if terms.kd:
-                losses["kd"] = kd_loss(logits, teacher_logits, temperature, targets, self._batches.class_weights)
+                temperature, weights = self._settings.temperature, self._batches.class_weights
+                losses["kd"] = kd_loss(logits, teacher_logits, temperature, targets, weights)
             if terms.hint:
                 losses["hint"] = adapters(maps, teacher_maps)
         # An output that is not trained has no gradient: DistributedDataParallel would wait for it.
         predicted = logits if terms.ce else logits.detach()
         losses["ce"] = cross_entropy(predicted, targets, self._batches.class_weights)
-        losses["top1_pct"] = top1_pct(logits, labels)
+        losses["top1_pct"] = top1_pct(logits, batch.labels)
         return losses
 
     @torch.no_grad()

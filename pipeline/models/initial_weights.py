@@ -21,10 +21,11 @@ from torch import Tensor
 from kdedge.download import fetch
 from kdedge.errors import InputError, KdedgeError, StageError
 from kdedge.files import file_sha256, load_json
-from kdedge.inputs import InputSpec
+from kdedge.inputs import InputSpec, image_input
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.models.backbone import SIGNAL_STEM, STEMS
-from kdedge.pipeline.models.teacher import Teacher, build_teacher, check_input, is_timm
+from kdedge.pipeline.models.student_teacher import build_student_teacher
+from kdedge.pipeline.models.teacher import Teacher, build_teacher, check_input, is_student, is_timm
 from kdedge.pipeline.models.weights import DAMAGED, load_weights
 from kdedge.pipeline.training.options import TeacherConfig
 from kdedge.progress import warn
@@ -105,14 +106,20 @@ def start_teacher(settings: TeacherConfig, num_classes: int, spec: InputSpec, de
         StageError: ``imagenet`` is required and unavailable.
     """
     file = _read(settings.weight_files[0]) if settings.weight_files else None
-    signal = spec.kind == "signal"
-    stem, note = _signal_stem(settings) if signal else _choose_stem(settings, spec.size, device, file)
-    teacher = build_teacher(settings.arch, num_classes, stem, settings.image_size, len(spec.channels))
+    signal, student = spec.kind == "signal", is_student(settings.arch)
+    if student:
+        _check_student(settings)
+        stem, note = "none", ""
+        inputs = image_input(settings.image_size, grey=spec.grey) if settings.image_size else spec
+        teacher = build_student_teacher(settings.arch, num_classes, inputs)
+    else:
+        stem, note = _signal_stem(settings) if signal else _choose_stem(settings, spec.size, device, file)
+        teacher = build_teacher(settings.arch, num_classes, stem, settings.image_size, len(spec.channels))
     check_input(teacher, settings.arch, spec)
     start = Start(teacher, stem, stem_note=note)
     if file:
         start = _load(start, file, settings.arch)
-    elif settings.weights != "none" and not signal:
+    elif settings.weights != "none" and not signal and not student:
         start = _load_pretrained(start, settings)
     if start.missing and not settings.epochs:
         raise InputError(
@@ -121,6 +128,14 @@ def start_teacher(settings: TeacherConfig, num_classes: int, spec: InputSpec, de
             "give weights for these classes and this --teacher-stem, or --teacher-epochs 1 or more",
         )
     return start
+
+
+def _check_student(settings: TeacherConfig) -> None:
+    """Refuse a stem and pretrained weights of a teacher that is a student of kdedge: it has neither."""
+    given = {f"--teacher-stem {settings.stem}": settings.stem != "auto"}
+    given["--teacher-weights imagenet"] = settings.weights == "imagenet"
+    for flag in (flag for flag, wrong in given.items() if wrong):
+        raise InputError(f"{flag} is not for {settings.arch}", "leave it out, or give the weights of a student")
 
 
 def _read(path: Path) -> _Weights:

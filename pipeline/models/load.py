@@ -5,7 +5,8 @@ from pathlib import Path
 from kdedge.files import load_json
 from kdedge.inputs import InputSpec
 from kdedge.pipeline.models.student import Student, build_student
-from kdedge.pipeline.models.teacher import Teacher, build_teacher
+from kdedge.pipeline.models.student_teacher import build_student_teacher
+from kdedge.pipeline.models.teacher import Teacher, build_teacher, is_student
 from kdedge.pipeline.models.weights import load_module
 
 __all__ = [
@@ -31,8 +32,10 @@ def load_teacher(teacher_dir: Path) -> Teacher:
     """
     description = load_json(teacher_dir / TEACHER_DESCRIPTION, ("arch", "stem", "num_classes"))
     arch, classes, stem = (description[key] for key in ("arch", "num_classes", "stem"))
-    # Earlier versions never resized, and had images only.
-    teacher = build_teacher(arch, classes, stem, description.get("image_size", 0), description.get("channels", 3))
+    if is_student(arch):
+        teacher = build_student_teacher(arch, classes, InputSpec.from_record(description))
+    else:  # earlier versions never resized, and had images only
+        teacher = build_teacher(arch, classes, stem, description.get("image_size", 0), description.get("channels", 3))
     load_module(teacher, teacher_dir / TEACHER_WEIGHTS, f"a {arch} with {classes} classes")
     return teacher.eval()
 

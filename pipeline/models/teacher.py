@@ -1,4 +1,4 @@
-"""The teacher: a classifier of torchvision or timm that prepares its input, with accessible feature maps for hints.
+"""The teacher: a classifier of torchvision, timm or kdedge that prepares its input, with feature maps for hints.
 
 `Teacher` takes pixels/255 of any size; the mean and deviation of its backbone's training are buffers of the module.
 `FeatureTap` captures the feature maps for hints.
@@ -21,8 +21,10 @@ from kdedge.errors import InputError
 from kdedge.inputs import InputSpec, image_input
 from kdedge.parsing import closest
 from kdedge.pipeline.models.backbone import SIGNAL_STEM, backbone_blocks, build_backbone
+from kdedge.pipeline.models.registry import STUDENTS
 
 __all__ = [
+    "STUDENT_PREFIX",
     "FeatureTap",
     "Teacher",
     "build_teacher",
@@ -30,10 +32,12 @@ __all__ = [
     "check_input",
     "fold_batch_norms",
     "hint_candidates",
+    "is_student",
     "is_timm",
     "taking_inputs",
 ]
 
+STUDENT_PREFIX = "kdedge/"
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -122,6 +126,11 @@ def is_timm(arch: str) -> bool:
     return arch.startswith("timm/")
 
 
+def is_student(arch: str) -> bool:
+    """Return whether an architecture is a student of kdedge."""
+    return arch.startswith(STUDENT_PREFIX)
+
+
 def check_arch(arch: str) -> None:
     """Refuse an unknown classifier.
 
@@ -133,13 +142,20 @@ def check_arch(arch: str) -> None:
 
         check_timm_arch(arch)
         return
+    if is_student(arch):
+        name = arch.removeprefix(STUDENT_PREFIX)
+        if name not in STUDENTS:
+            known = ", ".join(f"{STUDENT_PREFIX}{student}" for student in STUDENTS)
+            raise InputError(f"unknown teacher {arch!r}{closest(name, STUDENTS)}", f"the students are {known}")
+        return
     import torchvision
 
     names = torchvision.models.list_models(module=torchvision.models)
     if arch not in names:
         raise InputError(
             f"unknown teacher {arch!r}{closest(arch, names)}",
-            "--teacher takes any torchvision classifier (resnet18, mobilenet_v3_small, …), or one of timm as timm/NAME",
+            "--teacher takes any torchvision classifier (resnet18, mobilenet_v3_small, …), one of timm as timm/NAME, "
+            f"or a student of kdedge as {STUDENT_PREFIX}NAME",
         )
 
 

@@ -21,7 +21,15 @@ __all__ = ["of_benchmark", "of_quantization", "of_sections", "of_training"]
 # Options that were added after published runs. At their default they are not recorded, so that those runs stay valid.
 _ADDED: dict[str, dict[str, Any]] = {
     "teacher": {"augment": "light", "hard_epochs": 0},
-    "distill": {"augment": "light", "ema": 0.0, "mix": 0.0, "more_teachers": "", "prune": 0.0, "prune_by": "taylor"},
+    "distill": {
+        "augment": "light",
+        "ema": 0.0,
+        "mix": 0.0,
+        "more_teachers": "",
+        "mean_of_flips": False,
+        "prune": 0.0,
+        "prune_by": "taylor",
+    },
     "training": {"balance": "none"},
     "runtime": {"processes": 1},
     "benchmark": {"metric": "top1", "provider": "", "runtime": ""},

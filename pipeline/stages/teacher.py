@@ -28,7 +28,7 @@ from kdedge.pipeline.data.options import WINDOWS
 from kdedge.pipeline.data.sources import open_dataset, opened, training_images
 from kdedge.pipeline.models.initial_weights import Start, check_start, start_teacher
 from kdedge.pipeline.models.load import TEACHER_DESCRIPTION, TEACHER_WEIGHTS, load_teacher
-from kdedge.pipeline.models.teacher import Teacher, check_arch
+from kdedge.pipeline.models.teacher import Teacher, check_arch, is_student
 from kdedge.pipeline.models.weights import save_module
 from kdedge.pipeline.tracking import open_tracking
 from kdedge.pipeline.training import distributed
@@ -155,6 +155,8 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     classes = list(dataset.class_names)
     description = {"arch": settings.arch, "stem": stem, "num_classes": len(classes), "classes": classes}
     description |= {"weights": origin.weights, "image_size": teacher.image_size}
+    if is_student(settings.arch):
+        description |= {**dataset.spec.record, **description}
     if train.signal:
         description["channels"] = len(dataset.spec.channels)
     write_json(out_dir / TEACHER_DESCRIPTION, description)

@@ -291,9 +291,11 @@ def _check_hints(cells: Sequence[Cell], arch: str) -> None:
     """
     if not any(METHODS[cell.config.distill.method].blocks for cell in cells):
         return
-    from kdedge.pipeline.models.teacher import build_teacher, hint_candidates
+    from kdedge.pipeline.models.teacher import build_teacher, check_arch, hint_candidates, is_student
 
-    if not hint_candidates(build_teacher(arch, num_classes=2, stem="imagenet")):
+    if is_student(arch):  # whose blocks are all candidates
+        check_arch(arch)
+    elif not hint_candidates(build_teacher(arch, num_classes=2, stem="imagenet")):
         raise InputError(
             f"{arch} has no blocks whose maps hints could use",
             "train without hints: `kdedge compare --methods ce,kd`, `kdedge ablate --method kd`; or use another "

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["augment", "blank_squares", "choose_augmentations", "draw_augmentations", "mixed_bits"]
+__all__ = ["augment", "blank_squares", "choose_augmentations", "draw_augmentations", "mirrored", "mixed_bits"]
 
 
 def choose_augmentations(
@@ -45,6 +45,21 @@ def draw_augmentations(numbers: NDArray[np.int64], *, epoch: int, count: int) ->
     done, place = divmod(epoch, count)
     keys = mixed_bits(done, numbers[:, None] * count + np.arange(count))
     return np.argsort(keys, axis=1)[:, place]
+
+
+def mirrored(numbers: NDArray[np.int64], shift: int) -> NDArray[np.int64]:
+    """Return the numbers of the mirror images of augmented images.
+
+    Args:
+        numbers: int64 ``[N]``, dataset index * 2 * span² + augmentation, as in `choose_augmentations`; -1: none.
+        shift: Largest shift in pixels.
+
+    Returns:
+        int64 ``[N]``; -1 stays.
+    """
+    shifts = (2 * shift + 1) ** 2
+    image, chosen = np.divmod(numbers, 2 * shifts)
+    return np.where(numbers < 0, numbers, image * 2 * shifts + (chosen + shifts) % (2 * shifts))
 
 
 def augment(images: Tensor, chosen: NDArray[np.int64], *, shift: int) -> Tensor:

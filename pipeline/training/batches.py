@@ -75,7 +75,7 @@ class Batch(NamedTuple):
         pixels: float32 ``[B, C, H, W]``.
         labels: int64 ``[B]``; of a mixed image, the class with the largest share.
         augmentations: int64 ``[B]``, number of each augmented image: dataset index * augmentations per image +
-            augmentation.
+            augmentation; -1: it has none.
         shares: float32 ``[B, C]``, shares of the classes in mixed images; None: no image is mixed.
     """
 

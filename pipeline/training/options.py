@@ -21,7 +21,11 @@ SIGNAL_LEVELS = ("none", "light")
 class TeacherConfig:
     """The teacher network and its fine-tuning."""
 
-    arch: str = option("resnet18", "Name of a torchvision classifier, or timm/NAME for one of timm.", flag="--teacher")
+    arch: str = option(
+        "resnet18",
+        "Name of a torchvision classifier, timm/NAME for one of timm, or kdedge/NAME for a student of kdedge.",
+        flag="--teacher",
+    )
     weights: str = option(
         "auto",
         "Initial weights: auto (pretrained weights if available, otherwise random), imagenet (pretrained), none, or "

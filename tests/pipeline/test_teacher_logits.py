@@ -64,6 +64,17 @@ def test_several_teachers_give_the_mean_of_their_logits_and_the_maps_of_the_firs
     both.close()
 
 
+def test_inputs_without_a_number_are_computed_every_time_and_not_kept(tmp_path, batch):
+    path = tmp_path / "a.logits"
+    cached = CachedTeacher(teacher(), RUNTIME, open_file(path), 32)
+    unnumbered = batch._replace(augmentations=np.full(IMAGES, -1))
+    first, again = cached(unnumbered)[0], cached(unnumbered)[0]
+    assert cached.take_computed() == 2 * IMAGES
+    assert not any(path.read_bytes())
+    assert torch.equal(first, again)
+    assert torch.equal(first, cached(batch)[0])
+
+
 def test_what_is_missing_in_part_gives_the_same_bits(tmp_path, batch):
     whole = CachedTeacher(teacher(), RUNTIME, open_file(tmp_path / "a.logits"), 32)(batch)[0]
     some = batch._replace(pixels=batch.pixels[::3], labels=batch.labels[::3], augmentations=batch.augmentations[::3])

@@ -14,11 +14,11 @@ from kdedge.inputs import image_input
 from kdedge.pipeline.config.build import build_config
 from kdedge.pipeline.distill.hints import HintAdapters, HintPair
 from kdedge.pipeline.distill.losses import kd_loss
-from kdedge.pipeline.distill.mixing import draw_mixed, mix_logits
+from kdedge.pipeline.distill.mixing import mix_batch
 from kdedge.pipeline.distill.teacher_logits import CachedTeacher, LogitsFile
 from kdedge.pipeline.distill.trainer import Trainer
 from kdedge.pipeline.models.student import build_student
-from kdedge.pipeline.models.teacher import build_teacher
+from kdedge.pipeline.models.teacher import FeatureTap, build_teacher
 from kdedge.pipeline.training.batches import Batches, class_shares, top1_pct
 
 PAIRS = (HintPair("layer1.1", 1, 64, 32),)
@@ -70,51 +70,41 @@ def test_a_step_minimises_alpha_kd_plus_beta_hint_plus_gamma_ce(method):
     torch.testing.assert_close(moved, 0.01 * 1.9 * gradient, rtol=1e-3, atol=1e-7)
 
 
-def test_mixed_images_learn_the_mixed_probabilities_of_the_teacher():
+def test_the_teacher_sees_the_mixed_images():
     trainer, teacher, student, batch = make("kd", mix=1.0, temperature=2.0)
-    trainer.step(batch, 0, 1.0)  # the first of an epoch is not mixed
     before = copy.deepcopy(student).train()
     losses = trainer.step(batch, 0, 1.0)
-    mixed = draw_mixed(batch, 1.0, (0, 0))
+    mixed = mix_batch(batch, 1.0, 3, (0, 0))
     assert not torch.equal(mixed.pixels, batch.pixels)
-    logits = before(mixed.pixels)
-    wanted = mixed.shares @ functional.softmax(teacher(batch.pixels).detach().half().float() / 2, 1)
-    kd = functional.kl_div(functional.log_softmax(logits / 2, 1), wanted, reduction="batchmean") * 4
-    classes = mixed.shares @ functional.one_hot(batch.labels, 3).float()
-    assert losses["kd"].item() == pytest.approx(kd.item(), rel=1e-4, abs=1e-6)
-    assert losses["ce"].item() == pytest.approx(functional.cross_entropy(logits, classes).item(), rel=1e-5)
-    assert losses["top1_pct"].item() == top1_pct(logits, classes.argmax(1)).item()
+    logits, wanted = before(mixed.pixels), teacher(mixed.pixels).detach().half().float()
+    assert losses["kd"].item() == pytest.approx(kd_loss(logits, wanted, 2.0).item(), rel=1e-4, abs=1e-6)
+    assert losses["ce"].item() == pytest.approx(functional.cross_entropy(logits, mixed.shares).item(), rel=1e-5)
+    assert losses["top1_pct"].item() == top1_pct(logits, mixed.shares.argmax(1)).item()
 
 
-def test_mixed_targets_are_in_float32_under_autocast():
+def test_hints_are_of_the_mixed_images():
+    trainer, teacher, student, batch = make(mix=1.0)
+    before, adapters = copy.deepcopy(student).train(), copy.deepcopy(trainer.adapters).train()
+    mixed = mix_batch(batch, 1.0, 3, (0, 0))
+    with FeatureTap(teacher, ("layer1.1",)) as tap:
+        teacher(mixed.pixels)
+        wanted = adapters(before.features(mixed.pixels), tap.maps).item()
+    assert trainer.step(batch, 0, 1.0)["hint"].item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_class_shares_are_in_float32_under_autocast():
     shares = torch.tensor([[0.7, 0.3], [0.3, 0.7]])
     with torch.autocast("cpu", torch.bfloat16):
         classes = class_shares(torch.tensor([0, 1]), shares, 2)
-        logits = mix_logits(torch.tensor([[20.0, 0.0], [0.0, 20.0]]), shares, 1.0)
     assert torch.equal(classes, shares)
-    torch.testing.assert_close(functional.softmax(logits, 1), shares, rtol=1e-6, atol=1e-7)
-
-
-def test_mixed_batches_have_no_hints_and_hint_only_epochs_are_not_mixed():
-    trainer, _, _, batch = make(mix=1.0)
-    assert "hint" in trainer.step(batch, 0, 1.0)
-    assert "hint" not in trainer.step(batch, 0, 1.0)
-    trainer, _, _, batch = make(mix=1.0, hint_epochs=1)
-    assert "hint" in trainer.step(batch, 0, 1.0)
-    assert "hint" in trainer.step(batch, 0, 1.0)
-
-
-@pytest.mark.parametrize(("steps", "mix", "warned"), [(1, 0.5, True), (1, 0.0, False), (2, 0.5, False)])
-def test_mixing_without_a_second_step_in_an_epoch_is_warned_of(steps, mix, warned, capsys):
-    make("ce", images=16 * steps, mix=mix)
-    assert ("--mix has no effect: an epoch has one step" in capsys.readouterr().err) == warned
 
 
 def test_the_share_of_mixed_batches():
     batch = make("ce")[3]
-    drawn = [draw_mixed(batch._replace(augmentations=np.array([number])), 0.25, (0, 1)) for number in range(400)]
-    assert sum(one is not None for one in drawn) / 400 == pytest.approx(0.25, abs=0.06)
-    assert draw_mixed(batch, 0.0, (0, 1)) is None
+    given = [batch._replace(augmentations=np.array([number])) for number in range(400)]
+    mixed = [mix_batch(one, 0.25, 3, (0, 1)).shares is not None for one in given]
+    assert sum(mixed) / 400 == pytest.approx(0.25, abs=0.06)
+    assert mix_batch(batch, 0.0, 3, (0, 1)) is batch
 
 
 def test_the_shares_of_the_gradient_are_of_the_weighted_terms():
