@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kdedge.pipeline.training.augmentations import augment, blank_squares, choose_augmentations
+from kdedge.pipeline.training.augmentations import augment, blank_squares, choose_augmentations, mirrored
 
 
 def test_an_augmentation_depends_only_on_epoch_and_index():
@@ -92,3 +92,13 @@ def test_a_square_of_every_image_is_blanked_with_its_centre_anywhere():
 def test_no_side_blanks_nothing():
     pixels = torch.ones(2, 3, 4, 4)
     assert torch.equal(blank_squares(pixels, np.arange(2), epoch=0, side=0), pixels)
+
+
+def test_the_mirror_image_of_an_augmented_image_has_the_number_of_the_other_flip():
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(1, 256, (18, 8, 8, 3), dtype=np.uint8))
+    chosen = np.arange(18)
+    others = mirrored(5 * 18 + chosen, 1)
+    assert (others // 18 == 5).all()
+    assert torch.equal(augment(pixels, others % 18, shift=1), augment(pixels, chosen, shift=1).flip(2))
+    assert (mirrored(others, 1) == 5 * 18 + chosen).all()
+    assert mirrored(np.array([-1]), 1) == -1

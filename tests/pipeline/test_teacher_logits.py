@@ -12,6 +12,7 @@ from kdedge.dataset import Split
 from kdedge.pipeline.distill.ensemble import Ensemble
 from kdedge.pipeline.distill.teacher_logits import CachedTeacher, LogitsFile, cache_name
 from kdedge.pipeline.models.teacher import FeatureTap, build_teacher, hint_candidates
+from kdedge.pipeline.training.augmentations import mirrored
 from kdedge.pipeline.training.batches import Batch, Batches
 from kdedge.pipeline.training.options import RuntimeConfig
 
@@ -62,6 +63,18 @@ def test_several_teachers_give_the_mean_of_their_logits_and_the_maps_of_the_firs
     assert torch.equal(maps["layer4.1"], one(batch, ("layer4.1",))[1]["layer4.1"])
     assert (both.take_computed(), both.take_computed()) == (2 * IMAGES, 0)
     both.close()
+
+
+def test_the_mean_of_both_flips_takes_the_mirror_images_from_the_cache(tmp_path, batch):
+    member = CachedTeacher(teacher(), RUNTIME, open_file(tmp_path / "a.logits"), 32)
+    both = Ensemble([member], mirror_shift=1)
+    logits, maps = both(batch, ("layer4.1",))
+    mirror = batch._replace(pixels=batch.pixels.flip(-1), augmentations=mirrored(batch.augmentations, 1))
+    assert both.take_computed() == 2 * IMAGES
+    torch.testing.assert_close(logits, (member(batch)[0] + member(mirror)[0]) / 2)
+    assert torch.equal(both(mirror)[0], logits)
+    assert torch.equal(maps["layer4.1"], member(batch, ("layer4.1",))[1]["layer4.1"])
+    assert both.take_computed() == 0
 
 
 def test_inputs_without_a_number_are_computed_every_time_and_not_kept(tmp_path, batch):

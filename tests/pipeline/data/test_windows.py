@@ -277,6 +277,7 @@ def test_options_of_signals_need_a_signal(npz):
         ("distill", "flip", True, "--flip"),
         ("distill", "augment", "strong", "--augment strong"),
         ("distill", "mix", 0.5, "--mix"),
+        ("distill", "mean_of_flips", True, "--mean-of-flips"),
     ],
 )
 def test_options_of_images_are_refused_before_anything_is_read(section, key, value, flag):

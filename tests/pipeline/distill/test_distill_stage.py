@@ -68,6 +68,17 @@ def test_a_student_of_two_teachers_learns_from_the_mean_of_their_logits(config, 
     assert both != alone
 
 
+def test_the_mean_of_flips_needs_mirrored_images(distill):
+    alone, facts = distill("alone", method="kd", flip=True)
+    both, facts_of_both = distill("both", method="kd", flip=True, mean_of_flips=True)
+    assert both != alone
+    assert (facts["mean_of_flips"], facts_of_both["mean_of_flips"]) == (False, True)
+    kept, _ = distill("kept", method="kd", flip=False)
+    same, facts = distill("same", method="kd", flip=False, mean_of_flips=True)
+    assert same == kept
+    assert not facts["mean_of_flips"]
+
+
 def test_what_is_no_finished_teacher_is_refused(config, tmp_path):
     wrong = dataclasses.replace(config, distill=dataclasses.replace(config.distill, more_teachers=str(tmp_path)))
     with pytest.raises(InputError, match="expected the folder of a finished teacher"):
