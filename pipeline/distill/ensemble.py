@@ -25,17 +25,15 @@ class Ensemble:
 
     def __call__(self, batch: Batch, blocks: tuple[str, ...] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         """Return logits and maps; see `CachedTeacher`."""
+        views = [batch]
+        if self._mirror_shift is not None:
+            numbers = mirrored(batch.augmentations, self._mirror_shift)
+            views.append(batch._replace(pixels=batch.pixels.flip(-1), augmentations=numbers))
         total, maps = self._members[0](batch, blocks)
-        for member in self._members[1:]:
-            total = total + member(batch)[0]
-        if self._mirror_shift is None:
-            return total / len(self._members), maps
-        mirror = batch._replace(
-            pixels=batch.pixels.flip(-1), augmentations=mirrored(batch.augmentations, self._mirror_shift)
-        )
-        for member in self._members:
-            total = total + member(mirror)[0]
-        return total / (2 * len(self._members)), maps
+        others = [(member, view) for view in views for member in self._members][1:]
+        for member, view in others:
+            total = total + member(view)[0]
+        return total / (1 + len(others)), maps
 
     def take_computed(self) -> int:
         """Return the number of logits computed since the last call."""
