@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,8 @@ def csv_files(folder: Path) -> list[Path]:
 def read_csv(path: Path) -> Table:
     """Read a CSV file in UTF-8, separated by commas, semicolons or tabs.
 
-    The first row is a header if one of its cells is not a number.
+    The first row is a header if one of its cells is not a number, or if it has the numbers that pandas writes for
+    columns without names.
 
     Raises:
         InputError: The file cannot be read, has no rows, or rows of different length.
@@ -142,7 +144,9 @@ def read_csv(path: Path) -> Table:
                 lines.append(reader.line_num)
     except csv.Error as error:
         raise InputError(f"row {reader.line_num} of {path}: {error}", EXPECTED) from error
-    headed = bool(rows) and any(np.isnan(_number(cell)) and cell.lower() != "nan" for cell in rows[0])
+    headed = bool(rows) and (
+        any(np.isnan(_number(cell)) and cell.lower() != "nan" for cell in rows[0]) or _numbered(rows)
+    )
     names = tuple(rows.pop(0)) if headed else ()
     lines = lines[headed:]
     if not rows:
@@ -161,21 +165,26 @@ def read_csv(path: Path) -> Table:
     return Table(path, names, tuple(map(list, zip(*rows, strict=True))), lines)
 
 
-def recording_of(table: Table, without: tuple[str, ...] = ()) -> Recording:
-    """Return the recording in a table: its columns except the time and those of these names.
+def recording_of(table: Table, without: tuple[str, ...] = (), channels: tuple[str, ...] = ()) -> Recording:
+    """Return the recording in a table: its columns except the time.
+
+    Args:
+        table: The table.
+        without: Names of further columns that are not channels.
+        channels: Names of columns that are channels, if known: a time is not among them.
 
     Raises:
         InputError: A cell is not a finite number, the time has a gap, or there is no channel.
     """
-    time = [index for index, name in enumerate(table.names) if _TIME.fullmatch(name.casefold())]
+    time = _time_columns(table, {*without, *channels})
     ignored = {*time, *(index for index, name in enumerate(table.names) if name in without)}
-    channels = [index for index in range(len(table.columns)) if index not in ignored]
-    if not channels or len(time) > 1:
+    kept = [index for index in range(len(table.columns)) if index not in ignored]
+    if not kept or len(time) > 1:
         what = "two time columns" if len(time) > 1 else "no channel"
         raise InputError(f"{table.path} has {what}: its columns are {', '.join(table.names)}", EXPECTED)
-    values = np.stack([table.numbers(index) for index in channels], axis=1).astype(np.float32)
+    values = np.stack([table.numbers(index) for index in kept], axis=1).astype(np.float32)
     start_s, rate_hz = _clock(table, time[0]) if time else (0.0, 0.0)
-    names = tuple(table.names[index] for index in channels) if table.names else ()
+    names = tuple(table.names[index] for index in kept) if table.names else ()
     return Recording(table.path, names, values, start_s, rate_hz)
 
 
@@ -187,6 +196,16 @@ def window_starts(rows: int, length: int, stride: int) -> NDArray[np.int64]:
 def cut(values: NDArray[np.float32], length: int, stride: int) -> NDArray[np.float32]:
     """Return the windows of a recording, float32 ``[N, length, C]``, from ``[T, C]``."""
     return np.stack([values[start : start + length] for start in window_starts(len(values), length, stride)])
+
+
+def _time_columns(table: Table, others: Collection[str]) -> list[int]:
+    """Return the columns that are a time by their names.
+
+    ``T`` is also a temperature: it is a time only if no other column is and its values increase.
+    """
+    named = [index for index, name in enumerate(table.names) if name not in others and _TIME.fullmatch(name.casefold())]
+    sure = [index for index in named if table.names[index] != "T"]
+    return named if named and not sure and bool((np.diff(table.numbers(named[0])) > 0).all()) else sure
 
 
 def _clock(table: Table, column: int) -> tuple[float, float]:
@@ -202,6 +221,19 @@ def _clock(table: Table, column: int) -> tuple[float, float]:
         row = int(bad[0]) + 1
         raise table.problem(row, f"{steps[row - 1]:g} s after the row before, where the usual step is {step:g} s")
     return float(times[0]), float((len(times) - 1) / (times[-1] - times[0]))
+
+
+def _numbered(rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether the first row is 0, 1, 2, … above rows that all have a decimal point, so it is not of their kind.
+
+    With two columns it may be a time and a value.
+    """
+    first, *others = rows
+    return (
+        len(first) > 2
+        and [*first] == [str(number) for number in range(len(first))]
+        and all(any("." in cell for cell in row) for row in others)
+    )
 
 
 def _number(cell: str) -> float:

@@ -62,7 +62,7 @@ def _classify(model: Model, labels: list[str], file: Path, top_k: int) -> Iterat
     """Yield the answers of one recording."""
     if file.is_dir():
         raise InputError(f"{file} has no recordings", "expected files ending in .csv")
-    spec, recording = model.spec, recording_of(read_csv(file))
+    spec, recording = model.spec, recording_of(read_csv(file), channels=model.spec.channels)
     recording.check(spec)
     logits = run_model(model, np.ascontiguousarray(cut(recording.values, spec.size, spec.size)))
     rate = recording.rate_hz or spec.rate_hz

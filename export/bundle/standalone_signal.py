@@ -62,12 +62,12 @@ def load(path: Path, channels: list[str], rate: float, length: int) -> Any:
         file.seek(0)
         mark = next((mark for mark in ",;\t" if mark in first), ",")
         rows = [[cell.strip() for cell in row] for row in csv.reader(file, delimiter=mark) if row]
-    header = rows.pop(0) if rows and any(not number(cell) for cell in rows[0]) else []
+    header = rows.pop(0) if rows and (rows[0] == channels or any(not number(cell) for cell in rows[0])) else []
     width = len(header) or len(channels)
     for place, row in enumerate(rows, 1 + bool(header)):
         if len(row) != width or not all(number(cell) for cell in row):
             raise ValueError(f"row {place} has {len(row)} cells, expected {width} numbers")
-    times = [index for index, name in enumerate(header) if TIME.fullmatch(name.casefold())]
+    times = [index for index, name in enumerate(header) if name not in channels and TIME.fullmatch(name.casefold())]
     kept = [index for index in range(width) if index not in times]
     if header and [header[index] for index in kept] != channels:
         raise ValueError(f"the channels are {', '.join(header)}; expected {', '.join(channels)}, in this order")

@@ -10,7 +10,7 @@ from kdedge.errors import InputError
 from kdedge.pipeline.data.class_folders import PARTS, class_name
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.table import read_parquet
-from kdedge.pipeline.data.windows.series import Series, Source, same_rate
+from kdedge.pipeline.data.windows.series import Series, Source, same_channels, same_rate
 from kdedge.recordings import Table, read_csv, recording_of
 
 __all__ = ["open_long_table"]
@@ -33,8 +33,7 @@ def open_long_table(config: DataConfig, file: Path) -> Source:
         raise InputError(f"{file} has no column {missing[0]}; it has {', '.join(table.names)}", _EXPECTED)
     facts = {name: table.columns[table.names.index(name)] for name in texts}
     ends = [row for row in range(1, len(table.lines)) if facts["id"][row] != facts["id"][row - 1]]
-    series, rates, seen = [], [], set[str]()
-    channels: tuple[str, ...] = ()
+    series, rates, found, seen = [], [], [], set[str]()
     for start, stop in zip([0, *ends], [*ends, len(table.lines)], strict=True):
         identity = facts["id"][start]
         if identity in seen:
@@ -46,15 +45,16 @@ def open_long_table(config: DataConfig, file: Path) -> Source:
         columns = tuple(column[start:stop] for column in table.columns)
         part = Table(file, table.names, columns, table.lines[start:stop])
         recording = recording_of(part, texts)
-        channels = recording.channels
+        place = f"the id {identity} of {file}"
+        found.append((place, recording.channels))
         split = facts["split"][start].casefold() if "split" in facts else ""
         if split and split not in PARTS:
             raise table.problem(start, f"the split is {split!r}, expected train, val or test")
         group = facts[config.groups][start] if config.groups else identity
         label = class_name(facts["label"][start])
         series.append(Series(identity, recording.values, label, group or identity, PARTS.get(split, "")))
-        rates.append((f"the id {identity} of {file}", recording.rate_hz))
-    return Source(file, series, channels, same_rate(rates, config.rate))
+        rates.append((place, recording.rate_hz))
+    return Source(file, series, same_channels(found), same_rate(rates, config.rate))
 
 
 def _read(file: Path) -> Table:
