@@ -8,7 +8,6 @@ place in the file.
 
 import glob
 import hashlib
-import itertools
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -128,7 +127,10 @@ def list_shards(path: Path) -> Listed:
 
 
 def _find(path: Path) -> tuple[Path, list[Path]]:
-    """Return the folder above all shards, and the shards in the order of their names."""
+    """Return the folder above all shards, and the shards in the order of their names.
+
+    Folders of a pattern that exist are taken literally, whatever their names.
+    """
     if path.is_file():
         return path.parent, [path]
     if path.is_dir():
@@ -140,16 +142,16 @@ def _find(path: Path) -> tuple[Path, list[Path]]:
                 _EXPECTED,
             )
         return path, files
+    base = next((parent for parent in path.parents if parent.is_dir()), Path())
     found: list[Path] = []
-    for expanded in expand_braces(str(path)):
-        matches = sorted(glob.glob(expanded, recursive=True))
+    for expanded in expand_braces(str(path.relative_to(base))):
+        matches = sorted(glob.glob(expanded, root_dir=base, recursive=True))
         if not matches:
-            raise InputError(f"the shard {expanded} does not exist", "check the path or the pattern")
-        found += map(Path, matches)
+            raise InputError(f"the shard {base / expanded} does not exist", "check the path or the pattern")
+        found += (base / match for match in matches)
     if not found:
         raise InputError(f"{path} names no shard", "numbers count upwards, as in {000..146}")
-    plain = itertools.takewhile(lambda part: not re.search(r"[{*?\[]", part), path.parts[:-1])
-    return Path(*plain), list(dict.fromkeys(found))
+    return base, list(dict.fromkeys(found))
 
 
 def expand_braces(pattern: str) -> Iterator[str]:

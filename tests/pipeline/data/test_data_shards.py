@@ -131,6 +131,16 @@ def test_patterns_name_shards(tmp_path: Path, pattern: str, train: int, test: in
         assert (len(dataset.train_items), len(dataset.test_items)) == (train, test)
 
 
+def test_the_name_of_a_folder_above_a_pattern_is_no_pattern(tmp_path: Path) -> None:
+    folder = tmp_path / "set[1]-{a,b}"
+    for number, name in enumerate(("train", "test")):
+        write(folder / f"{name}-0.tar", members(range(10 * number, 10 * number + 10)))
+    dataset = opened(folder / "{train,test}-*.tar")
+    assert (len(dataset.train_items), len(dataset.test_items)) == (10, 10)
+    # A folder that does not exist is a pattern.
+    assert len(opened(tmp_path / "set[[]?]-*" / "*.tar").items) == 20
+
+
 def test_groups_of_json_stay_together(tmp_path: Path) -> None:
     made = {}
     for number in range(40):
