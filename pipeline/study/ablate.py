@@ -5,20 +5,24 @@
 Cells, tables and figures are as in `kdedge.pipeline.study.compare`; the control is the base.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdedge.dataset import split_train_val
 from kdedge.errors import InputError
 from kdedge.parsing import parse_choices
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.build import RECIPES
 from kdedge.pipeline.config.checks import ABLATE_FLAGS
+from kdedge.pipeline.data.sources import opened
 from kdedge.pipeline.distill.methods import METHODS, Method
 from kdedge.pipeline.distill.options import DistillConfig
 from kdedge.pipeline.study.cells import Cell, Study, variant
 from kdedge.pipeline.study.compare import StudyOptions, run_study
+from kdedge.pipeline.training.length import batch_size
 from kdedge.progress import warn
 
 __all__ = ["BASE", "FACTORS", "Factor", "ablate"]
@@ -58,7 +62,7 @@ def _optimizers(base: DistillConfig) -> dict[str, dict[str, Any]]:
 
 def _learning_rates(base: DistillConfig) -> dict[str, dict[str, Any]]:
     # 5e-4 and 2e-3 for the source's Adam.
-    peak = base.peak_lr(base.batch_size or 128, loaded=False)
+    peak = base.peak_lr(base.batch_size, loaded=False)
     return {f"{lr:g}": {"lr": lr} for lr in (peak / 2, peak * 2)}
 
 
@@ -119,15 +123,26 @@ def ablate(config: Config, out: Path, factors: str, options: StudyOptions) -> di
                 "leave it out, or use another --method",
             )
 
-    def make(config: Config, name: str, epochs: int, seed: int) -> Cell:
-        base = variant(config, {"epochs": epochs}, seed, ABLATE_FLAGS)
-        if name == BASE:
-            return Cell(name, base)
-        factor, _, value = name.partition("=")
-        return Cell(name, variant(base, FACTORS[factor].values(base.distill)[value], seed, ABLATE_FLAGS))
+    base = _with_batch_size(config)
 
-    study = Study(f"Ablations of {config.distill.method}", BASE, _names(FACTORS, config.distill), make)
-    return run_study(study, _names(names, config.distill), config, out, options)
+    def make(config: Config, name: str, epochs: int, seed: int) -> Cell:
+        factor, _, value = name.partition("=")
+        varied = {} if name == BASE else FACTORS[factor].values(base)[value]
+        return Cell(name, variant(config, {"epochs": epochs, **varied}, seed, ABLATE_FLAGS))
+
+    study = Study(f"Ablations of {config.distill.method}", BASE, _names(FACTORS, base), make)
+    return run_study(study, _names(names, base), config, out, options)
+
+
+def _with_batch_size(config: Config) -> DistillConfig:
+    """Return the options of the base with the images per step of its training, if they decide its learning rate."""
+    base, data = config.distill, config.data
+    if base.lr:
+        return base
+    dataset = opened(data)
+    train, _ = split_train_val(dataset.undecoded(), data.val_fraction, data.train_size)
+    size = base.batch_size or batch_size(len(train), dataset.spec.shape)
+    return dataclasses.replace(base, batch_size=min(size, len(train)))
 
 
 def _names(factors: Iterable[str], base: DistillConfig) -> list[str]:

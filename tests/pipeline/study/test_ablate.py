@@ -23,6 +23,9 @@ OPTIONS = StudyOptions(
 )
 
 
+SAMPLE = {"source": "sample"}  # 64 images per step
+
+
 @pytest.fixture
 def cells_of(tmp_path, monkeypatch):
     monkeypatch.setattr(
@@ -33,8 +36,8 @@ def cells_of(tmp_path, monkeypatch):
         },
     )
 
-    def cells(distill, factors="", options=OPTIONS):
-        return module.ablate(build_config({"distill": distill}), tmp_path, factors, options)
+    def cells(distill, factors="", options=OPTIONS, data=SAMPLE):
+        return module.ablate(build_config({"data": data, "distill": distill}), tmp_path, factors, options)
 
     return cells
 
@@ -47,15 +50,22 @@ def changed(cells, name):
 def test_each_cell_differs_from_the_base_in_one_factor(cells_of):
     cells = cells_of({})
     assert list(cells) == [
-        "base", "optimizer=adam", "lr=0.05", "lr=0.2", "temperature=2.0", "beta=250", "beta=25000",
+        "base", "optimizer=adam", "lr=0.025", "lr=0.1", "temperature=2.0", "beta=250", "beta=25000",
         "beta-patience=1", "hint-blocks=2", "hint-loss=raw", "recipe=source",
     ]  # fmt: skip
     assert changed(cells, "optimizer=adam") == {"optimizer": "adam", "lr": 1e-3, "norm_bias_lr": 1.0}
-    assert changed(cells, "lr=0.05") == {"lr": 0.05}
+    assert changed(cells, "lr=0.025") == {"lr": 0.025}
     assert changed(cells, "beta=250") == {"beta": 250.0}
     assert changed(cells, "hint-blocks=2") == {"hint_blocks": 2}
     assert changed(cells, "hint-loss=raw") == {"hint_loss": "raw", "beta": 250.0}
     assert changed(cells, "recipe=source")["batch_size"] == 64
+
+
+def test_learning_rates_are_half_and_twice_that_of_the_base(cells_of):
+    few = {**SAMPLE, "train_size": 1000}
+    assert list(cells_of({}, "lr", data=few)) == ["base", "lr=0.0125", "lr=0.05"]
+    assert list(cells_of({"batch_size": 256}, "lr")) == ["base", "lr=0.1", "lr=0.4"]
+    assert list(cells_of({"lr": 0.3}, "lr", data={"source": "folder:missing"})) == ["base", "lr=0.15", "lr=0.6"]
 
 
 def test_the_old_name_of_a_factor_still_works(cells_of, capsys):
@@ -76,8 +86,8 @@ def test_a_factor_without_effect_is_left_out_and_refused_when_named(cells_of):
     assert list(cells_of({"method": "kd"})) == [
         "base",
         "optimizer=adam",
-        "lr=0.05",
-        "lr=0.2",
+        "lr=0.025",
+        "lr=0.1",
         "temperature=2.0",
         "recipe=source",
     ]
