@@ -104,7 +104,7 @@ def configured(
         without: Options, or fields as ``section__field``, to leave out.
         short: Second flags of fields, by ``section__field``, which are unambiguous in this command.
         first: Options and fields that ``--help`` shows; only ``--help-all`` shows the others. Empty: all.
-        continues: Whether options that are not given are those of the run, unless ``--preset`` is given.
+        continues: Whether options that are not given are those of the run, unless another preset is given.
         prepare: Called with the given options and fields before the configuration is built. It may change both,
             and returns the command's names of options.
     """
@@ -243,8 +243,11 @@ def resolve(given: dict[str, Any], fields: Fields, flags: Flags = RUN_FLAGS, *, 
 
     The options of the bundle are exceptions from the gate: they hold only for the command that they are given to.
     """
-    file, preset = load_config_file(given["config"]) if given["config"] else {}, given.get("preset") or ""
+    file = load_config_file(given["config"]) if given["config"] else {}
     recorded = _recorded(given)
+    preset = given.get("preset") or ""
+    if "preset" in given and file.get("preset") != recorded.get("preset"):
+        preset = preset or str(file.get("preset", ""))
     # Earlier versions trained grey images in RGB.
     earlier = {"data": {"color": "rgb"}} if "data" in recorded and "color" not in recorded["data"] else {}
     recorded = {section: recorded[section] for section in recorded if section != "bundle"}
@@ -252,7 +255,7 @@ def resolve(given: dict[str, Any], fields: Fields, flags: Flags = RUN_FLAGS, *, 
     known, source = source_of(recorded), source_of(recorded, file, fields)
     if known.startswith(WINDOWS) != source.startswith(WINDOWS):
         recorded = {}  # these are options of the other kind of data
-    return build_config(earlier, recorded, file, fields, preset=preset, flags=flags)
+    return build_config(earlier, recorded, file, fields, preset=preset or recorded.get("preset", ""), flags=flags)
 
 
 def _recorded(given: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ import math
 import pytest
 
 from kdedge.errors import InputError
-from kdedge.pipeline.commands.flags import load_config_file
+from kdedge.files import write_json
+from kdedge.pipeline.commands.flags import load_config_file, resolve
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.build import RECIPES, build_config
 from kdedge.pipeline.distill.options import DistillConfig
@@ -125,6 +126,21 @@ def test_toml_and_json_files_are_read(tmp_path):
     toml.write_text("[distill]\nepochs = 3\n")
     json.write_text('{"distill": {"epochs": 3}}')
     assert load_config_file(toml) == load_config_file(json) == {"distill": {"epochs": 3}}
+
+
+def test_the_preset_of_a_file_begins_a_run_as_the_flag_does_and_later_stages_keep_that_of_the_run(tmp_path):
+    run = build_config({"teacher": {"epochs": 5}, "data": {"source": "sample"}}, preset="default")
+    write_json(tmp_path / "config.json", dataclasses.asdict(run))
+    (tmp_path / "c.toml").write_text('preset = "best"\n[distill]\nlr = 0.2\n')
+    later = {"config": tmp_path / "c.toml", "out": tmp_path}
+    begun = resolve({**later, "preset": None}, {})
+    assert (begun.preset, begun.teacher.epochs, begun.distill.epochs, begun.distill.lr) == ("best", 60, 200, 0.2)
+    assert begun == resolve({**later, "preset": "best"}, {})
+    kept = resolve(later, {})
+    assert (kept.preset, kept.teacher.epochs, kept.distill.epochs, kept.distill.lr) == ("default", 5, -1, 0.2)
+    write_json(tmp_path / "config.json", dataclasses.asdict(dataclasses.replace(run, preset="best")))
+    again = resolve({**later, "preset": None}, {})
+    assert (again.preset, again.teacher.epochs, again.data.source) == ("best", 5, "sample"), "the preset of the run"
 
 
 def test_a_broken_or_missing_file_is_refused(tmp_path):
