@@ -38,11 +38,21 @@ class StudentStart(NamedTuple):
         student: The student on its device.
         weights_sha256: Hashes of the weight files.
         pruned: How it was pruned: ``from``, ``widths`` and ``by``; empty if it was not.
+        widths: Its widths, if they may differ from those of the registered student.
     """
 
     student: Student
     weights_sha256: list[str]
     pruned: dict[str, Any]
+    widths: Widths = ()
+
+
+class _Given(NamedTuple):
+    """A student with given weights: its widths if it has five convolutions, and whether it will be pruned."""
+
+    student: Student
+    widths: Widths
+    prunes: bool
 
 
 def start_student(student: Student, config: Config, inputs: InputSpec, batches: Batches) -> StudentStart:
@@ -61,18 +71,18 @@ def start_student(student: Student, config: Config, inputs: InputSpec, batches: 
     if not paths:
         return StudentStart(_untrained(student, config, batches), [], {})
     hashes = [file_sha256(path) for path in paths]
-    wide, found = load_given(student, config, inputs)
+    wide, found, prunes = load_given(student, config, inputs)
+    own, classes = prunable_widths(settings.student), student.classifier.out_features
     place(wide, batches.device)
-    if not found:
+    if not prunes:
         if len(paths) > 1:
             # The mean of several networks needs new statistics (Izmailov et al., arXiv:1803.05407, sec. 3.2).
             _refresh(wide, config, batches)
-        return StudentStart(wide, hashes, {})
+        return StudentStart(wide, hashes, {}, found if found != own else ())
     scratch = settings.prune_by == "scratch"
     with autocast(config.runtime):
         score = "taylor" if scratch else settings.prune_by
         scores = channel_scores(wide.eval(), first_batches(batches, _BATCHES), score)
-    own, classes = prunable_widths(settings.student), student.classifier.out_features
     widths = narrower(found, scores, cost_of(wide, inputs), settings.prune) if settings.prune else own
     narrow = build_student(settings.student, classes, inputs, widths)
     if scratch:
@@ -81,14 +91,15 @@ def start_student(student: Student, config: Config, inputs: InputSpec, batches: 
         slice_channels(wide, place(narrow, batches.device), best_channels(scores, widths))
         _refresh(narrow, config, batches)
     log(f"student: {_text(widths)} of {_text(found)} channels, by {settings.prune_by}")
-    return StudentStart(narrow, hashes, {"from": list(found), "widths": list(widths), "by": settings.prune_by})
+    pruned = {"from": list(found), "widths": list(widths), "by": settings.prune_by}
+    return StudentStart(narrow, hashes, pruned, widths)
 
 
-def load_given(student: Student, config: Config, inputs: InputSpec) -> tuple[Student, Widths]:
-    """Return a student with the weights of ``--student-weights``, and its widths if it will be pruned.
+def load_given(student: Student, config: Config, inputs: InputSpec) -> _Given:
+    """Return a student with the weights of ``--student-weights``.
 
     Args:
-        student: The registered student. It gets the weights, unless they are of one that will be pruned.
+        student: The registered student. It gets the weights, unless they are of one that was or will be pruned.
         config: The configuration, with such weights.
         inputs: The inputs of the student.
 
@@ -98,7 +109,8 @@ def load_given(student: Student, config: Config, inputs: InputSpec) -> tuple[Stu
     settings, paths = config.distill, config.distill.weight_files
     classes = student.classifier.out_features
     own, found = prunable_widths(settings.student), _widths_in(paths[0], settings.student)
-    wider = len(found) == len(own) and found != own and all(a >= b for a, b in zip(found, own, strict=True))
+    other = len(found) == len(own) and found != own
+    wider = other and all(a >= b for a, b in zip(found, own, strict=True))
     prunes = bool(settings.prune) or wider
     if prunes and not found:
         raise InputError(
@@ -107,9 +119,17 @@ def load_given(student: Student, config: Config, inputs: InputSpec) -> tuple[Stu
         )
     if prunes:
         _check_wiring(paths[0], settings.student)
+    elif other and not _was_pruned(paths[0], settings.student):
+        raise InputError(
+            f"--student-weights {paths[0]} has a student of {_text(found)} channels; --student {settings.student} has "
+            f"{_text(own)}",
+            f"give the --student of its run; if it is a pruned {settings.student}, keep {STUDENT_DESCRIPTION} next to "
+            "its weights",
+        )
+    if prunes or other:
         student = build_student(settings.student, classes, inputs, found)
     load_mean(student, paths, f"a {settings.student!r} student with {classes} classes")
-    return student, found if prunes else ()
+    return _Given(student, found, prunes)
 
 
 def _untrained(student: Student, config: Config, batches: Batches) -> Student:
@@ -136,10 +156,21 @@ def _widths_in(path: Path, name: str) -> Widths:
     return tuple(conv.shape[0] for conv in convs if conv is not None and conv.ndim == 4)
 
 
+def _described(path: Path) -> dict[str, Any]:
+    """Return the description in the folder of a weight file; empty: there is none."""
+    described = path.with_name(STUDENT_DESCRIPTION)
+    return load_json(described, ("arch",)) if described.is_file() else {}
+
+
+def _was_pruned(path: Path, name: str) -> bool:
+    """Return whether a weight file is of a pruned student of this name, by the description in its folder."""
+    described = _described(path)
+    return described.get("arch") == name and "widths" in described
+
+
 def _check_wiring(path: Path, name: str) -> None:
     """Refuse the weights of a student that pools elsewhere, by the description in their folder."""
-    described = path.with_name(STUDENT_DESCRIPTION)
-    known = load_json(described, ("arch",))["arch"] if described.is_file() else name
+    known = _described(path).get("arch", name)
     spec, other = STUDENTS[name], STUDENTS.get(known)
     if isinstance(spec, LiteSpec) and isinstance(other, LiteSpec) and spec.pool_after != other.pool_after:
         raise InputError(

@@ -120,7 +120,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
         settings.augment,
         config.training.balance,
     )
-    student, weights, pruned = start_student(student, config, dataset.spec, batches)
+    student, weights, pruned, widths = start_student(student, config, dataset.spec, batches)
 
     variances, scan_s = distributed.from_first(lambda: _scan(config, teacher, batches))
     if not variances and method.blocks:
@@ -188,7 +188,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     with closing(cached):
         rows, earlier_s = loop.run()
     save_module(trainer.result, out_dir / STUDENT_WEIGHTS)
-    description = _description(config, dataset.spec, classes) | ({"widths": pruned["widths"]} if pruned else {})
+    description = _description(config, dataset.spec, classes) | ({"widths": list(widths)} if widths else {})
     write_json(out_dir / STUDENT_DESCRIPTION, description)
     evaluator.student = place(load_student(out_dir), device)
     measured = evaluator.measure()

@@ -63,7 +63,7 @@ def test_distillation_goes_on_from_a_trained_student(distill, tmp_path):
     for name, value in before.items():
         if name.endswith("weight"):
             torch.testing.assert_close(after[name], value, atol=1e-4, rtol=0)
-    with pytest.raises(InputError, match="does not fit a 'lite-s' student with 3 classes"):
+    with pytest.raises(InputError, match=r"student of 16-32-48-64-80 channels; --student lite-s has 24-48-80-128-160"):
         distill("other", method="ce", epochs=1, student="lite-s", weights=str(first))
 
 
@@ -91,6 +91,23 @@ def test_a_pruned_student_trains_resumes_and_is_loaded_with_its_widths(distill, 
         distill("broken", **settings)
     monkeypatch.setattr(stage.StudentEvaluator, "measure", honest)
     assert distill("broken", **settings)[0] == whole
+
+
+def test_a_pruned_student_trains_further_with_its_widths(distill, tmp_path):
+    distill("wide", method="ce", epochs=1)
+    pruned, settings = tmp_path / "pruned" / "student.safetensors", {"method": "ce", "epochs": 1}
+    distill("pruned", **settings, weights=str(tmp_path / "wide" / "student.safetensors"), prune=0.5)
+    begun, facts = distill("further", **settings, weights=str(pruned))
+    description = json.loads((tmp_path / "pruned" / "student.json").read_text())
+    assert json.loads((tmp_path / "further" / "student.json").read_text()) == description
+    assert facts["pruned"] == {}
+    assert {name: value.shape for name, value in load(begun).items()} == {
+        name: value.shape for name, value in load(pruned.read_bytes()).items()
+    }
+    (tmp_path / "pruned" / "student.json").unlink()
+    with pytest.raises(InputError, match="--student lite-xs has 16-32-48-64-80") as caught:
+        distill("alone", **settings, weights=str(pruned))
+    assert "if it is a pruned lite-xs, keep student.json next to its weights" in caught.value.hint
 
 
 def test_a_registered_student_takes_the_channels_of_a_wider_one_with_the_same_pools(distill, monkeypatch, tmp_path):
