@@ -1,7 +1,7 @@
 """Mixed images of a batch, which the teacher sees as the student does.
 
 L. Beyer et al., "Knowledge distillation: A good teacher is patient and consistent" (arXiv:2106.05237): a student that
-sees ever new mixed images, and learns what the teacher makes of each, learns more than from the images alone.
+sees ever new mixed images, and learns what the teacher makes of each, learns more than from the unmixed ones.
 """
 
 import numpy as np
