@@ -26,7 +26,11 @@ INGREDIENTS = (
     ("three teachers instead of one", "lite-s all", "lite-s one teacher"),
     ("moving average of the weights", "lite-s all", "lite-s no moving average"),
     ("moving average of the weights", "lite-xs all", "lite-xs no moving average"),
-    ("`--mix 0.5` of before (log, section 82): 5,000 training images, 60 epochs", "lite-s 5,000 images mixed", "lite-s 5,000 images"),
+    (
+        "`--mix 0.5` of before (log, section 82): 5,000 training images, 60 epochs",
+        "lite-s 5,000 images mixed",
+        "lite-s 5,000 images",
+    ),
 )
 """Name of an ingredient, a variant of ``studies/ingredients.csv`` with it, and its control."""
 
