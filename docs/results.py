@@ -42,11 +42,7 @@ def headline() -> str:
     emulated = _json(REFERENCE / "front" / "portability.json")["emulated"]
     flips, images = max(row["flips"] for row in emulated), emulated[0]["test_images"]
     cpus = ", ".join(f"`{row['cpu']}`" for row in emulated)
-    latency = {
-        row["cpu"]: _speed(float(row["fp32_p50_ms"]), float(row["int8_p50_ms"]))
-        for row in _rows(REFERENCE / "front" / "latency.csv")
-        if row["student"] == "lite"
-    }
+    latency = _latencies()["lite"]
     return _table(
         ["CIFAR-10, 10,000 test images", "measured"],
         [
@@ -205,14 +201,12 @@ def ingredients() -> str:
 def students() -> str:
     """Return the students of the accuracy front, with their latency on several CPUs."""
     begun = _rows(REFERENCE / "studies" / "front_begun.csv")
-    latency = _rows(REFERENCE / "front" / "latency.csv")
-    cpus, rows = list(dict.fromkeys(row["cpu"] for row in latency)), []
+    latencies, rows = _latencies(), []
+    cpus = list(dict.fromkeys(cpu for speeds in latencies.values() for cpu in speeds))
     for name in ("res", "lite", "lite-s", "res-s", "resnet20", "res-xs"):
         report = _report(f"front/{name}")
         epochs = [row["epochs"] for row in begun if row["student"] == name]  # the report has the last training only
-        times = {row["cpu"]: row for row in latency if row["student"] == name}
-        found = [times.get(cpu) for cpu in cpus]
-        speeds = [_speed(float(row["fp32_p50_ms"]), float(row["int8_p50_ms"])) if row else "" for row in found]
+        speeds = [latencies[name].get(cpu, "") for cpu in cpus]
         rows.append([*_student(report, epochs), *speeds, _megabytes(report)])
     return _table([*_STUDENT, *(f"FP32 / INT8, {cpu}" for cpu in cpus), "INT8 MB"], rows)
 
@@ -333,6 +327,15 @@ def _size(size: dict[str, Any]) -> str:
 
 def _p50(report: dict[str, Any]) -> dict[str, float]:
     return {row["model"]: row["p50_ms"] for row in report["latency"] if (row["batch"], row["threads"]) == (1, 1)}
+
+
+def _latencies() -> dict[str, dict[str, str]]:
+    """Return the latency of the students of the accuracy front, by student and CPU."""
+    found: dict[str, dict[str, str]] = {}
+    for row in _rows(REFERENCE / "front" / "latency.csv"):
+        speed = _speed(float(row["fp32_p50_ms"]), float(row["int8_p50_ms"]))
+        found.setdefault(row["student"], {})[row["cpu"]] = speed
+    return found
 
 
 def _report_speed(report: dict[str, Any]) -> str:

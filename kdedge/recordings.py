@@ -231,6 +231,7 @@ def _numbered(rows: Sequence[Sequence[str]]) -> bool:
     first, *others = rows
     return (
         len(first) > 2
+        and bool(others)
         and [*first] == [str(number) for number in range(len(first))]
         and all(any("." in cell for cell in row) for row in others)
     )

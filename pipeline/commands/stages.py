@@ -1,6 +1,5 @@
 """Commands of the pipeline: all stages, and each stage."""
 
-import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -23,17 +22,7 @@ from kdedge.pipeline.commands.flags import (
     out_option,
 )
 from kdedge.pipeline.commands.gate import check_passed
-from kdedge.pipeline.commands.model_input import (
-    Layout,
-    Mean,
-    Name,
-    Scale,
-    Std,
-    named,
-    normalisation,
-    open_models,
-    preprocessing_of,
-)
+from kdedge.pipeline.commands.model_input import OTHER_MODEL, normalisation, of_model, open_models, preprocessing_of
 from kdedge.pipeline.config import SECTIONS, Config
 from kdedge.pipeline.config.checks import RUN_ALL_FLAGS, RUN_FLAGS, Flags
 from kdedge.pipeline.data.options import WINDOWS
@@ -63,17 +52,6 @@ _DATA: Options = {
     "page_dir": cli_option(
         "--out", "Directory for the page data.html. Default: no page.", Path | None, None, metavar="path"
     )
-}
-_OTHER_MODEL: Options = {
-    "model": (
-        Annotated[Path | None, typer.Argument(help="ONNX classifier to quantize. Default: the run at --out.")],
-        None,
-    ),
-    "preprocessing": (Name, ""),
-    "mean": (Mean, ""),
-    "std": (Std, ""),
-    "scale": (Scale, None),
-    "layout": (Layout, ""),
 }
 _OUT_OF_MODEL = out_option(None, f"Run directory. Default: {DEFAULT_OUT}, or artifacts/MODEL of a MODEL.onnx.")
 # The options in the README.
@@ -184,39 +162,6 @@ def _of_bundle(given: dict[str, Any], fields: Fields) -> Flags:
     return RUN_FLAGS
 
 
-def _of_model(given: dict[str, Any], fields: Fields) -> Flags:
-    """Take the image size and the default of ``--out`` from the model that is quantized.
-
-    The resize is that of its preprocessing, or of a model of kdedge its own.
-
-    Raises:
-        InputError: The file is not a classifier in float, or an option is only for one.
-    """
-    given["out"] = given["out"] or (Path("artifacts") / given["model"].stem if given["model"] else DEFAULT_OUT)
-    if given["model"]:
-        data = fields.setdefault("data", {})
-        model = open_models([given["model"]], given["layout"], data.get("image_size", 0))[0]
-        if model.quantized:
-            raise InputError(f"{given['model']} is already quantized", "give the FP32 model that it was made from")
-        data["image_size"] = model.image_size
-        if (color := data.setdefault("color", "rgb")) != "rgb":
-            raise InputError(f"--color {color} is for a student of a run; {given['model']} takes RGB", "leave it out")
-        if given["preprocessing"]:
-            data.setdefault("resize", named(given["preprocessing"]).resize_mode)
-        elif model.class_names and model.resize_mode:
-            data.setdefault("resize", model.resize_mode)
-        return RUN_FLAGS
-    if given["layout"]:  # of windows
-        fields.setdefault("data", {})["layout"] = given["layout"]
-    wrong = [f"--{key}" for key in ("preprocessing", "mean", "std", "scale") if given[key] not in ("", None)]
-    for section in ("benchmark", "bundle"):
-        known = {item.name: item.metadata["flag"] for item in dataclasses.fields(SECTIONS[section])}
-        wrong += [known[name] for name in fields.get(section, {}) if name not in ("limit_pp", "metric")]
-    if wrong:
-        raise InputError(f"{wrong[0]} is for a MODEL.onnx that kdedge did not train", "leave it out")
-    return RUN_FLAGS
-
-
 @app.command(
     help="Quantize to INT8, calibrated on training data: the exported student of a run, or an ONNX classifier that "
     "kdedge did not train. Of such a classifier, the gate is then decided on the test data (exit code 3: it did not "
@@ -226,13 +171,13 @@ def _of_model(given: dict[str, Any], fields: Fields) -> Flags:
 )
 @configured(
     ("data", "quantize", "benchmark", "bundle"),
-    _OTHER_MODEL | STAGE | _OUT_OF_MODEL,
+    OTHER_MODEL | STAGE | _OUT_OF_MODEL,
     first=(
-        *_OTHER_MODEL, "out", "data__source", "data__image_size", "data__resize", "quantize__calibration_images",
+        *OTHER_MODEL, "out", "data__source", "data__image_size", "data__resize", "quantize__calibration_images",
         "quantize__target", "benchmark__limit_pp", "benchmark__emulate", "bundle__allow_undecided",
     ),
     without=("data__layout",),
-    prepare=_of_model,
+    prepare=of_model,
 )  # fmt: skip
 def quantize(
     config: Config,

@@ -14,7 +14,7 @@ from kdedge.pipeline.config import Config
 from kdedge.pipeline.distill.ensemble import Ensemble
 from kdedge.pipeline.distill.teacher_logits import CachedTeacher, LogitsFile, cache_name
 from kdedge.pipeline.models.load import TEACHER_DESCRIPTION, TEACHER_WEIGHTS, load_teacher
-from kdedge.pipeline.models.teacher import Teacher, fold_batch_norms
+from kdedge.pipeline.models.teacher import Teacher, fold_batch_norms, is_student
 from kdedge.pipeline.training import distributed
 from kdedge.pipeline.training.batches import Batches, place
 
@@ -85,7 +85,11 @@ def check_fits(teacher_dir: Path, classes: tuple[str, ...], spec: InputSpec) -> 
     """
     description = load_json(teacher_dir / TEACHER_DESCRIPTION, ("num_classes",))
     hint = "train the teacher on the same --data"
-    if description.get("channels") != (None if spec.kind == "image" else len(spec.channels)):
+    fits = description.get("channels") == (None if spec.kind == "image" else len(spec.channels))
+    if fits and is_student(description.get("arch", "")):  # others take windows of any length, and grey images
+        own = InputSpec.from_record(description)
+        fits = len(own.channels) == len(spec.channels) and (spec.kind == "image" or own.size == spec.size)
+    if not fits:
         raise InputError(f"the teacher in {teacher_dir} cannot take {spec.words}", hint)
     if description["num_classes"] != len(classes):
         found = f"has {description['num_classes']} classes, the data set has {len(classes)}"

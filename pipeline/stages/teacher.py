@@ -156,7 +156,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
     description = {"arch": settings.arch, "stem": stem, "num_classes": len(classes), "classes": classes}
     description |= {"weights": origin.weights, "image_size": teacher.image_size}
     if is_student(settings.arch):
-        description |= {**dataset.spec.record, **description}
+        description = dataset.spec.record | description
     if train.signal:
         description["channels"] = len(dataset.spec.channels)
     write_json(out_dir / TEACHER_DESCRIPTION, description)

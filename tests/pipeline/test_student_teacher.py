@@ -5,8 +5,9 @@ import torch
 from command_line import invoke
 
 from kdedge.errors import InputError
-from kdedge.files import load_json
+from kdedge.files import load_json, write_json
 from kdedge.inputs import image_input, signal_input
+from kdedge.pipeline.distill.frozen_teacher import check_fits
 from kdedge.pipeline.models.initial_weights import start_teacher
 from kdedge.pipeline.models.load import load_student, load_teacher
 from kdedge.pipeline.models.student import build_student
@@ -53,6 +54,28 @@ def test_what_does_not_fit_is_refused():
         with pytest.raises(InputError, match=r"--teacher-(stem cifar|weights imagenet) is not for kdedge/res-s"):
             start(**given)
     assert start("kdedge/signal-s", windows).teacher.eval()(torch.rand(2, 1, 1, 64)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("arch", "own", "data", "fits"),
+    [
+        ("kdedge/signal", signal_input(64, ["a"], [0.0], [1.0]), signal_input(64, ["b"], [1.0], [2.0]), True),
+        ("kdedge/signal", signal_input(64, ["a"], [0.0], [1.0]), signal_input(128, ["a"], [0.0], [1.0]), False),
+        ("kdedge/res", image_input(16), image_input(32), True),  # it resizes them
+        ("kdedge/res", image_input(16, grey=True), image_input(16), False),
+        ("kdedge/res", image_input(16), image_input(16, grey=True), False),
+    ],
+)
+def test_a_student_as_a_further_teacher_needs_its_own_inputs(tmp_path, arch, own, data, fits):
+    description = {"arch": arch, "num_classes": 3, **own.record}
+    if own.kind == "signal":
+        description["channels"] = len(own.channels)
+    write_json(tmp_path / "teacher.json", description)
+    if fits:
+        check_fits(tmp_path, ("x", "y", "z"), data)
+        return
+    with pytest.raises(InputError, match="cannot take"):
+        check_fits(tmp_path, ("x", "y", "z"), data)
 
 
 def test_the_student_of_one_run_teaches_that_of_another(tmp_path, folder_data):
