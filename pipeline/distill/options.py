@@ -172,7 +172,7 @@ class DistillConfig:
     mix: float = option(
         0.0,
         "Share of the batches whose images are mixed, each with its neighbour, by mixup or CutMix (0 = none; 0.5 suits "
-        "few photographs). The teacher sees the mixed images, too.",
+        "few photographs). The teacher sees the mixed images, too. None is mixed at the end, below a tenth of --lr.",
         flag="--mix",
         least=0,
         most=1,

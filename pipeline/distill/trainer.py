@@ -27,6 +27,8 @@ from kdedge.progress import log
 
 __all__ = ["Trainer", "first_batches"]
 
+_UNMIXED_BELOW = 0.1  # share of the peak learning rate, the last 8 % of a training: mixed images hide the last gain
+
 
 @dataclass(frozen=True)
 class _Terms:
@@ -117,7 +119,7 @@ class Trainer:
         uses_hints = self.method.blocks is not None and self.beta.beta > 0
         hint_only = uses_hints and epoch < self._hint_epochs
         terms = _Terms(kd=self.method.kd and self.kd.active and not hint_only, hint=uses_hints, ce=not hint_only)
-        if self._settings.mix:
+        if self._settings.mix and rate >= _UNMIXED_BELOW:
             classes, key = self._student.classifier.out_features, (self._config.runtime.seed, epoch)
             batch = mix_batch(batch, self._settings.mix, classes, key)
         losses = self._losses_of_all(self._student, self.adapters, batch, terms)

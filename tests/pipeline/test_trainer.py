@@ -82,6 +82,16 @@ def test_the_teacher_sees_the_mixed_images():
     assert losses["top1_pct"].item() == top1_pct(logits, mixed.shares.argmax(1)).item()
 
 
+def test_no_images_are_mixed_at_a_low_rate():
+    for rate in (0.1, 0.09):
+        trainer, _, student, batch = make("ce", mix=1.0)
+        before = copy.deepcopy(student).train()
+        mixed = mix_batch(batch, 1.0, 3, (0, 0))
+        pixels, targets = (mixed.pixels, mixed.shares) if rate == 0.1 else (batch.pixels, batch.labels)
+        wanted = functional.cross_entropy(before(pixels), targets).item()
+        assert trainer.step(batch, 0, rate)["ce"].item() == pytest.approx(wanted, rel=1e-5)
+
+
 def test_hints_are_of_the_mixed_images():
     trainer, teacher, student, batch = make(mix=1.0)
     before, adapters = copy.deepcopy(student).train(), copy.deepcopy(trainer.adapters).train()
