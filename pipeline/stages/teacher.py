@@ -214,7 +214,8 @@ def _optimizer(teacher: Teacher, settings: TeacherConfig) -> torch.optim.Optimiz
 
 def _log_start(start: Start, arch: str) -> None:
     why = f" ({start.stem_note})" if start.stem_note else ""
-    log(f"teacher: {arch} from {start.title}, stem {start.stem}{why}")
+    stem = "" if is_student(arch) else f", stem {start.stem}{why}"
+    log(f"teacher: {arch} from {start.title}{stem}")
     if start.missing:
         log(
             f"teacher: not loaded: {'; '.join(start.missing)}" + ("; the head starts at zero" if start.new_head else "")
