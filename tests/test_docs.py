@@ -12,6 +12,9 @@ from generate import PAGES, fill
 from PIL import Image
 from typer.testing import CliRunner
 
+from kdedge.export.bundle.contents import BUNDLE_FILES, SBOM
+from kdedge.export.runtimes.registry import RUNTIMES
+from kdedge.ownership import MANIFEST, SIGNATURE
 from kdedge.pipeline.cli import app
 from kdedge.pipeline.config.build import build_config
 from kdedge.pipeline.config.checks import RUN_ALL_FLAGS, RUN_FLAGS
@@ -132,6 +135,13 @@ def test_every_page_is_in_the_site():
     assert {page.name for page in PAGES if page != README} == {path for path in listed if "/" not in path}
     for path in listed:
         assert (ROOT / path.removeprefix("repository/")).exists() or (ROOT / "docs" / path).exists()
+
+
+def test_the_page_on_deployment_names_the_files_of_a_bundle():
+    table = (ROOT / "docs" / "deployment.md").read_text().partition("| --- | --- |")[2].partition("\n\n")[0]
+    named = {name for row in table.splitlines() for name in re.findall(r"`([^`]+)`", row.partition(" | ")[0])}
+    of_runtimes = {name for runtime in RUNTIMES.values() for name in runtime.files}
+    assert named == {*BUNDLE_FILES, SBOM, MANIFEST, SIGNATURE, *of_runtimes}
 
 
 def test_the_readme_is_short():
