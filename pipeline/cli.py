@@ -24,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    epilog="Start with: kdedge run-all --data sample --out artifacts/demo",
+    epilog="Try: kdedge run-all --data sample --out artifacts/demo --allow-undecided",
 )
 for group in (stages, studies, bundles, gate):
     app.add_typer(group.app)

@@ -14,6 +14,8 @@ from kdedge import __version__
 from kdedge.pipeline.cli import app
 from kdedge.pipeline.config import SECTIONS
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def test_help_lists_what_a_new_user_needs_first():
     text = invoke("--help").output
@@ -23,13 +25,19 @@ def test_help_lists_what_a_new_user_needs_first():
     assert text.index("More commands: single stages") < text.index("│ teacher ") < text.index("More commands: studies")
 
 
+def test_help_ends_with_the_command_of_the_demo():
+    """Whose gate may be undecided: without the option it would end with an error."""
+    demo = re.search(r"^demo:.*\n\t\$\(BIN\)/(kdedge .*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    assert demo in invoke("--help").output
+
+
 def test_version_is_printed():
     result = invoke("--version")
     assert (result.exit_code, result.stdout) == (0, f"kdedge {__version__}\n")
 
 
 def test_run_all_shows_the_ten_options_of_the_readme_and_all_when_asked():
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
     ten = re.findall(r"^\| `(--[\w-]+)` \|", readme[readme.index("## Ten options") :], re.MULTILINE)
     flag = re.compile(r"^│ (--[\w-]+)", re.MULTILINE)
     assert sorted(flag.findall(invoke("run-all", "--help").output)) == sorted([*ten, "--help", "--help-all"])
