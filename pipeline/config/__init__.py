@@ -1,8 +1,8 @@
 """The configuration of a run, in sections that each package declares next to its code.
 
 One frozen dataclass per section. The command line makes a flag of every field (``flag`` in its metadata), a TOML
-file has a table per section and a key per field; precedence is flag, then ``--config`` file, then recipe, then preset,
-then the default of the field. `kdedge.pipeline.config.build` merges them.
+file has a table per section and a key per field; precedence is flag, then ``--config`` file, then preset, then the
+default of the field. `kdedge.pipeline.config.build` merges them, and the options of a recipe.
 """
 
 import dataclasses
