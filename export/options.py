@@ -34,7 +34,7 @@ class QuantizeConfig:
         choices=("portable", "x64-vnni", "x64-avx2", "arm64"),
     )
     compare_formats: bool = option(
-        True, "Also measure formats and calibration sizes that the target rules out.", flag="--compare-formats"
+        True, "Also measure formats that the target rules out, and other calibration sizes.", flag="--compare-formats"
     )
     qat: bool = option(
         False, "Fine-tune in INT8 if no cheaper repair passes the gate on the validation data.", flag="--qat"

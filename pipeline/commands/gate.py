@@ -52,7 +52,7 @@ def gate(
         str, typer.Option("--metric", help="top1, or balanced: the mean recall of the classes.", metavar="NAME")
     ] = "top1",
     data: Annotated[
-        str, typer.Option("--data", help="Test images of two models: sample, cifar10 or a PATH, as of kdedge data.")
+        str, typer.Option("--data", help="Test images for two models: sample, cifar10 or a PATH, as for `kdedge data`.")
     ] = "",
     preprocessing: Name = "",
     mean: Mean = "",
@@ -60,7 +60,12 @@ def gate(
     scale: Scale = None,
     layout: Layout = "",
     resize: Annotated[
-        str, typer.Option("--resize", help="How images become square, if not as of --preprocessing.", metavar="NAME")
+        str,
+        typer.Option(
+            "--resize",
+            help="How images become square. Default: that of the model or of --preprocessing.",
+            metavar="NAME",
+        ),
     ] = "",
     image_size: Annotated[
         int, typer.Option("--image-size", min=0, help="Side length in pixels, if the model does not fix it.")

@@ -36,7 +36,7 @@ Name = Annotated[
     str,
     typer.Option(
         "--preprocessing",
-        help="Of models that take floats: kdedge, torchvision, timm, keras or ultralytics.",
+        help="Preprocessing of models that take floats: kdedge, torchvision, timm, keras or ultralytics.",
         metavar="NAME",
     ),
 ]
@@ -44,7 +44,10 @@ Mean = Annotated[
     str, typer.Option("--mean", help="Subtracted from the scaled pixels: one number, or R,G,B.", metavar="FLOATS")
 ]
 Std = Annotated[str, typer.Option("--std", help="Divides the difference: one number, or R,G,B.", metavar="FLOATS")]
-Scale = Annotated[float | None, typer.Option("--scale", help="Factor of the pixels (0 to 255). Default: 1/255.")]
+Scale = Annotated[
+    float | None,
+    typer.Option("--scale", help="Factor of the pixels (0 to 255). Default: 1/255; of keras 1/127.5."),
+]
 Layout = Annotated[str, typer.Option("--layout", help="NCHW or NHWC, if the model does not show it.", metavar="NAME")]
 
 

@@ -56,7 +56,11 @@ class DataConfig:
         0.1, "Share of the training data held out for validation.", flag="--val-fraction", least=0.01, most=0.5
     )
     test_fraction: float = option(
-        0.2, "Share of the test if the data set has no test part.", flag="--test-fraction", least=0.05, most=0.5
+        0.2,
+        "Share of the data held out for the test, if there is no test part.",
+        flag="--test-fraction",
+        least=0.05,
+        most=0.5,
     )
     window: int = option(
         0, "Samples of a window of a signal.", flag="--window", least=0, most=65536, auto="the whole recording"

@@ -136,7 +136,7 @@ class DistillConfig:
     )
     adapt_to_teacher: bool = option(
         True,
-        "Reduce or drop the hints of a weak teacher, and end hints and KD once the student is better than the teacher.",
+        "Reduce or drop hints and KD of a weak teacher, and end both once the student is better than the teacher.",
         flag="--adapt-to-teacher",
     )
     hint_loss: str = option(

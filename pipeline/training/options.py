@@ -69,7 +69,7 @@ class TeacherConfig:
     )  # fmt: skip
     augment: str = option(
         "light",
-        "Augmentation of the teacher's inputs, with levels as of --augment.",
+        "Augmentation of the teacher's inputs, with the levels of --augment.",
         flag="--teacher-augment",
         choices=tuple(AUGMENT_LEVELS),
     )
@@ -104,8 +104,8 @@ class TrainingConfig:
 
     balance: str = option(
         "none",
-        "For classes of unequal size: none, loss (one of a rare class weighs more) or sampler (an epoch shows all "
-        "classes equally often).",
+        "For classes of unequal size: none, loss (an image or window of a rare class weighs more) or sampler (an epoch "
+        "shows all classes equally often).",
         flag="--balance",
         choices=("none", "loss", "sampler"),
     )
