@@ -2,7 +2,7 @@
 
 The result begins like an exported student: ``pixels uint8 NHWC → Cast → Mul(1/255) → Transpose``. The normalisation of
 the images follows as a 1x1 convolution with a filter per colour, which becomes an integer kernel like any other. The
-batch is dynamic, and the output is ``logits`` float32 ``[N, C]``.
+batch is dynamic, and the output is ``logits`` float32 ``[N, C]``, without a Softmax: users of the model compute it.
 """
 
 import json
@@ -21,7 +21,7 @@ from kdedge.benchmarks.input_adapter import Classifier, Preprocessing
 from kdedge.benchmarks.session import CPU, first_line, import_onnxruntime, onnxruntime_errors, session_options
 from kdedge.errors import InputError
 from kdedge.export.graph import ADOPTED, IR_VERSION, count_macs, drop_unused
-from kdedge.export.lookup import arrays, attributes, dimensions, readers, rename
+from kdedge.export.lookup import arrays, attributes, dimensions, producers, readers, rename
 from kdedge.files import write_atomic
 from kdedge.inputs import image_input
 from kdedge.machine import usable_cores
@@ -49,7 +49,7 @@ def adopt_model(
 
     Returns:
         ``adopted``, the name of the file, ``params``, ``macs``, ``opset``, ``bytes``, and ``max_abs_diff``, the largest
-        difference from the logits of the source.
+        difference from the logits of the source, or from its probabilities if it ends with a Softmax.
 
     Raises:
         InputError: The model has types or operators that cannot be rewritten, or computes other logits afterwards.
@@ -69,6 +69,7 @@ def adopt_model(
         tensor = _without_cast(source.path, graph, tensor)
         preprocessing = Preprocessing(scale=1.0)  # 0 to 255
     _begin_with_pixels(graph, tensor, source, preprocessing)
+    softmax = _without_softmax(graph)
     _end_with_logits(graph, len(class_names))
     drop_unused(graph)
     helper.set_model_props(
@@ -84,7 +85,7 @@ def adopt_model(
     )
     model.ir_version = IR_VERSION
     data = model.SerializeToString(deterministic=True)
-    difference = _check_logits(source, preprocessing, data, len(class_names))
+    difference = _check_logits(source, preprocessing, data, len(class_names), softmax=softmax)
     write_atomic(target, data)
     return {
         "adopted": source.path.name,
@@ -238,6 +239,19 @@ def _begin_with_pixels(graph: onnx.GraphProto, tensor: str, source: Classifier, 
     )
 
 
+def _without_softmax(graph: onnx.GraphProto) -> bool:
+    """Remove a Softmax over the classes that returns the output; return whether there was one."""
+    output = graph.output[0].name
+    node = producers(graph).get(output)
+    if node is None or node.op_type != "Softmax" or readers(graph, output):
+        return False
+    if attributes(node).get("axis", -1) not in (1, -1):
+        return False
+    graph.output[0].name = node.input[0]
+    graph.node.remove(node)
+    return True
+
+
 def _end_with_logits(graph: onnx.GraphProto, classes: int) -> None:
     """Call the output ``logits``."""
     last = graph.output[0].name
@@ -250,8 +264,12 @@ def _end_with_logits(graph: onnx.GraphProto, classes: int) -> None:
     graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes]))
 
 
-def _check_logits(source: Classifier, preprocessing: Preprocessing, data: bytes, classes: int) -> float:
+def _check_logits(
+    source: Classifier, preprocessing: Preprocessing, data: bytes, classes: int, *, softmax: bool
+) -> float:
     """Compare the logits with those of the source at batch 1 and 3; return the largest difference.
+
+    With ``softmax`` the source returns the probabilities of these logits, which are compared instead.
 
     Networks that amplify rounding (many batch norms behind random weights) may differ by as much as the source does
     from itself without onnxruntime's fusions.
@@ -265,6 +283,9 @@ def _check_logits(source: Classifier, preprocessing: Preprocessing, data: bytes,
     except onnxruntime_errors() as error:
         raise InputError(f"{source.path} cannot be rewritten for any batch: {first_line(error)}", hint) from error
     found = [np.concatenate(part) for part in parts]
+    if softmax:
+        exps = [np.exp(logits - logits.max(1, keepdims=True)) for logits in found]
+        found = [part / part.sum(1, keepdims=True) for part in exps]
     if any(logits.shape != expected.shape for logits in found):
         raise InputError(
             f"{source.path} returns logits of another shape for one image than for several",

@@ -11,6 +11,7 @@ from kdedge.benchmarks.input_adapter import PREPROCESSING, open_classifier
 from kdedge.benchmarks.session import import_onnxruntime, open_model, open_session, run_model, session_options
 from kdedge.errors import InputError
 from kdedge.export.adopt import _load, adopt_model
+from kdedge.export.bundle.answers import answers
 from kdedge.export.quantize.candidates import Candidate, score
 from kdedge.export.quantize.float_reasons import float_operators
 from kdedge.export.quantize.proof import integer_proof
@@ -43,6 +44,18 @@ def test_models_are_rewritten_and_run_as_integers(tmp_path, options):
     reasons = {row["type"]: row["cause"] for row in float_operators(proof, OP_TYPES, ())}
     assert (reasons["Sigmoid"], reasons["Mul"]) == ("activation", "gate")
     assert reasons.keys().isdisjoint({"Conv", "Gemm", "ReduceMean", "GlobalAveragePool", "BatchNormalization"})
+
+
+@pytest.mark.parametrize("activation", ["Relu", "HardSwish"])
+def test_a_softmax_at_the_end_is_left_out(tmp_path, activation):
+    """So that a bundle returns the probabilities of the model, not their softmax."""
+    path = colour_net(tmp_path / "net.onnx", activation=activation, last="Softmax")
+    adopted(path, tmp_path / "student.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
+    expected = open_classifier(path).logits(pixels, PREPROCESSING["torchvision"], 3)
+    logits = run_model(open_model(tmp_path / "student.onnx"), pixels)
+    found = answers(["pixels"] * 32, logits, list(CLASSES), 1)
+    assert [answer["probability"] for answer in found] == pytest.approx(expected.max(1), abs=1e-5)
 
 
 def test_models_that_cannot_be_rewritten_are_refused(tmp_path):
