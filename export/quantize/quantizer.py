@@ -183,7 +183,7 @@ def _preprocess(core: onnx.ModelProto) -> onnx.ModelProto:
         quant_pre_process(source, target, skip_symbolic_shape=True)
         processed = onnx.load(target)
     _convolve_instead_of_normalise(processed.graph)
-    _one_bias_per_output(processed.graph)
+    _without_factors(processed.graph)
     drop_unused(processed.graph)
     return processed
 
@@ -207,22 +207,34 @@ def _convolve_instead_of_normalise(graph: onnx.GraphProto) -> None:
         graph.node[index].CopyFrom(convolution)
 
 
-def _one_bias_per_output(graph: onnx.GraphProto) -> None:
-    """Give each Gemm a bias ``[out]`` without a factor: onnxruntime fails on other shapes and ignores the factor."""
+def _without_factors(graph: onnx.GraphProto) -> None:
+    """Give each Gemm weights without a factor, and a bias ``[out]`` without one.
+
+    onnxruntime leaves a Gemm with a bias and a factor of its product in float, fails on other shapes of the bias, and
+    ignores its factor.
+    """
     constants = lookup.arrays(graph)
     for node in graph.node:
-        if node.op_type != "Gemm" or len(node.input) < 3 or not constants.keys() >= set(node.input[1:]):
+        if node.op_type != "Gemm" or not constants.keys() >= {*node.input[1:]} - {""}:
             continue
-        options, (weight, bias) = lookup.attributes(node), (constants[name] for name in node.input[1:])
+        options, weight = lookup.attributes(node), constants[node.input[1]]
+        if (factor := options.get("alpha", 1.0)) != 1:
+            _replace(graph, node, 1, np.float32(factor) * weight, "alpha")
+        if len(node.input) < 3 or not node.input[2]:
+            continue
         outputs, factor = weight.shape[0 if options.get("transB") else 1], options.get("beta", 1.0)
-        if bias.size not in (1, outputs) or (bias.shape == (outputs,) and factor == 1):
-            continue
-        values = np.float32(factor) * np.broadcast_to(bias.ravel(), outputs)
-        node.input[2] = f"{node.name}/bias"
-        graph.initializer.append(numpy_helper.from_array(values, node.input[2]))
-        for item in node.attribute:
-            if item.name == "beta":
-                item.f = 1.0
+        bias = constants[node.input[2]]
+        if bias.size in (1, outputs) and (bias.shape != (outputs,) or factor != 1):
+            _replace(graph, node, 2, np.float32(factor) * np.broadcast_to(bias.ravel(), outputs), "beta")
+
+
+def _replace(graph: onnx.GraphProto, node: onnx.NodeProto, index: int, values: np.ndarray, factor: str) -> None:
+    """Connect an input of a Gemm to new values, which contain its factor."""
+    node.input[index] = f"{node.name}/{'weight' if index == 1 else 'bias'}"
+    graph.initializer.append(numpy_helper.from_array(values, node.input[index]))
+    for item in node.attribute:
+        if item.name == factor:
+            item.f = 1.0
 
 
 def _pool_instead_of_mean(core: onnx.ModelProto) -> None:

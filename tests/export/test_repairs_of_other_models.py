@@ -11,6 +11,7 @@ from small_networks import images, quantizer_of, sqnr
 from kdedge.export.quantize.calibrate import tensor_runner
 from kdedge.export.quantize.candidates import Candidate
 from kdedge.export.quantize.equalise import equalise
+from kdedge.export.quantize.proof import integer_proof
 from kdedge.export.quantize.quantizer import _preprocess
 from kdedge.export.quantize.rounding import round_with_compensation
 
@@ -92,6 +93,15 @@ def test_a_gemm_may_have_any_bias(bias: Any, beta: float) -> None:
     gemm = node("Gemm", ["flat", "fc.w", "fc.b"], ["logits"], name="fc", beta=beta)
     model = core([pool, last, gemm], **{"fc.w": weights(8, 4), "fc.b": bias})
     assert sqnr(quantizer_of(_preprocess(model)), PER_CHANNEL, model) > 30
+
+
+def test_a_gemm_with_a_factor_runs_as_integers() -> None:
+    pool, last = node("GlobalAveragePool", ["relu"], ["last"], name="pool"), head(8)[0][0]
+    gemm = node("Gemm", ["flat", "fc.w", "fc.b"], ["logits"], name="fc", alpha=0.5)
+    model = core([pool, last, gemm], **{"fc.w": weights(8, 4), "fc.b": [0.5, 1, 2, 3]})
+    quantizer = quantizer_of(_preprocess(model))
+    assert not integer_proof(quantizer.build(PER_CHANNEL))["float_gemms"]
+    assert sqnr(quantizer, PER_CHANNEL, model) > 30
 
 
 def test_a_mean_over_other_axes_than_height_and_width_stays() -> None:
