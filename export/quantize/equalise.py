@@ -15,7 +15,8 @@ from kdedge.export.quantize.layers import Layer, Weights
 
 __all__ = ["equalise"]
 
-_PASS_ON = {"Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Squeeze"}
+_PASS_ON = {"Relu", "MaxPool", "AveragePool", "GlobalAveragePool"}
+_FLATTEN = {"Flatten", "Reshape", "Squeeze"}
 _ROUNDS = 30
 _CONVERGED = 1e-3
 _DEAD = 1e-5  # of the largest channel
@@ -24,8 +25,9 @@ _DEAD = 1e-5  # of the largest channel
 def equalise(core: onnx.ModelProto) -> onnx.ModelProto:
     """Return an equivalent core with equalised channels.
 
-    Two layers are a pair if one feeds only the other, through ReLUs and pools only; a clipped ReLU (ReLU6) or a branch
-    ends a chain. The pairs are equalised in turn until no factor changes by more than 0.1 %.
+    Two layers are a pair if one feeds only the other, through ReLUs and pools only; a clipped ReLU (ReLU6), a branch or
+    a reshape to more than two axes ends a chain. The pairs are equalised in turn until no factor changes by more than
+    0.1 %.
     """
     weights = Weights(core)
     pairs = list(_pairs(weights))
@@ -39,6 +41,8 @@ def equalise(core: onnx.ModelProto) -> onnx.ModelProto:
 def _pairs(weights: Weights) -> Iterator[tuple[Layer, Layer]]:
     """Yield the layers that feed each other directly."""
     graph = weights.core.graph
+    inferred = onnx.shape_inference.infer_shapes(weights.core).graph.value_info
+    flat = {value.name for value in inferred if len(value.type.tensor_type.shape.dim) == 2}
     readers = {name: node for node in graph.node for name in node.input[:1]}
     outputs = {value.name for value in graph.output}
     by_output = {layer.node.output[0]: layer for layer in weights.layers}
@@ -48,10 +52,11 @@ def _pairs(weights: Weights) -> Iterator[tuple[Layer, Layer]]:
             node = readers[tensor]
             second = by_output.get(node.output[0])
             if second is not None:
-                if _channels_in(weights, second) == len(weights.bias(first)):
+                same_axis = first.channel_axis == second.channel_axis or tensor in flat
+                if same_axis and _channels_in(weights, second) == len(weights.bias(first)):
                     yield first, second
                 break
-            if node.op_type not in _PASS_ON:
+            if node.op_type not in _PASS_ON and not (node.op_type in _FLATTEN and node.output[0] in flat):
                 break
             tensor = node.output[0]
 

@@ -68,11 +68,12 @@ def on_sequences(kind: str, weight: Any, outputs: int, shape: tuple[int, ...] = 
     [
         (on_sequences("MatMul", weights(64, 5), 40), True),
         (on_sequences("MatMul", weights(16, 5), 160, (4, 8, 16)), True),
+        (on_sequences("MatMul", weights(8, 5), 320, (64, 8)), True),
         (on_sequences("MatMul", weights(1, 64, 5), 40), False),
         (on_sequences("MatMul", weights(8, 64, 5), 40, (8, 1, 64)), False),
         (on_sequences("Conv", weights(6, 8, 3), 384), False),
     ],
-    ids=["tokens", "maps", "one matrix", "a matrix per channel", "Conv1d"],
+    ids=["tokens", "maps", "as long as channels", "one matrix", "a matrix per channel", "Conv1d"],
 )
 def test_layers_on_sequences_are_rounded_or_left_alone(model: onnx.ModelProto, rounded: bool) -> None:
     before = quantizer_of(model)
