@@ -127,8 +127,15 @@ def _load(source: Path) -> onnx.ModelProto:
 
 
 def _constants_as_initializers(graph: onnx.GraphProto) -> None:
-    for node in [node for node in graph.node if node.op_type == "Constant" and "value" in attributes(node)]:
-        graph.initializer.add().CopyFrom(attributes(node)["value"])
+    for node in [node for node in graph.node if node.op_type == "Constant"]:
+        if "value" in attributes(node):
+            tensor = attributes(node)["value"]
+        elif attributes(node).keys() & {"value_float", "value_floats", "value_int", "value_ints"}:
+            (value,) = ReferenceEvaluator(node).run(None, {})
+            tensor = numpy_helper.from_array(np.asarray(value))
+        else:
+            continue
+        graph.initializer.add().CopyFrom(tensor)
         graph.initializer[-1].name = node.output[0]
         graph.node.remove(node)
     _fold_integers(graph)

@@ -95,6 +95,16 @@ def test_the_long_name_of_the_operators_of_onnx_is_known(tmp_path):
     Quantizer.from_model(adopted(path, tmp_path / "student.onnx"), pixels).build(Candidate(calibration_images=2))
 
 
+def test_a_constant_list_of_numbers_is_a_shape(tmp_path):
+    """As in functions of onnxscript."""
+    path = colour_net(tmp_path / "net.onnx", batch=1, activation="Relu")
+    model = onnx.load(path)
+    model.graph.initializer.remove(next(item for item in model.graph.initializer if item.name == "shape"))
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["shape"], value_ints=[1, 6]))
+    onnx.save(model, path)
+    adopted(path, tmp_path / "student.onnx")
+
+
 def test_operators_of_onnxruntime_are_refused(tmp_path):
     options = session_options(1)
     options.graph_optimization_level = import_onnxruntime().GraphOptimizationLevel.ORT_ENABLE_EXTENDED
