@@ -158,6 +158,9 @@ def _check_training(names: tuple[str, ...], config: Config, run_dir: Path, *, fo
 def recorded_config(run_dir: Path) -> dict[str, Any]:
     """Return the recorded configuration of a run directory, or an empty one.
 
+    Its sections are of different stages, so they may contradict each other: a new teacher of signals, and a student of
+    images that is not replaced yet.
+
     Raises:
         InputError: The file is damaged, or not kdedge's.
     """
@@ -166,7 +169,7 @@ def recorded_config(run_dir: Path) -> dict[str, Any]:
         return {}
     try:
         config = read_json(path)
-        build_config(config)
+        build_config(config, consistent=False)
     except (AttributeError, InputError, OSError, TypeError, ValueError) as error:
         raise not_ours(path, f"it is not a kdedge configuration ({str(error).splitlines()[0]})") from error
     if not config:

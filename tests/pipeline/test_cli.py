@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 from kdedge.errors import StageError
 from kdedge.pipeline.cli import app
 from kdedge.pipeline.config import Config
+from kdedge.pipeline.config.build import build_config
+from kdedge.pipeline.run import record_config, recorded_config
 from kdedge.pipeline.training.options import RuntimeConfig
 
 BUNDLE = Path(__file__).resolve().parents[2] / "artifacts" / "reference" / "bundle"
@@ -345,6 +347,20 @@ def test_a_damaged_recorded_configuration_is_refused(tmp_path, text):
     assert result.exit_code == 2
     assert str(tmp_path / "config.json") in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_a_new_teacher_of_signals_may_be_recorded_with_the_finished_student_of_images(tmp_path):
+    images = build_config({"data": {"source": "sample"}})
+    signals = build_config({"data": {"source": "windows:recordings"}})
+    for stage in ("teacher", "distill"):
+        record_config(images, tmp_path, stage)
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "manifest.json").write_text(json.dumps({"stage": stage, "outputs": {}}))
+    record_config(signals, tmp_path, "teacher")
+    known = recorded_config(tmp_path)
+    assert (known["data"]["source"], known["distill"]["student"]) == ("windows:recordings", "lite")
+    record_config(signals, tmp_path, "distill")
+    assert recorded_config(tmp_path)["distill"]["student"] == "signal"
 
 
 def test_a_configuration_that_fails_early_does_not_replace_that_of_a_run(tmp_path):
