@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 from kdedge.pipeline.config import SECTIONS, Config
@@ -13,6 +14,7 @@ from kdedge.pipeline.distill.options import DistillConfig
 __all__ = ["as_flags", "cuts_paths", "shareable"]
 
 _PATHS = ("--data-dir", "--compare-with")
+_LISTS = ("--student-weights", "--more-teachers")  # of paths
 _PATH = re.compile(rf"((?:--[\w-]+=)?(?:(?:{'|'.join(PATH_KINDS)}):)?)(.*)", re.DOTALL)  # matches every word
 
 
@@ -54,12 +56,25 @@ def shareable(words: Iterable[str]) -> list[str]:
 
     Without ``--data-dir``, ``--compare-with`` and queries of addresses: they change no result of a run and are private.
     """
-    shown = []
+    shown: list[str] = []
     rest = iter(words)
     for word in rest:
+        flag, equals, value = word.partition("=")
         if word in _PATHS:
             next(rest, None)
-        elif not word.startswith(tuple(f"{flag}=" for flag in _PATHS)):
+        elif word in _LISTS:
+            shown += [word, *(_cut_each(paths) for paths in islice(rest, 1))]
+        elif flag in _LISTS:
+            shown.append(flag + equals + _cut_each(value))
+        elif flag not in _PATHS:
             before, path = _PATH.fullmatch(word).groups()  # type: ignore[union-attr]
-            shown.append(before + (Path(path).name or path if Path(path).is_absolute() else without_query(path)))
+            shown.append(before + _cut(path))
     return shown
+
+
+def _cut(path: str) -> str:
+    return Path(path).name or path if Path(path).is_absolute() else without_query(path)
+
+
+def _cut_each(paths: str) -> str:
+    return re.sub(r"[^\s,][^,]*", lambda path: _cut(path[0]), paths)

@@ -72,3 +72,13 @@ def test_a_command_that_others_read_has_no_place_of_this_machine(tmp_path):
         "compare", "--data=folder:a b", "--data=shards:0.tar", "--data=shards:https://host/{0..1}.tar",
         "--config=c.toml", "--out", "out", "--teacher-dir", "runs/teacher", "--lr", "0.1", "--data", "folder:/",
     ]  # fmt: skip
+
+
+def test_every_path_of_a_list_is_cut(tmp_path):
+    weights = f"{tmp_path}/a/student.safetensors,b/student.safetensors, {tmp_path}/c.safetensors"
+    teachers = f"runs/teacher,{tmp_path}/teacher"
+    config = build_config({"distill": {"weights": weights, "more_teachers": teachers}})
+    names = "student.safetensors,b/student.safetensors, c.safetensors"
+    assert as_flags(config) == ["--student-weights", names, "--more-teachers", "runs/teacher,teacher"]
+    assert cuts_paths(config)
+    assert shareable([f"--student-weights={weights}"]) == [f"--student-weights={names}"]
