@@ -48,7 +48,8 @@ def prepare_partial(partial: Path, wanted: Mapping[str, Any], *, force: bool) ->
             warn(f"{note} is missing or damaged: the stage starts over without the unfinished work")
         elif unfinished is not None and not force:
             changed = changes(unfinished, wanted)
-            if changed and all(key.startswith("config runtime.") for key in changed):
+            of_host = (key.startswith("config runtime.") and key != "config runtime.seed" for key in changed)
+            if changed and all(of_host):
                 names = ", ".join(key.removeprefix("config runtime.") for key in changed)
                 stage = partial.name[1:].removesuffix(".partial")
                 raise InputError(

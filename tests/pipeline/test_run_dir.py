@@ -203,10 +203,12 @@ def test_an_attempt_that_left_no_work_is_not_named(tmp_path, monkeypatch, left):
     assert load_manifest(tmp_path / "first")["commit"] == "bbb, ddd"
 
 
-def test_unfinished_work_of_another_configuration_is_dropped(tmp_path):
+@pytest.mark.parametrize("changed", [{"epochs": 9}, {"runtime": {"seed": 1}}, {"runtime": {"seed": 1, "threads": 2}}])
+def test_unfinished_work_of_another_configuration_is_dropped(tmp_path, changed):
     stage = Stage()
+    stage.settings = {**stage.settings, "runtime": {"seed": 0, "threads": 1}}
     interrupted(stage, tmp_path, ".checkpoint")
-    stage.settings = {**stage.settings, "epochs": 9}
+    stage.settings = {**stage.settings, **changed}
     run_stage(stage.spec, None, tmp_path)
     assert not (tmp_path / "first" / ".checkpoint").exists()
 
