@@ -22,7 +22,7 @@ from kdedge.manifest import load_manifest
 from kdedge.ownership import MANIFEST, check_owned, holds_nothing, is_stage, not_ours, remove_marked
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.data.summary import short_summary
-from kdedge.pipeline.run import CONFIG, check_stages, recorded_config, recorded_runtime, run_stages
+from kdedge.pipeline.run import CONFIG, check_stages, record_config, recorded_config, recorded_runtime, run_stages
 from kdedge.pipeline.run_dir import lock_run
 from kdedge.pipeline.stages.registry import STAGES
 from kdedge.pipeline.students_page import CSV, FIGURE, HTML, JSON, begins_csv, write_csv, write_page
@@ -99,6 +99,7 @@ def run_students(
         directory.parent.mkdir(exist_ok=True)
         with lock_run(directory):
             link_stage(out / _TEACHER, directory / _TEACHER)
+            record_config(one_student(config, name), directory, _TEACHER)
             try:
                 any_ran |= run_stages(tuple(_LATER), one_student(config, name), directory, **again)
             except GateError:  # the report has the verdict

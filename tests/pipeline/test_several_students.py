@@ -16,6 +16,7 @@ from kdedge.pipeline import students
 from kdedge.pipeline.cli import app
 from kdedge.pipeline.config.build import build_config
 from kdedge.pipeline.config.checks import RUN_ALL_FLAGS
+from kdedge.pipeline.run import record_config
 from kdedge.pipeline.students import check_students, choose, one_student, run_students
 from kdedge.pipeline.students_page import print_students
 
@@ -135,6 +136,25 @@ def test_a_refused_model_of_the_chosen_student_leaves_no_link_to_its_bundle(run,
     assert not (out / "bundle").is_symlink()
     assert run(out, 1.0, a=90.0, b=50.0, c=50.0)["chosen"] == "lite", "the next command is not refused"
     assert verify_bundle(out / "bundle")["files"]
+
+
+def test_the_options_of_a_new_teacher_are_recorded_with_its_students(tmp_path, monkeypatch):
+    def stages(names, config, run_dir, **_):
+        for stage in names:
+            (run_dir / stage).mkdir(exist_ok=True)
+            write_json(run_dir / stage / "manifest.json", {"stage": stage, "outputs": {}})
+            record_config(config, run_dir, stage)
+        return True
+
+    monkeypatch.setattr(students, "run_stages", stages)
+    monkeypatch.setattr(students, "_row", lambda name, directory: done(name, 90.0, 1))
+    monkeypatch.setattr(students, "_write", lambda *_: None)
+    runtime = {"device": "cpu", "threads": 1, "precision": "fp32"}
+    for epochs in (1, 2):
+        config = build_config({"data": {"source": "sample"}, "teacher": {"epochs": epochs}, "runtime": runtime})
+        run_students(NAMES, config, tmp_path, 0.5)
+        for folder in (tmp_path, *(tmp_path / "students").iterdir()):
+            assert load_json(folder / "config.json", ("teacher",))["teacher"]["epochs"] == epochs
 
 
 def test_nothing_of_others_is_replaced(run, finished, tmp_path):
