@@ -82,9 +82,12 @@ def check_start(config: Config, num_classes: int, spec: InputSpec) -> None:
     from kdedge.pipeline.distill.methods import METHODS
 
     settings = config.teacher
-    if settings.weights == "none" and not settings.epochs and METHODS[config.distill.method].kd:
+    pretrained = spec.kind == "image" and not is_student(settings.arch)
+    random = settings.weights == "none" or (settings.weights == "auto" and not pretrained)
+    if random and not settings.epochs and METHODS[config.distill.method].kd:
         raise InputError(
-            "--teacher-epochs 0 with --teacher-weights none leaves the teacher random: there is nothing to distill",
+            f"--teacher-epochs 0 with --teacher-weights {settings.weights} leaves the teacher random: there is nothing "
+            "to distill",
             "name a trained network with --teacher-weights FILE, or train with --teacher-epochs 1 or more",
         )
     if settings.weight_files or (not settings.epochs and settings.weights != "none"):

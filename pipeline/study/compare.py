@@ -261,7 +261,8 @@ def _teacher(cells: Sequence[Cell], config: Config, out: Path, options: StudyOpt
     if not options.force:
         check_cells_kept(cells, out, None)
         check_teacher_kept(config, out)
-    run_stages(("teacher",), config, out)
+    taught = next((cell.config for cell in cells if METHODS[cell.config.distill.method].kd), config)
+    run_stages(("teacher",), dataclasses.replace(config, distill=taught.distill), out)
     return out / "teacher", load_manifest(out / "teacher")
 
 

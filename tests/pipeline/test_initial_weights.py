@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from kdedge import download, progress
 from kdedge.errors import InputError, StageError
-from kdedge.inputs import image_input
+from kdedge.inputs import image_input, signal_input
 from kdedge.pipeline.cli import app
 from kdedge.pipeline.config.build import build_config
 from kdedge.pipeline.models import initial_weights
@@ -340,12 +340,18 @@ def test_what_is_not_loaded_is_named_and_without_epochs_refused(tmp_path, resnet
 
 
 def test_a_random_teacher_is_not_distilled_from(publish):
-    def check(**settings):
+    def check(inputs=None, **settings):
         check_start(
-            build_config({"teacher": {"epochs": 0, **settings}, "distill": {"method": method}}), 3, image_input(32)
+            build_config({"teacher": {"epochs": 0, **settings}, "distill": {"method": method}}),
+            3,
+            inputs or image_input(32),
         )
 
     method = "kd"
+    windows = signal_input(64, ["a"], [0.0], [1.0])
+    for given in ({"arch": "kdedge/lite-s"}, {"inputs": windows}, {"inputs": windows, "arch": "kdedge/signal"}):
+        with pytest.raises(InputError, match="with --teacher-weights auto leaves the teacher random"):
+            check(**given)
     with pytest.raises(InputError, match="--teacher-epochs 0 with --teacher-weights none leaves the teacher random"):
         check(weights="none")
     publish("resnet18", "x-00000000.pth", None)

@@ -293,6 +293,7 @@ def test_a_cell_that_diverges_is_recorded_and_the_study_goes_on(study, compared,
         (["--slurm", "partition=gpu"], "--slurm has no effect without --launcher slurm"),
         (["--launcher", "slurm", "--slurm", "gpu"], "--slurm 'gpu' is not KEY=VALUE"),
         (["--data", "folder:/no --method here"], "/no --method here"),
+        (["--teacher-weights", "none", "--teacher-epochs", "0"], "leaves the teacher random: there is nothing to"),
         (["--teacher", "regnet_y_400mf", "--teacher-stem", "auto"], "regnet_y_400mf has no blocks"),
         (
             ["--teacher", "shufflenet_v2_x0_5", "--teacher-stem", "auto"],
