@@ -55,7 +55,8 @@ def prepare_partial(partial: Path, wanted: Mapping[str, Any], *, force: bool) ->
                 raise InputError(
                     f"{partial} has unfinished work made with another {names}; continuing would change its bits",
                     "run with the same --threads, --precision, --device and processes on the same kind of CPU, "
-                    f"or start the stage over: `{command(stage, '--out', partial.parent, '--force')}`",
+                    "or start the stage over, with its other options: "
+                    f"`{command(stage, '--out', partial.parent, '--force')}`",
                 )
             log(f"starting over: changed since the interrupted run: {', '.join(changed[:4])}")
         remove_marked(partial, WANTED)

@@ -217,8 +217,10 @@ def test_going_on_with_another_thread_count_is_refused(tmp_path):
     stage = Stage()
     interrupted(stage, tmp_path, ".checkpoint")
     stage.settings = {**stage.settings, "runtime": {"threads": 2}}
-    with pytest.raises(InputError, match="unfinished work made with another threads"):
+    with pytest.raises(InputError, match="unfinished work made with another threads") as refused:
         run_stage(stage.spec, None, tmp_path)
+    # No configuration is recorded before the first stage is finished.
+    assert f"over, with its other options: `kdedge first --out {tmp_path} --force`" in refused.value.hint
     assert run_stage(stage.spec, None, tmp_path, force=True) is True
 
 
