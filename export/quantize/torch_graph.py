@@ -86,10 +86,13 @@ class TorchGraph(nn.Module):
 
 
 def convolve(attributes: Mapping[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute an ONNX Conv."""
-    strides, dilations = list(attributes.get("strides", [1, 1])), list(attributes.get("dilations", [1, 1]))
+    """Compute an ONNX Conv along one to three axes."""
+    ones = [1] * (x.ndim - 2)
+    strides, dilations = list(attributes.get("strides", ones)), list(attributes.get("dilations", ones))
     x = _padded(attributes, x, weight.shape[2:], 0.0)
-    return functional.conv2d(x, weight, bias, strides, 0, dilations, int(attributes.get("group", 1)))
+    convolution = (functional.conv1d, functional.conv2d, functional.conv3d)[x.ndim - 3]
+    result: Tensor = convolution(x, weight, bias, strides, 0, dilations, int(attributes.get("group", 1)))
+    return result
 
 
 def _key(name: str) -> str:
@@ -115,8 +118,9 @@ def _dequantize(attributes: Mapping[str, Any], q: Tensor, scale: Tensor, zero: T
 
 def _padded(attributes: Mapping[str, Any], x: Tensor, kernel: Sequence[int], fill: float) -> Tensor:
     """Return the padded input of a convolution or pool."""
-    top, left, bottom, right = pads_of(attributes, x.shape[2:], kernel)
-    return functional.pad(x, (left, right, top, bottom), value=fill) if top + left + bottom + right else x
+    pads = pads_of(attributes, x.shape[2:], kernel)
+    axes = reversed(list(zip(pads[: len(kernel)], pads[len(kernel) :], strict=True)))  # the last axis first
+    return functional.pad(x, [pad for both in axes for pad in both], value=fill) if any(pads) else x
 
 
 def _window(attributes: Mapping[str, Any], x: Tensor, fill: float) -> dict[str, Any]:
@@ -125,22 +129,24 @@ def _window(attributes: Mapping[str, Any], x: Tensor, fill: float) -> dict[str, 
     return {
         "input": _padded(attributes, x, kernel, fill),
         "kernel_size": kernel,
-        "stride": list(attributes.get("strides", [1, 1])),
+        "stride": list(attributes.get("strides", [1] * len(kernel))),
         "ceil_mode": bool(attributes.get("ceil_mode", 0)),
     }
 
 
 def _max_pool(attributes: Mapping[str, Any], x: Tensor) -> Tensor:
-    dilations = list(attributes.get("dilations", [1, 1]))
-    result: Tensor = functional.max_pool2d(**_window(attributes, x, -torch.inf), dilation=dilations)
+    dilations = list(attributes.get("dilations", [1] * (x.ndim - 2)))
+    pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[x.ndim - 3]
+    result: Tensor = pool(**_window(attributes, x, -torch.inf), dilation=dilations)
     return result
 
 
 def _average_pool(attributes: Mapping[str, Any], x: Tensor) -> Tensor:
-    pooled: Tensor = functional.avg_pool2d(**_window(attributes, x, 0.0))
+    pool = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[x.ndim - 3]
+    pooled: Tensor = pool(**_window(attributes, x, 0.0))
     if attributes.get("count_include_pad", 0):
         return pooled
-    share: Tensor = functional.avg_pool2d(**_window(attributes, torch.ones_like(x[:1, :1]), 0.0))
+    share: Tensor = pool(**_window(attributes, torch.ones_like(x[:1, :1]), 0.0))
     return pooled / share
 
 
@@ -166,7 +172,7 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Unsqueeze": lambda attributes, x, axes: x.unsqueeze(int(axes.item())),
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,
-    "GlobalAveragePool": lambda attributes, x: x.mean((2, 3), keepdim=True),
+    "GlobalAveragePool": lambda attributes, x: x.mean(tuple(range(2, x.ndim)), keepdim=True),
     "Concat": lambda attributes, *parts: torch.cat(parts, int(attributes["axis"])),
     "Flatten": lambda attributes, x: x.flatten(int(attributes.get("axis", 1))),
     "Reshape": _reshape,

@@ -185,29 +185,33 @@ def test_covariances_are_those_of_the_inputs_of_a_convolution(
     np.testing.assert_allclose(predicted, outputs.transpose(1, 0, 2, 3).reshape(8, -1).var(1), rtol=1e-3)
 
 
-@pytest.mark.parametrize("sides", [(7, 9), (2, 1)])
+@pytest.mark.parametrize("sides", [(7, 9), (2, 1), (9,), (4, 5, 6)])
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("Conv", {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
-        ("Conv", {"auto_pad": "SAME_LOWER", "strides": [1, 2]}),
-        ("MaxPool", {"auto_pad": "SAME_UPPER", "strides": [2, 3]}),
-        ("MaxPool", {"pads": [1, 1, 1, 1], "strides": [2, 2], "ceil_mode": 1}),
-        ("AveragePool", {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
-        ("AveragePool", {"pads": [1, 1, 1, 1], "count_include_pad": 1}),
-        ("AveragePool", {"auto_pad": "SAME_LOWER", "strides": [2, 2]}),
+        ("Conv", {"auto_pad": "SAME_UPPER", "strides": [2, 2, 2]}),
+        ("Conv", {"auto_pad": "SAME_LOWER", "strides": [1, 2, 2]}),
+        ("Conv", {"pads": [2, 1, 1, 2, 1, 2]}),
+        ("MaxPool", {"auto_pad": "SAME_UPPER", "strides": [2, 3, 1]}),
+        ("MaxPool", {"pads": [1] * 6, "strides": [2, 2, 2], "ceil_mode": 1}),
+        ("AveragePool", {"pads": [1] * 6, "strides": [2, 2, 2]}),
+        ("AveragePool", {"pads": [1] * 6, "count_include_pad": 1}),
+        ("AveragePool", {"auto_pad": "SAME_LOWER", "strides": [2, 2, 2]}),
     ],
 )
 def test_the_trainable_graph_pads_as_onnxruntime_does(
-    kind: str, options: dict[str, Any], sides: tuple[int, int]
+    kind: str, options: dict[str, Any], sides: tuple[int, ...]
 ) -> None:
     import torch
 
+    axes = len(sides)
+    lengths = {"strides": axes, "pads": 2 * axes}  # of the options that have a value per axis
+    options = {name: value[: lengths[name]] if name in lengths else value for name, value in options.items()}
     rng = np.random.default_rng(0)
     given = {"x": rng.normal(size=(2, 4, *sides)).astype(np.float32)}
     if kind == "Conv":
-        given["w"] = rng.normal(size=(4, 4, 3, 3)).astype(np.float32)
-    node = helper.make_node(kind, list(given), ["y"], kernel_shape=[3, 3], **options)
+        given["w"] = rng.normal(size=(4, 4, *[3] * axes)).astype(np.float32)
+    node = helper.make_node(kind, list(given), ["y"], kernel_shape=[3] * axes, **options)
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape) for name, array in given.items()]
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     model = helper.make_model(
