@@ -23,9 +23,9 @@ _NUMBERS = (
     f"{EXPECTED}; every cell is a number with a decimal point, also the time (in seconds): remove other columns, or "
     "name one with --groups"
 )
-# The name of a time column, and its unit: seconds without one.
-_TIME = re.compile(r"(?:time|t|timestamp|seconds?|secs?)(?:[ _]?[(\[]?(s|sec|seconds|ms|us|µs|ns)[)\]]?)?")
-_SECONDS = {"ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+# The name of a time column, and its unit: seconds without one. `casefold` makes the micro sign a Greek mu, \u03bc.
+_TIME = re.compile(r"(?:time|t|timestamp|seconds?|secs?)(?:[ _]?[(\[]?(s|sec|seconds|ms|us|\u03bcs|ns)[)\]]?)?")
+_SECONDS = {"ms": 1e-3, "us": 1e-6, "\u03bcs": 1e-6, "ns": 1e-9}
 _GAP = 0.5  # of a step: a larger deviation is a gap
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
-TIME = re.compile(r"(?:time|t|timestamp|seconds?|secs?)(?:[ _]?[(\[]?(s|sec|seconds|ms|us|µs|ns)[)\]]?)?")
-SECONDS = {"ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+TIME = re.compile(r"(?:time|t|timestamp|seconds?|secs?)(?:[ _]?[(\[]?(s|sec|seconds|ms|us|\u03bcs|ns)[)\]]?)?")
+SECONDS = {"ms": 1e-3, "us": 1e-6, "\u03bcs": 1e-6, "ns": 1e-9}
 
 
 class Classifier:

@@ -51,6 +51,14 @@ def test_a_temperature_that_rises_is_a_channel_of_a_model_that_has_it(tmp_path: 
     assert standalone_signal.load(file, ["T", "ax"], 0.0, 16)[0].shape == (20, 2)
 
 
+@pytest.mark.parametrize("name", ["time_us", "time (\u00b5s)", "Time [\u03bcs]", "t_\u00b5s"])
+def test_a_time_in_microseconds_may_have_either_sign(tmp_path: Path, name: str) -> None:
+    file = write(tmp_path / "a.csv", f"{name},ax", *(f"{1000 * index},0.5" for index in range(20)))
+    recording = recording_of(read_csv(file))
+    assert (recording.channels, round(recording.rate_hz)) == (("ax",), 1000)
+    assert standalone_signal.load(file, ["ax"], 0.0, 16)[2] == recording.rate_hz
+
+
 @pytest.mark.parametrize("name", ["t", "time", "timestamp"])
 def test_a_time_that_goes_back_is_refused(tmp_path: Path, name: str) -> None:
     file = write(tmp_path / "a.csv", f"{name},ax", "0.0,1.5", "0.1,1.5", "0.0,1.5")
