@@ -7,10 +7,10 @@ folder``. With another ``--groups``, a column of this name has the group of the 
 from pathlib import Path
 
 from kdedge.errors import InputError
-from kdedge.pipeline.data.class_folders import PARTS, class_name, folders_in
+from kdedge.pipeline.data.class_folders import PARTS, class_name, first_five, folders_in
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.windows.series import Series, Source, same_channels, same_rate
-from kdedge.progress import track
+from kdedge.progress import track, warn_once
 from kdedge.recordings import Recording, Table, csv_files, read_csv, recording_of
 
 __all__ = ["open_recordings"]
@@ -25,7 +25,8 @@ def open_recordings(config: DataConfig, root: Path) -> Source:
     Raises:
         InputError: A class has none, or a recording cannot be read or differs from the others.
     """
-    found = {folder: (part, csv_files(folder)) for part, path in _parts(root).items() for folder in folders_in(path)}
+    parts = _parts(root)
+    found = {folder: (part, csv_files(folder)) for part, path in parts.items() for folder in folders_in(path)}
     files = [(part, folder, file) for folder, (part, listed) in found.items() for file in listed]
     if not files:
         loose = csv_files(root)
@@ -35,6 +36,9 @@ def open_recordings(config: DataConfig, root: Path) -> Source:
         raise InputError(
             f"the class folder {empty[0]} has no recording (.csv)", f"add recordings or remove that folder; {LAYOUT}"
         )
+    for path in parts.values():
+        if loose := [file.name for file in csv_files(path) if file.parent == path]:
+            warn_once(f"{path}: files outside any class folder are not used: {first_five(loose)}")
     series, recordings = [], []
     with track("reading recordings", len(files)) as progress:
         for part, folder, file in files:
@@ -54,7 +58,8 @@ def _parts(root: Path) -> dict[str, Path]:
     """Return the folders of the parts, by ``train``, ``val`` and ``test``, or ``root`` by an empty name.
 
     Raises:
-        InputError: A folder next to the parts may be a class, two are one part, or none is for training.
+        InputError: A folder next to the parts may be a class, two are one part, none is for training, or one has no
+            class folders.
     """
     folders = folders_in(root)
     named = [path for path in folders if path.name.casefold() in PARTS]
@@ -66,6 +71,9 @@ def _parts(root: Path) -> dict[str, Path]:
     parts = {PARTS[path.name.casefold()]: path for path in named}
     if "train" not in parts or len(parts) < len(named):
         raise InputError(f"{root} has {', '.join(path.name for path in named)}: one training folder is needed", LAYOUT)
+    if empty := [path for path in parts.values() if not folders_in(path)]:
+        loose = ", but recordings" if csv_files(empty[0]) else ""
+        raise InputError(f"{empty[0]} has no class folders{loose}", LAYOUT)
     return parts
 
 

@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,24 @@ def test_a_class_without_recordings_is_named_and_files_of_other_systems_are_no_r
     with pytest.raises(InputError, match=r"the class folder .*still has no recording \(\.csv\)") as caught:
         opened(root)
     assert "add recordings or remove that folder" in caught.value.hint
+
+
+def test_recordings_outside_class_folders_are_never_dropped_silently(tmp_path, capsys):
+    signals.make_folder(tmp_path / "train", length=64)
+    (tmp_path / "train" / "loose.csv").write_text("1,2\n")
+    (tmp_path / "val").mkdir()
+    with pytest.raises(InputError, match=r"val has no class folders$"):
+        opened(tmp_path)
+    (tmp_path / "val").rmdir()
+    test = signals.make_folder(tmp_path / "more", length=64) / "fast"
+    test.rename(tmp_path / "test")
+    shutil.rmtree(tmp_path / "more")
+    with pytest.raises(InputError, match=r"test has no class folders, but recordings$") as caught:
+        opened(tmp_path)
+    assert "PATH/test/CLASS/RECORDING.csv" in caught.value.hint
+    shutil.rmtree(tmp_path / "test")
+    assert sum(map(len, opened(tmp_path).parts.values())) == 12
+    assert "train: files outside any class folder are not used: loose.csv" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("label", ["", '"very\nslow"'])
