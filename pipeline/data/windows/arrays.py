@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from kdedge.errors import InputError
 from kdedge.pipeline.data.arrays import read_array, read_texts, reading
+from kdedge.pipeline.data.class_folders import log_once
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.windows.series import Series, Source
 
@@ -26,14 +27,24 @@ def open_window_arrays(config: DataConfig, file: Path) -> Source:
     """Read all windows of a NumPy file.
 
     Raises:
-        InputError: The file cannot be read, an array is missing or not as expected, or ``--layout`` is missing.
+        InputError: The file cannot be read, an array is missing or not as expected, ``--layout`` is missing, or
+            ``--groups`` is given.
     """
     with reading(file, _EXPECTED), zipfile.ZipFile(file) as archive:
         keys = [name.removesuffix(".npy") for name in archive.namelist()]
     if not config.layout:
         raise InputError(f"the order of the axes of x in {file} is not known", "give --layout NLC or --layout NCL")
-    if "x" not in keys or "y" not in keys:
+    suffixes = ("", "_val", "_test")
+    if "x" not in keys or any((f"x{suffix}" in keys) != (f"y{suffix}" in keys) for suffix in suffixes):
         raise InputError(f"{file} has the arrays {', '.join(keys) or '(none)'}", _EXPECTED)
+    if config.groups:
+        raise InputError(
+            f"--groups {config.groups} names a column or folder, which {file} has not",
+            "leave it out: the groups of windows are in the array group",
+        )
+    known = {"channels", *(f"{name}{suffix}" for name in ("x", "y", "group") for suffix in suffixes)}
+    if unused := [key for key in keys if key not in known]:
+        log_once(f"{file}: ignoring the arrays {', '.join(unused)}")
     series: list[Series] = []
     shapes = set()
     for part, suffix in (("train", ""), ("val", "_val"), ("test", "_test")):

@@ -92,6 +92,18 @@ def test_the_layout_is_never_guessed(npz, tmp_path):
     assert opened(tmp_path / "other.npz", layout="NCL").train_sha256() == opened(npz, layout="NLC").train_sha256()
 
 
+def test_no_array_or_group_is_ignored_silently(npz, tmp_path, capsys):
+    arrays = dict(np.load(npz))
+    with pytest.raises(InputError, match=r"--groups group names a column or folder, which .*data\.npz has not"):
+        opened(npz, layout="NLC", groups="group")
+    np.savez(tmp_path / "labels.npz", **arrays, y_test=arrays["y"])
+    with pytest.raises(InputError, match=r"has the arrays x, y, group, channels, y_test"):
+        opened(tmp_path / "labels.npz", layout="NLC")
+    np.savez(tmp_path / "other.npz", subjects=arrays.pop("group"), **arrays)
+    opened(tmp_path / "other.npz", layout="NLC")
+    assert "other.npz: ignoring the arrays subjects" in " ".join(capsys.readouterr().err.split())
+
+
 def write_long(file, folder, *, subject):
     with file.open("w", newline="") as stream:
         writer = csv.writer(stream)
