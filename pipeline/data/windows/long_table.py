@@ -32,6 +32,9 @@ def open_long_table(config: DataConfig, file: Path) -> Source:
     if missing := [name for name in texts if name not in table.names]:
         raise InputError(f"{file} has no column {missing[0]}; it has {', '.join(table.names)}", _EXPECTED)
     facts = {name: table.columns[table.names.index(name)] for name in texts}
+    splits = facts.get("split", [])
+    if (empty := splits.index("") if "" in splits else None) is not None and any(splits):
+        raise table.problem(empty, "the split is empty, but other rows have one: expected all or none")
     ends = [row for row in range(1, len(table.lines)) if facts["id"][row] != facts["id"][row - 1]]
     series, rates, found, seen = [], [], [], set[str]()
     for start, stop in zip([0, *ends], [*ends, len(table.lines)], strict=True):
@@ -64,4 +67,5 @@ def _read(file: Path) -> Table:
     cells = [row for _, row in rows]
     if not cells:
         raise InputError(f"{file} has no rows", _EXPECTED)
-    return Table(file, tuple(names), tuple(map(list, zip(*cells, strict=True))), list(range(1, len(cells) + 1)))
+    columns = tuple([cell.strip() for cell in column] for column in zip(*cells, strict=True))
+    return Table(file, tuple(names), columns, list(range(1, len(cells) + 1)))

@@ -128,6 +128,25 @@ def test_a_long_table_is_the_same_data(folder, tmp_path):
     assert caught.value.hint.count("expected a CSV file") == 1
 
 
+def test_a_split_is_for_all_recordings_or_none(folder, tmp_path):
+    lines = write_long(tmp_path / "a.csv", folder, subject=False).read_text().splitlines()
+    split = [f"{line},{'test' if line.startswith('fast/0') else ''}" for line in lines[1:]]
+    (tmp_path / "b.csv").write_text("\n".join([f"{lines[0]},split", *split]))
+    with pytest.raises(InputError, match=r"row \d+ of .*b\.csv: the split is empty, but other rows have one"):
+        opened(tmp_path / "b.csv", window=64)
+
+
+def test_blanks_around_the_cells_of_a_parquet_table_are_ignored_as_in_csv(folder, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = write_long(tmp_path / "a.csv", folder, subject=False)
+    names, *rows = [line.split(",") for line in table.read_text().splitlines()]
+    columns = [[f"{cell} " for cell in cells] for cells in zip(*rows, strict=True)]
+    parquet.write_table(pa.table(dict(zip(names, columns, strict=True))), tmp_path / "b.parquet")
+    assert opened(tmp_path / "b.parquet", window=64).train_sha256() == opened(table, window=64).train_sha256()
+
+
 def test_the_row_numbers_of_pandas_are_no_channel(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "0.csv").write_text(",time,ax\n0,0.0,1.5\n1,0.1,1.5\n")
