@@ -16,7 +16,7 @@ from kdedge.errors import InputError
 from kdedge.inputs import RATE_TOLERANCE, InputSpec
 from kdedge.progress import warn_once
 
-__all__ = ["Recording", "Table", "csv_files", "cut", "read_csv", "recording_of", "window_starts"]
+__all__ = ["Recording", "Table", "check_names", "csv_files", "cut", "read_csv", "recording_of", "window_starts"]
 
 EXPECTED = "expected a CSV file with a row per instant and a column per channel, and optionally a header and a time"
 _NUMBERS = (
@@ -26,6 +26,7 @@ _NUMBERS = (
 # The name of a time column, and its unit: seconds without one. `casefold` makes the micro sign a Greek mu, \u03bc.
 _TIME = re.compile(r"(?:time|t|timestamp|seconds?|secs?)(?:[ _]?[(\[]?(s|sec|seconds|ms|us|\u03bcs|ns)[)\]]?)?")
 _SECONDS = {"ms": 1e-3, "us": 1e-6, "\u03bcs": 1e-6, "ns": 1e-9}
+_NO_NAME = re.compile(r"(?:Unnamed: \d+|__index_level_\d+__)?")
 _GAP = 0.5  # of a step: a larger deviation is a gap
 
 
@@ -155,14 +156,25 @@ def read_csv(path: Path) -> Table:
     for row, line in zip(rows, lines, strict=True):
         if len(row) != width:
             raise InputError(f"row {line} of {path} has {len(row)} cells, expected {width}", EXPECTED)
-    if "" in names:
-        raise InputError(
-            f"column {names.index('') + 1} of {path} has no name: a row number would become a channel",
-            "name it if it is a channel, else remove it (pandas: `to_csv(path, index=False)`)",
-        )
+    check_names(path, names)
     if len({*names}) != len(names):
         raise InputError(f"{path} has two columns of one name: {', '.join(names)}", EXPECTED)
     return Table(path, names, tuple(map(list, zip(*rows, strict=True))), lines)
+
+
+def check_names(path: Path, names: Sequence[str]) -> None:
+    """Refuse row numbers: a column without a name, or with the name that pandas then invents.
+
+    Raises:
+        InputError: There is such a column.
+    """
+    number = next((number for number, name in enumerate(names, 1) if _NO_NAME.fullmatch(name)), 0)
+    if number:
+        own = f" of its own ({names[number - 1]})" if names[number - 1] else ""
+        raise InputError(
+            f"column {number} of {path} has no name{own}: a row number would become a channel",
+            "name it if it is a channel, else remove it (pandas: write the file with `index=False`)",
+        )
 
 
 def recording_of(table: Table, without: tuple[str, ...] = (), channels: tuple[str, ...] = ()) -> Recording:

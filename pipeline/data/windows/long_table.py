@@ -11,7 +11,7 @@ from kdedge.pipeline.data.class_folders import PARTS, class_name
 from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.table import read_parquet
 from kdedge.pipeline.data.windows.series import Series, Source, same_channels, same_rate
-from kdedge.recordings import Table, read_csv, recording_of
+from kdedge.recordings import Table, check_names, read_csv, recording_of
 
 __all__ = ["open_long_table"]
 
@@ -64,6 +64,7 @@ def _read(file: Path) -> Table:
     if file.suffix.lower() != ".parquet":
         return read_csv(file)
     names, rows = read_parquet(file)
+    check_names(file, names)
     cells = [row for _, row in rows]
     if not cells:
         raise InputError(f"{file} has no rows", _EXPECTED)

@@ -153,6 +153,18 @@ def test_the_row_numbers_of_pandas_are_no_channel(tmp_path):
     with pytest.raises(InputError, match=r"column 1 of .*0\.csv has no name") as caught:
         opened(tmp_path)
     assert "index=False" in caught.value.hint
+    (tmp_path / "a" / "0.csv").write_text("Unnamed: 0,time,ax\n0,0.0,1.5\n1,0.1,1.5\n")
+    with pytest.raises(InputError, match=r"column 1 of .*0\.csv has no name of its own \(Unnamed: 0\)"):
+        opened(tmp_path)
+
+
+def test_the_index_that_pandas_keeps_in_parquet_is_no_channel(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({"id": [1], "label": ["a"], "__index_level_0__": [7]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"column 3 of .*a\.parquet has no name of its own \(__index_level_0__\)"):
+        opened(tmp_path / "a.parquet")
 
 
 def test_recordings_outside_class_folders_and_without_the_prefix_are_named(folder, tmp_path):
