@@ -170,9 +170,9 @@ def list_part(part_root: Path, train_root: Path, base: Path, names: list[str], l
     return [replace(item, label=names.index(part_names[item.label])) for item in items]
 
 
-def warn_missing(part_root: object, names: list[str]) -> None:
-    """Warn of classes without images in a part."""
-    warn_once(f"{part_root} has no images of {', '.join(names)}: the accuracy does not include these classes")
+def warn_missing(part_root: object, names: list[str], inputs: str = "images") -> None:
+    """Warn of classes without images or other inputs in a part."""
+    warn_once(f"{part_root} has no {inputs} of {', '.join(names)}: the accuracy does not include these classes")
 
 
 def warn_left_out(root: Path, left_out: LeftOut) -> None:

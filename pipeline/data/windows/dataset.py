@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kdedge.dataset import Split
 from kdedge.errors import InputError
 from kdedge.inputs import InputSpec, signal_input
-from kdedge.pipeline.data.class_folders import is_label
+from kdedge.pipeline.data.class_folders import is_label, warn_missing
 from kdedge.pipeline.data.duplicates import find_copies, same
 from kdedge.pipeline.data.items import Item
 from kdedge.pipeline.data.options import DataConfig
@@ -124,6 +124,10 @@ def open_windows(config: DataConfig, path: Path) -> Windows:
     if len(names) < 2:
         raise InputError(f"{path} has {len(names)} class ({', '.join(names)})", "expected at least two")
     divided = _divide(source, names, config)
+    for part in ("val", "test"):
+        present = {one.label for one in divided[part]}
+        if missing := [name for name in names if name not in present]:
+            warn_missing(f"{path}, {part}", missing, "windows")
     stride = config.stride or max(1, length // 2)
     parts = {
         part: _windows(series, names, length, stride if part == "train" else length) for part, series in divided.items()

@@ -188,6 +188,15 @@ def test_a_copied_recording_in_the_test_part_is_named(tmp_path, capsys):
     assert "copies" not in capsys.readouterr().err
 
 
+def test_a_class_without_test_windows_is_named(tmp_path, capsys):
+    for part in ("train", "test"):
+        signals.make_folder(tmp_path / part, count=4, length=64)
+    shutil.rmtree(tmp_path / "test" / "slow")
+    assert opened(tmp_path).test_counts() == [4, 0]
+    text = ", test has no windows of slow: the accuracy does not include these classes"
+    assert text in " ".join(capsys.readouterr().err.split())
+
+
 def test_given_parts_and_groups_by_folder(tmp_path):
     for part in ("train", "test"):
         signals.make_folder(tmp_path / part, count=4, length=64)
