@@ -86,7 +86,8 @@ def _inspect_files(folder: UserImages) -> Inspection:
     unreadable = tuple(errors[index] for index in sorted(errors))
     folder = folder.without(errors)
     learned = labels_of(folder.train_items + folder.val_items)
-    if errors and np.bincount(learned, minlength=len(folder.class_names)).min() < _LEAST_TO_DIVIDE:
+    trained, least = (labels_of(folder.train_items), 1) if folder.val_items else (learned, _LEAST_TO_DIVIDE)
+    if errors and np.bincount(trained, minlength=len(folder.class_names)).min() < least:
         raise unreadable_images(unreadable)
     files = {
         "sizes": sizes_of(found),
