@@ -68,7 +68,11 @@ def _item(file: Path, row: _Row, names: list[str]) -> Item:
     name = row.path
     if path.is_absolute():  # what only this machine has is not part of a name
         name = path.relative_to(base).as_posix() if path.is_relative_to(base) else path.name
-    if not (base / path).is_file() and (base / path).exists():  # reading a FIFO would wait
+    try:
+        other = not (base / path).is_file() and (base / path).exists()
+    except OSError as error:
+        raise _bad(file, row.place, f"cannot read {row.path}: {error.strerror}") from error
+    if other:  # reading a FIFO would wait
         raise _bad(file, row.place, f"{row.path} is not a regular file")
     place = f"{row.place} of {file.name}"
     return Item(base, names.index(row.label), name, place, row.group, row.part, "" if name == row.path else row.path)

@@ -162,6 +162,14 @@ def test_unreadable_files_that_leave_too_few_are_named(left: int, split: Path) -
         facts_of(split)
 
 
+def test_unreadable_files_that_leave_a_class_for_validation_only_are_named(split: Path) -> None:
+    shutil.copytree(split / "test", split / "val")
+    for path in (split / "train" / "cat").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"cat.*\(12 images in all\)"):
+        facts_of(split)
+
+
 def test_test_images_only_cannot_be_trained_on(split: Path) -> None:
     shutil.rmtree(split / "train")
     done = data(split)

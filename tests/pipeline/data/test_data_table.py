@@ -215,6 +215,12 @@ def test_images_that_cannot_be_read_are_named_with_their_line(tmp_path: Path) ->
     assert "(line 9 of labels.csv)" in message
 
 
+def test_a_path_that_the_system_refuses_is_named_with_its_line(tmp_path: Path) -> None:
+    file = write(tmp_path, numbered({"a": 4, "b": 4}))
+    file.write_text(f"{file.read_text()}{'long' * 100}.png,a\n")
+    failure(file, "line 10 of .*csv: cannot read (long)+.png: File name too long")
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
 def test_folders_and_fifos_are_no_images(tmp_path: Path) -> None:
     file = write(tmp_path, numbered({"a": 4, "b": 4}))
