@@ -133,10 +133,7 @@ def _read_csv(file: Path) -> tuple[list[str], _Cells]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(f"line {line} of {file} is not UTF-8", "save the table as CSV in UTF-8") from error
-    first_line = text.partition("\n")[0]
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=next((mark for mark in ",;\t" if mark in first_line), ","), strict=True
-    )
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text.partition("\n")[0]), strict=True)
 
     def rows() -> Iterator[tuple[str, list[str]]]:
         line = 1
@@ -151,6 +148,13 @@ def _read_csv(file: Path) -> tuple[list[str], _Cells]:
     listed = rows()
     _, header = next(listed, ("", []))
     return header, listed
+
+
+def _delimiter(first_line: str) -> str:
+    """Return what separates the cells: what makes the required columns of the header, which may have other marks."""
+    marks = [mark for mark in ",;\t" if mark in first_line]
+    cells = {mark: [cell.strip(' "\r').lower() for cell in first_line.split(mark)] for mark in marks}
+    return next((mark for mark in marks if {*_COLUMNS[:2]} <= {*cells[mark]}), next(iter(marks), ","))
 
 
 def read_parquet(file: Path) -> tuple[list[str], _Cells]:

@@ -215,6 +215,14 @@ def test_images_that_cannot_be_read_are_named_with_their_line(tmp_path: Path) ->
     assert "(line 9 of labels.csv)" in message
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_name_of_another_column_may_have_a_comma(tmp_path: Path, mark: str) -> None:
+    lines = [mark.join((*line.split(","), "x")) for line in numbered({"a": 4, "b": 4})]
+    write(tmp_path, numbered({"a": 4, "b": 4}))
+    (tmp_path / "labels.csv").write_text("\n".join([mark.join(("path", '"label"', '"size, mm"')), *lines]))
+    assert len(opened(tmp_path / "labels.csv").items) == 8
+
+
 def test_a_path_that_the_system_refuses_is_named_with_its_line(tmp_path: Path) -> None:
     file = write(tmp_path, numbered({"a": 4, "b": 4}))
     file.write_text(f"{file.read_text()}{'long' * 100}.png,a\n")
