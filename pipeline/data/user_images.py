@@ -301,16 +301,21 @@ def divided(listed: Listed, config: DataConfig) -> UserImages:
 
 
 def check_outside(dataset: Dataset, run_dir: Path) -> None:
-    """Refuse a run directory inside a folder of class folders, where the next command would read it as a class.
+    """Refuse a run directory inside a folder of images or recordings, where the next command would read it as a class.
 
     Raises:
         InputError: It is inside one.
     """
-    if not isinstance(dataset, UserImages) or dataset.kind != "folder":
+    from kdedge.pipeline.data.windows.dataset import Windows  # imports this module
+
+    if isinstance(dataset, Windows):
+        inside = {dataset.root.resolve()}
+    elif isinstance(dataset, UserImages) and dataset.kind == "folder":
+        # Folders next to a train and a test folder are ignored.
+        parts = {item.path.parent.parent.resolve() for item in dataset.items}
+        inside = parts if len(parts) > 1 else {dataset.root.resolve()}
+    else:
         return
-    # Folders next to a train and a test folder are ignored.
-    parts = {item.path.parent.parent.resolve() for item in dataset.items}
-    inside = parts if len(parts) > 1 else {dataset.root.resolve()}
     if any(run_dir.resolve().is_relative_to(part) for part in inside):
         raise InputError(
             f"--out {run_dir} is inside the data folder {dataset.root}, where it would become a class",

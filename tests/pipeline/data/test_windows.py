@@ -20,6 +20,7 @@ from kdedge.pipeline.data.options import DataConfig
 from kdedge.pipeline.data.sources import find_dataset
 from kdedge.pipeline.data.summary import summarise
 from kdedge.pipeline.data.summary_text import print_summary
+from kdedge.pipeline.data.user_images import check_outside
 from kdedge.pipeline.data.windows.summary import short_summary_of_windows
 from kdedge.pipeline.stages.teacher import check
 
@@ -186,6 +187,13 @@ def test_a_copied_recording_in_the_test_part_is_named(tmp_path, capsys):
     assert message in " ".join(capsys.readouterr().err.split())
     opened(signals.make_folder(tmp_path / "other"), window=64).warn_duplicates()
     assert "copies" not in capsys.readouterr().err
+
+
+def test_a_run_inside_the_recordings_is_refused(folder, npz):
+    with pytest.raises(InputError, match="is inside the data folder"):
+        check_outside(opened(folder, window=64), folder / "out")
+    check_outside(opened(folder, window=64), folder.parent / "out")
+    check_outside(opened(npz, layout="NLC"), npz.parent / "out")
 
 
 def test_a_class_without_test_windows_is_named(tmp_path, capsys):
