@@ -20,7 +20,7 @@ from typing import Any
 from kdedge.errors import InputError
 from kdedge.files import file_stamp, parse_json
 from kdedge.images import EXTENSIONS
-from kdedge.pipeline.data.class_folders import class_name, is_label, part_in
+from kdedge.pipeline.data.class_folders import LeftOut, class_name, is_label, part_in, warn_left_out
 from kdedge.pipeline.data.items import Item
 from kdedge.pipeline.data.parts import Listed, Parts, check_groups
 from kdedge.progress import track
@@ -34,6 +34,7 @@ _EXPECTED = (
 )
 _LABELS = (".cls", ".json", ".txt")  # the first that a sample has
 _KEYS = ("label", "class", "cls")  # of a .json
+_DOTTED = "with a second dot in the name"
 _MOST_BYTES = 1 << 20  # of a label
 
 
@@ -110,10 +111,12 @@ def list_shards(path: Path) -> Listed:
             f"{unnamed[0]} has neither train, val nor test in its name, other shards of {path} have", _EXPECTED
         )
     samples: dict[str, list[_Sample]] = {}
+    left_out: LeftOut = {}
     with track("listing shards", len(files)) as progress:
         for file, part in parts_of.items():
-            samples.setdefault(part or "train", []).extend(_samples(base, file))
+            samples.setdefault(part or "train", []).extend(_samples(base, file, left_out))
             progress.advance()
+    warn_left_out(path, left_out)
     if not samples.keys() & {"train", "test"}:
         raise InputError(f"{path} has only shards of {', '.join(samples)}", _EXPECTED)
     if "train" not in samples:
@@ -123,7 +126,7 @@ def list_shards(path: Path) -> Listed:
     indices = {name: index for index, name in enumerate(names)}
     parts: Parts = {part: [_item(sample, indices, listed) for sample in of_part] for part, of_part in samples.items()}
     check_groups(path, parts)
-    return Listed("shards", path, names, parts, len(samples) > 1 or "test" in samples, _EXPECTED)
+    return Listed("shards", path, names, parts, len(samples) > 1 or "test" in samples, _EXPECTED, left_out)
 
 
 def _find(path: Path) -> tuple[Path, list[Path]]:
@@ -168,8 +171,8 @@ def expand_braces(pattern: str) -> Iterator[str]:
         yield from expand_braces(pattern[: brace.start()] + option + pattern[brace.end() :])
 
 
-def _samples(base: Path, file: Path) -> Iterator[_Sample]:
-    """Yield the samples of a shard."""
+def _samples(base: Path, file: Path, left_out: LeftOut) -> Iterator[_Sample]:
+    """Yield the samples of a shard, and count the images that have neither a class nor a name up to the first dot."""
     members: dict[str, dict[str, tarfile.TarInfo]] = {}
     with _reading(file), tarfile.open(file, "r:") as archive:
         shard = _Shard(file, file_stamp(file))
@@ -186,6 +189,8 @@ def _samples(base: Path, file: Path) -> Iterator[_Sample]:
             images = [member for kind, member in kinds.items() if kind in EXTENSIONS]
             described = next((kinds[kind] for kind in _LABELS if kind in kinds), None)
             if not images and not described:
+                if unused := sum(Path(kind).suffix in EXTENSIONS for kind in kinds):
+                    left_out["", _DOTTED] = left_out.get(("", _DOTTED), 0) + unused
                 continue
             if len(images) != 1:
                 found = f"{len(images)} images" if images else "no image"

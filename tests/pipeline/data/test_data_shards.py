@@ -141,6 +141,16 @@ def test_the_name_of_a_folder_above_a_pattern_is_no_pattern(tmp_path: Path) -> N
     assert len(opened(tmp_path / "set[[]?]-*" / "*.tar").items) == 20
 
 
+def test_images_with_a_second_dot_in_the_name_are_never_dropped_silently(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {"0.5mm.png": png(90), "0.5mm.cls": b"1", "0002.mask.png": png(91)}
+    dataset = opened(write(tmp_path / "all.tar", members(range(10)) | more))
+    assert len(dataset.items) == 10
+    assert dataset.left_out == {("", "with a second dot in the name"): 1}
+    assert "1 file is not used: 1 with a second dot in the name" in " ".join(capsys.readouterr().err.split())
+
+
 def test_groups_of_json_stay_together(tmp_path: Path) -> None:
     made = {}
     for number in range(40):
