@@ -119,7 +119,7 @@ def list_classes(root: Path, base: Path) -> tuple[list[str], list[Item], LeftOut
     items, left_out = [], Counter({("", _LOOSE): loose} if loose else {})
     for folder in folders:
         name = class_name(folder.name)
-        if not is_label(name):
+        if not name or not is_label(name):
             raise InputError(
                 f"the class folder {folder.name!r} in {root} has characters that a label cannot have",
                 "rename that folder",
@@ -203,7 +203,7 @@ def first_five(names: Sequence[str]) -> str:
 
 def class_name(text: str) -> str:
     """Return the class that a text names: names that look the same are the same class on every system."""
-    return unicodedata.normalize("NFC", text)
+    return unicodedata.normalize("NFC", text).strip()
 
 
 def is_label(name: str) -> bool:

@@ -216,10 +216,10 @@ def _label(file: Path, member: str, data: bytes) -> tuple[str, str, bool]:
             value = data.decode().strip()
     except ValueError as error:
         raise _bad(file, member, str(error)) from error
-    if not isinstance(value, str | int) or isinstance(value, bool) or not str(value) or not is_label(str(value)):
+    label = class_name(str(value))
+    if not isinstance(value, str | int) or isinstance(value, bool) or not label or not is_label(str(value)):
         shown = " ".join(repr(value)[:60].split())
         raise _bad(file, member, f"it has the class {shown}" if value is not None else "it has no key label")
-    label = class_name(str(value))
     numbered = _is_number(label) and (isinstance(value, int) or member.lower().endswith(".cls"))
     return label, "" if group is None else str(group), numbered
 

@@ -3,8 +3,13 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from image_folders import failure, make_tree, open_folder
+
+from kdedge.errors import InputError
+from kdedge.pipeline.data.options import DataConfig
+from kdedge.pipeline.data.sources import open_dataset
 
 
 def test_names_are_sorted_alike_on_every_system(tmp_path: Path) -> None:
@@ -35,6 +40,17 @@ def test_names_that_look_the_same_are_one_class(tmp_path: Path) -> None:
     dataset = open_folder(tmp_path)
     assert dataset.class_names == (composed, "tea")
     assert dataset.test_counts() == [2, 1]
+
+
+def test_blanks_around_a_name_are_no_other_class(tmp_path: Path) -> None:
+    assert open_folder(make_tree(tmp_path / "a", {"tea": 3, "tea ": 3, "milk": 3})).class_names == ("milk", "tea")
+    failure(make_tree(tmp_path / "b", {"tea": 3, " ": 3}), "the class folder ' ' in .* cannot have")
+    images = np.zeros((9, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", x=images, y=["tea", "tea ", "milk"] * 3)
+    assert open_dataset(DataConfig(source=str(tmp_path / "a.npz"))).class_names == ("milk", "tea")
+    np.savez(tmp_path / "b.npz", x=images, y=["tea", " ", "milk"] * 3)
+    with pytest.raises(InputError, match=r"y\[1\] of .*b\.npz is '', which cannot be a label"):
+        open_dataset(DataConfig(source=str(tmp_path / "b.npz")))
 
 
 @pytest.mark.parametrize("name", ["\u0646\u200c\u0645", "\u0915\u094d\u200d\u0937", "\u5168\u3000\u89d2", "a\u00a0b"])
