@@ -42,8 +42,8 @@ def open_window_arrays(config: DataConfig, file: Path) -> Source:
             f"--groups {config.groups} names a column or folder, which {file} has not",
             "leave it out: the groups of windows are in the array group",
         )
-    known = {"channels", *(f"{name}{suffix}" for name in ("x", "y", "group") for suffix in suffixes)}
-    if unused := [key for key in keys if key not in known]:
+    used = {"channels", *(f"{name}{suffix}" for name in ("x", "y", "group") for suffix in suffixes)}
+    if unused := [key for key in keys if key not in used]:
         log_once(f"{file}: ignoring the arrays {', '.join(unused)}")
     series: list[Series] = []
     shapes = set()

@@ -37,8 +37,8 @@ def open_recordings(config: DataConfig, root: Path) -> Source:
             f"the class folder {empty[0]} has no recording (.csv)", f"add recordings or remove that folder; {LAYOUT}"
         )
     for path in parts.values():
-        if loose := [file.name for file in csv_files(path) if file.parent == path]:
-            warn_once(f"{path}: files outside any class folder are not used: {first_five(loose)}")
+        if outside := [file.name for file in csv_files(path) if file.parent == path]:
+            warn_once(f"{path}: files outside any class folder are not used: {first_five(outside)}")
     series, recordings = [], []
     with track("reading recordings", len(files)) as progress:
         for part, folder, file in files:
