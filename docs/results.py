@@ -260,10 +260,11 @@ _STUDENT = ("student", "parameters, MMAC", "method, epochs", "INT8 top-1 (95 %)"
 def _student(report: dict[str, Any], earlier_epochs: Sequence[str]) -> list[str]:
     """Return the cells of a student that do not depend on the host."""
     student, top1 = report["student"], report["accuracy"]["onnx_int8_top1_pct"]
+    last = [str(student["epochs"])] if student["epochs"] else []  # none: the mean of trained weights
     return [
         f"`{student['arch']}`",
         f"{student['params'] / 1e6:.2f} M, {student['macs'] / 1e6:.0f}",
-        f"`{student['method']}`, {' + '.join([*earlier_epochs, str(student['epochs'])])}",
+        f"`{student['method']}`, {' + '.join([*earlier_epochs, *last])}",
         f"{top1:.2f} % ({_interval(report, 'int8')})",
         _loss(report["gate"]),
     ]

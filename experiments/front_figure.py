@@ -19,7 +19,7 @@ FRONT = Path(__file__).resolve().parents[1] / "artifacts" / "reference" / "front
 _CPU = "AMD EPYC"
 _TICKS = (3, 5, 10, 20, 40, 80, 150)
 _OURS, _OTHERS = "#0b5fa5", "#8a5a00"
-_OFFSETS = {"right": ((6, 0), "left"), "left": ((-6, 3), "right")}
+_OFFSETS = {"right": ((6, 0), "left"), "left": ((-6, 3), "right"), "above": ((6, 7), "left")}
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
 
 def _side(name: str, arithmetic: bool) -> str:
     """Return the side of a label on which no interval is."""
-    return "left" if name == "res-xs" or (arithmetic and name in ("lite", "lite-s")) else "right"
+    return "left" if name == "res-xs" or (arithmetic and name in ("lite", "lite-s", "res-s")) else "right"
 
 
 def _rows(name: str) -> list[dict[str, str]]:
