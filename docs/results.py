@@ -31,6 +31,11 @@ INGREDIENTS = (
         "lite-s 5,000 images mixed",
         "lite-s 5,000 images",
     ),
+    (
+        "`--mix 0.5`, `res` as the teacher: 5,000 training images, 42 epochs",
+        "lite-s 5,000 images mixed, res teaches",
+        "lite-s 5,000 images, res teaches",
+    ),
 )
 """Name of an ingredient, a variant of ``studies/ingredients.csv`` with it, and its control."""
 
