@@ -24,8 +24,8 @@ from kdedge.files import disk_errors, load_json
 from kdedge.manifest import load_manifest
 from kdedge.ownership import holds_nothing, is_stage, not_ours
 from kdedge.pipeline.config import Config
-from kdedge.pipeline.data.sources import open_dataset
-from kdedge.pipeline.data.user_images import UserImages, check_outside
+from kdedge.pipeline.data.sources import check_outside, open_dataset
+from kdedge.pipeline.data.user_images import UserImages
 from kdedge.pipeline.stages.benchmark_setup import check_measurable, emulation, sample
 from kdedge.pipeline.stages.registry import STAGES
 from kdedge.progress import warn

@@ -17,8 +17,7 @@ from kdedge.export.bundle.build import check_gate
 from kdedge.files import file_sha256, write_json
 from kdedge.machine import usable_cores
 from kdedge.pipeline.config import Config
-from kdedge.pipeline.data.sources import opened
-from kdedge.pipeline.data.user_images import check_outside
+from kdedge.pipeline.data.sources import check_outside, opened
 from kdedge.pipeline.run import run_stages
 from kdedge.pipeline.run_dir import StageSpec, lock_run, run_stage
 from kdedge.pipeline.stages import bundle

@@ -13,9 +13,8 @@ from kdedge.manifest import check_finished, load_manifest
 from kdedge.ownership import check_owned, is_stage, not_ours
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.build import build_config
-from kdedge.pipeline.data.sources import opened
+from kdedge.pipeline.data.sources import check_outside, opened
 from kdedge.pipeline.data.summary import short_summary
-from kdedge.pipeline.data.user_images import check_outside
 from kdedge.pipeline.exchange import clean_up
 from kdedge.pipeline.run_dir import run_stage, why_rerun
 from kdedge.pipeline.stages import bundle

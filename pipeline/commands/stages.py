@@ -108,8 +108,7 @@ def data(config: Config, as_json: bool, page_dir: Path | None) -> None:
     from kdedge.pipeline.data.summary_text import check_page, print_summary, write_page
 
     if page_dir:
-        from kdedge.pipeline.data.sources import find_dataset
-        from kdedge.pipeline.data.user_images import check_outside
+        from kdedge.pipeline.data.sources import check_outside, find_dataset
 
         check_page(page_dir)
         check_outside(find_dataset(config.data), page_dir)

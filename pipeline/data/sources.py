@@ -16,7 +16,15 @@ from kdedge.files import file_stamp
 from kdedge.pipeline.data.options import NAMES, PATH_KINDS, WINDOWS, DataConfig
 from kdedge.pipeline.data.parts import Listed
 
-__all__ = ["data_sha256", "find_dataset", "list_images", "open_dataset", "opened", "training_images"]
+__all__ = [
+    "check_outside",
+    "data_sha256",
+    "find_dataset",
+    "list_images",
+    "open_dataset",
+    "opened",
+    "training_images",
+]
 
 # The last decoded training and validation images are kept for the next stage of the process.
 _kept: dict[tuple[str, DataConfig], tuple[Split, Split]] = {}
@@ -56,6 +64,30 @@ def open_dataset(config: DataConfig) -> Dataset:
     if isinstance(dataset, UserImages):
         dataset.check_files()
     return dataset
+
+
+def check_outside(dataset: Dataset, run_dir: Path) -> None:
+    """Refuse a run directory inside a folder of images or recordings, where the next command would read it as a class.
+
+    Raises:
+        InputError: It is inside one.
+    """
+    from kdedge.pipeline.data.user_images import UserImages
+    from kdedge.pipeline.data.windows.dataset import Windows
+
+    if isinstance(dataset, Windows):
+        inside = {dataset.root.resolve()}
+    elif isinstance(dataset, UserImages) and dataset.kind == "folder":
+        # Folders next to a train and a test folder are ignored.
+        parts = {item.path.parent.parent.resolve() for item in dataset.items}
+        inside = parts if len(parts) > 1 else {dataset.root.resolve()}
+    else:
+        return
+    if any(run_dir.resolve().is_relative_to(part) for part in inside):
+        raise InputError(
+            f"--out {run_dir} is inside the data folder {dataset.root}, where it would become a class",
+            "give an --out outside of it",
+        )
 
 
 def find_dataset(config: DataConfig) -> Dataset:

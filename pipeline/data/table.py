@@ -151,7 +151,7 @@ def _read_csv(file: Path) -> tuple[list[str], _Cells]:
 
 
 def _delimiter(first_line: str) -> str:
-    """Return what separates the cells: what makes the required columns of the header, which may have other marks."""
+    """Return the first mark that splits a header into the required columns, or else the first mark in it."""
     marks = [mark for mark in ",;\t" if mark in first_line]
     cells = {mark: [cell.strip(' "\r').lower() for cell in first_line.split(mark)] for mark in marks}
     return next((mark for mark in marks if {*_COLUMNS[:2]} <= {*cells[mark]}), next(iter(marks), ","))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdedge.dataset import Dataset, Split
+from kdedge.dataset import Split
 from kdedge.errors import InputError
 from kdedge.image_cache import decoded_images
 from kdedge.images import UnreadableImageError
@@ -25,7 +25,7 @@ from kdedge.preprocessing import RESIZE_MODES
 from kdedge.progress import track, warn_once
 from kdedge.resizing import resize_image
 
-__all__ = ["PART_IS", "UserImages", "check_outside", "divided", "source_name"]
+__all__ = ["PART_IS", "UserImages", "divided", "source_name"]
 
 PART_IS = {"folder": "folder", "table": "rows", "arrays": "array", "hf": "split", "shards": "shards"}
 """The word for a part of a data set, by its kind."""
@@ -298,26 +298,3 @@ def divided(listed: Listed, config: DataConfig) -> UserImages:
     return UserImages(
         kind, root, names, config.image_size, config.resize, config.color, train, test, val, listed.left_out
     )
-
-
-def check_outside(dataset: Dataset, run_dir: Path) -> None:
-    """Refuse a run directory inside a folder of images or recordings, where the next command would read it as a class.
-
-    Raises:
-        InputError: It is inside one.
-    """
-    from kdedge.pipeline.data.windows.dataset import Windows  # imports this module
-
-    if isinstance(dataset, Windows):
-        inside = {dataset.root.resolve()}
-    elif isinstance(dataset, UserImages) and dataset.kind == "folder":
-        # Folders next to a train and a test folder are ignored.
-        parts = {item.path.parent.parent.resolve() for item in dataset.items}
-        inside = parts if len(parts) > 1 else {dataset.root.resolve()}
-    else:
-        return
-    if any(run_dir.resolve().is_relative_to(part) for part in inside):
-        raise InputError(
-            f"--out {run_dir} is inside the data folder {dataset.root}, where it would become a class",
-            "give an --out outside of it",
-        )

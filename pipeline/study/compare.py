@@ -21,8 +21,7 @@ from kdedge.ownership import check_owned, holds_nothing, not_ours
 from kdedge.parsing import parse_choices, parse_counts
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.config.checks import COMPARE_FLAGS
-from kdedge.pipeline.data.sources import opened
-from kdedge.pipeline.data.user_images import check_outside
+from kdedge.pipeline.data.sources import check_outside, opened
 from kdedge.pipeline.distill.methods import CONTROL, METHODS
 from kdedge.pipeline.run import CONFIG, recorded_runtime, run_stages
 from kdedge.pipeline.run_dir import lock_run
