@@ -37,10 +37,8 @@ def test_a_long_table_is_the_same_data(folder, tmp_path):
     assert long.test_sha256() == files.test_sha256()
     with_subject = write_long(tmp_path / "b.csv", folder, subject=True)
     by_subject = opened(with_subject, window=64, groups="subject")
-    assert (
-        sum(len({*split.groups.tolist()}) for split in (*split_train_val(by_subject.train(), 0.1), by_subject.test()))
-        == 6
-    )
+    parts = (*split_train_val(by_subject.train(), 0.1), by_subject.test())
+    assert sum(len({*part.groups.tolist()}) for part in parts) == 6
     with pytest.raises(InputError, match=r"row 2 of .*b.csv: subject is 'fast0', expected a finite number") as caught:
         opened(with_subject, window=64)
     assert caught.value.hint.endswith("remove other columns, or name one with --groups")
