@@ -15,8 +15,7 @@ from kdedge.pipeline import run as stages
 from kdedge.pipeline.cli import app
 from kdedge.pipeline.config.build import build_config
 from kdedge.pipeline.data.options import DataConfig
-from kdedge.pipeline.data.sources import open_dataset
-from kdedge.pipeline.data.user_images import check_outside
+from kdedge.pipeline.data.sources import check_outside, open_dataset
 from kdedge.pipeline.models.student import build_student
 from kdedge.pipeline.models.weights import save_module
 

@@ -17,9 +17,9 @@ from kdedge.images import read_image
 from kdedge.pipeline.config import Config
 from kdedge.pipeline.data import table
 from kdedge.pipeline.data.options import DataConfig
-from kdedge.pipeline.data.sources import open_dataset
+from kdedge.pipeline.data.sources import check_outside, open_dataset
 from kdedge.pipeline.data.summary import summarise
-from kdedge.pipeline.data.user_images import UserImages, check_outside, divided
+from kdedge.pipeline.data.user_images import UserImages, divided
 from kdedge.pipeline.stages.fingerprint import of_sections
 
 
